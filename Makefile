@@ -1,0 +1,47 @@
+# make demo   set up, then train on the embedded default and print what was learned
+# make test   set up, then the tests
+# make check  lint, format, types, import doors
+# make setup GPU=1   the CUDA build of vLLM, same versions
+# make lock   resolve requirements/*.in again
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+BUILD := $(if $(GPU),gpu,cpu)
+STAMP := $(VENV)/.installed-$(BUILD)
+UV_VERSION := 0.13.9
+
+.PHONY: setup demo test check lock
+
+setup: $(STAMP)
+
+# torch comes through pip, with its dependencies, so that a pip configuration that points to a CPU build is honoured.
+# The rest is installed exactly as locked, without dependencies: see requirements/cpu.overrides for what must stay out.
+$(STAMP): requirements/$(BUILD).lock setup.py
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is needed (make setup PYTHON=/path/to/python3.11)"; exit 1; }
+	@command -v g++ >/dev/null || { echo "error: g++ is needed (Debian: apt-get install g++)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 uv==$(UV_VERSION) -c requirements/$(BUILD).lock 2>&1 | grep -v '^WARNING: Location' || true
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements/$(BUILD).lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	$(BIN)/python -m launch.prebuild
+	rm -f $(VENV)/.installed-*
+	touch $@
+
+demo: setup
+	$(BIN)/python -m launch.train configs/demo.yaml
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit/test_doors.py
+
+lock: setup
+	cd requirements && for build in cpu gpu; do \
+	  ../$(BIN)/uv pip compile $$build.in $$(test -f $$build.overrides && echo --override $$build.overrides) \
+	    --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-annotate -o $$build.lock; \
+	done

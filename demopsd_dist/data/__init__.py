@@ -1,0 +1,1 @@
+"""Questions in, training batches out: records, sources, prompts, rewards, packing."""

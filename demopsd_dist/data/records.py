@@ -1,0 +1,111 @@
+"""The records that travel between the roles. Frozen; a later stage makes a new type instead of filling in a field.
+
+    Question -> Prompt -> Rollout -> Lesson -> Scored -> TrainBatch
+
+Legend: T response tokens, K support ids, A atoms: K + 1 with the tail bucket, or V when the support is the whole
+vocabulary. Log-probabilities are natural logarithms, float32, at the training temperature.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One record of a data set.
+
+    Example: `Question(id="physics/7", text="A car at 3 m/s ...", answer="15", field="physics")`
+    """
+
+    id: str
+    text: str
+    answer: str
+    field: str
+    system: str | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question as the student sees it: chat template applied, generation prompt included."""
+
+    question: Question
+    tokens: Tokens
+
+    @property
+    def id(self) -> str:
+        return self.question.id
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled response. `logp_T` is the engine's own log-probability of each sampled token."""
+
+    prompt: Prompt
+    sample: int  # 0 .. group_size - 1
+    tokens_T: Tokens  # ends with the end-of-turn token unless truncated
+    logp_T: NDArray[np.float32]
+    text: str  # decoded, special tokens removed
+    truncated: bool  # hit the response limit
+    weight_version: int  # of the weights that sampled it
+    worker: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.prompt.id}#{self.sample}"
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A rollout for which a correct sibling exists, with the prompt that shows it to the teacher."""
+
+    rollout: Rollout
+    reward: float
+    privileged_tokens: Tokens  # the teacher's prompt: question, correct solution, instruction
+
+    @property
+    def student_length_tokens(self) -> int:
+        return len(self.rollout.prompt.tokens) + len(self.rollout.tokens_T)
+
+    @property
+    def response_length_tokens(self) -> int:
+        return len(self.rollout.tokens_T)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A lesson with the EMA copy's log-probabilities on the student's support, without and with the privileged view."""
+
+    lesson: Lesson
+    support_TK: NDArray[np.int32]
+    reference_logp_TA: NDArray[np.float32]
+    teacher_logp_TA: NDArray[np.float32]
+
+    @property
+    def student_length_tokens(self) -> int:
+        return self.lesson.student_length_tokens
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """What one optimizer step learns from: `shards[rank][micro_batch]` is a tuple of `Scored`, perhaps empty.
+
+    Every rank has the same number of micro-batches, since ranks meet in collectives. `token_count` is that of the
+    response tokens of the whole batch: each rank divides its sum by it, so the loss does not depend on the cut.
+    """
+
+    shards: tuple[tuple[tuple[Scored, ...], ...], ...]
+    token_count: int
+
+
+@dataclass(frozen=True)
+class LearnReport:
+    """What the learner ranks say of one step: means over all response tokens of the batch."""
+
+    metrics: dict[str, float]
+    stepped: bool  # False where the batch held no token to learn from

@@ -1,0 +1,151 @@
+"""The loop: sample, score, learn, publish. It knows the roles and the data, never what is behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+
+from demopsd_dist.config import Config
+from demopsd_dist.data.lessons import Graded, Reward, grade
+from demopsd_dist.data.pack import pack
+from demopsd_dist.data.prompts import PromptBuilder
+from demopsd_dist.data.records import Prompt, Scored
+from demopsd_dist.data.sources import order
+from demopsd_dist.evaluate import evaluate
+from demopsd_dist.feed import Feed, open_feed
+from demopsd_dist.roles import Crew, Sampling
+from demopsd_dist.runlog import RunLog
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stands. `step` counts the training steps done and is the version of the learners' weights."""
+
+    step: int = 0
+    samples: int = 0
+
+    @property
+    def version(self) -> int:
+        return self.step
+
+    def after(self, samples: int) -> RunState:
+        return replace(self, step=self.step + 1, samples=self.samples + samples)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to learn and how to mark it."""
+
+    train: Sequence[Prompt]
+    test: Sequence[Prompt]
+    ood: Sequence[Prompt]
+    prompts: PromptBuilder
+    reward: Reward
+
+
+@dataclass(frozen=True)
+class ScoredRollouts:
+    """The rollouts of one step, graded, and the scored lessons among them."""
+
+    graded: Graded
+    scored: list[Scored]
+
+
+async def train(cfg: Config, crew: Crew, task: Task, log: RunLog, state: RunState) -> RunState:
+    """Sample, score, learn, publish -- until cfg.steps steps are done."""
+    with log.timed("publish_weights"):
+        await crew.weights.publish(state.version)
+    await evaluate_all(cfg, crew, task, log, state)
+    async with scored_rollouts(cfg, crew, task, log, state) as feed:  # ahead=0: on-policy
+        log.training_starts()
+        while state.step < cfg.steps:
+            with log.timed("wait_for_rollouts"):
+                rollouts = await feed.take()  # rollout workers sampled, teacher scored
+            batch = pack(rollouts.scored, crew.learners.dp_size, cfg.learner.micro_batch_tokens)
+            with log.timed("learn"):
+                report = await crew.learners.step(batch)  # barycenter loss, backward, ZeRO step
+            state = state.after(samples=len(rollouts.graded.rollouts))
+            with log.timed("publish_weights"):
+                await crew.weights.publish(state.version)
+            feed.admit()  # the next prompts are born on these weights
+            log.step(state.step, step_metrics(rollouts.graded, state) | report.metrics)
+            if cfg.evaluation.every_steps and state.step % cfg.evaluation.every_steps == 0 and state.step < cfg.steps:
+                await evaluate_all(cfg, crew, task, log, state)
+    await evaluate_all(cfg, crew, task, log, state)
+    return state
+
+
+def scored_rollouts(
+    cfg: Config, crew: Crew, task: Task, log: RunLog, state: RunState
+) -> AbstractAsyncContextManager[Feed[ScoredRollouts]]:
+    """The feed of the loop: each step's prompts sampled, graded, and its lessons scored by the teacher."""
+
+    async def produce(step: int) -> ScoredRollouts:
+        with log.timed("sample"):
+            groups = await crew.rollouts.sample(prompts_of_step(task.train, cfg, step), train_sampling(cfg, step))
+        graded = grade(
+            groups,
+            task.reward,
+            task.prompts,
+            exclude_own_success=cfg.privileged.exclude_own_success,
+            seed=f"{cfg.seed}/{step}",
+        )
+        with log.timed("support"):
+            supports = await crew.learners.support(graded.lessons)
+        with log.timed("score"):
+            return ScoredRollouts(graded, await crew.teacher.score(graded.lessons, supports))
+
+    return open_feed(produce, first_step=state.step, last_step=cfg.steps, ahead=cfg.rollout.ahead)
+
+
+def prompts_of_step(prompts: Sequence[Prompt], cfg: Config, step: int) -> list[Prompt]:
+    """The next `prompts_per_step` of a seeded walk through the data, epoch after epoch. Depends on nothing else."""
+    per_step = cfg.rollout.prompts_per_step
+    places = [divmod(index, len(prompts)) for index in range(step * per_step, (step + 1) * per_step)]
+    orders = {epoch: order(len(prompts), cfg.seed, epoch) for epoch, _ in places}
+    return [prompts[orders[epoch][place]] for epoch, place in places]
+
+
+def train_sampling(cfg: Config, step: int) -> Sampling:
+    rollout = cfg.rollout
+    return Sampling(
+        samples=rollout.group_size,
+        temperature=rollout.temperature,
+        top_p=1.0,  # a nucleus would make the samples another policy's than the student's
+        max_response_tokens=rollout.max_response_tokens,
+        seed=f"{cfg.seed}/{step}",
+    )
+
+
+async def evaluate_all(cfg: Config, crew: Crew, task: Task, log: RunLog, state: RunState) -> None:
+    """The same questions and the same random numbers at every evaluation, so that only the weights differ."""
+    settings = cfg.evaluation
+    sampling = Sampling(
+        samples=settings.samples,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_response_tokens=cfg.rollout.max_response_tokens,
+        seed=f"{cfg.seed}/evaluation",
+    )
+    for split, prompts in (("test", task.test), ("ood", task.ood)):
+        if prompts:
+            with log.timed("evaluate"):
+                result = await evaluate(crew.rollouts, prompts, sampling, task.reward)
+            log.evaluation(state.step, split, result)
+
+
+def step_metrics(graded: Graded, state: RunState) -> dict[str, float]:
+    rollouts = graded.rollouts
+    tokens = [len(rollout.tokens_T) for rollout in rollouts]
+    return {
+        "rollout/reward_mean": sum(graded.rewards) / len(rollouts),
+        "rollout/response_tokens_mean": sum(tokens) / len(rollouts),
+        "rollout/truncated_fraction": sum(rollout.truncated for rollout in rollouts) / len(rollouts),
+        "rollout/samples": float(len(rollouts)),
+        "rollout/tokens": float(sum(tokens)),
+        "policy/age_steps_max": float(state.step - 1 - min(rollout.weight_version for rollout in rollouts)),
+        "demopsd/active_fraction": graded.active_fraction,
+    }
+
+

@@ -1,0 +1,34 @@
+"""Every error that a user may see. All are picklable, so that they cross a process boundary whole.
+
+A message says what went wrong, with the numbers, and how to mend it; it fits on one line.
+"""
+
+
+class DemoPSDError(Exception):
+    """Root of the family. `exit_code` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class ConfigError(DemoPSDError):
+    """The configuration, the model folder or the machine cannot do what was asked. Nothing was started."""
+
+    exit_code = 2
+
+
+class DataError(DemoPSDError):
+    """A data set is missing, empty or holds a record that cannot be used."""
+
+    exit_code = 2
+
+
+class WorkerError(DemoPSDError):
+    """A worker died, hung past its bound or raised."""
+
+
+class WeightSyncError(DemoPSDError):
+    """Published weights did not arrive as they were sent, or the engine samples from other weights than the learner's."""
+
+
+class NonFiniteLossError(DemoPSDError):
+    """The loss or its gradient is not finite; the optimizer step was refused on every rank."""

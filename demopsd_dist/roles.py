@@ -1,0 +1,74 @@
+"""The system's nouns. The driver knows these four roles and nothing behind them: Ray actors in `workers/`, stand-ins in
+`testing.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from demopsd_dist.data.records import Lesson, LearnReport, Prompt, Rollout, Scored, TrainBatch, Tokens
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample. `seed` and a rollout's id fix its tokens, whichever worker draws them and in whatever company."""
+
+    samples: int
+    temperature: float
+    top_p: float
+    max_response_tokens: int
+    seed: str
+
+
+class Rollouts(Protocol):
+    async def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
+        """`sampling.samples` responses for each prompt, in the order of the prompts."""
+        ...
+
+
+class Teacher(Protocol):
+    async def score(self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens]) -> list[Scored]:
+        """The EMA copy's log-probabilities on each lesson's support, without and with the privileged view."""
+        ...
+
+
+class Learners(Protocol):
+    dp_size: int
+
+    async def support(self, lessons: Sequence[Lesson]) -> list[Tokens]:
+        """The student's top-k ids (T, K) at every response token of each lesson, in order."""
+        ...
+
+    async def step(self, batch: TrainBatch) -> LearnReport:
+        """Loss, backward, one optimizer step.
+
+        Raises:
+            NonFiniteLossError: on every rank alike, before the step.
+        """
+        ...
+
+    async def export(self, folder: Path) -> None:
+        """Write the student as a Hugging Face model folder."""
+        ...
+
+
+class Weights(Protocol):
+    async def publish(self, version: int) -> None:
+        """Bring the learners' weights to the rollout workers, and to the teacher, which applies its EMA.
+
+        Version 0 resets the teacher to the student. Returns when every receiver has confirmed.
+
+        Raises:
+            WeightSyncError: what arrived is not what was sent.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Crew:
+    rollouts: Rollouts
+    teacher: Teacher
+    learners: Learners
+    weights: Weights

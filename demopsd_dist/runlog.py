@@ -1,0 +1,148 @@
+"""What a run tells: `metrics.jsonl` always, a line a step and a progress bar on the console, and the summary."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from demopsd_dist.checkpoint import RunFolder
+from demopsd_dist.evaluate import Evaluation
+
+
+class RunLog:
+    """Used as a context manager: the terminal is given back whatever happens."""
+
+    def __init__(self, folder: RunFolder, total_steps: int, console: Console | None = None) -> None:
+        self.folder = folder
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.stage_s: dict[str, float] = {}
+        self.evaluations: dict[str, list[Evaluation]] = {}
+        self.steps: list[dict[str, float]] = []
+        self.skipped: dict[str, int] = {}
+        self._total_steps = total_steps
+        self._file = folder.metrics.open("a", encoding="utf-8")
+        self._step_stage_s: dict[str, float] = {}
+        self._step_started = time.monotonic()
+        self._training_s = 0.0
+        self._progress = Progress(
+            TextColumn("  [bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._bar = self._progress.add_task("training", total=total_steps, visible=False)
+
+    def __enter__(self) -> RunLog:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+        self._file.close()
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds the seconds spent inside to `stage`, of this step and of the run. Stages may overlap."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - started
+            for table in (self.stage_s, self._step_stage_s):
+                table[stage] = table.get(stage, 0.0) + spent
+
+    def note(self, text: str) -> None:
+        """A line for the reader, outside the rhythm of the steps."""
+        self.console.print(text, markup=False)
+
+    def training_starts(self) -> None:
+        """The clock of the first step starts now."""
+        self._step_started = time.monotonic()
+        self._step_stage_s = {}
+        self._progress.update(self._bar, visible=True)
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        """Record a step; its time runs from the previous call to this one."""
+        now = time.monotonic()
+        step_s, self._step_started = now - self._step_started, now
+        self._training_s += step_s
+        metrics = metrics | {
+            "perf/step_s": step_s,
+            "perf/samples_per_s": metrics["rollout/samples"] / step_s,
+            "perf/tokens_per_s": metrics["rollout/tokens"] / step_s,
+        }
+        metrics |= {f"time/{stage}_s": spent for stage, spent in self._step_stage_s.items()}
+        self._step_stage_s = {}
+        self.steps.append(metrics)
+        self._write({"step": step, **metrics})
+        left = self._training_s / len(self.steps) * (self._total_steps - len(self.steps))
+        width = len(str(self._total_steps))
+        self.note(
+            f"step {step:>{width}}/{self._total_steps}"
+            f"  reward {metrics['rollout/reward_mean']:.3f}"
+            f"  loss {metrics.get('demopsd/loss', 0.0):.4f}"
+            f"  entropy {metrics.get('policy/entropy_nats', 0.0):.3f}"
+            f"  alpha {metrics.get('demopsd/alpha_mean', 0.0):.3f}"
+            f"  active {metrics['demopsd/active_fraction']:.0%}"
+            f"  mismatch {metrics.get('mismatch/logp_diff_max', 0.0):.0e}"
+            f"  {step_s:.1f} s  {metrics['perf/samples_per_s']:.0f} samples/s"
+            f"  {left / 60:.0f}:{left % 60:02.0f} left"
+        )
+        self._progress.update(self._bar, completed=step)
+
+    def evaluation(self, step: int, split: str, result: Evaluation) -> None:
+        self.evaluations.setdefault(split, []).append(result)
+        self._write({"step": step, "evaluation": split, **asdict(result)})
+        fields = "  ".join(f"{name} {value:.1%}" for name, value in result.by_field.items())
+        self.note(
+            f"{split:>5} after step {step}: {result.average:.1%} right (mean@{result.samples}, {result.questions} "
+            f"questions)  {fields}  entropy {result.entropy_nats:.3f}"
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of the run so far; keys are absent where nothing was measured."""
+        test, ood = self.evaluations.get("test", []), self.evaluations.get("ood", [])
+
+        def accuracy(index: int) -> dict[str, float]:
+            out = {**test[index].by_field, "average": test[index].average}
+            return {**out, "ood": ood[index].average} if ood else out
+
+        summary: dict[str, Any] = {"steps": len(self.steps), "skipped_questions": self.skipped}
+        if test:
+            summary |= {
+                "accuracy_before": accuracy(0),
+                "accuracy_after": accuracy(-1),
+                "entropy_before": test[0].entropy_nats,
+                "entropy_after": test[-1].entropy_nats,
+            }
+        if self.steps:
+            learned = [metrics for metrics in self.steps if "demopsd/alpha_mean" in metrics]
+            summary |= {
+                "alpha_mean": _mean(learned, "demopsd/alpha_mean"),
+                "disagreement_mean_nats": _mean(learned, "demopsd/disagreement_mean_nats"),
+                "active_fraction": _mean(self.steps, "demopsd/active_fraction"),
+                "logp_diff_max": max((m["mismatch/logp_diff_max"] for m in learned), default=None),
+                "samples_per_s": sum(m["rollout/samples"] for m in self.steps) / self._training_s,
+            }
+        summary["seconds"] = {stage: round(spent, 2) for stage, spent in self.stage_s.items()}
+        return summary
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+
+def _mean(records: list[dict[str, float]], key: str) -> float | None:
+    return sum(record[key] for record in records) / len(records) if records else None

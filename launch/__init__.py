@@ -1,0 +1,1 @@
+"""The composition root: how a run starts. `python -m launch.train configs/demo.yaml`"""

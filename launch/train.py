@@ -1,0 +1,152 @@
+"""Train: `python -m launch.train configs/demo.yaml [key=value ...] [--dry-run]`
+
+Everything that can be wrong in settings, model folder and data is found before anything heavy is imported or started.
+Exit code 0 when the run is done, 2 for wrong input, 130 when interrupted, 1 for any other failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from demopsd_dist.config import Config, load, model_folder, to_yaml
+from demopsd_dist.data.records import Question
+from demopsd_dist.data.sources import load_questions
+from demopsd_dist.errors import DemoPSDError
+from demopsd_dist.minisci.tasks import Split
+from workers.placement import check_fits, table
+
+SPLITS: tuple[Split, ...] = ("train", "test", "ood")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="a YAML file, for example configs/demo.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over those of the file")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and who runs where; stop")
+    arguments = parser.parse_intermixed_args(argv)
+    try:
+        config = load(arguments.config, arguments.overrides)
+        folder = model_folder(config)
+        questions = {split: load_questions(config.data, split) for split in SPLITS}
+        if config.ray_address is None:
+            check_fits(config, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus())
+        if arguments.dry_run:
+            print(to_yaml(config), end="")
+            print(f"# model: {folder}")
+            print("# questions: " + ", ".join(f"{len(questions[split])} {split}" for split in SPLITS))
+            print("# who runs where:\n" + "\n".join(f"#{line}" for line in table(config).splitlines()))
+            return 0
+        return run(config, folder, questions)
+    except DemoPSDError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def count_gpus() -> int:
+    """NVIDIA devices that this process may use, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+def run(config: Config, folder: Path, questions: dict[Split, list[Question]]) -> int:
+    """Start the cluster and the roles, train, write the summary."""
+    from launch.processes import fenced
+
+    with fenced():
+        from demopsd_dist.checkpoint import RunFolder
+        from demopsd_dist.runlog import RunLog
+        from launch.task import build_task
+
+        started = time.monotonic()
+        task, skipped = build_task(config, folder, questions)
+        run_folder = RunFolder.create(config)
+        with RunLog(run_folder, config.steps) as log:
+            log.skipped = skipped
+            log.note(f"run folder {run_folder.path}   seed {config.seed}   model {folder}")
+            for split, count in skipped.items():
+                if count:
+                    log.note(
+                        f"left out {count} of {len(questions[split])} {split} questions: longer than "
+                        f"rollout.max_prompt_tokens={config.rollout.max_prompt_tokens} tokens"
+                    )
+            summary = asyncio.run(train_with_ray(config, folder, task, log, started))
+            run_folder.write_summary(summary)
+            log.note(f"student in {run_folder.student}   figures in {run_folder.path / 'summary.json'}")
+            log.note(closing_line(summary))
+    return 0
+
+
+async def train_with_ray(config, folder, task, log, started: float) -> dict:
+    import ray
+
+    from demopsd_dist.driver import RunState, train
+    from launch.task import provenance
+    from workers.crew import RayCrew
+
+    with log.timed("start_roles"):
+        start_ray(config)
+        crew_actors = RayCrew(config, folder)
+        crew = await crew_actors.start()
+    log.note(
+        f"roles ready after {time.monotonic() - started:.0f} s: {config.rollout.num_workers} rollout, 1 teacher, "
+        f"{config.learner.num_workers} learner (ZeRO-{config.learner.zero_stage})"
+    )
+    try:
+        await train(config, crew, task, log, RunState())
+        with log.timed("export"):
+            await crew.learners.export(log.folder.student)
+    finally:
+        crew_actors.stop()
+        ray.shutdown()
+    return {**log.summary(), "wall_s": round(time.monotonic() - started, 1), **provenance(config)}
+
+
+def start_ray(config: Config) -> None:
+    """A Ray of our own on this machine, or the cluster that `ray_address` names."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if config.ray_address is None:
+        ray.init(
+            address="local",
+            num_cpus=len(os.sched_getaffinity(0)),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    else:
+        ray.init(address=config.ray_address, log_to_driver=False, logging_level="ERROR")
+        offered = ray.cluster_resources()
+        check_fits(config, cpus=offered.get("CPU", 0.0), gpus=offered.get("GPU", 0.0))
+
+
+def closing_line(summary: dict) -> str:
+    if "accuracy_before" not in summary:
+        return f"done in {summary['wall_s']:.0f} s"
+    before, after = summary["accuracy_before"], summary["accuracy_after"]
+    line = f"accuracy {before['average']:.1%} -> {after['average']:.1%}"
+    if "ood" in before:
+        line += f"   out of distribution {before['ood']:.1%} -> {after['ood']:.1%}"
+    return f"{line}   entropy {summary['entropy_before']:.3f} -> {summary['entropy_after']:.3f}   in {summary['wall_s']:.0f} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

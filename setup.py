@@ -1,0 +1,13 @@
+"""The installable library. `workers` and `launch` run from the checkout and are not installed (their names are generic)."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="demopsd-dist",
+    version="0.1.0",
+    description="Distributed training of reasoning LLMs with DemoPSD (arXiv 2607.02502)",
+    python_requires=">=3.11,<3.12",
+    packages=find_packages(include=["demopsd_dist", "demopsd_dist.*"]),
+    package_data={"demopsd_dist.minisci": ["model/*"]},
+    install_requires=["numpy", "omegaconf>=2.4", "safetensors", "tokenizers", "torch>=2.13", "transformers>=5.16", "rich"],
+)

@@ -1,0 +1,170 @@
+"""The driver's roles, played by groups of Ray actors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from demopsd_dist.config import Config
+from demopsd_dist.data.pack import shard
+from demopsd_dist.data.records import Lesson, LearnReport, Prompt, Rollout, Scored, Tokens, TrainBatch
+from demopsd_dist.errors import WeightSyncError
+from demopsd_dist.roles import Crew, Sampling
+from workers import learner, rollout, teacher
+from workers.group import ActorGroup, Placement
+from workers.placement import bundles
+
+
+class RolloutGroup:
+    """Prompts dealt out in turn; the answer does not depend on who gets which."""
+
+    def __init__(self, group: ActorGroup, call_s: float) -> None:
+        self._group, self._call_s = group, call_s
+
+    async def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
+        hands = [list(prompts[i :: len(self._group)]) for i in range(len(self._group))]
+        answers = await self._group.each(
+            lambda worker, i: worker.sample.remote(hands[i], sampling),
+            within_s=self._call_s,
+            what=f"{sampling.samples} responses to each of {len(prompts)} prompts",
+        )
+        groups: list[list[Rollout]] = [[] for _ in prompts]
+        for i, answer in enumerate(answers):
+            groups[i :: len(self._group)] = answer
+        return groups
+
+
+class TeacherGroup:
+    def __init__(self, group: ActorGroup, call_s: float) -> None:
+        self._group, self._call_s = group, call_s
+
+    async def score(self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens]) -> list[Scored]:
+        (values,) = await self._group.each(
+            lambda worker, _: worker.score.remote(lessons, supports_TK),
+            within_s=self._call_s,
+            what=f"scores of {len(lessons)} responses",
+        )
+        return [Scored(*row, *pair) for row, pair in zip(zip(lessons, supports_TK, strict=True), values, strict=True)]
+
+
+class LearnerGroup:
+    def __init__(self, group: ActorGroup, config: Config) -> None:
+        self._group, self._config = group, config
+        self._call_s = config.limits.call_s
+        self.dp_size = len(group)
+
+    async def support(self, lessons: Sequence[Lesson]) -> list[Tokens]:
+        places = shard(
+            range(len(lessons)),
+            lambda i: lessons[i].student_length_tokens,
+            dp_size=self.dp_size,
+            micro_batch_tokens=self._config.learner.micro_batch_tokens,
+        )
+        answers = await self._group.each(
+            lambda worker, rank: worker.support.remote([[lessons[i] for i in batch] for batch in places[rank]]),
+            within_s=self._call_s,
+            what=f"support ids of {len(lessons)} responses",
+        )
+        found: dict[int, Tokens] = {}
+        for rank, answer in enumerate(answers):
+            for batch, ids in zip(places[rank], answer, strict=True):
+                found |= zip(batch, ids, strict=True)
+        return [found[i] for i in range(len(lessons))]
+
+    async def step(self, batch: TrainBatch) -> LearnReport:
+        reports = await self._group.each(
+            lambda worker, rank: worker.step.remote(batch.shards[rank], batch.token_count),
+            within_s=self._call_s,
+            what=f"a step on {batch.token_count} response tokens",
+        )
+        metrics: dict[str, float] = {}
+        for report in reports:
+            for name, value in report.sums.items():
+                metrics[name] = metrics.get(name, 0.0) + value
+            for name, value in report.maxima.items():
+                metrics[name] = max(metrics.get(name, 0.0), value)
+        self._refuse_mismatch(metrics.get("mismatch/logp_diff_max", 0.0))
+        return LearnReport(metrics, stepped=reports[0].stepped)
+
+    def _refuse_mismatch(self, worst: float) -> None:
+        allowed = self._config.weights.max_logp_diff
+        if not worst <= allowed:
+            raise WeightSyncError(
+                f"a rollout engine and the learner differ by {worst:.3g} nats in the log-probability of a sampled token; "
+                f"weights.max_logp_diff={allowed:g}. The engine samples from other weights than those published. In "
+                "bfloat16 differences up to 0.5 are rounding: raise weights.max_logp_diff there."
+            )
+
+    async def export(self, folder: Path) -> None:
+        await self._group.each(
+            lambda worker, _: worker.export.remote(folder.resolve()), within_s=self._call_s, what=f"export to {folder}"
+        )
+
+
+class WeightPublisher:
+    """Learners -> object store -> rollout workers and teacher, all receivers at once."""
+
+    def __init__(self, learners: ActorGroup, receivers: Sequence[ActorGroup], call_s: float) -> None:
+        self._learners, self._receivers, self._call_s = learners, receivers, call_s
+
+    async def publish(self, version: int) -> None:
+        refs, *_ = await self._learners.each(
+            lambda worker, _: worker.gather.remote(version), within_s=self._call_s, what=f"weights version {version}"
+        )
+        answers = await asyncio.gather(
+            *(
+                group.each(
+                    lambda worker, _: worker.receive.remote(version, refs),
+                    within_s=self._call_s,
+                    what=f"receipt of weights version {version}",
+                )
+                for group in self._receivers
+            )
+        )
+        for group, versions in zip(self._receivers, answers, strict=True):
+            if versions != [version] * len(group):
+                raise WeightSyncError(f"{group.role} workers hold weights versions {versions} after publishing {version}.")
+
+
+class RayCrew:
+    """All actors of a run. Placed together; `start` returns when every engine is ready, `stop` kills them."""
+
+    def __init__(self, config: Config, model_folder: Path) -> None:
+        self._placement = Placement(bundles(config), config.limits.start_s)
+        folder = model_folder.resolve()
+
+        def group(role: str, actor: type, env: dict[str, str]) -> ActorGroup:
+            return self._placement.start(role, actor, lambda rank: (rank, config, folder), env)
+
+        self._config = config
+        self._rollouts = group("rollout", rollout.RolloutWorker, rollout.environment(config))
+        self._teacher = group("teacher", teacher.TeacherWorker, teacher.environment(config))
+        self._learners = group("learner", learner.LearnerWorker, learner.environment(config))
+
+    async def start(self) -> Crew:
+        within_s, call_s = self._config.limits.start_s, self._config.limits.call_s
+        await asyncio.gather(
+            self._rollouts.each(lambda worker, _: worker.start.remote(), within_s=within_s, what="vLLM engine"),
+            self._teacher.each(lambda worker, _: worker.start.remote(), within_s=within_s, what="EMA model"),
+            self._start_learners(within_s),
+        )
+        return Crew(
+            rollouts=RolloutGroup(self._rollouts, call_s),
+            teacher=TeacherGroup(self._teacher, call_s),
+            learners=LearnerGroup(self._learners, self._config),
+            weights=WeightPublisher(self._learners, [self._rollouts, self._teacher], call_s),
+        )
+
+    async def _start_learners(self, within_s: float) -> None:
+        addresses = await self._learners.each(
+            lambda worker, _: worker.address.remote(), within_s=within_s, what="learner processes"
+        )
+        await self._learners.each(
+            lambda worker, _: worker.start.remote(addresses[0]), within_s=within_s, what="DeepSpeed process group"
+        )
+
+    def stop(self) -> None:
+        for group in (self._rollouts, self._teacher, self._learners):
+            group.kill()
+        self._placement.release()

@@ -1,0 +1,66 @@
+"""Who runs where: settings to resource bundles. Pure, so that a dry run and the real start agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from demopsd_dist.config import Config
+from demopsd_dist.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What one actor claims of the cluster."""
+
+    role: str
+    rank: int
+    cpus: float
+    gpus: int
+
+
+def bundles(config: Config) -> list[Bundle]:
+    """One bundle an actor: rollout workers, the teacher worker, learner ranks."""
+    rollout, teacher, learner = config.rollout, config.teacher, config.learner
+    return [
+        *(Bundle("rollout", i, rollout.cpus_per_worker, rollout.gpus_per_worker) for i in range(rollout.num_workers)),
+        Bundle("teacher", 0, teacher.cpus_per_worker, teacher.gpus_per_worker),
+        *(Bundle("learner", i, learner.cpus_per_worker, learner.gpus_per_worker) for i in range(learner.num_workers)),
+    ]
+
+
+def check_fits(config: Config, cpus: float, gpus: float) -> None:
+    """Refuse at once what would wait for ever.
+
+    Raises:
+        ConfigError: the bundles together need more CPUs or GPUs than there are.
+    """
+    wanted = bundles(config)
+    for kind, unit, need, there in (
+        ("cpus", "CPUs", sum(b.cpus for b in wanted), cpus),
+        ("gpus", "GPUs", sum(b.gpus for b in wanted), gpus),
+    ):
+        if need > there + 1e-9:
+            terms = " + ".join(
+                f"{role}.num_workers={count} x {kind}_per_worker={share:g}"
+                if role != "teacher"
+                else f"teacher.{kind}_per_worker={share:g}"
+                for role, count, share in _by_role(wanted, kind)
+            )
+            raise ConfigError(
+                f"{terms} need {need:g} {unit}; there are {there:g}. Lower a role's num_workers or {kind}_per_worker"
+                + (" (roles that take turns may share a core: fractions are allowed)." if kind == "cpus" else ".")
+            )
+
+
+def _by_role(wanted: list[Bundle], kind: str) -> list[tuple[str, int, float]]:
+    roles = dict.fromkeys(bundle.role for bundle in wanted)
+    return [
+        (role, sum(b.role == role for b in wanted), next(getattr(b, kind) for b in wanted if b.role == role))
+        for role in roles
+    ]
+
+
+def table(config: Config) -> str:
+    """Who runs where, a line an actor."""
+    lines = [f"  {b.role:<8} {b.rank}   {b.cpus:g} CPU   {b.gpus} GPU" for b in bundles(config)]
+    return "\n".join(lines)

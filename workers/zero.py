@@ -1,0 +1,76 @@
+"""DeepSpeed: our settings to its configuration, and whole tensors out of its shards."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from demopsd_dist.config import Config, Precision
+
+
+def extensions_folder() -> Path:
+    """Where DeepSpeed's compiled extensions live: in the virtual environment that they were built for."""
+    return Path(sys.prefix) / "torch_extensions"
+
+
+def deepspeed_config(config: Config) -> dict[str, Any]:
+    """DeepSpeed's JSON, derived. Nothing in it is set by the user directly.
+
+    `managed_gradient_accumulation: false` leaves the number of micro-batches of a step to us: each `backward` adds to
+    the gradients, `step` reduces and applies them. DeepSpeed averages over the ranks; the learner takes that into
+    account by scaling its loss with the number of ranks.
+    """
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": config.learner.max_grad_norm,
+        "zero_optimization": {"stage": config.learner.zero_stage, "overlap_comm": False},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": config.model.precision is Precision.bfloat16},
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def full_size(parameter: torch.nn.Parameter) -> int:
+    """Elements of the whole tensor. Under ZeRO-3 the parameter itself has shape [0]."""
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def buckets_of(
+    named: list[tuple[str, torch.nn.Parameter]], bucket_bytes: int
+) -> Iterator[list[tuple[str, torch.nn.Parameter]]]:
+    """Consecutive parameters, at most `bucket_bytes` together; a larger one alone. The same cut on every rank."""
+    bucket: list[tuple[str, torch.nn.Parameter]] = []
+    filled = 0
+    for name, parameter in named:
+        size = full_size(parameter) * parameter.element_size()
+        if bucket and filled + size > bucket_bytes:
+            yield bucket
+            bucket, filled = [], 0
+        bucket.append((name, parameter))
+        filled += size
+    if bucket:
+        yield bucket
+
+
+def gathered(
+    named: list[tuple[str, torch.nn.Parameter]], bucket_bytes: int, zero_stage: int
+) -> Iterator[list[tuple[str, torch.Tensor]]]:
+    """Buckets of whole tensors. A collective under ZeRO-3: every rank must go through all of them, in order.
+
+    The tensors are valid until the next bucket is asked for: copy them before.
+    """
+    if zero_stage < 3:
+        yield from ([(n, p.data) for n, p in bucket] for bucket in buckets_of(named, bucket_bytes))
+        return
+    from deepspeed.zero import GatheredParameters
+
+    for bucket in buckets_of(named, bucket_bytes):
+        with GatheredParameters([parameter for _, parameter in bucket], modifier_rank=None):
+            yield [(name, parameter.data) for name, parameter in bucket]
