@@ -1,0 +1,104 @@
+"""Stand-ins for every role, for tests of the driver alone. No engine, no model, no waiting.
+
+`World` is what they share: the published version, and a diary of who was asked what, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from demopsd_dist.data.records import Lesson, LearnReport, Prompt, Rollout, Scored, Tokens, TrainBatch
+from demopsd_dist.roles import Crew, Sampling
+
+TOP_K = 4
+
+
+@dataclass
+class World:
+    """State that the roles share. `skill` is the chance of a right answer; it grows with each published version."""
+
+    published: int = -1
+    diary: list[tuple[str, int]] = field(default_factory=list)  # (who, version or step)
+    fail_at_step: int | None = None
+
+    def skill(self) -> float:
+        return min(0.4 + 0.1 * max(self.published, 0), 0.95)
+
+
+@dataclass
+class StandInRollouts:
+    world: World
+
+    async def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
+        version = self.world.published
+        self.world.diary.append(("sample", version))
+        await asyncio.sleep(0)
+        return [[self._one(prompt, i, sampling, version) for i in range(sampling.samples)] for prompt in prompts]
+
+    def _one(self, prompt: Prompt, sample: int, sampling: Sampling, version: int) -> Rollout:
+        rng = random.Random(f"{sampling.seed}/{prompt.id}/{sample}")
+        right = rng.random() < self.world.skill()
+        text = f"<answer>{prompt.question.answer if right else 'no idea'}</answer>"
+        tokens_T = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)[: sampling.max_response_tokens]
+        return Rollout(
+            prompt=prompt,
+            sample=sample,
+            tokens_T=tokens_T,
+            logp_T=np.full(len(tokens_T), -0.5, dtype=np.float32),
+            text=text,
+            truncated=False,
+            weight_version=version,
+            worker=0,
+        )
+
+
+@dataclass
+class StandInTeacher:
+    world: World
+
+    async def score(self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens]) -> list[Scored]:
+        self.world.diary.append(("score", self.world.published))
+        await asyncio.sleep(0)
+        return [
+            Scored(lesson, support_TK, *(np.zeros((len(support_TK), TOP_K + 1), np.float32) for _ in range(2)))
+            for lesson, support_TK in zip(lessons, supports_TK, strict=True)
+        ]
+
+
+@dataclass
+class StandInLearners:
+    world: World
+    dp_size: int = 2
+    batches: list[TrainBatch] = field(default_factory=list)
+
+    async def support(self, lessons: Sequence[Lesson]) -> list[Tokens]:
+        return [np.zeros((lesson.response_length_tokens, TOP_K), np.int32) for lesson in lessons]
+
+    async def step(self, batch: TrainBatch) -> LearnReport:
+        self.world.diary.append(("step", len(self.batches)))
+        if len(self.batches) == self.world.fail_at_step:
+            raise RuntimeError("the stand-in learner was told to fail")
+        self.batches.append(batch)
+        return LearnReport({"demopsd/loss": 1.0 / len(self.batches)}, stepped=batch.token_count > 0)
+
+    async def export(self, folder: Path) -> None:
+        folder.mkdir()
+
+
+@dataclass
+class StandInWeights:
+    world: World
+
+    async def publish(self, version: int) -> None:
+        self.world.diary.append(("publish", version))
+        self.world.published = version
+
+
+def stand_in_crew(world: World) -> Crew:
+    return Crew(StandInRollouts(world), StandInTeacher(world), StandInLearners(world), StandInWeights(world))
