@@ -102,8 +102,9 @@ class RolloutConfig:
     """KV cache of a CPU engine, GiB; > 0."""
     gpu_memory_fraction: float = 0.85
     """Share of its GPUs' memory that an engine takes; in (0, 1]."""
-    max_batch_tokens: int = 8192
-    """Tokens in one forward of an engine; > 0."""
+    max_batch_tokens: int = 32768
+    """Tokens in one forward of an engine; > 0. A CPU engine takes prompts whole, so there at least
+    max_prompt_tokens + max_response_tokens."""
     max_batch_sequences: int = 256
     """Sequences that an engine decodes at once; > 0."""
 
@@ -331,6 +332,12 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"rollout.group_size={rollout.group_size} leaves no sibling to learn from while privileged.exclude_own_success "
             "is true. Set rollout.group_size to 2 or more, or privileged.exclude_own_success=false."
+        )
+    whole = rollout.max_prompt_tokens + rollout.max_response_tokens
+    if not rollout.gpus_per_worker and rollout.max_batch_tokens < whole:
+        raise ConfigError(
+            f"rollout.max_batch_tokens={rollout.max_batch_tokens} is below rollout.max_prompt_tokens + "
+            f"rollout.max_response_tokens = {whole}: a CPU engine cannot cut a prompt. Set it to {whole} or more."
         )
     for placeholder in ("{prompt}", "{solution}"):
         if config.privileged.template.count(placeholder) != 1:

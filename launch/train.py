@@ -94,14 +94,13 @@ def run(config: Config, folder: Path, questions: dict[Split, list[Question]]) ->
 
 
 async def train_with_ray(config, folder, task, log, started: float) -> dict:
-    import ray
-
     from demopsd_dist.driver import RunState, train
     from launch.task import provenance
+    from workers import cluster
     from workers.crew import RayCrew
 
     with log.timed("start_roles"):
-        start_ray(config)
+        cluster.join(config)
         crew_actors = RayCrew(config, folder)
         crew = await crew_actors.start()
     log.note(
@@ -114,28 +113,8 @@ async def train_with_ray(config, folder, task, log, started: float) -> dict:
             await crew.learners.export(log.folder.student)
     finally:
         crew_actors.stop()
-        ray.shutdown()
+        cluster.leave()
     return {**log.summary(), "wall_s": round(time.monotonic() - started, 1), **provenance(config)}
-
-
-def start_ray(config: Config) -> None:
-    """A Ray of our own on this machine, or the cluster that `ray_address` names."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    if config.ray_address is None:
-        ray.init(
-            address="local",
-            num_cpus=len(os.sched_getaffinity(0)),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
-    else:
-        ray.init(address=config.ray_address, log_to_driver=False, logging_level="ERROR")
-        offered = ray.cluster_resources()
-        check_fits(config, cpus=offered.get("CPU", 0.0), gpus=offered.get("GPU", 0.0))
 
 
 def closing_line(summary: dict) -> str:

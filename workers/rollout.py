@@ -48,7 +48,9 @@ class RolloutWorker:
             model=str(self._folder),
             dtype=self._config.model.precision.value,
             max_model_len=settings.max_prompt_tokens + settings.max_response_tokens,
-            max_num_batched_tokens=max(settings.max_batch_tokens, settings.max_prompt_tokens),
+            max_num_batched_tokens=settings.max_batch_tokens,
+            # A prompt cut in two draws a random number too many at the cut; vLLM takes it back on CUDA, and fails on CPU.
+            enable_chunked_prefill=bool(settings.gpus_per_worker),
             max_num_seqs=settings.max_batch_sequences,
             gpu_memory_utilization=settings.gpu_memory_fraction,
             enforce_eager=not settings.gpus_per_worker,

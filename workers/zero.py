@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,18 @@ from demopsd_dist.config import Config, Precision
 def extensions_folder() -> Path:
     """Where DeepSpeed's compiled extensions live: in the virtual environment that they were built for."""
     return Path(sys.prefix) / "torch_extensions"
+
+
+def build_extensions() -> bool:
+    """Compile DeepSpeed's CPU collectives, a small C++ extension that it would otherwise build at the first step.
+
+    Returns False where they cannot be built; DeepSpeed then takes gloo.
+    """
+    os.environ |= {"TORCH_EXTENSIONS_DIR": str(extensions_folder()), "DS_ACCELERATOR": "cpu"}
+    shutil.rmtree(extensions_folder(), ignore_errors=True)  # an interrupted build leaves a lock that would be waited for
+    from deepspeed.comm.torch import build_shm_op
+
+    return build_shm_op() is not None
 
 
 def deepspeed_config(config: Config) -> dict[str, Any]:
