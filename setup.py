@@ -1,4 +1,4 @@
-"""The installable library. `workers` and `launch` run from the checkout and are not installed (their names are generic)."""
+"""The installable library. `workers` and `launch` run from the checkout: their names are too generic to install."""
 
 from setuptools import find_packages, setup
 
@@ -9,5 +9,13 @@ setup(
     python_requires=">=3.11,<3.12",
     packages=find_packages(include=["demopsd_dist", "demopsd_dist.*"]),
     package_data={"demopsd_dist.minisci": ["model/*"]},
-    install_requires=["numpy", "omegaconf>=2.4", "safetensors", "tokenizers", "torch>=2.13", "transformers>=5.16", "rich"],
+    install_requires=[
+        "numpy",
+        "omegaconf>=2.4",
+        "safetensors",
+        "tokenizers",
+        "torch>=2.13",
+        "transformers>=5.16",
+        "rich",
+    ],
 )

@@ -7,7 +7,6 @@ know. Nothing heavy is imported, so a wrong setting costs a second and starts no
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -210,7 +209,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"There is no config file {path}. The shipped ones are in configs/, for example configs/demo.yaml.")
+        raise ConfigError(
+            f"There is no config file {path}. The shipped ones are in configs/, for example configs/demo.yaml."
+        )
     tree = OmegaConf.structured(Config)
     try:
         tree = _merged(tree, OmegaConf.load(path), str(path))
@@ -330,8 +331,9 @@ def check(config: Config) -> None:
         _above_zero({"demopsd.top_k": config.demopsd.top_k})
     if rollout.group_size < 2 and config.privileged.exclude_own_success:
         raise ConfigError(
-            f"rollout.group_size={rollout.group_size} leaves no sibling to learn from while privileged.exclude_own_success "
-            "is true. Set rollout.group_size to 2 or more, or privileged.exclude_own_success=false."
+            f"rollout.group_size={rollout.group_size} leaves no sibling to learn from while "
+            "privileged.exclude_own_success is true. Set rollout.group_size to 2 or more, or "
+            "privileged.exclude_own_success=false."
         )
     whole = rollout.max_prompt_tokens + rollout.max_response_tokens
     if not rollout.gpus_per_worker and rollout.max_batch_tokens < whole:
@@ -359,53 +361,3 @@ def _within(key: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         bounds = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
         raise ConfigError(f"{key}={value} must be {bounds}.")
-
-
-def model_folder(config: Config) -> Path:
-    """The model's folder on disk, after checking what can be known without loading it.
-
-    Raises:
-        ConfigError: no such folder; no `config.json`, weights or tokenizer in it; prompts and responses longer than
-            the model's context.
-    """
-    from demopsd_dist.minisci import MODEL_DIR  # a path, nothing heavy
-
-    folder = MODEL_DIR if config.model.path == MINISCI else Path(config.model.path)
-    if not folder.is_dir():
-        raise ConfigError(
-            f"model.path={config.model.path}: there is no such folder. Give a Hugging Face model folder (download one with "
-            "`hf download NAME --local-dir FOLDER`), or `minisci`."
-        )
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"model.path={folder} has no config.json; it is not a Hugging Face model folder.")
-    if not list(folder.glob("*.safetensors")):
-        raise ConfigError(f"model.path={folder} has no *.safetensors weights; save the model with save_pretrained.")
-    if not (folder / "tokenizer.json").is_file():
-        raise ConfigError(
-            f"model.path={folder} has no tokenizer.json; save the tokenizer into it with tokenizer.save_pretrained({str(folder)!r})."
-        )
-    limit = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
-    rollout = config.rollout
-    need = rollout.max_prompt_tokens + rollout.max_response_tokens
-    if limit is not None and need > limit:
-        raise ConfigError(
-            f"rollout.max_prompt_tokens={rollout.max_prompt_tokens} + rollout.max_response_tokens="
-            f"{rollout.max_response_tokens} = {need} tokens do not fit the model's context of {limit}. Lower "
-            f"rollout.max_response_tokens to {limit - rollout.max_prompt_tokens} or less."
-            if limit > rollout.max_prompt_tokens
-            else f"rollout.max_prompt_tokens={rollout.max_prompt_tokens} alone fills the model's context of {limit} "
-            f"tokens. Lower it to leave room for rollout.max_response_tokens={rollout.max_response_tokens}."
-        )
-    privileged = config.privileged.max_tokens + rollout.max_response_tokens
-    if limit is not None and privileged > limit:
-        raise ConfigError(
-            f"privileged.max_tokens={config.privileged.max_tokens} + rollout.max_response_tokens="
-            f"{rollout.max_response_tokens} = {privileged} tokens do not fit the model's context of {limit}. Lower "
-            f"privileged.max_tokens to {limit - rollout.max_response_tokens} or less."
-        )
-    if config.privileged.max_tokens < rollout.max_prompt_tokens:
-        raise ConfigError(
-            f"privileged.max_tokens={config.privileged.max_tokens} is below rollout.max_prompt_tokens="
-            f"{rollout.max_prompt_tokens}: the teacher must see at least the whole question. Raise it."
-        )
-    return folder

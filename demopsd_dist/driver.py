@@ -147,5 +147,3 @@ def step_metrics(graded: Graded, state: RunState) -> dict[str, float]:
         "policy/age_steps_max": float(state.step - 1 - min(rollout.weight_version for rollout in rollouts)),
         "demopsd/active_fraction": graded.active_fraction,
     }
-
-

@@ -27,7 +27,7 @@ class WorkerError(DemoPSDError):
 
 
 class WeightSyncError(DemoPSDError):
-    """Published weights did not arrive as they were sent, or the engine samples from other weights than the learner's."""
+    """Published weights did not arrive as they were sent, or an engine samples from other weights."""
 
 
 class NonFiniteLossError(DemoPSDError):

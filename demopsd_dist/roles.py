@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from demopsd_dist.data.records import Lesson, LearnReport, Prompt, Rollout, Scored, TrainBatch, Tokens
+from demopsd_dist.data.records import LearnReport, Lesson, Prompt, Rollout, Scored, Tokens, TrainBatch
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -25,7 +25,7 @@ class RunLog:
         self.stage_s: dict[str, float] = {}
         self.evaluations: dict[str, list[Evaluation]] = {}
         self.steps: list[dict[str, float]] = []
-        self.skipped: dict[str, int] = {}
+        self.skipped: Mapping[str, int] = {}
         self._total_steps = total_steps
         self._file = folder.metrics.open("a", encoding="utf-8")
         self._step_stage_s: dict[str, float] = {}
@@ -98,7 +98,7 @@ class RunLog:
             f"  active {metrics['demopsd/active_fraction']:.0%}"
             f"  mismatch {metrics.get('mismatch/logp_diff_max', 0.0):.0e}"
             f"  {step_s:.1f} s  {metrics['perf/samples_per_s']:.0f} samples/s"
-            f"  {left / 60:.0f}:{left % 60:02.0f} left"
+            f"  {int(left) // 60}:{int(left) % 60:02d} left"
         )
         self._progress.update(self._bar, completed=step)
 
@@ -119,7 +119,7 @@ class RunLog:
             out = {**test[index].by_field, "average": test[index].average}
             return {**out, "ood": ood[index].average} if ood else out
 
-        summary: dict[str, Any] = {"steps": len(self.steps), "skipped_questions": self.skipped}
+        summary: dict[str, Any] = {"steps": len(self.steps), "skipped_questions": dict(self.skipped)}
         if test:
             summary |= {
                 "accuracy_before": accuracy(0),

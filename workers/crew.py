@@ -8,7 +8,7 @@ from pathlib import Path
 
 from demopsd_dist.config import Config
 from demopsd_dist.data.pack import shard
-from demopsd_dist.data.records import Lesson, LearnReport, Prompt, Rollout, Scored, Tokens, TrainBatch
+from demopsd_dist.data.records import LearnReport, Lesson, Prompt, Rollout, Scored, Tokens, TrainBatch
 from demopsd_dist.errors import WeightSyncError
 from demopsd_dist.roles import Crew, Sampling
 from workers import learner, rollout, teacher
@@ -91,9 +91,9 @@ class LearnerGroup:
         allowed = self._config.weights.max_logp_diff
         if not worst <= allowed:
             raise WeightSyncError(
-                f"a rollout engine and the learner differ by {worst:.3g} nats in the log-probability of a sampled token; "
-                f"weights.max_logp_diff={allowed:g}. The engine samples from other weights than those published. In "
-                "bfloat16 differences up to 0.5 are rounding: raise weights.max_logp_diff there."
+                f"a rollout engine and the learner differ by {worst:.3g} nats in the log-probability of a sampled "
+                f"token; weights.max_logp_diff={allowed:g}. The engine samples from other weights than those "
+                "published. In bfloat16 differences up to 0.5 are rounding: raise weights.max_logp_diff there."
             )
 
     async def export(self, folder: Path) -> None:
@@ -124,7 +124,9 @@ class WeightPublisher:
         )
         for group, versions in zip(self._receivers, answers, strict=True):
             if versions != [version] * len(group):
-                raise WeightSyncError(f"{group.role} workers hold weights versions {versions} after publishing {version}.")
+                raise WeightSyncError(
+                    f"{group.role} workers hold weights versions {versions} after publishing {version}."
+                )
 
 
 class RayCrew:

@@ -32,7 +32,9 @@ class Placement:
                 f"{ray.available_resources()}."
             ) from None
 
-    def start(self, role: str, actor: type, arguments: Callable[[int], tuple[Any, ...]], env: dict[str, str]) -> ActorGroup:
+    def start(
+        self, role: str, actor: type, arguments: Callable[[int], tuple[Any, ...]], env: dict[str, str]
+    ) -> ActorGroup:
         """One actor for each of the role's bundles, in rank order; construction goes on in the background."""
         handles = []
         for index, bundle in enumerate(self._bundles):
@@ -75,7 +77,7 @@ class ActorGroup:
         try:
             return await asyncio.wait_for(asyncio.gather(*refs), timeout=within_s)
         except TimeoutError:
-            ready, waiting = ray.wait(refs, num_returns=len(refs), timeout=0)
+            _, waiting = ray.wait(refs, num_returns=len(refs), timeout=0)
             silent = [rank for rank, ref in enumerate(refs) if ref in waiting]
             raise WorkerError(f"{self.role} {silent} did not answer within {within_s:g} s: {what}.") from None
         except RayTaskError as error:

@@ -18,9 +18,9 @@ from torch import Tensor
 from demopsd_dist.config import Config
 from demopsd_dist.data.records import Lesson, Scored, Tokens
 from demopsd_dist.errors import NonFiniteLossError
-from demopsd_dist.objective import demopsd_loss_on_support, entropy, top_k_support
+from demopsd_dist.objective import demopsd_loss_on_support, entropy
 from workers.forward import Rectangle, ResponseLogits, load_causal_lm, support_tensor
-from workers.weights import Bucket, pack_bucket
+from workers.weights import pack_bucket
 from workers.zero import deepspeed_config, extensions_folder, gathered
 
 _EMPTY = np.zeros(1, dtype=np.int32)  # a rank without samples still takes part in every collective
@@ -75,9 +75,7 @@ class LearnerWorker:
         torch.manual_seed(self._config.seed)
         deepspeed.init_distributed("nccl" if settings.gpus_per_worker else "gloo", verbose=False)
         model = ResponseLogits(load_causal_lm(self._folder, self._config.model.precision))
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=deepspeed_config(self._config), dist_init_required=False
         )
@@ -89,12 +87,12 @@ class LearnerWorker:
         top_k = self._config.demopsd.top_k
         vocabulary = self._engine.module.model.config.vocab_size
         if top_k is None or top_k >= vocabulary:
-            return [[np.zeros((len(l.rollout.tokens_T), 0), np.int32) for l in batch] for batch in micro_batches]
+            return [[np.zeros((item.response_length_tokens, 0), np.int32) for item in batch] for batch in micro_batches]
         found = []
         with torch.no_grad():
             for lessons in micro_batches:
                 rectangle = self._rectangle(lessons)
-                ids_NK = self._engine(rectangle, lambda logits, _: top_k_support(logits, top_k).int())
+                ids_NK = self._engine(rectangle, lambda logits, _: logits.topk(top_k).indices.int())
                 found.append(rectangle.split(ids_NK) if lessons else [])
         return found
 

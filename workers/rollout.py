@@ -49,7 +49,7 @@ class RolloutWorker:
             dtype=self._config.model.precision.value,
             max_model_len=settings.max_prompt_tokens + settings.max_response_tokens,
             max_num_batched_tokens=settings.max_batch_tokens,
-            # A prompt cut in two draws a random number too many at the cut; vLLM takes it back on CUDA, and fails on CPU.
+            # A prompt cut in two draws one random number too many; vLLM takes it back on CUDA and fails on CPU.
             enable_chunked_prefill=bool(settings.gpus_per_worker),
             max_num_seqs=settings.max_batch_sequences,
             gpu_memory_utilization=settings.gpu_memory_fraction,
@@ -63,7 +63,9 @@ class RolloutWorker:
             trust_remote_code=False,
             disable_log_stats=True,
         )
-        self._engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {"receiver": f"rollout {self.rank}"}})
+        self._engine.collective_rpc(
+            "init_weight_transfer_engine", kwargs={"init_info": {"receiver": f"rollout {self.rank}"}}
+        )
 
     def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
         """`sampling.samples` rollouts for each prompt. Each request has its own seed, so its tokens do not depend on

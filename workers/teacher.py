@@ -58,15 +58,13 @@ class TeacherWorker:
         return version
 
     def score(self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens]) -> list[tuple[Logp, Logp]]:
-        """For each lesson the EMA copy's log-probabilities (T, A) on the support: without and with the privileged view."""
+        """For each lesson the EMA copy's log-probabilities (T, A): without and with the privileged view."""
         reference = self._logp([lesson.rollout.prompt.tokens for lesson in lessons], lessons, supports_TK)
         teacher = self._logp([lesson.privileged_tokens for lesson in lessons], lessons, supports_TK)
         return list(zip(reference, teacher, strict=True))
 
     @torch.inference_mode()
-    def _logp(
-        self, prompts: Sequence[Tokens], lessons: Sequence[Lesson], supports_TK: Sequence[Tokens]
-    ) -> list[Logp]:
+    def _logp(self, prompts: Sequence[Tokens], lessons: Sequence[Lesson], supports_TK: Sequence[Tokens]) -> list[Logp]:
         temperature = self._config.rollout.temperature
         responses = [lesson.rollout.tokens_T for lesson in lessons]
         found: list[Logp | None] = [None] * len(lessons)

@@ -56,8 +56,8 @@ class ObjectStoreEngine(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdate]
         missing = {name for name, _ in self.model.named_parameters()} - self._loaded
         if missing:
             raise WeightSyncError(
-                f"{self._receiver} was not sent {len(missing)} of its tensors, first {sorted(missing)[0]}; it would go on "
-                "sampling from old ones."
+                f"{self._receiver} was not sent {len(missing)} of its tensors, first {sorted(missing)[0]}; it "
+                "would go on sampling from old ones."
             )
 
     def shutdown(self) -> None:

@@ -25,7 +25,7 @@ def build_extensions() -> bool:
     Returns False where they cannot be built; DeepSpeed then takes gloo.
     """
     os.environ |= {"TORCH_EXTENSIONS_DIR": str(extensions_folder()), "DS_ACCELERATOR": "cpu"}
-    shutil.rmtree(extensions_folder(), ignore_errors=True)  # an interrupted build leaves a lock that would be waited for
+    shutil.rmtree(extensions_folder(), ignore_errors=True)  # an interrupted build leaves a lock
     from deepspeed.comm.torch import build_shm_op
 
     return build_shm_op() is not None

@@ -30,7 +30,7 @@ def fill(template: str, *, prompt: str, solution: str) -> str:
 
 
 def strip_thinking(text: str) -> str:
-    """Drop `<think>...</think>` blocks; of an unclosed or unopened block, drop the thinking side. Linear in the text."""
+    """Drop `<think>...</think>` blocks; of an unclosed or unopened one, the thinking side. Linear in the text."""
     head, closed, tail = text.rpartition(_THINK_CLOSE)
     if closed and _THINK_OPEN not in head:
         return tail.strip()

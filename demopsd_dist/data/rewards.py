@@ -44,7 +44,7 @@ def _normal(text: str) -> str:
 
 
 def _number(text: str) -> Decimal | None:
-    if len(text) > 40 or not text.strip("+-.0123456789") == "":
+    if len(text) > 40 or text.strip("+-.0123456789") != "":
         return None
     try:
         return Decimal(text)

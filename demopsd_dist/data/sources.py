@@ -48,7 +48,9 @@ def read_jsonl(path: Path, key: str) -> list[Question]:
                 if line.strip():
                     found.append(_question(line, f"{key}={path}, line {number}", f"{path.stem}/{number}"))
     except UnicodeDecodeError as error:
-        raise DataError(f"{key}={path} is not UTF-8 text: {error.reason} at byte {error.start}. Convert it first.") from None
+        raise DataError(
+            f"{key}={path} is not UTF-8 text: {error.reason} at byte {error.start}. Convert it first."
+        ) from None
     if not found:
         raise DataError(f"{key}={path} holds no record. Give a file with one JSON object a line.")
     _refuse_twins(found, f"{key}={path}")
@@ -64,7 +66,8 @@ def _question(line: str, where: str, default_id: str) -> Question:
         raise DataError(f"{where}: a JSON object is needed, not {type(record).__name__}.")
     text = _first_string(record, _TEXT_KEYS, where)
     answer = _first_string(record, ("answer",), where)
-    assert text is not None and answer is not None
+    assert text is not None
+    assert answer is not None
     system = _first_string(record, ("system",), where, needed=False)
     identity = next((str(record[k]) for k in _ID_KEYS if record.get(k) is not None), None)
     return Question(

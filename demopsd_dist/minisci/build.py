@@ -97,9 +97,7 @@ def response_loss_sum(model: Qwen3ForCausalLM, examples: list[Example]) -> torch
     tokens_BL = torch.tensor(np.stack([np.pad(row, (0, width - len(row))) for row in rows]), dtype=torch.long)
     hidden_BLH = model.model(tokens_BL).last_hidden_state  # causal, padded on the right: no mask needed
     where = [
-        (b, position)
-        for b, e in enumerate(examples)
-        for position in range(len(e.prompt_tokens) - 1, len(rows[b]) - 1)
+        (b, position) for b, e in enumerate(examples) for position in range(len(e.prompt_tokens) - 1, len(rows[b]) - 1)
     ]
     b_N, position_N = torch.tensor(where).T
     logits_NV = model.lm_head(hidden_BLH[b_N, position_N])
@@ -164,8 +162,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--batch", type=int, default=32, help="examples a step")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak of a one-cycle schedule")
-    parser.add_argument("--slip-share", type=float, default=0.45, help="unprivileged solutions with an arithmetic slip")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads; the result depends on it in the last bits")
+    parser.add_argument("--slip-share", type=float, default=0.5, help="unprivileged solutions with an arithmetic slip")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="torch threads; the result depends on it in the last bits"
+    )
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)

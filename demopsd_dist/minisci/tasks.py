@@ -49,7 +49,7 @@ FAMILIES = (
         "physics",
         "force",
         "{m}*{a}",
-        {"m": (2, 30), "a": (2, 9)},
+        {"m": (2, 12), "a": (2, 9)},
         (
             "What force in N gives {m} kg an acceleration of {a} m/s2?",
             "A body of {m} kg speeds up by {a} m/s2. Force in N?",
@@ -61,7 +61,7 @@ FAMILIES = (
         "physics",
         "work",
         "{f}*{d}-{h}",
-        {"f": (4, 20), "d": (3, 9), "h": (2, 11)},
+        {"f": (3, 12), "d": (3, 9), "h": (2, 8)},
         (
             "A push of {f} N over {d} m loses {h} J to friction. Energy left in J?",
             "A force of {f} N acts over {d} m and {h} J become heat. Useful work in J?",
@@ -73,7 +73,7 @@ FAMILIES = (
         "physics",
         "voltage",
         "{i}*({r}+{s})",
-        {"i": (2, 9), "r": (2, 12), "s": (2, 12)},
+        {"i": (2, 9), "r": (2, 6), "s": (2, 6)},
         (
             "A current of {i} A flows through {r} ohm and {s} ohm in series. Voltage in V?",
             "Resistors of {r} ohm and {s} ohm in series carry {i} A. Voltage in V?",
@@ -85,7 +85,7 @@ FAMILIES = (
         "chemistry",
         "molar_mass",
         "12*{c}+{h}",
-        {"c": (1, 12), "h": (2, 26)},
+        {"c": (1, 9), "h": (2, 20)},
         (
             "Molar mass in g/mol of C{c}H{h}?",
             "A hydrocarbon is C{c}H{h}. Its molar mass in g/mol?",
@@ -97,7 +97,7 @@ FAMILIES = (
         "chemistry",
         "mass",
         "{n}*{m}",
-        {"n": (2, 9), "m": (2, 60)},
+        {"n": (2, 9), "m": (2, 12)},
         (
             "How many g do {n} mol of a gas of {m} g/mol weigh?",
             "A salt has {m} g/mol. Mass in g of {n} mol?",
@@ -109,7 +109,7 @@ FAMILIES = (
         "chemistry",
         "acid",
         "{c}*{v}+{x}",
-        {"c": (2, 9), "v": (2, 20), "x": (2, 40)},
+        {"c": (2, 9), "v": (2, 12), "x": (2, 40)},
         (
             "Add {x} mmol of acid to {v} mL of {c} M acid. Total in mmol?",
             "A flask holds {v} mL of {c} M acid; {x} mmol are added. Acid in mmol?",
@@ -133,7 +133,7 @@ FAMILIES = (
         "biology",
         "energy",
         "4*{c}+9*{f}",
-        {"c": (2, 15), "f": (2, 9)},
+        {"c": (2, 12), "f": (2, 9)},
         (
             "A snack has {c} g of sugar and {f} g of fat. Energy in kcal?",
             "Energy in kcal of {c} g sugar with {f} g fat?",
@@ -145,7 +145,7 @@ FAMILIES = (
         "biology",
         "codons",
         "3*{n}+3",
-        {"n": (2, 99)},
+        {"n": (2, 33)},
         (
             "How many bases code for {n} amino acids and a stop codon?",
             "A gene of {n} codons ends with a stop codon. Bases?",
@@ -193,7 +193,7 @@ FAMILIES = (
         "materials",
         "density",
         "{d}*{v}",
-        {"d": (2, 20), "v": (2, 30)},
+        {"d": (2, 12), "v": (2, 9)},
         (
             "Mass in g of {v} cm3 of an alloy of {d} g/cm3?",
             "An alloy has {d} g/cm3. What do {v} cm3 weigh in g?",
@@ -205,7 +205,7 @@ FAMILIES = (
         "materials",
         "layers",
         "{n}*{t}+{s}",
-        {"n": (2, 9), "t": (2, 15), "s": (2, 50)},
+        {"n": (2, 9), "t": (2, 12), "s": (2, 50)},
         (
             "{n} layers of {t} nm lie on a film of {s} nm. Thickness in nm?",
             "A film of {s} nm gets {n} coats of {t} nm. Thickness in nm?",
@@ -322,10 +322,16 @@ def questions(split: Split, count: int, seed: int) -> list[Question]:
     """
     found: dict[str, dict[str, Question]] = {field: {} for field in FIELDS}
     quota = {field: len(range(i, count, len(FIELDS))) for i, field in enumerate(FIELDS)}
-    for problem, _ in zip(problems(split, seed), range(50 * count + 1000)):
-        of_field = found[problem.question.field]
-        if len(of_field) < quota[problem.question.field]:
-            of_field.setdefault(problem.question.id, problem.question)
+    futile = 0
+    for problem in problems(split, seed):
+        of_field, new = found[problem.question.field], problem.question
+        if len(of_field) < quota[new.field] and new.id not in of_field:
+            of_field[new.id] = new
+            futile = 0
+        futile += 1
         if all(len(found[field]) == quota[field] for field in FIELDS):
-            return [q for column in zip_longest(*(f.values() for f in found.values())) for q in column if q]
-    raise ValueError(f"MiniSci's {split} split gave {sum(map(len, found.values()))} different questions, not {count}.")
+            break
+        if futile == 20_000:
+            there = sum(map(len, found.values()))
+            raise ValueError(f"MiniSci's {split} split gave {there} different questions, not {count}.")
+    return [q for column in zip_longest(*(f.values() for f in found.values())) for q in column if q]

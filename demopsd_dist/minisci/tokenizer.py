@@ -1,4 +1,4 @@
-"""A byte-level tokenizer: one token a byte, and the chat and answer tags as one token each. Any UTF-8 text goes through."""
+"""A byte-level tokenizer: a token a byte, and one for each chat and answer tag. Any UTF-8 text goes through."""
 
 from __future__ import annotations
 

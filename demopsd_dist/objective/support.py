@@ -40,7 +40,9 @@ def coarsen(logits_BTV: Tensor, support_BTK: Tensor | None, temperature: float =
     if support_BTK is None:
         return logits_BTV.log_softmax(-1)
     if not 0 < support_BTK.shape[-1] < logits_BTV.shape[-1]:
-        raise ValueError(f"a support of {support_BTK.shape[-1]} ids needs a larger vocabulary than {logits_BTV.shape[-1]}.")
+        raise ValueError(
+            f"a support of {support_BTK.shape[-1]} ids needs a larger vocabulary than {logits_BTV.shape[-1]}."
+        )
     normaliser_BT1 = logits_BTV.logsumexp(-1, keepdim=True)
     tail_BT1 = logits_BTV.scatter(-1, support_BTK, float("-inf")).logsumexp(-1, keepdim=True)
     return torch.cat([logits_BTV.gather(-1, support_BTK), tail_BT1], dim=-1) - normaliser_BT1

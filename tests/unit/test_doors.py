@@ -102,7 +102,7 @@ def lines(path: Path) -> int:
 
 
 def test_the_wheel_ships_the_library_alone() -> None:
-    from setuptools import find_packages
+    from setuptools import find_packages  # type: ignore[import-untyped]
 
     assert 'find_packages(include=["demopsd_dist", "demopsd_dist.*"])' in (ROOT / "setup.py").read_text()
     shipped = find_packages(str(ROOT), include=["demopsd_dist", "demopsd_dist.*"])

@@ -1,0 +1,59 @@
+"""The model's folder on disk: found and checked without loading anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from demopsd_dist.config import MINISCI, Config
+from demopsd_dist.errors import ConfigError
+from demopsd_dist.minisci import MODEL_DIR
+
+
+def model_folder(config: Config) -> Path:
+    """The model's folder on disk, after checking what can be known without loading it.
+
+    Raises:
+        ConfigError: no such folder; no `config.json`, weights or tokenizer in it; prompts and responses longer than
+            the model's context.
+    """
+    folder = MODEL_DIR if config.model.path == MINISCI else Path(config.model.path)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"model.path={config.model.path}: there is no such folder. Give a Hugging Face model folder (download one "
+            "with `hf download NAME --local-dir FOLDER`), or `minisci`."
+        )
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"model.path={folder} has no config.json; it is not a Hugging Face model folder.")
+    if not list(folder.glob("*.safetensors")):
+        raise ConfigError(f"model.path={folder} has no *.safetensors weights; save the model with save_pretrained.")
+    if not (folder / "tokenizer.json").is_file():
+        raise ConfigError(
+            f"model.path={folder} has no tokenizer.json; save the tokenizer into it with "
+            f"tokenizer.save_pretrained({str(folder)!r})."
+        )
+    limit = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
+    rollout = config.rollout
+    need = rollout.max_prompt_tokens + rollout.max_response_tokens
+    if limit is not None and need > limit:
+        raise ConfigError(
+            f"rollout.max_prompt_tokens={rollout.max_prompt_tokens} + rollout.max_response_tokens="
+            f"{rollout.max_response_tokens} = {need} tokens do not fit the model's context of {limit}. Lower "
+            f"rollout.max_response_tokens to {limit - rollout.max_prompt_tokens} or less."
+            if limit > rollout.max_prompt_tokens
+            else f"rollout.max_prompt_tokens={rollout.max_prompt_tokens} alone fills the model's context of {limit} "
+            f"tokens. Lower it to leave room for rollout.max_response_tokens={rollout.max_response_tokens}."
+        )
+    privileged = config.privileged.max_tokens + rollout.max_response_tokens
+    if limit is not None and privileged > limit:
+        raise ConfigError(
+            f"privileged.max_tokens={config.privileged.max_tokens} + rollout.max_response_tokens="
+            f"{rollout.max_response_tokens} = {privileged} tokens do not fit the model's context of {limit}. Lower "
+            f"privileged.max_tokens to {limit - rollout.max_response_tokens} or less."
+        )
+    if config.privileged.max_tokens < rollout.max_prompt_tokens:
+        raise ConfigError(
+            f"privileged.max_tokens={config.privileged.max_tokens} is below rollout.max_prompt_tokens="
+            f"{rollout.max_prompt_tokens}: the teacher must see at least the whole question. Raise it."
+        )
+    return folder

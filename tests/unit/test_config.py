@@ -1,0 +1,143 @@
+"""Settings: what is wrong is refused in one clear line; what is right comes back whole."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from demopsd_dist.config import Config, load, to_yaml
+from demopsd_dist.errors import ConfigError
+from demopsd_dist.minisci import MODEL_DIR
+from demopsd_dist.model_folder import model_folder
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
+DEMO = ROOT / "configs" / "demo.yaml"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_config_loads_and_survives_a_round_trip(path: Path, tmp_path: Path) -> None:
+    config = load(path)
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    assert load(tmp_path / "again.yaml") == config
+
+
+def test_words_go_over_the_file_and_the_file_over_the_defaults() -> None:
+    config = load(DEMO, ["learner.zero_stage=3", "demopsd.top_k=null", "data.ood=null"])
+    assert config.learner.zero_stage == 3
+    assert config.demopsd.top_k is None
+    assert config.data.ood is None
+    assert config.rollout.group_size == 8
+    assert config.teacher.ema_rate == Config().teacher.ema_rate
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("learner.zero_stag=3", "no setting learner.zero_stag. Did you mean learner.zero_stage?"),
+        ("learing_rate=3", "no setting learing_rate. Did you mean learner.learning_rate?"),
+        ("zero_stage=3", "no setting zero_stage. Did you mean learner.zero_stage?"),
+        ("xyzzy=3", "no setting xyzzy. The keys are in demopsd_dist/config.py."),
+        ("learner=3", "learner"),
+        ("learner.zero_stage=two", "zero_stage"),
+        ("learner.zero_stage=4", "learner.zero_stage=4 must be between 0 and 3"),
+        ("steps=0", "steps=0 must be greater than 0"),
+        ("demopsd.alpha_max=1.5", "demopsd.alpha_max=1.5 must be between 0 and 1"),
+        ("demopsd.gate_sensitivity=nan", "demopsd.gate_sensitivity=nan must be greater than 0"),
+        ("rollout.temperature=-1", "rollout.temperature=-1.0 must be greater than 0"),
+        ("rollout.group_size=1", "rollout.group_size=1 leaves no sibling"),
+        ("model.precision=int3", "int3"),
+        ("privileged.template='{prompt}'", "holds {solution} 0 times"),
+        ("name=a/b", "name='a/b' names a folder"),
+        ("rollout.max_batch_tokens=100", "is below rollout.max_prompt_tokens + rollout.max_response_tokens = 2112"),
+        ("--steps", "'--steps' is not of the form key=value"),
+    ],
+)
+def test_a_wrong_word_is_refused_in_one_line(word: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        load(DEMO, [word])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    for name, text, message in (
+        ("unknown.yaml", "rollout: {num_worker: 2}", "Did you mean rollout.num_workers?"),
+        ("list.yaml", "- 1\n- 2", "a mapping of settings is needed"),
+        ("broken.yaml", "a: [1, 2", "is not readable YAML"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+            load(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="There is no config file"):
+        load(tmp_path / "none.yaml")
+
+
+def test_every_setting_has_a_sentence() -> None:
+    """A setting without its meaning, unit and range beside it is not finished."""
+    source = (ROOT / "demopsd_dist" / "config.py").read_text().partition("def load")[0]
+    fields = re.findall(r'^    (\w+): [^\n=]+ = [^\n]+\n(\s+""")?', source, flags=re.MULTILINE)
+    groups = {
+        "model",
+        "data",
+        "privileged",
+        "demopsd",
+        "rollout",
+        "teacher",
+        "learner",
+        "weights",
+        "evaluation",
+        "limits",
+    }
+    assert len(fields) > 40
+    assert [name for name, sentence in fields if not sentence and name not in groups] == []
+
+
+def model_at(folder: Path, leave_out: str = "") -> Path:
+    folder.mkdir()
+    for path in MODEL_DIR.iterdir():
+        if path.name != leave_out:
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
+def test_model_folder_is_checked_before_anything_is_loaded(tmp_path: Path) -> None:
+    whole = model_at(tmp_path / "whole")
+    assert model_folder(load(DEMO, [f"model.path={whole}"])) == whole
+    assert model_folder(load(DEMO)) == MODEL_DIR
+    for missing in ("tokenizer.json", "config.json", "model.safetensors"):
+        folder = model_at(tmp_path / f"no-{missing}", leave_out=missing)
+        with pytest.raises(ConfigError, match=missing.replace("model.", "")):
+            model_folder(load(DEMO, [f"model.path={folder}"]))
+    with pytest.raises(ConfigError, match="no such folder"):
+        model_folder(load(DEMO, [f"model.path={tmp_path / 'none'}"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rollout.max_response_tokens=3000"], "Lower rollout.max_response_tokens to 2048 or less"),
+        (["rollout.max_prompt_tokens=5000"], "alone fills the model's context of 4096"),
+        (["privileged.max_tokens=4090"], "Lower privileged.max_tokens to 4032 or less"),
+        (["privileged.max_tokens=100"], "the teacher must see at least the whole question"),
+    ],
+)
+def test_lengths_must_fit_the_model(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        model_folder(load(DEMO, words))
+
+
+def test_settings_are_checked_without_importing_anything_heavy() -> None:
+    code = (
+        "import sys, launch.train\n"
+        "assert launch.train.main(['configs/demo.yaml', '--dry-run']) == 0\n"
+        "heavy = {'torch', 'ray', 'vllm', 'deepspeed', 'transformers'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "learner  1   0.4 CPU   0 GPU" in done.stdout
