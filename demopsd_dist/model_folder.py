@@ -32,7 +32,7 @@ def model_folder(config: Config) -> Path:
             f"model.path={folder} has no tokenizer.json; save the tokenizer into it with "
             f"tokenizer.save_pretrained({str(folder)!r})."
         )
-    limit = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
+    limit = _context_tokens(folder / "config.json")
     rollout = config.rollout
     need = rollout.max_prompt_tokens + rollout.max_response_tokens
     if limit is not None and need > limit:
@@ -57,3 +57,11 @@ def model_folder(config: Config) -> Path:
             f"{rollout.max_prompt_tokens}: the teacher must see at least the whole question. Raise it."
         )
     return folder
+
+
+def _context_tokens(path: Path) -> int | None:
+    """The model's longest sequence; None where it does not say."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings")
+    except (ValueError, AttributeError):
+        raise ConfigError(f"{path} is not a JSON object; download or save the model again.") from None

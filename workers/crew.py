@@ -129,6 +129,14 @@ class WeightPublisher:
                 )
 
 
+async def start_learners(group: ActorGroup, within_s: float) -> None:
+    """Let the ranks meet: rank 0 says where, then all join its process group."""
+    addresses = await group.each(lambda worker, _: worker.address.remote(), within_s=within_s, what="an address")
+    await group.each(
+        lambda worker, _: worker.start.remote(addresses[0]), within_s=within_s, what="the DeepSpeed process group"
+    )
+
+
 class RayCrew:
     """All actors of a run. Placed together; `start` returns when every engine is ready, `stop` kills them."""
 
@@ -149,21 +157,13 @@ class RayCrew:
         await asyncio.gather(
             self._rollouts.each(lambda worker, _: worker.start.remote(), within_s=within_s, what="vLLM engine"),
             self._teacher.each(lambda worker, _: worker.start.remote(), within_s=within_s, what="EMA model"),
-            self._start_learners(within_s),
+            start_learners(self._learners, within_s),
         )
         return Crew(
             rollouts=RolloutGroup(self._rollouts, call_s),
             teacher=TeacherGroup(self._teacher, call_s),
             learners=LearnerGroup(self._learners, self._config),
             weights=WeightPublisher(self._learners, [self._rollouts, self._teacher], call_s),
-        )
-
-    async def _start_learners(self, within_s: float) -> None:
-        addresses = await self._learners.each(
-            lambda worker, _: worker.address.remote(), within_s=within_s, what="learner processes"
-        )
-        await self._learners.each(
-            lambda worker, _: worker.start.remote(addresses[0]), within_s=within_s, what="DeepSpeed process group"
         )
 
     def stop(self) -> None:

@@ -73,20 +73,37 @@ class ActorGroup:
         Raises:
             WorkerError: an actor died, raised, or did not answer in time. An actor's own `DemoPSDError` comes as it is.
         """
-        refs = [call(handle, rank) for rank, handle in enumerate(self._handles)]
-        try:
-            return await asyncio.wait_for(asyncio.gather(*refs), timeout=within_s)
-        except TimeoutError:
-            _, waiting = ray.wait(refs, num_returns=len(refs), timeout=0)
-            silent = [rank for rank, ref in enumerate(refs) if ref in waiting]
-            raise WorkerError(f"{self.role} {silent} did not answer within {within_s:g} s: {what}.") from None
-        except RayTaskError as error:
-            if isinstance(error.cause, DemoPSDError):
-                raise error.cause from None
-            raise WorkerError(f"{self.role} failed: {what}.\n{error}") from None
-        except RayActorError as error:
-            raise WorkerError(f"{self.role} died: {what}. {error}") from None
+        futures = {asyncio.wrap_future(call(handle, rank).future()): rank for rank, handle in enumerate(self._handles)}
+        done, waiting = await asyncio.wait(futures, timeout=within_s, return_when=asyncio.FIRST_EXCEPTION)
+        for future in waiting:
+            future.cancel()
+        failed = {futures[future]: error for future in done if (error := future.exception()) is not None}
+        if failed:
+            rank = min(failed)
+            raise self._explained(failed[rank], rank, what) from None
+        if waiting:
+            silent = sorted(futures[future] for future in waiting)
+            raise WorkerError(f"{self.role} {silent} did not answer within {within_s:g} s: {what}.")
+        return [future.result() for future in futures]
+
+    def _explained(self, error: BaseException, rank: int, what: str) -> BaseException:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, DemoPSDError):
+            return cause
+        if isinstance(error, RayActorError):
+            return WorkerError(f"{self.role} {rank} died while it was asked for {what}. {_last_words(error)}")
+        if isinstance(error, RayTaskError):
+            return WorkerError(f"{self.role} {rank} failed on {what}.\n{error}")
+        return error
 
     def kill(self) -> None:
         for handle in self._handles:
             ray.kill(handle)
+
+
+def _last_words(error: RayActorError) -> str:
+    """Ray's account of a death on one line, without its list of possible causes and where to read more."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next(
+        (line for line in lines if "exit" in line.lower() or "killed" in line.lower()), lines[0] if lines else ""
+    )

@@ -25,7 +25,7 @@ from demopsd_dist.objective import (
 from tests.unit.reference import demopsd_token
 
 B, T, V = 2, 3, 17
-SETTINGS = {"alpha_max": 0.15, "gate_sensitivity": 50.0, "floor": 1e-8}
+SETTINGS: dict[str, Any] = {"alpha_max": 0.15, "gate_sensitivity": 50.0, "floor": 1e-8}
 
 
 def logits(seed: int, scale: float = 3.0, shape: tuple[int, ...] = (B, T, V)) -> torch.Tensor:

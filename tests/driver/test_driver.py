@@ -1,0 +1,176 @@
+"""The loop itself, with stand-ins for the roles: who is asked what, in which order, and how stale a rollout may be."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from demopsd_dist.checkpoint import RunFolder
+from demopsd_dist.config import Config, load
+from demopsd_dist.data.prompts import PromptBuilder
+from demopsd_dist.data.rewards import answer_reward
+from demopsd_dist.data.sources import load_questions
+from demopsd_dist.driver import RunState, Task, prompts_of_step, train
+from demopsd_dist.feed import open_feed
+from demopsd_dist.minisci.tokenizer import byte_tokenizer
+from demopsd_dist.runlog import RunLog
+from demopsd_dist.testing import StandInLearners, World, stand_in_crew
+
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+SMALL = ["rollout.prompts_per_step=6", "rollout.group_size=4", "data.minisci_test_size=8", "data.minisci_train_size=40"]
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    config = load(DEMO, SMALL)
+    builder = PromptBuilder(byte_tokenizer())
+    train_set, test, ood = (
+        [builder.student(question) for question in load_questions(config.data, split)]
+        for split in ("train", "test", "ood")
+    )
+    return Task(train_set, test, ood, builder, answer_reward)
+
+
+class Run:
+    def __init__(self, folder: Path, task: Task, *words: str, fail_at_step: int | None = None) -> None:
+        self.config: Config = load(DEMO, [*SMALL, f"output_dir={folder}", *words])
+        self.world = World(fail_at_step=fail_at_step)
+        self.crew = stand_in_crew(self.world)
+        self.folder = RunFolder.create(self.config)
+        self.console = StringIO()
+        with RunLog(self.folder, self.config.steps, Console(file=self.console, width=200)) as log:
+            self.state = asyncio.run(train(self.config, self.crew, task, log, RunState()))
+            self.summary = log.summary()
+
+    @property
+    def batches(self) -> list:
+        assert isinstance(self.crew.learners, StandInLearners)
+        return self.crew.learners.batches
+
+    def ages(self) -> list[int]:
+        """For each step the age of its oldest rollout, in weight versions."""
+        return [
+            step - min(item.lesson.rollout.weight_version for rank in batch.shards for micro in rank for item in micro)
+            for step, batch in enumerate(self.batches)
+        ]
+
+
+def test_on_policy_order_of_events(tmp_path: Path, task: Task) -> None:
+    run = Run(tmp_path, task, "steps=3", "data.ood=null")
+    evaluations = [("sample", 0), ("sample", 0)]  # test and ood
+    expected = [("publish", 0), *evaluations]
+    for step in range(3):
+        expected += [("sample", step), ("score", step), ("step", step), ("publish", step + 1)]
+    assert run.world.diary[: len(expected)] == expected
+    assert run.world.diary[len(expected) :] == [("sample", 3), ("sample", 3)]
+    assert run.state == RunState(step=3, samples=3 * 24)
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_no_rollout_is_older_than_ahead_and_the_bound_is_used(tmp_path: Path, task: Task, ahead: int) -> None:
+    run = Run(tmp_path, task, "steps=8", f"rollout.ahead={ahead}")
+    assert max(run.ages()) == ahead
+    assert all(age >= 0 for age in run.ages())
+    sampled = [who for who, _ in run.world.diary].count("sample")
+    assert sampled == 8 + 4, "no batch beyond the last step, and two evaluations of two sets"
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_every_step_learns_its_own_prompts(tmp_path: Path, task: Task, ahead: int) -> None:
+    run = Run(tmp_path, task, "steps=9", f"rollout.ahead={ahead}")
+    for step, batch in enumerate(run.batches):
+        mine = {prompt.id for prompt in prompts_of_step(task.train, run.config, step)}
+        learned = {item.lesson.rollout.prompt.id for rank in batch.shards for micro in rank for item in micro}
+        assert learned
+        assert learned <= mine
+
+
+def test_prompts_walk_through_the_data_epoch_after_epoch(task: Task) -> None:
+    config = load(DEMO, SMALL)
+    walk = [prompt.id for step in range(20) for prompt in prompts_of_step(task.train, config, step)]
+    everything = sorted(prompt.id for prompt in task.train)
+    assert sorted(walk[:40]) == sorted(walk[40:80]) == sorted(walk[80:]) == everything
+    assert walk[:40] != walk[40:80]
+
+
+def test_metrics_console_and_summary_tell_the_run(tmp_path: Path, task: Task) -> None:
+    run = Run(tmp_path, task, "steps=4", "evaluation.every_steps=2")
+    records = [json.loads(line) for line in run.folder.metrics.read_text().splitlines()]
+    assert [record["step"] for record in records if "evaluation" not in record] == [1, 2, 3, 4]
+    assert [(r["step"], r["evaluation"]) for r in records if "evaluation" in r] == [
+        (step, split) for step in (0, 2, 4) for split in ("test", "ood")
+    ]
+    first = records[2]
+    assert first["policy/age_steps_max"] == 0
+    assert first["rollout/samples"] == 24
+    assert first["time/learn_s"] >= 0
+    assert run.summary["accuracy_after"]["average"] > run.summary["accuracy_before"]["average"]
+    assert set(run.summary["accuracy_before"]) == {"physics", "chemistry", "biology", "materials", "average", "ood"}
+    assert 0 < run.summary["active_fraction"] <= 1
+    text = run.console.getvalue()
+    assert text.count("step ") >= 4
+    assert "4/4  reward" in text
+
+
+def test_a_failing_role_ends_the_run_and_leaves_nothing_in_flight(tmp_path: Path, task: Task) -> None:
+    with pytest.raises(RuntimeError, match="told to fail"):
+        Run(tmp_path, task, "steps=8", "rollout.ahead=3", fail_at_step=2)
+    steps = [
+        r
+        for line in (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()
+        if "evaluation" not in (r := json.loads(line))
+    ]
+    assert len(steps) == 2, "what was done before is on record"
+
+
+def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:
+    config = load(DEMO, [f"output_dir={tmp_path}"])
+    assert [RunFolder.create(config).path.name for _ in range(3)] == ["demo", "demo-2", "demo-3"]
+    assert load(tmp_path / "demo-2" / "config.yaml") == config
+
+
+def test_feed_bounds_what_is_in_flight() -> None:
+    started: list[int] = []
+
+    async def produce(step: int) -> int:
+        started.append(step)
+        await asyncio.sleep(0)
+        return step
+
+    async def drive() -> None:
+        async with open_feed(produce, first_step=5, last_step=9, ahead=1) as feed:
+            for step in range(5, 9):
+                assert await feed.take() == step
+                assert max(started) <= step + 1
+                feed.admit()
+        assert started == [5, 6, 7, 8]
+
+    asyncio.run(drive())
+
+
+@pytest.mark.parametrize("wait", [0.0, 60.0])
+def test_feed_passes_errors_on_and_cancels_the_rest(wait: float) -> None:
+    ended: list[str] = []
+
+    async def produce(step: int) -> int:
+        if step == 0:
+            raise ValueError("no rollouts")
+        try:
+            await asyncio.sleep(wait)
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+        return step
+
+    async def drive() -> None:
+        async with open_feed(produce, first_step=0, last_step=4, ahead=2) as feed:
+            await feed.take()
+
+    with pytest.raises(ValueError, match="no rollouts"):
+        asyncio.run(drive())
+    assert ended == (["cancelled"] * 2 if wait else ended)

@@ -1,0 +1,104 @@
+"""However a run ends, it ends whole: the exit code tells, and no process of it is left ten seconds later."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.real.conftest import DEMO, ROOT, SMALL, marked
+
+
+class Launched:
+    """`python -m launch.train` in its own session, its output in a file."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        self.mark = uuid.uuid4().hex
+        self.log = folder / "log"
+        command = [sys.executable, "-m", "launch.train", str(DEMO), *SMALL, f"output_dir={folder}", *words]
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log.open("w"),
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "DEMOPSD_TEST_MARK": self.mark},
+            start_new_session=True,
+        )
+
+    def wait_until(self, what: str, ready: Callable[[], object], within_s: float = 180) -> None:
+        deadline = time.monotonic() + within_s
+        while not ready():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, f"waited in vain for {what}\n{self.log.read_text()}"
+            time.sleep(0.1)
+
+    def actors(self, name: str) -> list[psutil.Process]:
+        return [process for process in marked(self.mark) if f"ray::{name}" in " ".join(process.cmdline())]
+
+    def end(self) -> int:
+        """The exit code; asserts that everything is gone ten seconds after the driver."""
+        code = self.process.wait(timeout=30)
+        left = psutil.wait_procs(marked(self.mark), timeout=10)[1]
+        assert not left, f"left behind: {left}"
+        return code
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
+    started: list[Launched] = []
+
+    def start(*words: str) -> Launched:
+        started.append(Launched(tmp_path, *words))
+        return started[-1]
+
+    yield start
+    for run in started:
+        for process in marked(run.mark):
+            process.kill()
+
+
+def test_ctrl_c_while_the_engines_start(launch: Callable[..., Launched]) -> None:
+    run = launch()
+    run.wait_until("an actor", lambda: run.actors("RolloutWorker"))
+    run.process.send_signal(signal.SIGINT)
+    assert run.end() == 130
+    assert run.log.read_text().rstrip().endswith("interrupted")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_in_training(launch: Callable[..., Launched], how: signal.Signals) -> None:
+    run = launch()
+    run.wait_until("the second step", lambda: "step  2/40" in run.log.read_text())
+    run.process.send_signal(how)
+    assert run.end() == 130
+    said = run.log.read_text()
+    assert said.rstrip().endswith("interrupted")
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("role", ["rollout", "learner"])
+def test_a_killed_worker_ends_the_run_by_name(launch: Callable[..., Launched], role: str) -> None:
+    run = launch()
+    run.wait_until("the first step", lambda: "step  1/40" in run.log.read_text())
+    run.actors(f"{role.capitalize()}Worker")[0].kill()
+    assert run.end() == 1
+    (error,) = re.findall(r"^error: .*$", run.log.read_text(), flags=re.MULTILINE)
+    assert re.match(rf"error: {role} \d died while it was asked for ", error)
+
+
+def test_a_run_that_ends_well_leaves_a_student_and_figures(launch: Callable[..., Launched], tmp_path: Path) -> None:
+    run = launch("steps=1", "data.ood=null")
+    assert run.end() == 0, run.log.read_text()
+    folder = tmp_path / "demo"
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "metrics.jsonl", "summary.json", "student"}
+    assert "Traceback" not in run.log.read_text()

@@ -1,0 +1,187 @@
+"""Real Ray, vLLM and DeepSpeed: a few training steps, and that every role holds the weights it says it holds."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from demopsd_dist.checkpoint import RunFolder
+from demopsd_dist.config import Precision
+from demopsd_dist.data.lessons import grade
+from demopsd_dist.data.records import Rollout
+from demopsd_dist.driver import RunState, Task, train
+from demopsd_dist.errors import WeightSyncError
+from demopsd_dist.minisci import MODEL_DIR
+from demopsd_dist.objective import coarsen
+from demopsd_dist.roles import Sampling
+from demopsd_dist.runlog import RunLog
+from tests.real.conftest import RealCrew, demo
+from workers import rollout as rollout_module
+from workers.crew import RolloutGroup
+from workers.forward import Rectangle, ResponseLogits, load_causal_lm, support_tensor
+from workers.group import Placement
+from workers.placement import Bundle
+from workers.weights import Bucket, digest_of
+
+SAMPLING = Sampling(samples=4, temperature=1.0, top_p=1.0, max_response_tokens=64, seed="test")
+
+
+def sampled(crew: RealCrew, task: Task, sampling: Sampling = SAMPLING) -> list[Rollout]:
+    groups = asyncio.run(crew.roles.rollouts.sample(task.test, sampling))
+    return [rollout for group in groups for rollout in group]
+
+
+def logits_of(folder: Path, samples: list[tuple[np.ndarray, np.ndarray]]) -> list[torch.Tensor]:
+    """(T, V) logits of a Hugging Face folder at every response token, by transformers, one sample at a time."""
+    model = load_causal_lm(folder, Precision.float32).eval()
+    with torch.inference_mode():
+        rows = [torch.from_numpy(np.concatenate(pair).astype(np.int64))[None] for pair in samples]
+        return [model(row).logits[0, len(prompt) - 1 : -1] for row, (prompt, _) in zip(rows, samples, strict=True)]
+
+
+def test_engines_sample_from_the_model_they_say(crew: RealCrew, task: Task) -> None:
+    """The engines' log-probabilities are those of transformers on the same tokens."""
+    rollouts = sampled(crew, task)[:12]
+    assert {rollout.weight_version for rollout in rollouts} == {crew.version}
+    assert {rollout.worker for rollout in rollouts} == {0, 1}
+    for rollout, logits in zip(
+        rollouts, logits_of(MODEL_DIR, [(r.prompt.tokens, r.tokens_T) for r in rollouts]), strict=True
+    ):
+        logp = logits.log_softmax(-1).numpy()[np.arange(len(rollout.tokens_T)), rollout.tokens_T]
+        np.testing.assert_allclose(rollout.logp_T, logp, atol=2e-5)
+
+
+def test_a_sample_depends_on_seed_and_id_alone(crew: RealCrew, task: Task) -> None:
+    """Whichever worker draws it, in whatever company: the prompts the other way round go to other workers."""
+    once = {rollout.id: rollout for rollout in sampled(crew, task)}
+    shuffled = dataclasses.replace(task, test=task.test[::-1][:7])
+    again = sampled(crew, shuffled)
+    assert {rollout.worker for rollout in again} == {0, 1}
+    assert any(rollout.worker != once[rollout.id].worker for rollout in again)
+    for rollout in again:
+        assert rollout.tokens_T.tolist() == once[rollout.id].tokens_T.tolist()
+        np.testing.assert_allclose(rollout.logp_T, once[rollout.id].logp_T, atol=1e-5)
+    other = sampled(crew, task, dataclasses.replace(SAMPLING, seed="other"))
+    assert any(rollout.text != once[rollout.id].text for rollout in other)
+
+
+def test_support_and_teacher_values_are_those_of_plain_forwards(crew: RealCrew, task: Task) -> None:
+    groups = asyncio.run(crew.roles.rollouts.sample(task.test[:6], SAMPLING))
+    lessons = grade(groups, task.reward, task.prompts, exclude_own_success=True, seed="0").lessons
+    assert lessons, "the base model finds some right answers"
+    supports = asyncio.run(crew.roles.learners.support(lessons))
+    scored = asyncio.run(crew.roles.teacher.score(lessons, supports))
+    views = {
+        "student": [(x.rollout.prompt.tokens, x.rollout.tokens_T) for x in lessons],
+        "teacher": [(x.privileged_tokens, x.rollout.tokens_T) for x in lessons],
+    }
+    student, teacher = logits_of(MODEL_DIR, views["student"]), logits_of(MODEL_DIR, views["teacher"])
+    for item, support, z_s, z_r in zip(scored, supports, student, teacher, strict=True):
+        expected = z_s.topk(100).values
+        torch.testing.assert_close(z_s.gather(-1, torch.from_numpy(support).long()), expected, atol=1e-4, rtol=1e-4)
+        ids = torch.from_numpy(support).long()
+        np.testing.assert_allclose(item.reference_logp_TA, coarsen(z_s, ids).numpy(), atol=1e-4)
+        np.testing.assert_allclose(item.teacher_logp_TA, coarsen(z_r, ids).numpy(), atol=1e-4)
+
+
+def test_damaged_and_incomplete_weights_are_refused(crew: RealCrew) -> None:
+    publish = crew.roles.weights
+    learners, rollouts = publish._learners, publish._receivers[0]  # type: ignore[attr-defined]
+
+    async def gather() -> list[Bucket]:
+        refs, *_ = await learners.each(lambda w, _: w.gather.remote(crew.version), within_s=60, what="weights")
+        return ray.get(refs)
+
+    async def send(buckets: list[Bucket]) -> None:
+        refs = [ray.put(bucket) for bucket in buckets]
+        await rollouts.each(lambda w, _: w.receive.remote(crew.version, refs), within_s=60, what="a receipt")
+
+    (whole,) = asyncio.run(gather())
+    flipped = whole.data.copy()
+    flipped[len(flipped) // 2] ^= 1
+    with pytest.raises(WeightSyncError, match=r"rollout \d got bucket 0 of weights version 0 damaged: digest"):
+        asyncio.run(send([dataclasses.replace(whole, data=flipped)]))
+    last = whole.specs[-1]
+    specs, data = whole.specs[:-1], whole.data[: last.start]
+    short = Bucket(whole.version, 0, specs, data, digest_of(specs, data))
+    with pytest.raises(WeightSyncError, match="was not sent 1 of its tensors, first "):
+        asyncio.run(send([short]))
+    crew.publish()
+
+
+def test_a_few_real_steps(crew: RealCrew, task: Task, tmp_path: Path) -> None:
+    """The whole loop; afterwards every engine, the export and a fresh vLLM agree on the student."""
+    config = demo("steps=3", f"output_dir={tmp_path}", "evaluation.every_steps=2")
+    folder = RunFolder.create(config)
+    with RunLog(folder, config.steps) as log:
+        state = asyncio.run(train(config, crew.roles, task, log, RunState()))
+        crew.version = state.version
+        summary = log.summary()
+    steps = [r for line in folder.metrics.read_text().splitlines() if "evaluation" not in (r := json.loads(line))]
+    assert [r["step"] for r in steps] == [1, 2, 3]
+    for record in steps:
+        assert all(np.isfinite(value) for value in record.values())
+        assert record["mismatch/logp_diff_max"] <= 1e-3
+        assert 0 < record["demopsd/loss"] < 18.5
+        assert 0 < record["demopsd/alpha_mean"] <= 0.15
+        assert record["demopsd/target_leak_nats"] <= record["demopsd/teacher_leak_nats"]
+        assert record["learner/grad_norm"] > 0
+        assert record["policy/age_steps_max"] == 0
+    assert summary["logp_diff_max"] <= 1e-3
+
+    student = tmp_path / "student"
+    asyncio.run(crew.roles.learners.export(student))
+    rollouts = sampled(crew, task)
+    assert {rollout.weight_version for rollout in rollouts} == {3}
+    moved = 0.0
+    pairs = [(r.prompt.tokens, r.tokens_T) for r in rollouts[:12]]
+    for rollout, new, old in zip(rollouts, logits_of(student, pairs), logits_of(MODEL_DIR, pairs), strict=False):
+        places = np.arange(len(rollout.tokens_T)), rollout.tokens_T
+        np.testing.assert_allclose(rollout.logp_T, new.log_softmax(-1).numpy()[places], atol=2e-5)
+        moved = max(moved, float(np.abs(rollout.logp_T - old.log_softmax(-1).numpy()[places]).max()))
+    assert moved > 1e-2, "training moved the weights, and the engines went along"
+
+    placement = Placement([Bundle("rollout", 0, 0.1, 0)], 60)
+    fresh = placement.start(
+        "rollout",
+        rollout_module.RolloutWorker,
+        lambda rank: (rank, config, student),
+        rollout_module.environment(config),
+    )
+    try:
+        asyncio.run(fresh.each(lambda worker, _: worker.start.remote(), within_s=120, what="vLLM engine"))
+        groups = asyncio.run(RolloutGroup(fresh, 120).sample(task.test, SAMPLING))
+    finally:
+        fresh.kill()
+        placement.release()
+    loaded = [rollout for group in groups for rollout in group]
+    for one, other in zip(rollouts, loaded, strict=True):
+        assert one.tokens_T.tolist() == other.tokens_T.tolist()
+        np.testing.assert_allclose(one.logp_T, other.logp_T, atol=1e-5)
+
+
+def test_forward_pads_without_effect() -> None:
+    """Several samples in one rectangle, head in slices: the same as one at a time."""
+    rng = np.random.default_rng(0)
+    samples = [
+        (rng.integers(0, 256, p).astype(np.int32), rng.integers(0, 256, t).astype(np.int32))
+        for p, t in ((5, 9), (30, 1), (1, 40))
+    ]
+    forward = ResponseLogits(load_causal_lm(MODEL_DIR, Precision.float32).eval())
+    batch = Rectangle(samples, torch.device("cpu"))
+    with torch.inference_mode():
+        plain = forward(batch)
+        ids = support_tensor([np.tile(np.arange(7, dtype=np.int32), (len(r), 1)) for _, r in samples], plain.device)
+        assert ids is not None
+        sliced = forward(batch, lambda logits, tokens: coarsen(logits, ids[tokens]))
+    expected = torch.cat(logits_of(MODEL_DIR, samples))
+    torch.testing.assert_close(plain, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(sliced, coarsen(expected, ids), atol=1e-4, rtol=1e-4)
+    assert [len(piece) for piece in batch.split(sliced)] == [9, 1, 40]

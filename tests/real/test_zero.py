@@ -1,0 +1,124 @@
+"""DeepSpeed ZeRO: the stage and the number of ranks change where things live, never what is computed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from demopsd_dist.config import Precision
+from demopsd_dist.data.pack import pack
+from demopsd_dist.data.records import Lesson, Rollout, Scored
+from demopsd_dist.driver import Task
+from demopsd_dist.errors import NonFiniteLossError
+from demopsd_dist.minisci import MODEL_DIR
+from demopsd_dist.objective import coarsen
+from tests.real.conftest import demo
+from workers import learner
+from workers.crew import LearnerGroup, start_learners
+from workers.forward import Rectangle, ResponseLogits, load_causal_lm
+from workers.group import Placement
+from workers.placement import Bundle
+
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def scored(task: Task) -> list[Scored]:
+    """Twelve lessons whose teacher is the base model with a correct solution in its prompt."""
+    forward = ResponseLogits(load_causal_lm(MODEL_DIR, Precision.float32).eval())
+    encode = task.prompts.tokenizer.encode
+    found = []
+    for i, prompt in enumerate(task.train[:12]):
+        wrong = f"<reasoning>{'1+' * i}1={i}</reasoning><answer>{i}</answer>"
+        response = np.asarray(encode(wrong, add_special_tokens=False), np.int32)
+        view = task.prompts.privileged(prompt.question, f"<answer>{prompt.question.answer}</answer>")
+        with torch.inference_mode():
+            student, teacher = (
+                forward(Rectangle([(tokens, response)], torch.device("cpu"))) for tokens in (prompt.tokens, view)
+            )
+        ids = student.topk(100).indices
+        logp_T = student.log_softmax(-1).numpy()[np.arange(len(response)), response]
+        rollout = Rollout(prompt, 0, response, logp_T, wrong, False, weight_version=0, worker=0)
+        values = (coarsen(student, ids).numpy(), coarsen(teacher, ids).numpy())
+        found.append(Scored(Lesson(rollout, 0.0, view), ids.int().numpy(), *values))
+    return found
+
+
+@contextmanager
+def learners(*words: str) -> Iterator[LearnerGroup]:
+    config = demo("learner.learning_rate=1e-3", "learner.warmup_steps=0", *words)
+    placement = Placement([Bundle("learner", i, 0.1, 0) for i in range(config.learner.num_workers)], 60)
+    group = placement.start(
+        "learner", learner.LearnerWorker, lambda rank: (rank, config, MODEL_DIR), learner.environment(config)
+    )
+    try:
+        asyncio.run(start_learners(group, 120))
+        yield LearnerGroup(group, config)
+    finally:
+        group.kill()
+        placement.release()
+
+
+def losses(scored: list[Scored], micro_batch_tokens: int, *words: str, export: Path | None = None) -> np.ndarray:
+    """The loss of each of five steps on the same batch, and the norm of its gradient."""
+    with learners(*words) as group:
+        batch = pack(scored, group.dp_size, micro_batch_tokens)
+        found = []
+        for _ in range(STEPS):
+            metrics = asyncio.run(group.step(batch)).metrics
+            found.append((metrics["demopsd/loss"], metrics["learner/grad_norm"]))
+        if export:
+            asyncio.run(group.export(export))
+    return np.array(found)
+
+
+@pytest.fixture(scope="module")
+def one_rank(ray_here: None, scored: list[Scored]) -> np.ndarray:
+    return losses(scored, 10_000, "learner.num_workers=1", "learner.zero_stage=0")
+
+
+def test_it_learns(one_rank: np.ndarray) -> None:
+    assert one_rank[-1, 0] < 0.9 * one_rank[0, 0]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_at_every_stage_are_one_rank(
+    stage: int, one_rank: np.ndarray, scored: list[Scored], tmp_path: Path
+) -> None:
+    """Also with another cut into micro-batches: 150 padded tokens instead of all at once."""
+    folder = tmp_path / "student"
+    found = losses(scored, 150, "learner.num_workers=2", f"learner.zero_stage={stage}", export=folder)
+    np.testing.assert_allclose(found[0, 0], one_rank[0, 0], atol=1e-5)
+    np.testing.assert_allclose(found[:, 0], one_rank[:, 0], atol=1e-4)
+    np.testing.assert_allclose(found[0, 1], one_rank[0, 1], rtol=1e-3)
+    exported = load_causal_lm(folder, Precision.float32).state_dict()
+    base = load_causal_lm(MODEL_DIR, Precision.float32).state_dict()
+    assert {name: value.shape for name, value in exported.items()} == {n: v.shape for n, v in base.items()}
+    assert all((exported[name] != base[name]).any() for name in base if "layernorm" not in name and "norm" not in name)
+
+
+def test_a_loss_that_is_not_finite_is_refused_before_the_step(ray_here: None, scored: list[Scored]) -> None:
+    poisoned = list(scored)
+    values = poisoned[0].teacher_logp_TA.copy()
+    values[0, 0] = np.nan
+    poisoned[0] = Scored(poisoned[0].lesson, poisoned[0].support_TK, poisoned[0].reference_logp_TA, values)
+    with learners("learner.num_workers=2") as group:
+        before = asyncio.run(group.support([item.lesson for item in scored]))
+        with pytest.raises(NonFiniteLossError, match="the step was refused on every rank"):
+            asyncio.run(group.step(pack(poisoned, 2, 10_000)))
+        after = asyncio.run(group.support([item.lesson for item in scored]))
+    for one, other in zip(before, after, strict=True):
+        assert (one == other).all(), "the weights are as they were"
+
+
+def test_a_batch_without_tokens_is_no_step(ray_here: None) -> None:
+    with learners("learner.num_workers=2") as group:
+        report = asyncio.run(group.step(pack([], 2, 100)))
+    assert not report.stepped
+    assert report.metrics == {}
