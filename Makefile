@@ -44,4 +44,5 @@ lock: setup
 	cd requirements && for build in cpu gpu; do \
 	  ../$(BIN)/uv pip compile $$build.in $$(test -f $$build.overrides && echo --override $$build.overrides) \
 	    --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-annotate -o $$build.lock; \
+	  sed -i 's/+cpu$$//' $$build.lock; \
 	done

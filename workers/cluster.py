@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from demopsd_dist.config import Config
 from workers.placement import check_fits
@@ -19,6 +20,7 @@ def join(config: Config) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")  # 15 otherwise: on a busy machine a start took minutes
     import ray
 
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     if config.ray_address is None:
         ray.init(
             address="local",
@@ -29,6 +31,8 @@ def join(config: Config) -> None:
         )
     else:
         ray.init(address=config.ray_address, log_to_driver=False, logging_level="ERROR")
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own, which exits without cleaning up
+    if config.ray_address is not None:
         offered = ray.cluster_resources()
         check_fits(config, cpus=offered.get("CPU", 0.0), gpus=offered.get("GPU", 0.0))
 

@@ -141,7 +141,7 @@ class RayCrew:
     """All actors of a run. Placed together; `start` returns when every engine is ready, `stop` kills them."""
 
     def __init__(self, config: Config, model_folder: Path) -> None:
-        self._placement = Placement(bundles(config), config.limits.start_s)
+        self._placement = Placement(bundles(config))
         folder = model_folder.resolve()
 
         def group(role: str, actor: type, env: dict[str, str]) -> ActorGroup:
@@ -154,6 +154,7 @@ class RayCrew:
 
     async def start(self) -> Crew:
         within_s, call_s = self._config.limits.start_s, self._config.limits.call_s
+        await self._placement.ready(within_s)
         await asyncio.gather(
             self._rollouts.each(lambda worker, _: worker.start.remote(), within_s=within_s, what="vLLM engine"),
             self._teacher.each(lambda worker, _: worker.start.remote(), within_s=within_s, what="EMA model"),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -20,22 +20,30 @@ Call = Callable[[Any, int], Any]  # (actor handle, rank) -> object ref
 class Placement:
     """The resources of a run, claimed together: all roles get theirs, or the start fails by name."""
 
-    def __init__(self, bundles: Sequence[Bundle], start_s: float) -> None:
+    def __init__(self, bundles: Sequence[Bundle]) -> None:
         self._bundles = list(bundles)
         needs = [{"CPU": b.cpus} | ({"GPU": b.gpus} if b.gpus else {}) for b in self._bundles]
         self._group: PlacementGroup = placement_group(needs, strategy="PACK")
-        try:
-            ray.get(self._group.ready(), timeout=start_s)
-        except GetTimeoutError:
+
+    async def ready(self, within_s: float) -> None:
+        """Wait for the claim.
+
+        Raises:
+            WorkerError: the cluster did not grant it in time.
+        """
+        claim = asyncio.wrap_future(self._group.ready().future())
+        _, waiting = await asyncio.wait([claim], timeout=within_s)
+        if waiting:
+            claim.cancel()
             raise WorkerError(
-                f"the cluster did not place {len(self._bundles)} actors within limits.start_s={start_s:g} s. It offers "
-                f"{ray.available_resources()}."
-            ) from None
+                f"the cluster did not place {len(self._bundles)} actors within limits.start_s={within_s:g} s; it has "
+                f"{ray.available_resources()} free."
+            )
 
     def start(
         self, role: str, actor: type, arguments: Callable[[int], tuple[Any, ...]], env: dict[str, str]
     ) -> ActorGroup:
-        """One actor for each of the role's bundles, in rank order; construction goes on in the background."""
+        """One actor for each of the role's bundles, in rank order; it comes to life when the claim is granted."""
         handles = []
         for index, bundle in enumerate(self._bundles):
             if bundle.role == role:

@@ -76,6 +76,8 @@ class LearnerWorker:
         deepspeed.init_distributed("nccl" if settings.gpus_per_worker else "gloo", verbose=False)
         model = ResponseLogits(load_causal_lm(self._folder, self._config.model.precision))
         optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        if settings.zero_stage == 0:
+            optimizer.register_step_pre_hook(self._clip)
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=deepspeed_config(self._config), dist_init_required=False
         )
@@ -114,7 +116,8 @@ class LearnerWorker:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = report.maxima["learner/learning_rate"] = self._learning_rate()
         self._engine.step()
-        report.maxima["learner/grad_norm"] = float(self._engine.get_global_grad_norm())
+        norm = self._grad_norm if self._config.learner.zero_stage == 0 else self._engine.get_global_grad_norm()
+        report.maxima["learner/grad_norm"] = float(norm)
         return report
 
     def _loss(self, scored: Sequence[Scored], token_count: int, report: RankReport) -> Tensor:
@@ -157,6 +160,11 @@ class LearnerWorker:
 
     def _values(self, arrays: Sequence[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.concatenate(arrays)).to(self._device)
+
+    def _clip(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        """For ZeRO-0: its gradients are whole and reduced when the optimizer is about to step."""
+        gradients = [p for group in optimizer.param_groups for p in group["params"]]
+        self._grad_norm = torch.nn.utils.clip_grad_norm_(gradients, self._config.learner.max_grad_norm)
 
     def _learning_rate(self) -> float:
         settings = self._config.learner

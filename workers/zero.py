@@ -42,7 +42,8 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": config.learner.max_grad_norm,
+        # At stage 0 DeepSpeed clips but does not tell the norm, so there the learner clips.
+        "gradient_clipping": config.learner.max_grad_norm if config.learner.zero_stage else 0.0,
         "zero_optimization": {"stage": config.learner.zero_stage, "overlap_comm": False},
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": config.model.precision is Precision.bfloat16},
@@ -83,7 +84,7 @@ def gathered(
     if zero_stage < 3:
         yield from ([(n, p.data) for n, p in bucket] for bucket in buckets_of(named, bucket_bytes))
         return
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     for bucket in buckets_of(named, bucket_bytes):
         with GatheredParameters([parameter for _, parameter in bucket], modifier_rank=None):

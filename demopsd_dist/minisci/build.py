@@ -1,10 +1,11 @@
 """Train the embedded base model from scratch: `python -m demopsd_dist.minisci.build` (two cores, under 20 minutes).
 
-Supervised on worked solutions. A part of the *unprivileged* ones carries one arithmetic slip, so the model knows the
-calculation but samples wrong results; with a correct solution in the prompt (a quarter of the examples, in exactly the
-teacher's template) it is always right. That gap between a weak student and, in the same weights, a strong privileged
-teacher is what self-distillation needs. Free answers, not four options: a model of this size learns the arithmetic in
-minutes, but not to look up the letter of the right option.
+Supervised on worked solutions: first right ones; then, where there is no privileged context, half of them with one
+arithmetic slip. So the model has learned the calculation, and then that people slip: it samples wrong results. With a
+correct solution in the prompt (a quarter of the examples, in exactly the teacher's template) it is always right. That
+gap between a weak student and, in the same weights, a strong privileged teacher is what self-distillation needs. Free
+answers, not four options: a model of this size learns the arithmetic in minutes, but not to look up the letter of the
+right option.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from demopsd_dist.data.rewards import answer_reward
 from demopsd_dist.minisci import MODEL_DIR, tasks
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
 
-PRIVILEGED_SHARE = 1 / 4
+PRIVILEGED_SHARE = 1 / 4  # of the examples
+RIGHT_SHARE = 0.6  # of the steps, before slips begin
 EVALUATION_SAMPLES = 8
 
 
@@ -65,12 +67,13 @@ class ExampleStream:
         self.rng = random.Random(f"build/{seed}")
         self.problems = tasks.problems("train", seed)
         self.slip_share = slip_share
+        self.slips = False  # until the arithmetic is learned
 
     def student(self) -> Example:
         """Without privileged context: right, or with one slip."""
         while True:
             problem = next(self.problems)
-            slip = self.rng.random() < self.slip_share
+            slip = self.slips and self.rng.random() < self.slip_share
             compute = tasks.slipping(self.rng, problem.expression) if slip else tasks.exact
             try:
                 solution = tasks.solution_text(*tasks.worked(problem.expression, compute))
@@ -110,6 +113,7 @@ def train(model: Qwen3ForCausalLM, stream: ExampleStream, steps: int, batch: int
     privileged = round(batch * PRIVILEGED_SHARE)
     started = time.monotonic()
     for step in range(1, steps + 1):
+        stream.slips = step > RIGHT_SHARE * steps
         parts = [
             [stream.student() for _ in range(batch - privileged)],
             [stream.privileged() for _ in range(privileged)],

@@ -228,6 +228,18 @@ FAMILIES = (
 )
 FIELDS = tuple(dict.fromkeys(family.field for family in FAMILIES))
 
+# Without them a small model learns where in the prompt an operand stands, instead of what it means.
+OPENINGS = (
+    "",
+    "",
+    "Question: ",
+    "Work this out. ",
+    "Try this one: ",
+    "From the lab: ",
+    "Please help. ",
+    "Quick check. ",
+)
+
 _PRODUCT = re.compile(r"(\d+)(\*)(\d+)")
 _BRACKET = re.compile(r"\((\d+)([+-])(\d+)\)")
 _SUM = re.compile(r"(\d+)([+-])(\d+)")
@@ -300,7 +312,7 @@ def draw(rng: random.Random, split: Split, family: Family) -> Problem:
             break
     wording = family.held_out if split == "ood" else rng.choice(family.wordings)
     expression = family.expression.format(**operands)
-    text = wording.format(**operands)
+    text = rng.choice(OPENINGS) + wording.format(**operands)
     identity = f"{split}/{family.field}/{family.name}/{'-'.join(map(str, operands.values()))}"
     return Problem(Question(identity, text, str(worked(expression)[1]), family.field), expression)
 

@@ -148,7 +148,7 @@ def test_a_few_real_steps(crew: RealCrew, task: Task, tmp_path: Path) -> None:
         moved = max(moved, float(np.abs(rollout.logp_T - old.log_softmax(-1).numpy()[places]).max()))
     assert moved > 1e-2, "training moved the weights, and the engines went along"
 
-    placement = Placement([Bundle("rollout", 0, 0.1, 0)], 60)
+    placement = Placement([Bundle("rollout", 0, 0.1, 0)])
     fresh = placement.start(
         "rollout",
         rollout_module.RolloutWorker,

@@ -52,8 +52,8 @@ def scored(task: Task) -> list[Scored]:
 
 @contextmanager
 def learners(*words: str) -> Iterator[LearnerGroup]:
-    config = demo("learner.learning_rate=1e-3", "learner.warmup_steps=0", *words)
-    placement = Placement([Bundle("learner", i, 0.1, 0) for i in range(config.learner.num_workers)], 60)
+    config = demo("learner.learning_rate=3e-4", "learner.warmup_steps=0", *words)
+    placement = Placement([Bundle("learner", i, 0.1, 0) for i in range(config.learner.num_workers)])
     group = placement.start(
         "learner", learner.LearnerWorker, lambda rank: (rank, config, MODEL_DIR), learner.environment(config)
     )

@@ -258,8 +258,8 @@ def test_values_on_the_support_give_the_same_number() -> None:
     """The cluster's form, whose teacher sends float32 values alone, against the three-logits form."""
     student, reference, teacher = (x.float() for x in three(10))
     support = top_k_support(student, 5)
-    sent = [coarsen(x, support).numpy().copy() for x in (reference, teacher)]
-    there = demopsd_loss_on_support(student, support, *(torch.from_numpy(x) for x in sent), ones(), **SETTINGS)
+    sent_s, sent_r = (torch.from_numpy(coarsen(x, support).numpy().copy()) for x in (reference, teacher))
+    there = demopsd_loss_on_support(student, support, sent_s, sent_r, ones(), **SETTINGS)
     here = demopsd_loss(student, reference, teacher, ones(), top_k=5, **SETTINGS)
     torch.testing.assert_close(there.loss, here.loss, atol=1e-6, rtol=0)
 

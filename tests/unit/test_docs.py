@@ -1,0 +1,64 @@
+"""The documents: their commands work, their links lead somewhere, and the loop they show is the loop."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from demopsd_dist import driver
+from launch.train import main
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("configs/*.md")])
+
+
+def commands(path: Path, program: str) -> list[str]:
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    return re.findall(rf"^{program} [^\n#]*", text, flags=re.MULTILINE)
+
+
+def test_the_loop_in_the_readme_is_the_loop() -> None:
+    shown = re.search(r"```python\n(async def train.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert shown
+    assert shown.group(1).strip() == inspect.getsource(driver.train).strip()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
+    assert [t for t in targets if not t.startswith("http") and not (path.parent / t).exists()] == []
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    shown = {command for path in DOCUMENTS for command in commands(path, "make")}
+    assert {command.split()[1] for command in shown} >= {"demo", "test", "check"}
+    for command in shown:
+        assert re.search(rf"^{command.split()[1]}:", makefile, flags=re.MULTILINE), command
+
+
+def test_train_commands_are_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is run as a dry run, in a folder that has the files and models that it names."""
+    shown = [command for path in DOCUMENTS for command in commands(path, "python -m launch.train")]
+    assert len(shown) >= 3
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    for command in shown:
+        words = shlex.split(command)[3:]
+        for word in words:
+            name, _, value = word.partition("=")
+            if name == "model.path":
+                Path(value).parent.mkdir(exist_ok=True)
+                Path(value).symlink_to(ROOT / "demopsd_dist" / "minisci" / "model")
+            elif name.startswith("data.") and value.endswith(".jsonl") and not Path(value).exists():
+                Path(value).parent.mkdir(exist_ok=True)
+                Path(value).write_text('{"prompt": "1+1?", "answer": "2"}\n')
+        if "configs/node_8gpu.yaml" in words:
+            continue  # its model is larger than the one at hand
+        assert main([*words, "--dry-run"]) == 0, (command, capsys.readouterr().err)

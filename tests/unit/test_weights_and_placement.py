@@ -1,0 +1,82 @@
+"""Packed buckets that show damage, and who claims what of a machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from demopsd_dist.config import load
+from demopsd_dist.errors import ConfigError, WeightSyncError
+from workers.placement import bundles, check_fits, table
+from workers.weights import pack_bucket, unpack_bucket
+from workers.zero import buckets_of
+
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+
+TENSORS = [
+    ("a", torch.arange(6, dtype=torch.float32).reshape(2, 3)),
+    ("half", torch.tensor([1.5, -2.0], dtype=torch.bfloat16)),
+    ("scalar", torch.tensor(7.0)),
+    ("turned", torch.arange(6, dtype=torch.float32).reshape(2, 3).T),
+]
+
+
+def test_tensors_come_back_bit_for_bit() -> None:
+    bucket = pack_bucket(3, 0, TENSORS)
+    found = dict(unpack_bucket(bucket, "rollout 0"))
+    assert list(found) == [name for name, _ in TENSORS]
+    for name, tensor in TENSORS:
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+
+
+@pytest.mark.parametrize("byte", [0, 11, 24, 31])
+def test_one_flipped_bit_is_noticed_and_named(byte: int) -> None:
+    bucket = pack_bucket(3, 5, TENSORS)
+    data = bucket.data.copy()
+    data[byte] ^= 1
+    message = "teacher 0 got bucket 5 of weights version 3 damaged: digest"
+    with pytest.raises(WeightSyncError, match=message) as caught:
+        list(unpack_bucket(dataclasses.replace(bucket, data=data), "teacher 0"))
+    assert "It holds a to turned." in str(caught.value)
+
+
+def test_a_tensor_under_another_name_is_noticed() -> None:
+    bucket = pack_bucket(3, 0, TENSORS)
+    specs = (dataclasses.replace(bucket.specs[0], name="b"), *bucket.specs[1:])
+    with pytest.raises(WeightSyncError, match="damaged"):
+        list(unpack_bucket(dataclasses.replace(bucket, specs=specs), "teacher 0"))
+
+
+def test_buckets_keep_order_and_size() -> None:
+    named = [(str(i), nn.Parameter(torch.zeros(size))) for i, size in enumerate((10, 10, 100, 1, 1, 1, 30))]
+    cut = list(buckets_of(named, bucket_bytes=4 * 20))
+    assert [[name for name, _ in bucket] for bucket in cut] == [["0", "1"], ["2"], ["3", "4", "5"], ["6"]]
+
+
+def test_a_sharded_parameter_counts_whole() -> None:
+    parameter = nn.Parameter(torch.zeros(0))
+    parameter.ds_numel = 1000  # type: ignore[attr-defined]
+    cut = list(buckets_of([("a", parameter), ("b", nn.Parameter(torch.zeros(1)))], bucket_bytes=400))
+    assert [len(bucket) for bucket in cut] == [1, 1]
+
+
+def test_the_demo_fits_two_cores_and_says_what_does_not() -> None:
+    config = load(DEMO)
+    assert sum(bundle.cpus for bundle in bundles(config)) == pytest.approx(2.0)
+    check_fits(config, cpus=2, gpus=0)
+    assert len(table(config).splitlines()) == 5
+    message = (
+        "rollout.num_workers=2 x cpus_per_worker=0.4 + teacher.cpus_per_worker=0.4 + learner.num_workers=2 x "
+        "cpus_per_worker=0.4 need 2 CPUs; there are 1. Lower a role's num_workers or cpus_per_worker"
+    )
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_fits(config, cpus=1, gpus=0)
+    on_gpus = load(DEMO, ["rollout.gpus_per_worker=1", "learner.gpus_per_worker=1", "learner.num_workers=4"])
+    with pytest.raises(ConfigError, match="need 6 GPUs; there are 4"):
+        check_fits(on_gpus, cpus=8, gpus=4)
