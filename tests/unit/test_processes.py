@@ -9,23 +9,27 @@ import time
 import psutil
 import pytest
 
-INSIDE = """
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+PARENT = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {DEAF!r}])"
+INSIDE = f"""
 import subprocess, sys, time
 from launch.processes import fenced
 
-ORPHAN = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)'])"
 with fenced():
-    subprocess.Popen([sys.executable, "-c", ORPHAN]).wait()  # its child, deaf to SIGTERM, is an orphan now
+    subprocess.Popen([sys.executable, "-c", {PARENT!r}]).wait()  # its child, deaf to SIGTERM, is an orphan now
     subprocess.Popen(["sleep", "60"], start_new_session=True)
     print("ready", flush=True)
-    {then}
+    THEN
 """
 
 
 @pytest.mark.parametrize(("then", "code"), [("pass", 0), ("raise SystemExit(3)", 3), ("time.sleep(60)", 1)])
 def test_nothing_outlives_the_fence(then: str, code: int) -> None:
     run = subprocess.Popen(
-        [sys.executable, "-c", INSIDE.format(then=then)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", INSIDE.replace("THEN", then)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     assert run.stdout is not None
     assert run.stdout.readline() == "ready\n"
