@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("demopsd_dist", "workers", "launch", "benchmarks")
+ROOMS = ("demopsd_dist", "workers", "launch")
 ENGINES = {"ray", "vllm", "deepspeed"}
 
 
