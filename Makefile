@@ -7,7 +7,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-BUILD := $(if $(GPU),gpu,cpu)
+BUILD := $(if $(GPU)$(wildcard $(VENV)/.installed-gpu),gpu,cpu)
 STAMP := $(VENV)/.installed-$(BUILD)
 UV_VERSION := 0.13.9
 

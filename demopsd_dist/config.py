@@ -85,12 +85,14 @@ class RolloutConfig:
     """Ray CPUs each; a fraction lets roles that take turns share a core."""
     gpus_per_worker: int = 0
     """0 runs on CPU; 1 on a GPU each."""
+    threads: int = 1
+    """torch threads of an engine on CPU; > 0."""
     prompts_per_step: int = 64
     """Questions sampled for one optimizer step; > 0."""
     group_size: int = 8
     """Responses a question; >= 2 where a rollout may not see itself."""
     temperature: float = 1.0
-    """Of training rollouts and of all log-probabilities in the loss; > 0."""
+    """Of training rollouts and of all log-probabilities in the loss; >= 0.01, below which vLLM rounds it up."""
     max_prompt_tokens: int = 2048
     """Longer questions are left out, counted and reported; > 0."""
     max_response_tokens: int = 16384
@@ -162,7 +164,7 @@ class EvaluationConfig:
     samples: int = 8
     """Responses a question: accuracy is mean@samples; > 0."""
     temperature: float = 1.0
-    """Of evaluation rollouts; > 0. The reported entropy is that of this distribution."""
+    """Of evaluation rollouts; >= 0.01. The reported entropy is that of this distribution."""
     top_p: float = 1.0
     """Nucleus of evaluation rollouts; in (0, 1]."""
 
@@ -284,9 +286,9 @@ def check(config: Config) -> None:
             "demopsd.gate_sensitivity": config.demopsd.gate_sensitivity,
             "rollout.num_workers": rollout.num_workers,
             "rollout.cpus_per_worker": rollout.cpus_per_worker,
+            "rollout.threads": rollout.threads,
             "rollout.prompts_per_step": rollout.prompts_per_step,
             "rollout.group_size": rollout.group_size,
-            "rollout.temperature": rollout.temperature,
             "rollout.max_prompt_tokens": rollout.max_prompt_tokens,
             "rollout.max_response_tokens": rollout.max_response_tokens,
             "rollout.kv_cache_gib": rollout.kv_cache_gib,
@@ -304,7 +306,6 @@ def check(config: Config) -> None:
             "weights.bucket_mib": config.weights.bucket_mib,
             "weights.max_logp_diff": config.weights.max_logp_diff,
             "evaluation.samples": config.evaluation.samples,
-            "evaluation.temperature": config.evaluation.temperature,
             "limits.start_s": config.limits.start_s,
             "limits.call_s": config.limits.call_s,
         }
@@ -312,6 +313,8 @@ def check(config: Config) -> None:
     _within("demopsd.alpha_max", config.demopsd.alpha_max, 0.0, 1.0)
     _within("demopsd.floor", config.demopsd.floor, 1e-30, 0.01)
     _within("demopsd.importance_clip", config.demopsd.importance_clip, 1.0, float("inf"))
+    _within("rollout.temperature", rollout.temperature, 0.01, 100.0)
+    _within("evaluation.temperature", config.evaluation.temperature, 0.01, 100.0)
     _within("evaluation.top_p", config.evaluation.top_p, 1e-6, 1.0)
     _within("rollout.gpu_memory_fraction", rollout.gpu_memory_fraction, 0.01, 1.0)
     _within("teacher.ema_rate", teacher.ema_rate, 0.0, 1.0)
@@ -341,6 +344,19 @@ def check(config: Config) -> None:
             f"rollout.max_batch_tokens={rollout.max_batch_tokens} is below rollout.max_prompt_tokens + "
             f"rollout.max_response_tokens = {whole}: a CPU engine cannot cut a prompt. Set it to {whole} or more."
         )
+    if rollout.max_batch_tokens < rollout.max_batch_sequences:
+        raise ConfigError(
+            f"rollout.max_batch_tokens={rollout.max_batch_tokens} is below rollout.max_batch_sequences="
+            f"{rollout.max_batch_sequences}, each of which decodes a token at once. Raise it or lower the other."
+        )
+    if config.model.precision is Precision.bfloat16:
+        if config.weights.max_logp_diff < 0.05:
+            raise ConfigError(
+                f"weights.max_logp_diff={config.weights.max_logp_diff:g} is below what bfloat16 rounding alone gives. "
+                "Set it to 0.5 or so, or model.precision=float32."
+            )
+        if learner.zero_stage == 0:
+            raise ConfigError("learner.zero_stage=0 cannot add up bfloat16 gradients in float32. Set it to 1, 2 or 3.")
     for placeholder in ("{prompt}", "{solution}"):
         if config.privileged.template.count(placeholder) != 1:
             raise ConfigError(
@@ -353,8 +369,8 @@ def check(config: Config) -> None:
 
 def _above_zero(values: dict[str, float]) -> None:
     for key, value in values.items():
-        if not value > 0:
-            raise ConfigError(f"{key}={value} must be greater than 0.")
+        if not 0 < value < float("inf"):
+            raise ConfigError(f"{key}={value} must be greater than 0 and finite.")
 
 
 def _within(key: str, value: float, low: float, high: float) -> None:

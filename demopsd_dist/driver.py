@@ -67,7 +67,7 @@ async def train(cfg: Config, crew: Crew, task: Task, log: RunLog, state: RunStat
                 report = await crew.learners.step(batch)  # barycenter loss, backward, ZeRO step
             state = state.after(samples=len(rollouts.graded.rollouts))
             with log.timed("publish_weights"):
-                await crew.weights.publish(state.version)
+                await crew.weights.publish(state.version, moved=report.stepped)
             feed.admit()  # the next prompts are born on these weights
             log.step(state.step, step_metrics(rollouts.graded, state) | report.metrics)
             if cfg.evaluation.every_steps and state.step % cfg.evaluation.every_steps == 0 and state.step < cfg.steps:
@@ -100,11 +100,11 @@ def scored_rollouts(
 
 
 def prompts_of_step(prompts: Sequence[Prompt], cfg: Config, step: int) -> list[Prompt]:
-    """The next `prompts_per_step` of a seeded walk through the data, epoch after epoch. Depends on nothing else."""
+    """A step's different prompts: each epoch shuffles anew, and leaves out what does not fill a step."""
     per_step = cfg.rollout.prompts_per_step
-    places = [divmod(index, len(prompts)) for index in range(step * per_step, (step + 1) * per_step)]
-    orders = {epoch: order(len(prompts), cfg.seed, epoch) for epoch, _ in places}
-    return [prompts[orders[epoch][place]] for epoch, place in places]
+    epoch, place = divmod(step, len(prompts) // per_step)
+    walk = order(len(prompts), cfg.seed, epoch)
+    return [prompts[index] for index in walk[place * per_step : (place + 1) * per_step]]
 
 
 def train_sampling(cfg: Config, step: int) -> Sampling:

@@ -55,10 +55,11 @@ class Learners(Protocol):
 
 
 class Weights(Protocol):
-    async def publish(self, version: int) -> None:
+    async def publish(self, version: int, *, moved: bool = True) -> None:
         """Bring the learners' weights to the rollout workers, and to the teacher, which applies its EMA.
 
-        Version 0 resets the teacher to the student. Returns when every receiver has confirmed.
+        Version 0 resets the teacher to the student. `moved=False` says that the step learned nothing: then only the
+        version is new. Returns when every receiver has confirmed.
 
         Raises:
             WeightSyncError: what arrived is not what was sent.

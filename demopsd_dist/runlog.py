@@ -96,14 +96,15 @@ class RunLog:
             f"  entropy {metrics.get('policy/entropy_nats', 0.0):.3f}"
             f"  alpha {metrics.get('demopsd/alpha_mean', 0.0):.3f}"
             f"  active {metrics['demopsd/active_fraction']:.0%}"
-            f"  mismatch {metrics.get('mismatch/logp_diff_max', 0.0):.0e}"
-            f"  {step_s:.1f} s  {metrics['perf/samples_per_s']:.0f} samples/s"
+            + (f"  mismatch {metrics['mismatch/logp_diff_max']:.0e}" if "mismatch/logp_diff_max" in metrics else "")
+            + f"  {step_s:.1f} s  {metrics['perf/samples_per_s']:.0f} samples/s"
             f"  {int(left) // 60}:{int(left) % 60:02d} left"
         )
         self._progress.update(self._bar, completed=step)
 
     def evaluation(self, step: int, split: str, result: Evaluation) -> None:
         self.evaluations.setdefault(split, []).append(result)
+        self._step_started = time.monotonic()  # the next step's time is its own
         self._write({"step": step, "evaluation": split, **asdict(result)})
         fields = "  ".join(f"{name} {value:.1%}" for name, value in result.by_field.items())
         self.note(
@@ -133,7 +134,7 @@ class RunLog:
                 "alpha_mean": _mean(learned, "demopsd/alpha_mean"),
                 "disagreement_mean_nats": _mean(learned, "demopsd/disagreement_mean_nats"),
                 "active_fraction": _mean(self.steps, "demopsd/active_fraction"),
-                "logp_diff_max": max((m["mismatch/logp_diff_max"] for m in learned), default=None),
+                "logp_diff_max": max((m[key] for m in learned if (key := "mismatch/logp_diff_max") in m), default=None),
                 "samples_per_s": sum(m["rollout/samples"] for m in self.steps) / self._training_s,
             }
         summary["seconds"] = {stage: round(spent, 2) for stage, spent in self.stage_s.items()}

@@ -21,14 +21,16 @@ TOP_K = 4
 
 @dataclass
 class World:
-    """State that the roles share. `skill` is the chance of a right answer; it grows with each published version."""
+    """State that the roles share. `skill` is the chance of a right answer at first; it grows with each version."""
 
     published: int = -1
     diary: list[tuple[str, int]] = field(default_factory=list)  # (who, version or step)
+    unmoved: list[int] = field(default_factory=list)  # versions published after a step that learned nothing
     fail_at_step: int | None = None
+    skill: float = 0.4
 
-    def skill(self) -> float:
-        return min(0.4 + 0.1 * max(self.published, 0), 0.95)
+    def chance(self) -> float:
+        return min(self.skill * (1 + 0.25 * max(self.published, 0)), 0.95)
 
 
 @dataclass
@@ -43,7 +45,7 @@ class StandInRollouts:
 
     def _one(self, prompt: Prompt, sample: int, sampling: Sampling, version: int) -> Rollout:
         rng = random.Random(f"{sampling.seed}/{prompt.id}/{sample}")
-        right = rng.random() < self.world.skill()
+        right = rng.random() < self.world.chance()
         text = f"<answer>{prompt.question.answer if right else 'no idea'}</answer>"
         tokens_T = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)[: sampling.max_response_tokens]
         return Rollout(
@@ -85,7 +87,10 @@ class StandInLearners:
         if len(self.batches) == self.world.fail_at_step:
             raise RuntimeError("the stand-in learner was told to fail")
         self.batches.append(batch)
-        return LearnReport({"demopsd/loss": 1.0 / len(self.batches)}, stepped=batch.token_count > 0)
+        if not batch.token_count:
+            return LearnReport({}, stepped=False)
+        metrics = {"demopsd/loss": 1.0 / len(self.batches), "demopsd/alpha_mean": 0.05}
+        return LearnReport(metrics | {"demopsd/disagreement_mean_nats": 0.03}, stepped=True)
 
     async def export(self, folder: Path) -> None:
         folder.mkdir()
@@ -95,8 +100,10 @@ class StandInLearners:
 class StandInWeights:
     world: World
 
-    async def publish(self, version: int) -> None:
+    async def publish(self, version: int, *, moved: bool = True) -> None:
         self.world.diary.append(("publish", version))
+        if not moved:
+            self.world.unmoved.append(version)
         self.world.published = version
 
 

@@ -12,7 +12,7 @@ def main() -> None:
     import torch
 
     if not torch.cuda.is_available() and not build_extensions():
-        print("note: DeepSpeed's shared-memory collectives were not built; gloo will be used")
+        print("note: DeepSpeed's CPU extension was not built; it goes without")
 
 
 if __name__ == "__main__":

@@ -40,22 +40,35 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
     fitting: dict[Split, list[Prompt]] = {}
     skipped: dict[Split, int] = {}
     for split, asked in questions.items():
-        fitting[split] = [prompt for question in asked if (prompt := _fits(builder, question, config)) is not None]
+        prompts = [builder.student(question) for question in asked]
+        fitting[split] = [prompt for prompt in prompts if _fits(prompt, builder, config, split)]
         skipped[split] = len(asked) - len(fitting[split])
         if asked and not fitting[split]:
             raise DataError(
-                f"data.{split}: all {len(asked)} questions are longer than rollout.max_prompt_tokens="
-                f"{config.rollout.max_prompt_tokens} tokens (the shortest has "
-                f"{min(len(builder.student(q).tokens) for q in asked)}). Raise it."
+                f"data.{split}: all {len(asked)} questions are {over_long(config, split)} (the shortest has "
+                f"{min(len(prompt.tokens) for prompt in prompts)}). Raise it."
             )
+    needed, there = config.rollout.prompts_per_step, len(fitting["train"])
+    if there < needed:
+        raise DataError(
+            f"data.train has {there} usable questions; rollout.prompts_per_step={needed} needs as many different ones. "
+            f"Lower it to {there} or less."
+        )
     return Task(fitting["train"], fitting["test"], fitting["ood"], builder, answer_reward), skipped
 
 
-def _fits(builder: PromptBuilder, question: Question, config: Config) -> Prompt | None:
-    prompt = builder.student(question)
+def over_long(config: Config, split: Split) -> str:
+    """What it means that a question of this split is left out."""
+    text = f"longer than rollout.max_prompt_tokens={config.rollout.max_prompt_tokens} tokens"
+    if split == "train":
+        text += f" or, in the privileged template, privileged.max_tokens={config.privileged.max_tokens}"
+    return text
+
+
+def _fits(prompt: Prompt, builder: PromptBuilder, config: Config, split: Split) -> bool:
     if len(prompt.tokens) > config.rollout.max_prompt_tokens:
-        return None
-    return prompt if len(builder.privileged(question, "")) <= config.privileged.max_tokens else None
+        return False
+    return split != "train" or len(builder.privileged(prompt.question, "")) <= config.privileged.max_tokens
 
 
 def provenance(config: Config) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def run(config: Config, folder: Path, questions: dict[Split, list[Question]]) ->
     with fenced():
         from demopsd_dist.checkpoint import RunFolder
         from demopsd_dist.runlog import RunLog
-        from launch.task import build_task
+        from launch.task import build_task, over_long
 
         started = time.monotonic()
         task, skipped = build_task(config, folder, questions)
@@ -84,8 +84,7 @@ def run(config: Config, folder: Path, questions: dict[Split, list[Question]]) ->
             for split, count in skipped.items():
                 if count:
                     log.note(
-                        f"left out {count} of {len(questions[split])} {split} questions: longer than "
-                        f"rollout.max_prompt_tokens={config.rollout.max_prompt_tokens} tokens"
+                        f"left out {count} of {len(questions[split])} {split} questions: {over_long(config, split)}"
                     )
             summary = asyncio.run(train_with_ray(config, folder, task, log, started))
             run_folder.write_summary(summary)
@@ -101,7 +100,7 @@ async def train_with_ray(config, folder, task, log, started: float) -> dict:
     from workers.crew import RayCrew
 
     with log.timed("start_roles"):
-        cluster.join(config)
+        cluster.join(config)  # left, within a bound, by `fenced`
         crew_actors = RayCrew(config, folder)
         crew = await crew_actors.start()
     log.note(
@@ -114,7 +113,6 @@ async def train_with_ray(config, folder, task, log, started: float) -> dict:
             await crew.learners.export(log.folder.student)
     finally:
         crew_actors.stop()
-        cluster.leave()
     return {**log.summary(), "wall_s": round(time.monotonic() - started, 1), **provenance(config)}
 
 

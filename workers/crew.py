@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from demopsd_dist.config import Config
 from demopsd_dist.data.pack import shard
 from demopsd_dist.data.records import LearnReport, Lesson, Prompt, Rollout, Scored, Tokens, TrainBatch
@@ -83,7 +85,7 @@ class LearnerGroup:
             for name, value in report.sums.items():
                 metrics[name] = metrics.get(name, 0.0) + value
             for name, value in report.maxima.items():
-                metrics[name] = max(metrics.get(name, 0.0), value)
+                metrics[name] = float(np.maximum(metrics.get(name, 0.0), value))  # keeps a NaN
         self._refuse_mismatch(metrics.get("mismatch/logp_diff_max", 0.0))
         return LearnReport(metrics, stepped=reports[0].stepped)
 
@@ -105,10 +107,16 @@ class LearnerGroup:
 class WeightPublisher:
     """Learners -> object store -> rollout workers and teacher, all receivers at once."""
 
-    def __init__(self, learners: ActorGroup, receivers: Sequence[ActorGroup], call_s: float) -> None:
-        self._learners, self._receivers, self._call_s = learners, receivers, call_s
+    def __init__(self, learners: ActorGroup, rollouts: ActorGroup, teacher: ActorGroup, call_s: float) -> None:
+        self._learners, self._rollouts, self._teacher, self._call_s = learners, rollouts, teacher, call_s
 
-    async def publish(self, version: int) -> None:
+    async def publish(self, version: int, *, moved: bool = True) -> None:
+        if not moved:
+            await self._rollouts.each(
+                lambda worker, _: worker.adopt.remote(version), within_s=self._call_s, what=f"version {version}"
+            )
+            return
+        receivers = (self._rollouts, self._teacher)
         refs, *_ = await self._learners.each(
             lambda worker, _: worker.gather.remote(version), within_s=self._call_s, what=f"weights version {version}"
         )
@@ -119,10 +127,10 @@ class WeightPublisher:
                     within_s=self._call_s,
                     what=f"receipt of weights version {version}",
                 )
-                for group in self._receivers
+                for group in receivers
             )
         )
-        for group, versions in zip(self._receivers, answers, strict=True):
+        for group, versions in zip(receivers, answers, strict=True):
             if versions != [version] * len(group):
                 raise WeightSyncError(
                     f"{group.role} workers hold weights versions {versions} after publishing {version}."
@@ -164,7 +172,7 @@ class RayCrew:
             rollouts=RolloutGroup(self._rollouts, call_s),
             teacher=TeacherGroup(self._teacher, call_s),
             learners=LearnerGroup(self._learners, self._config),
-            weights=WeightPublisher(self._learners, [self._rollouts, self._teacher], call_s),
+            weights=WeightPublisher(self._learners, self._rollouts, self._teacher, call_s),
         )
 
     def stop(self) -> None:

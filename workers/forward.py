@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from demopsd_dist.config import Precision
 from demopsd_dist.data.records import Tokens
@@ -63,10 +64,12 @@ class ResponseLogits(nn.Module):
         hidden_BLH = self.model.get_decoder()(input_ids=batch.tokens_BL, use_cache=False).last_hidden_state
         hidden_NH = hidden_BLH[batch.row_N, batch.position_N]
         head = self.model.get_output_embeddings()
+        # Under ZeRO-3 touching the weight gathers it, a collective: once a forward, however many slices a rank has.
+        weight, bias = head.weight, getattr(head, "bias", None)
         if reduce is None:
-            return head(hidden_NH)
+            return linear(hidden_NH, weight, bias)
         slices = [slice(i, i + HEAD_CHUNK_TOKENS) for i in range(0, len(hidden_NH), HEAD_CHUNK_TOKENS)]
-        return torch.cat([reduce(head(hidden_NH[tokens]), tokens) for tokens in slices])
+        return torch.cat([reduce(linear(hidden_NH[tokens], weight, bias), tokens) for tokens in slices])
 
 
 def support_tensor(supports_TK: Sequence[Tokens], device: torch.device) -> Tensor | None:

@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from demopsd_dist.errors import DemoPSDError, WorkerError
 from workers.placement import Bundle
 
+SECOND_LOOK_S = 2.0
 Call = Callable[[Any, int], Any]  # (actor handle, rank) -> object ref
 
 
@@ -83,11 +84,14 @@ class ActorGroup:
         """
         futures = {asyncio.wrap_future(call(handle, rank).future()): rank for rank, handle in enumerate(self._handles)}
         done, waiting = await asyncio.wait(futures, timeout=within_s, return_when=asyncio.FIRST_EXCEPTION)
+        if any(future.exception() for future in done) and waiting:  # a peer's death may show in others first
+            others, waiting = await asyncio.wait(waiting, timeout=SECOND_LOOK_S)
+            done |= others
         for future in waiting:
             future.cancel()
         failed = {futures[future]: error for future in done if (error := future.exception()) is not None}
         if failed:
-            rank = min(failed)
+            rank = min(failed, key=lambda rank: (not isinstance(failed[rank], RayActorError), rank))
             raise self._explained(failed[rank], rank, what) from None
         if waiting:
             silent = sorted(futures[future] for future in waiting)

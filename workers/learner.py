@@ -29,7 +29,7 @@ _EMPTY = np.zeros(1, dtype=np.int32)  # a rank without samples still takes part 
 def environment(config: Config) -> dict[str, str]:
     if config.learner.gpus_per_worker:
         return {}
-    return {"OMP_NUM_THREADS": str(config.learner.threads), "DS_ACCELERATOR": "cpu"}
+    return {"OMP_NUM_THREADS": str(config.learner.threads), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @dataclass
@@ -117,6 +117,7 @@ class LearnerWorker:
             group["lr"] = report.maxima["learner/learning_rate"] = self._learning_rate()
         self._engine.step()
         norm = self._grad_norm if self._config.learner.zero_stage == 0 else self._engine.get_global_grad_norm()
+        self._refuse_infinite_gradient(float(norm))
         report.maxima["learner/grad_norm"] = float(norm)
         return report
 
@@ -151,7 +152,7 @@ class LearnerWorker:
         fresh_N = torch.tensor(np.repeat(own, batch.lengths), device=self._device)
         if fresh_N.any():  # older rollouts differ because the student has moved
             worst = float(difference_N[fresh_N].abs().max())
-            report.maxima["mismatch/logp_diff_max"] = max(report.maxima["mismatch/logp_diff_max"], worst)
+            report.maxima["mismatch/logp_diff_max"] = float(np.maximum(report.maxima["mismatch/logp_diff_max"], worst))
         return result.loss
 
     def _rectangle(self, lessons: Sequence[Lesson]) -> Rectangle:
@@ -161,10 +162,19 @@ class LearnerWorker:
     def _values(self, arrays: Sequence[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.concatenate(arrays)).to(self._device)
 
+    def _refuse_infinite_gradient(self, norm: float) -> None:
+        """The norm is the same on all ranks. DeepSpeed has skipped the step by itself, at stages 1 to 3."""
+        if not np.isfinite(norm):
+            raise NonFiniteLossError(
+                f"the gradient of step {self.version} is not finite; the step was refused on every rank. Lower "
+                f"learner.learning_rate ({self._config.learner.learning_rate:g})."
+            )
+
     def _clip(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         """For ZeRO-0: its gradients are whole and reduced when the optimizer is about to step."""
         gradients = [p for group in optimizer.param_groups for p in group["params"]]
         self._grad_norm = torch.nn.utils.clip_grad_norm_(gradients, self._config.learner.max_grad_norm)
+        self._refuse_infinite_gradient(float(self._grad_norm))
 
     def _learning_rate(self) -> float:
         settings = self._config.learner

@@ -11,8 +11,9 @@ import ray
 
 from demopsd_dist.config import Config
 from demopsd_dist.data.records import Prompt, Rollout
+from demopsd_dist.errors import WeightSyncError
 from demopsd_dist.roles import Sampling
-from workers.weights import Bucket
+from workers.weights import Bucket, take_buckets
 
 
 def environment(config: Config) -> dict[str, str]:
@@ -23,7 +24,8 @@ def environment(config: Config) -> dict[str, str]:
     return common | {
         "VLLM_CPU_KVCACHE_SPACE": f"{config.rollout.kv_cache_gib:g}",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(config.rollout.threads),
+        "CUDA_VISIBLE_DEVICES": "",
     }
 
 
@@ -108,13 +110,18 @@ class RolloutWorker:
             worker=self.rank,
         )
 
+    def adopt(self, version: int) -> None:
+        """The weights here are also those of `version`: its step learned nothing."""
+        self.version = version
+
     def receive(self, version: int, buckets: list[ray.ObjectRef]) -> int:
         """Load published weights. The prefix cache holds keys and values of the old ones, so it is dropped."""
-        arrived: list[Bucket] = ray.get(buckets)
+        arrived: list[Bucket] = take_buckets(buckets, version, f"rollout {self.rank}")
         self._engine.collective_rpc("start_weight_update")
         self._engine.collective_rpc("update_weights", kwargs={"update_info": {"buckets": arrived}})
         self._engine.collective_rpc("finish_weight_update")
-        self._engine.reset_prefix_cache()
+        if not self._engine.reset_prefix_cache():
+            raise WeightSyncError(f"rollout {self.rank} could not drop its prefix cache, which holds the old weights'.")
         self.version = version
         return version
 

@@ -16,13 +16,15 @@ from demopsd_dist.data.records import Lesson, Tokens
 from demopsd_dist.errors import WeightSyncError
 from demopsd_dist.objective import coarsen
 from workers.forward import Rectangle, ResponseLogits, load_causal_lm, support_tensor
-from workers.weights import Bucket, unpack_bucket
+from workers.weights import take_buckets, unpack_bucket
 
 Logp = NDArray[np.float32]
 
 
 def environment(config: Config) -> dict[str, str]:
-    return {} if config.teacher.gpus_per_worker else {"OMP_NUM_THREADS": str(config.teacher.threads)}
+    if config.teacher.gpus_per_worker:
+        return {}
+    return {"OMP_NUM_THREADS": str(config.teacher.threads), "CUDA_VISIBLE_DEVICES": ""}
 
 
 class TeacherWorker:
@@ -45,7 +47,7 @@ class TeacherWorker:
     def receive(self, version: int, buckets: list[ray.ObjectRef]) -> int:
         """Version 0 replaces the weights; any later one moves them: teacher = (1 - eta) teacher + eta student."""
         rate = 1.0 if version == 0 else self._config.teacher.ema_rate
-        arrived: list[Bucket] = ray.get(buckets)
+        arrived = take_buckets(buckets, version, f"teacher {self.rank}")
         absent = set(self._weights)
         for bucket in arrived:
             for name, tensor in unpack_bucket(bucket, f"teacher {self.rank}"):

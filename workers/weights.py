@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import ray
 import torch
 from numpy.typing import NDArray
 
@@ -55,6 +56,19 @@ def pack_bucket(version: int, index: int, tensors: Iterable[tuple[str, torch.Ten
         start += flat.size
     data = np.concatenate(parts)
     return Bucket(version, index, tuple(specs), data, digest_of(tuple(specs), data))
+
+
+def take_buckets(refs: list[ray.ObjectRef], version: int, receiver: str) -> list[Bucket]:
+    """The buckets of a publish, out of the object store.
+
+    Raises:
+        WeightSyncError: they are of another version, or not all there.
+    """
+    buckets: list[Bucket] = ray.get(refs)
+    found = [(bucket.version, bucket.index) for bucket in buckets]
+    if found != [(version, index) for index in range(len(buckets))]:
+        raise WeightSyncError(f"{receiver} waits for weights version {version} and got (version, bucket) {found}.")
+    return buckets
 
 
 def unpack_bucket(bucket: Bucket, receiver: str) -> Iterator[tuple[str, torch.Tensor]]:

@@ -20,9 +20,9 @@ def extensions_folder() -> Path:
 
 
 def build_extensions() -> bool:
-    """Compile DeepSpeed's CPU collectives, a small C++ extension that it would otherwise build at the first step.
+    """Compile DeepSpeed's CPU collectives, a small C++ extension that every first run would otherwise wait for.
 
-    Returns False where they cannot be built; DeepSpeed then takes gloo.
+    Returns False where they cannot be built; DeepSpeed then goes without.
     """
     os.environ |= {"TORCH_EXTENSIONS_DIR": str(extensions_folder()), "DS_ACCELERATOR": "cpu"}
     shutil.rmtree(extensions_folder(), ignore_errors=True)  # an interrupted build leaves a lock
@@ -47,6 +47,7 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "zero_optimization": {"stage": config.learner.zero_stage, "overlap_comm": False},
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": config.model.precision is Precision.bfloat16},
+        "data_types": {"grad_accum_dtype": "fp32"},  # in bfloat16 the sum over micro-batches would lose the small ones
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }

@@ -6,6 +6,7 @@ import asyncio
 import json
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -37,9 +38,9 @@ def task() -> Task:
 
 
 class Run:
-    def __init__(self, folder: Path, task: Task, *words: str, fail_at_step: int | None = None) -> None:
+    def __init__(self, folder: Path, task: Task, *words: str, **world: Any) -> None:
         self.config: Config = load(DEMO, [*SMALL, f"output_dir={folder}", *words])
-        self.world = World(fail_at_step=fail_at_step)
+        self.world = World(**world)
         self.crew = stand_in_crew(self.world)
         self.folder = RunFolder.create(self.config)
         self.console = StringIO()
@@ -80,6 +81,13 @@ def test_no_rollout_is_older_than_ahead_and_the_bound_is_used(tmp_path: Path, ta
     assert sampled == 8 + 4, "no batch beyond the last step, and two evaluations of two sets"
 
 
+def test_a_step_without_lessons_moves_no_weights(tmp_path: Path, task: Task) -> None:
+    run = Run(tmp_path, task, "steps=2", skill=0.0)
+    assert [batch.token_count for batch in run.batches] == [0, 0]
+    assert run.world.unmoved == [1, 2]
+    assert run.summary["active_fraction"] == 0
+
+
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_every_step_learns_its_own_prompts(tmp_path: Path, task: Task, ahead: int) -> None:
     run = Run(tmp_path, task, "steps=9", f"rollout.ahead={ahead}")
@@ -90,12 +98,16 @@ def test_every_step_learns_its_own_prompts(tmp_path: Path, task: Task, ahead: in
         assert learned <= mine
 
 
-def test_prompts_walk_through_the_data_epoch_after_epoch(task: Task) -> None:
-    config = load(DEMO, SMALL)
-    walk = [prompt.id for step in range(20) for prompt in prompts_of_step(task.train, config, step)]
-    everything = sorted(prompt.id for prompt in task.train)
-    assert sorted(walk[:40]) == sorted(walk[40:80]) == sorted(walk[80:]) == everything
-    assert walk[:40] != walk[40:80]
+def test_an_epoch_visits_different_prompts_and_each_shuffles_anew(task: Task) -> None:
+    config = load(DEMO, SMALL)  # 40 questions, 6 a step: six steps an epoch, four questions left out of each
+    epochs = [
+        [prompt.id for s in range(6) for prompt in prompts_of_step(task.train, config, 6 * e + s)] for e in range(3)
+    ]
+    for walk in epochs:
+        assert len(set(walk)) == 36
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert {name for walk in epochs for name in walk} == {prompt.id for prompt in task.train}
+    assert [p.id for p in prompts_of_step(task.train, config, 6)] == epochs[1][:6]
 
 
 def test_metrics_console_and_summary_tell_the_run(tmp_path: Path, task: Task) -> None:
@@ -153,17 +165,17 @@ def test_feed_bounds_what_is_in_flight() -> None:
     asyncio.run(drive())
 
 
-@pytest.mark.parametrize("wait", [0.0, 60.0])
-def test_feed_passes_errors_on_and_cancels_the_rest(wait: float) -> None:
-    ended: list[str] = []
+def test_feed_passes_errors_on_and_cancels_the_rest() -> None:
+    ended: list[int] = []
 
     async def produce(step: int) -> int:
         if step == 0:
+            await asyncio.sleep(0)
             raise ValueError("no rollouts")
         try:
-            await asyncio.sleep(wait)
+            await asyncio.sleep(60)
         except asyncio.CancelledError:
-            ended.append("cancelled")
+            ended.append(step)
             raise
         return step
 
@@ -173,4 +185,4 @@ def test_feed_passes_errors_on_and_cancels_the_rest(wait: float) -> None:
 
     with pytest.raises(ValueError, match="no rollouts"):
         asyncio.run(drive())
-    assert ended == (["cancelled"] * 2 if wait else ended)
+    assert ended == [1, 2]

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
 import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from demopsd_dist.checkpoint import RunFolder
 from demopsd_dist.config import Precision
@@ -26,9 +30,9 @@ from tests.real.conftest import RealCrew, demo
 from workers import rollout as rollout_module
 from workers.crew import RolloutGroup
 from workers.forward import Rectangle, ResponseLogits, load_causal_lm, support_tensor
-from workers.group import Placement
+from workers.group import ActorGroup, Placement
 from workers.placement import Bundle
-from workers.weights import Bucket, digest_of
+from workers.weights import Bucket, pack_bucket, unpack_bucket
 
 SAMPLING = Sampling(samples=4, temperature=1.0, top_p=1.0, max_response_tokens=64, seed="test")
 
@@ -44,6 +48,22 @@ def logits_of(folder: Path, samples: list[tuple[np.ndarray, np.ndarray]]) -> lis
     with torch.inference_mode():
         rows = [torch.from_numpy(np.concatenate(pair).astype(np.int64))[None] for pair in samples]
         return [model(row).logits[0, len(prompt) - 1 : -1] for row, (prompt, _) in zip(rows, samples, strict=True)]
+
+
+@contextmanager
+def engine(folder: Path) -> Iterator[ActorGroup]:
+    """One more rollout worker, on another model folder."""
+    config = demo()
+    placement = Placement([Bundle("rollout", 0, 0.1, 0)])
+    group = placement.start(
+        "rollout", rollout_module.RolloutWorker, lambda rank: (rank, config, folder), rollout_module.environment(config)
+    )
+    try:
+        asyncio.run(group.each(lambda worker, _: worker.start.remote(), within_s=120, what="vLLM engine"))
+        yield group
+    finally:
+        group.kill()
+        placement.release()
 
 
 def test_engines_sample_from_the_model_they_say(crew: RealCrew, task: Task) -> None:
@@ -93,7 +113,7 @@ def test_support_and_teacher_values_are_those_of_plain_forwards(crew: RealCrew, 
 
 def test_damaged_and_incomplete_weights_are_refused(crew: RealCrew) -> None:
     publish = crew.roles.weights
-    learners, rollouts = publish._learners, publish._receivers[0]  # type: ignore[attr-defined]
+    learners, rollouts = publish._learners, publish._rollouts  # type: ignore[attr-defined]
 
     async def gather() -> list[Bucket]:
         refs, *_ = await learners.each(lambda w, _: w.gather.remote(crew.version), within_s=60, what="weights")
@@ -108,11 +128,12 @@ def test_damaged_and_incomplete_weights_are_refused(crew: RealCrew) -> None:
     flipped[len(flipped) // 2] ^= 1
     with pytest.raises(WeightSyncError, match=r"rollout \d got bucket 0 of weights version 0 damaged: digest"):
         asyncio.run(send([dataclasses.replace(whole, data=flipped)]))
-    last = whole.specs[-1]
-    specs, data = whole.specs[:-1], whole.data[: last.start]
-    short = Bucket(whole.version, 0, specs, data, digest_of(specs, data))
-    with pytest.raises(WeightSyncError, match="was not sent 1 of its tensors, first "):
-        asyncio.run(send([short]))
+    for name in ("lm_head.weight", "model.layers.1.self_attn.k_proj.weight"):  # vLLM fuses the second with two others
+        short = pack_bucket(whole.version, 0, [pair for pair in unpack_bucket(whole, "test") if pair[0] != name])
+        with pytest.raises(WeightSyncError, match=f"was not sent 1 of its tensors, first {name}"):
+            asyncio.run(send([short]))
+    with pytest.raises(WeightSyncError, match="waits for weights version 0 and got"):
+        asyncio.run(send([dataclasses.replace(whole, version=7)]))
     crew.publish()
 
 
@@ -148,23 +169,50 @@ def test_a_few_real_steps(crew: RealCrew, task: Task, tmp_path: Path) -> None:
         moved = max(moved, float(np.abs(rollout.logp_T - old.log_softmax(-1).numpy()[places]).max()))
     assert moved > 1e-2, "training moved the weights, and the engines went along"
 
-    placement = Placement([Bundle("rollout", 0, 0.1, 0)])
-    fresh = placement.start(
-        "rollout",
-        rollout_module.RolloutWorker,
-        lambda rank: (rank, config, student),
-        rollout_module.environment(config),
-    )
-    try:
-        asyncio.run(fresh.each(lambda worker, _: worker.start.remote(), within_s=120, what="vLLM engine"))
+    with engine(student) as fresh:
         groups = asyncio.run(RolloutGroup(fresh, 120).sample(task.test, SAMPLING))
-    finally:
-        fresh.kill()
-        placement.release()
     loaded = [rollout for group in groups for rollout in group]
     for one, other in zip(rollouts, loaded, strict=True):
         assert one.tokens_T.tolist() == other.tokens_T.tolist()
         np.testing.assert_allclose(one.logp_T, other.logp_T, atol=1e-5)
+
+
+def test_rollouts_ahead_of_the_learners(crew: RealCrew, task: Task, tmp_path: Path) -> None:
+    """Sampling goes on while the learners learn; no rollout is older than one step, and the ratio tells how far off."""
+    config = demo("steps=3", f"output_dir={tmp_path}", "rollout.ahead=1")
+    folder = RunFolder.create(config)
+    with RunLog(folder, config.steps) as log:
+        state = asyncio.run(train(config, crew.roles, task, log, RunState()))
+        crew.version = state.version
+        summary = log.summary()
+    steps = [r for line in folder.metrics.read_text().splitlines() if "evaluation" not in (r := json.loads(line))]
+    assert [record["policy/age_steps_max"] for record in steps] == [0, 1, 1]
+    assert all(0 < record["demopsd/loss"] < 18.5 for record in steps)
+    assert "mismatch/logp_diff_max" not in steps[-1], "older rollouts say nothing about the weights published last"
+    assert summary["logp_diff_max"] <= 1e-3
+
+
+def test_a_tied_head_follows_its_embedding(ray_here: None, task: Task, tmp_path: Path) -> None:
+    """An engine that packs its weights keeps the old head where it is tied, unless it is packed again."""
+    model = load_causal_lm(MODEL_DIR, Precision.float32)
+    config = Qwen3Config(**{**model.config.to_dict(), "tie_word_embeddings": True})
+    torch.manual_seed(0)
+    tied = Qwen3ForCausalLM(config)
+    shutil.copytree(MODEL_DIR, tmp_path / "old", ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    tied.save_pretrained(tmp_path / "old")
+    with torch.no_grad():
+        for parameter in tied.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    tied.save_pretrained(tmp_path / "new")
+    with engine(tmp_path / "old") as group:
+        refs = [ray.put(pack_bucket(0, 0, tied.named_parameters()))]
+        asyncio.run(group.each(lambda worker, _: worker.receive.remote(0, refs), within_s=60, what="a receipt"))
+        groups = asyncio.run(RolloutGroup(group, 120).sample(task.test[:3], SAMPLING))
+    rollouts = [rollout for siblings in groups for rollout in siblings]
+    pairs = [(rollout.prompt.tokens, rollout.tokens_T) for rollout in rollouts]
+    for rollout, logits in zip(rollouts, logits_of(tmp_path / "new", pairs), strict=True):
+        logp = logits.log_softmax(-1).numpy()[np.arange(len(rollout.tokens_T)), rollout.tokens_T]
+        np.testing.assert_allclose(rollout.logp_T, logp, atol=1e-4)
 
 
 def test_forward_pads_without_effect() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from demopsd_dist.config import Precision
 from demopsd_dist.data.pack import pack
@@ -21,7 +24,7 @@ from demopsd_dist.objective import coarsen
 from tests.real.conftest import demo
 from workers import learner
 from workers.crew import LearnerGroup, start_learners
-from workers.forward import Rectangle, ResponseLogits, load_causal_lm
+from workers.forward import HEAD_CHUNK_TOKENS, Rectangle, ResponseLogits, load_causal_lm
 from workers.group import Placement
 from workers.placement import Bundle
 
@@ -51,11 +54,11 @@ def scored(task: Task) -> list[Scored]:
 
 
 @contextmanager
-def learners(*words: str) -> Iterator[LearnerGroup]:
+def learners(*words: str, folder: Path = MODEL_DIR) -> Iterator[LearnerGroup]:
     config = demo("learner.learning_rate=3e-4", "learner.warmup_steps=0", *words)
     placement = Placement([Bundle("learner", i, 0.1, 0) for i in range(config.learner.num_workers)])
     group = placement.start(
-        "learner", learner.LearnerWorker, lambda rank: (rank, config, MODEL_DIR), learner.environment(config)
+        "learner", learner.LearnerWorker, lambda rank: (rank, config, folder), learner.environment(config)
     )
     try:
         asyncio.run(start_learners(group, 120))
@@ -122,3 +125,30 @@ def test_a_batch_without_tokens_is_no_step(ray_here: None) -> None:
         report = asyncio.run(group.step(pack([], 2, 100)))
     assert not report.stepped
     assert report.metrics == {}
+
+
+def test_zero_3_with_tensors_that_really_are_sharded(ray_here: None, scored: list[Scored], tmp_path: Path) -> None:
+    """DeepSpeed keeps small tensors whole on every rank; this model's are larger. One rank has a response that takes
+    two slices of the head, the other none at all: both must gather the head as often."""
+    torch.manual_seed(0)
+    settings = load_causal_lm(MODEL_DIR, Precision.float32).config.to_dict()
+    large = Qwen3ForCausalLM(Qwen3Config(**{**settings, "hidden_size": 512, "num_hidden_layers": 2}))
+    shutil.copytree(MODEL_DIR, tmp_path / "large", ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    large.save_pretrained(tmp_path / "large")
+    assert large.lm_head.weight.numel() > 100_000
+    long = scored[0].lesson.rollout
+    response = np.resize(long.tokens_T, HEAD_CHUNK_TOKENS + 100)
+    lesson = Lesson(dataclasses.replace(long, tokens_T=response), 0.0, scored[0].lesson.privileged_tokens)
+    rectangle = Rectangle([(long.prompt.tokens, response)], torch.device("cpu"))
+    with torch.inference_mode():
+        expected = ResponseLogits(large.eval())(rectangle).topk(100)
+    batch = pack(scored, 2, 150)
+    one = pack(scored, 1, 10_000)
+    with learners("learner.num_workers=2", "learner.zero_stage=3", folder=tmp_path / "large") as group:
+        (found,) = asyncio.run(group.support([lesson]))
+        assert (found == expected.indices.numpy()).mean() > 0.99, "but for ties"
+        sharded = [asyncio.run(group.step(batch)).metrics["demopsd/loss"] for _ in range(3)]
+    with learners("learner.num_workers=1", "learner.zero_stage=0", folder=tmp_path / "large") as group:
+        whole = [asyncio.run(group.step(one)).metrics["demopsd/loss"] for _ in range(3)]
+    np.testing.assert_allclose(sharded[0], whole[0], atol=1e-5)
+    np.testing.assert_allclose(sharded, whole, atol=1e-3)
