@@ -13,7 +13,7 @@ from demopsd_dist.config import Config
 from demopsd_dist.data.records import Prompt, Rollout
 from demopsd_dist.errors import WeightSyncError
 from demopsd_dist.roles import Sampling
-from workers.weights import Bucket, take_buckets
+from workers.weights import take_buckets
 
 
 def environment(config: Config) -> dict[str, str]:
@@ -37,6 +37,7 @@ class RolloutWorker:
         self._config = config
         self._folder = model_folder
         self.version = -1
+        self._names: set[str] | None = None  # what a publish must bring: what the first one brought
 
     def start(self) -> None:
         """Load the engine. A call of its own, so that a failure comes back as this worker's error."""
@@ -116,7 +117,8 @@ class RolloutWorker:
 
     def receive(self, version: int, buckets: list[ray.ObjectRef]) -> int:
         """Load published weights. The prefix cache holds keys and values of the old ones, so it is dropped."""
-        arrived: list[Bucket] = take_buckets(buckets, version, f"rollout {self.rank}")
+        arrived = take_buckets(buckets, version, f"rollout {self.rank}", self._names)
+        self._names = {spec.name for bucket in arrived for spec in bucket.specs}
         self._engine.collective_rpc("start_weight_update")
         self._engine.collective_rpc("update_weights", kwargs={"update_info": {"buckets": arrived}})
         self._engine.collective_rpc("finish_weight_update")

@@ -38,17 +38,14 @@ class ObjectStoreEngine(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdate]
 
     def init_transfer_engine(self, init_info: ObjectStoreInit) -> None:
         self._receiver = init_info.receiver
-        self._expected: set[str] = set()  # what the first publish brought, in the checkpoint's own names
 
     def start_weight_update(self) -> None:
-        self._sent: set[str] = set()
         self._loaded: set[str] = set()
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: ObjectStoreUpdate) -> None:
         for bucket in update_info.buckets:
-            self._sent |= {spec.name for spec in bucket.specs}
-            self._loaded |= self.model.load_weights(unpack_bucket(bucket, self._receiver)) or set()
+            self._loaded |= self.model.load_weights(unpack_bucket(bucket)) or set()
 
     def update_weights(self, update_info: dict) -> None:
         self.receive_weights(self.parse_update_info(update_info))
@@ -60,8 +57,7 @@ class ObjectStoreEngine(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdate]
         for module in self.model.modules():  # on CPU a head tied to the embedding keeps the packed copy of the old one
             if isinstance(module, VocabParallelEmbedding) and hasattr(module, "cpu_linear"):
                 module.quant_method.process_weights_after_loading(module)
-        self._expected = self._expected or self._sent
-        missing = (self._expected - self._sent) or {name for name, _ in self.model.named_parameters()} - self._loaded
+        missing = {name for name, _ in self.model.named_parameters()} - self._loaded
         if missing:
             raise WeightSyncError(
                 f"{self._receiver} was not sent {len(missing)} of its tensors, first {sorted(missing)[0]}; it "

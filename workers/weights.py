@@ -58,24 +58,36 @@ def pack_bucket(version: int, index: int, tensors: Iterable[tuple[str, torch.Ten
     return Bucket(version, index, tuple(specs), data, digest_of(tuple(specs), data))
 
 
-def take_buckets(refs: list[ray.ObjectRef], version: int, receiver: str) -> list[Bucket]:
-    """The buckets of a publish, out of the object store.
+def take_buckets(refs: list[ray.ObjectRef], version: int, receiver: str, expected: set[str] | None) -> list[Bucket]:
+    """The buckets of a publish, out of the object store, checked before anything is loaded.
+
+    Args:
+        receiver: "rollout 0", for the messages.
+        expected: names of all tensors that must be there; None where that is not known yet.
 
     Raises:
-        WeightSyncError: they are of another version, or not all there.
+        WeightSyncError: they are of another version, damaged, or not all there.
     """
     buckets: list[Bucket] = ray.get(refs)
     found = [(bucket.version, bucket.index) for bucket in buckets]
     if found != [(version, index) for index in range(len(buckets))]:
         raise WeightSyncError(f"{receiver} waits for weights version {version} and got (version, bucket) {found}.")
+    for bucket in buckets:
+        verify_bucket(bucket, receiver)
+    if expected is not None:
+        sent = {spec.name for bucket in buckets for spec in bucket.specs}
+        for names, how in ((expected - sent, "was not sent"), (sent - expected, "does not know")):
+            if names:
+                raise WeightSyncError(
+                    f"{receiver} {how} {len(names)} of the tensors of weights version {version}, first {min(names)}."
+                )
     return buckets
 
 
-def unpack_bucket(bucket: Bucket, receiver: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a bucket, after checking that it arrived whole.
-
+def verify_bucket(bucket: Bucket, receiver: str) -> None:
+    """
     Raises:
-        WeightSyncError: names receiver, bucket and tensors.
+        WeightSyncError: what arrived is not what was packed; names receiver, bucket and tensors.
     """
     found = digest_of(bucket.specs, bucket.data)
     if found != bucket.digest:
@@ -83,6 +95,10 @@ def unpack_bucket(bucket: Bucket, receiver: str) -> Iterator[tuple[str, torch.Te
             f"{receiver} got bucket {bucket.index} of weights version {bucket.version} damaged: digest {found}, sent "
             f"{bucket.digest}. It holds {bucket.specs[0].name} to {bucket.specs[-1].name}."
         )
+
+
+def unpack_bucket(bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
+    """The named tensors of a bucket, in order."""
     flat = torch.from_numpy(np.array(bucket.data))  # a copy: the object store's pages are read-only
     for spec in bucket.specs:
         piece = flat[spec.start : spec.start + spec.size]

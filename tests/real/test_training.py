@@ -129,8 +129,8 @@ def test_damaged_and_incomplete_weights_are_refused(crew: RealCrew) -> None:
     with pytest.raises(WeightSyncError, match=r"rollout \d got bucket 0 of weights version 0 damaged: digest"):
         asyncio.run(send([dataclasses.replace(whole, data=flipped)]))
     for name in ("lm_head.weight", "model.layers.1.self_attn.k_proj.weight"):  # vLLM fuses the second with two others
-        short = pack_bucket(whole.version, 0, [pair for pair in unpack_bucket(whole, "test") if pair[0] != name])
-        with pytest.raises(WeightSyncError, match=f"was not sent 1 of its tensors, first {name}"):
+        short = pack_bucket(whole.version, 0, [pair for pair in unpack_bucket(whole) if pair[0] != name])
+        with pytest.raises(WeightSyncError, match=f"was not sent 1 of the tensors of weights version 0, first {name}"):
             asyncio.run(send([short]))
     with pytest.raises(WeightSyncError, match="waits for weights version 0 and got"):
         asyncio.run(send([dataclasses.replace(whole, version=7)]))

@@ -13,7 +13,7 @@ from torch import nn
 from demopsd_dist.config import load
 from demopsd_dist.errors import ConfigError, WeightSyncError
 from workers.placement import bundles, check_fits, table
-from workers.weights import pack_bucket, unpack_bucket
+from workers.weights import pack_bucket, unpack_bucket, verify_bucket
 from workers.zero import buckets_of
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -28,7 +28,8 @@ TENSORS = [
 
 def test_tensors_come_back_bit_for_bit() -> None:
     bucket = pack_bucket(3, 0, TENSORS)
-    found = dict(unpack_bucket(bucket, "rollout 0"))
+    verify_bucket(bucket, "rollout 0")
+    found = dict(unpack_bucket(bucket))
     assert list(found) == [name for name, _ in TENSORS]
     for name, tensor in TENSORS:
         assert found[name].dtype == tensor.dtype
@@ -42,7 +43,7 @@ def test_one_flipped_bit_is_noticed_and_named(byte: int) -> None:
     data[byte] ^= 1
     message = "teacher 0 got bucket 5 of weights version 3 damaged: digest"
     with pytest.raises(WeightSyncError, match=message) as caught:
-        list(unpack_bucket(dataclasses.replace(bucket, data=data), "teacher 0"))
+        verify_bucket(dataclasses.replace(bucket, data=data), "teacher 0")
     assert "It holds a to turned." in str(caught.value)
 
 
@@ -50,7 +51,7 @@ def test_a_tensor_under_another_name_is_noticed() -> None:
     bucket = pack_bucket(3, 0, TENSORS)
     specs = (dataclasses.replace(bucket.specs[0], name="b"), *bucket.specs[1:])
     with pytest.raises(WeightSyncError, match="damaged"):
-        list(unpack_bucket(dataclasses.replace(bucket, specs=specs), "teacher 0"))
+        verify_bucket(dataclasses.replace(bucket, specs=specs), "teacher 0")
 
 
 def test_buckets_keep_order_and_size() -> None:
