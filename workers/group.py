@@ -83,12 +83,14 @@ class ActorGroup:
             WorkerError: an actor died, raised, or did not answer in time. An actor's own `DemoPSDError` comes as it is.
         """
         futures = {asyncio.wrap_future(call(handle, rank).future()): rank for rank, handle in enumerate(self._handles)}
-        done, waiting = await asyncio.wait(futures, timeout=within_s, return_when=asyncio.FIRST_EXCEPTION)
-        if any(future.exception() for future in done) and waiting:  # a peer's death may show in others first
-            others, waiting = await asyncio.wait(waiting, timeout=SECOND_LOOK_S)
-            done |= others
-        for future in waiting:
-            future.cancel()
+        try:
+            done, waiting = await asyncio.wait(futures, timeout=within_s, return_when=asyncio.FIRST_EXCEPTION)
+            if any(future.exception() for future in done) and waiting:  # a peer's death may show in others first
+                others, waiting = await asyncio.wait(waiting, timeout=SECOND_LOOK_S)
+                done |= others
+        finally:
+            for future in futures:
+                future.cancel()  # those still open; also when we are cancelled ourselves
         failed = {futures[future]: error for future in done if (error := future.exception()) is not None}
         if failed:
             rank = min(failed, key=lambda rank: (not isinstance(failed[rank], RayActorError), rank))

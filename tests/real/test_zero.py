@@ -132,9 +132,11 @@ def test_zero_3_with_tensors_that_really_are_sharded(ray_here: None, scored: lis
     two slices of the head, the other none at all: both must gather the head as often."""
     torch.manual_seed(0)
     settings = load_causal_lm(MODEL_DIR, Precision.float32).config.to_dict()
-    large = Qwen3ForCausalLM(Qwen3Config(**{**settings, "hidden_size": 512, "num_hidden_layers": 2}))
-    shutil.copytree(MODEL_DIR, tmp_path / "large", ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
-    large.save_pretrained(tmp_path / "large")
+    large = Qwen3ForCausalLM(Qwen3Config(**{**settings, "hidden_size": 512}))
+    words = ("weights.max_logp_diff=100",)  # the lessons' own log-probabilities are another model's
+    folder = tmp_path / "large"
+    shutil.copytree(MODEL_DIR, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    large.save_pretrained(folder)
     assert large.lm_head.weight.numel() > 100_000
     long = scored[0].lesson.rollout
     response = np.resize(long.tokens_T, HEAD_CHUNK_TOKENS + 100)
@@ -144,11 +146,11 @@ def test_zero_3_with_tensors_that_really_are_sharded(ray_here: None, scored: lis
         expected = ResponseLogits(large.eval())(rectangle).topk(100)
     batch = pack(scored, 2, 150)
     one = pack(scored, 1, 10_000)
-    with learners("learner.num_workers=2", "learner.zero_stage=3", folder=tmp_path / "large") as group:
+    with learners(*words, "learner.num_workers=2", "learner.zero_stage=3", folder=folder) as group:
         (found,) = asyncio.run(group.support([lesson]))
         assert (found == expected.indices.numpy()).mean() > 0.99, "but for ties"
         sharded = [asyncio.run(group.step(batch)).metrics["demopsd/loss"] for _ in range(3)]
-    with learners("learner.num_workers=1", "learner.zero_stage=0", folder=tmp_path / "large") as group:
+    with learners(*words, "learner.num_workers=1", "learner.zero_stage=0", folder=folder) as group:
         whole = [asyncio.run(group.step(one)).metrics["demopsd/loss"] for _ in range(3)]
     np.testing.assert_allclose(sharded[0], whole[0], atol=1e-5)
     np.testing.assert_allclose(sharded, whole, atol=1e-3)
