@@ -90,15 +90,7 @@ class RunLog:
         left = self._training_s / len(self.steps) * (self._total_steps - len(self.steps))
         width = len(str(self._total_steps))
         self.note(
-            f"step {step:>{width}}/{self._total_steps}"
-            f"  reward {metrics['rollout/reward_mean']:.3f}"
-            f"  loss {metrics.get('demopsd/loss', 0.0):.4f}"
-            f"  entropy {metrics.get('policy/entropy_nats', 0.0):.3f}"
-            f"  alpha {metrics.get('demopsd/alpha_mean', 0.0):.3f}"
-            f"  active {metrics['demopsd/active_fraction']:.0%}"
-            + (f"  mismatch {metrics['mismatch/logp_diff_max']:.0e}" if "mismatch/logp_diff_max" in metrics else "")
-            + f"  {step_s:.1f} s  {metrics['perf/samples_per_s']:.0f} samples/s"
-            f"  {int(left) // 60}:{int(left) % 60:02d} left"
+            f"step {step:>{width}}/{self._total_steps}  {_told(metrics)}  {int(left) // 60}:{int(left) % 60:02d} left"
         )
         self._progress.update(self._bar, completed=step)
 
@@ -143,6 +135,25 @@ class RunLog:
     def _write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+
+
+def _told(metrics: dict[str, float]) -> str:
+    """The figures of a step that a reader wants to see go by."""
+    if "demopsd/loss" in metrics:
+        learned = (
+            f"loss {metrics['demopsd/loss']:.4f}"
+            f"  entropy {metrics.get('policy/entropy_nats', 0.0):.3f}"
+            f"  alpha {metrics.get('demopsd/alpha_mean', 0.0):.3f}"
+            f"  active {metrics['demopsd/active_fraction']:.0%}"
+        )
+    else:
+        learned = "nothing to learn from: no response had a right sibling"
+    if "mismatch/logp_diff_max" in metrics:
+        learned += f"  mismatch {metrics['mismatch/logp_diff_max']:.0e}"
+    return (
+        f"reward {metrics['rollout/reward_mean']:.3f}  {learned}"
+        f"  {metrics['perf/step_s']:.1f} s  {metrics['perf/samples_per_s']:.0f} samples/s"
+    )
 
 
 def _mean(records: list[dict[str, float]], key: str) -> float | None:

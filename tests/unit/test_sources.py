@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from demopsd_dist.config import DataConfig
+from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.rewards import answer_reward
 from demopsd_dist.data.sources import load_questions, order, read_jsonl
 from demopsd_dist.errors import DataError
+from demopsd_dist.minisci.tokenizer import byte_tokenizer
 
 SCIKNOWEVAL = Path(__file__).parents[3] / "shared" / "data" / "sciknoweval" / "mcq"
 
@@ -91,8 +93,11 @@ def test_every_real_record_goes_through_and_its_answer_is_right(name: str) -> No
     path = SCIKNOWEVAL / f"{name}.jsonl"
     found = read_jsonl(path, "data.train")
     assert len(found) == sum(1 for line in path.open(encoding="utf-8") if line.strip())
+    builder = PromptBuilder(byte_tokenizer())
     for question in found:
         assert question.system
+        views = builder.student(question).tokens, builder.privileged(question, "$x = \\frac{1}{2}$ {so}")
+        assert all(question.text in builder.tokenizer.decode(view) for view in views)
         reply = "<reasoning>\n$x = \\frac{1}{2}$ {so} 水\n</reasoning>\n<answer>\n%s\n</answer>"
         assert answer_reward(reply % question.answer, question.answer) == 1.0
         assert answer_reward(reply % "not this", question.answer) == 0.0
