@@ -105,8 +105,10 @@ def test_support_and_teacher_values_are_those_of_plain_forwards(crew: RealCrew, 
     student, teacher = logits_of(MODEL_DIR, views["student"]), logits_of(MODEL_DIR, views["teacher"])
     for item, support, z_s, z_r in zip(scored, supports, student, teacher, strict=True):
         expected = z_s.topk(100).values
-        torch.testing.assert_close(z_s.gather(-1, torch.from_numpy(support).long()), expected, atol=1e-4, rtol=1e-4)
-        ids = torch.from_numpy(support).long()
+        torch.testing.assert_close(
+            z_s.gather(-1, torch.from_numpy(support.copy()).long()), expected, atol=1e-4, rtol=1e-4
+        )
+        ids = torch.from_numpy(support.copy()).long()
         np.testing.assert_allclose(item.reference_logp_TA, coarsen(z_s, ids).numpy(), atol=1e-4)
         np.testing.assert_allclose(item.teacher_logp_TA, coarsen(z_r, ids).numpy(), atol=1e-4)
 
