@@ -51,25 +51,31 @@ class Rectangle:
         return [piece.numpy() for piece in values_N.cpu().split(self.lengths)]
 
 
-class ResponseLogits(nn.Module):
-    """A causal LM that applies its head only where a response token is predicted."""
+Head = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (hidden (N, H), weight (V, H), bias (V,)) -> anything
+
+
+class ResponseModel(nn.Module):
+    """A causal LM that gives a head of the caller's choice the hidden states where a response token is predicted."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Rectangle, reduce: Callable[[Tensor, slice], Tensor] | None = None) -> Tensor:
-        """(N, V) logits; or what `reduce(logits, tokens)` makes of them, a slice of the N tokens at a time, so that
-        (N, V) never exists."""
+    def forward(self, batch: Rectangle, head: Head) -> Tensor:
         hidden_BLH = self.model.get_decoder()(input_ids=batch.tokens_BL, use_cache=False).last_hidden_state
-        hidden_NH = hidden_BLH[batch.row_N, batch.position_N]
-        head = self.model.get_output_embeddings()
+        layer = self.model.get_output_embeddings()
         # Under ZeRO-3 touching the weight gathers it, a collective: once a forward, however many slices a rank has.
-        weight, bias = head.weight, getattr(head, "bias", None)
-        if reduce is None:
-            return linear(hidden_NH, weight, bias)
+        return head(hidden_BLH[batch.row_N, batch.position_N], layer.weight, getattr(layer, "bias", None))
+
+
+def in_slices(reduce: Callable[[Tensor, slice], Tensor]) -> Head:
+    """A head that gives what `reduce(logits, tokens)` makes of a slice of the logits at a time, one after the other."""
+
+    def head(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
         slices = [slice(i, i + HEAD_CHUNK_TOKENS) for i in range(0, len(hidden_NH), HEAD_CHUNK_TOKENS)]
-        return torch.cat([reduce(linear(hidden_NH[tokens], weight, bias), tokens) for tokens in slices])
+        return torch.cat([reduce(linear(hidden_NH[tokens], weight_VH, bias_V), tokens) for tokens in slices])
+
+    return head
 
 
 def support_tensor(supports_TK: Sequence[Tokens], device: torch.device) -> Tensor | None:

@@ -18,8 +18,8 @@ from torch import Tensor
 from demopsd_dist.config import Config
 from demopsd_dist.data.records import Lesson, Scored, Tokens
 from demopsd_dist.errors import NonFiniteLossError
-from demopsd_dist.objective import demopsd_loss_on_support, entropy
-from workers.forward import Rectangle, ResponseLogits, load_causal_lm, support_tensor
+from demopsd_dist.objective import Slice, demopsd_loss_on_atoms, fused_loss
+from workers.forward import Rectangle, ResponseModel, in_slices, load_causal_lm, support_tensor
 from workers.weights import pack_bucket
 from workers.zero import deepspeed_config, extensions_folder, gathered
 
@@ -74,7 +74,7 @@ class LearnerWorker:
             torch.set_num_threads(settings.threads)
         torch.manual_seed(self._config.seed)
         deepspeed.init_distributed("nccl" if settings.gpus_per_worker else "gloo", verbose=False)
-        model = ResponseLogits(load_causal_lm(self._folder, self._config.model.precision))
+        model = ResponseModel(load_causal_lm(self._folder, self._config.model.precision))
         optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         if settings.zero_stage == 0:
             optimizer.register_step_pre_hook(self._clip)
@@ -94,7 +94,7 @@ class LearnerWorker:
         with torch.no_grad():
             for lessons in micro_batches:
                 rectangle = self._rectangle(lessons)
-                ids_NK = self._engine(rectangle, lambda logits, _: logits.topk(top_k).indices.int())
+                ids_NK = self._engine(rectangle, in_slices(lambda logits, _: logits.topk(top_k).indices.int()))
                 found.append(rectangle.split(ids_NK) if lessons else [])
         return found
 
@@ -122,38 +122,52 @@ class LearnerWorker:
         return report
 
     def _loss(self, scored: Sequence[Scored], token_count: int, report: RankReport) -> Tensor:
+        """The micro-batch's share of the global token mean; its metrics go into the report."""
         batch = self._rectangle([item.lesson for item in scored])
-        logits_NV = self._engine(batch)
         if not scored:
-            return logits_NV.sum() * 0.0
-        settings, temperature = self._config.demopsd, self._config.rollout.temperature
-        logp_N = logits_NV.detach().float().div(temperature).log_softmax(-1).gather(-1, batch.response_N[:, None])[:, 0]
+            return self._engine(batch, lambda hidden_NH, weight_VH, _: hidden_NH.sum() * 0.0 + weight_VH.sum() * 0.0)
+        support_NK = support_tensor([item.support_TK for item in scored], self._device)
+        reference_NA = self._values([item.reference_logp_TA for item in scored])
+        teacher_NA = self._values([item.teacher_logp_TA for item in scored])
         rollout_logp_N = self._values([item.lesson.rollout.logp_T for item in scored])
-        difference_N = logp_N - rollout_logp_N
-        result = demopsd_loss_on_support(
-            logits_NV[None],
-            _batched(support_tensor([item.support_TK for item in scored], self._device)),
-            self._values([item.reference_logp_TA for item in scored])[None],
-            self._values([item.teacher_logp_TA for item in scored])[None],
-            torch.ones(1, len(logits_NV), dtype=torch.bool, device=self._device),
-            alpha_max=settings.alpha_max,
-            gate_sensitivity=settings.gate_sensitivity,
-            floor=settings.floor,
-            temperature=temperature,
-            importance_ratio_BT=difference_N.clamp(-20.0, 20.0).exp()[None],
-            importance_clip=settings.importance_clip,
-            token_count=token_count,
+        fresh_N = torch.from_numpy(np.repeat([self._is_fresh(item) for item in scored], batch.lengths)).to(self._device)
+        settings, temperature = self._config.demopsd, self._config.rollout.temperature
+
+        def loss_of(part: Slice) -> Tensor:
+            tokens = part.tokens
+            difference_N = part.token_logp(batch.response_N[tokens]) - rollout_logp_N[tokens]
+            result = demopsd_loss_on_atoms(
+                part.student_logp_NA[None],
+                reference_NA[tokens][None],
+                teacher_NA[tokens][None],
+                torch.ones_like(difference_N, dtype=torch.bool)[None],
+                alpha_max=settings.alpha_max,
+                gate_sensitivity=settings.gate_sensitivity,
+                floor=settings.floor,
+                importance_ratio_BT=difference_N.clamp(-20.0, 20.0).exp()[None],
+                importance_clip=settings.importance_clip,
+                token_count=token_count,
+            )
+            for name, value in result.metrics.items():
+                report.sums[name] += float(value)
+            with torch.no_grad():
+                report.sums["policy/entropy_nats"] += float(part.entropy().sum()) / token_count
+            if fresh_N[tokens].any():
+                worst = float(difference_N[fresh_N[tokens]].abs().max())
+                seen = report.maxima["mismatch/logp_diff_max"]
+                report.maxima["mismatch/logp_diff_max"] = float(np.maximum(seen, worst))  # keeps a NaN
+            return result.loss
+
+        return self._engine(
+            batch,
+            lambda hidden_NH, weight_VH, bias_V: fused_loss(
+                hidden_NH, weight_VH, support_NK, loss_of, bias_V=bias_V, temperature=temperature
+            ),
         )
-        for name, value in result.metrics.items():
-            report.sums[name] += float(value)
-        with torch.no_grad():
-            report.sums["policy/entropy_nats"] += float(entropy(logits_NV, temperature).sum()) / token_count
-        own = [item.lesson.rollout.weight_version == self.version - 1 for item in scored]
-        fresh_N = torch.tensor(np.repeat(own, batch.lengths), device=self._device)
-        if fresh_N.any():  # older rollouts differ because the student has moved
-            worst = float(difference_N[fresh_N].abs().max())
-            report.maxima["mismatch/logp_diff_max"] = float(np.maximum(report.maxima["mismatch/logp_diff_max"], worst))
-        return result.loss
+
+    def _is_fresh(self, item: Scored) -> bool:
+        """Sampled from the weights of now. Older rollouts differ because the student has moved."""
+        return item.lesson.rollout.weight_version == self.version - 1
 
     def _rectangle(self, lessons: Sequence[Lesson]) -> Rectangle:
         samples = [(lesson.rollout.prompt.tokens, lesson.rollout.tokens_T) for lesson in lessons]
@@ -212,7 +226,3 @@ class LearnerWorker:
 
             self._engine.module.model.save_pretrained(folder, state_dict=state)
             AutoTokenizer.from_pretrained(self._folder).save_pretrained(folder)
-
-
-def _batched(ids_NK: Tensor | None) -> Tensor | None:
-    return None if ids_NK is None else ids_NK[None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from demopsd_dist.config import Config, Precision
 from demopsd_dist.data.pack import rectangles
 from demopsd_dist.data.records import Lesson, Tokens
 from demopsd_dist.objective import coarsen
-from workers.forward import Rectangle, ResponseLogits, load_causal_lm, support_tensor
+from workers.forward import Rectangle, ResponseModel, in_slices, load_causal_lm, support_tensor
 from workers.weights import take_buckets, unpack_bucket
 
 Logp = NDArray[np.float32]
@@ -40,7 +41,7 @@ class TeacherWorker:
         if self._device.type == "cpu":
             torch.set_num_threads(self._config.teacher.threads)
         model = load_causal_lm(self._folder, Precision.float32).to(self._device).eval().requires_grad_(False)
-        self._forward = ResponseLogits(model)
+        self._forward = ResponseModel(model)
         self._weights = dict(model.named_parameters())
 
     def receive(self, version: int, buckets: list[ray.ObjectRef]) -> int:
@@ -68,12 +69,11 @@ class TeacherWorker:
         for batch in batches:
             rectangle = Rectangle([(prompts[i], responses[i]) for i in batch], self._device)
             support_NK = support_tensor([supports_TK[i] for i in batch], self._device)
-            logp_NA = self._forward(
-                rectangle,
-                reduce=lambda logits, tokens, ids=support_NK: coarsen(
-                    logits, None if ids is None else ids[tokens], temperature
-                ),
-            )
+            logp_NA = self._forward(rectangle, in_slices(partial(_atoms, support_NK, temperature)))
             for i, piece in zip(batch, rectangle.split(logp_NA), strict=True):
                 found[i] = piece
         return [piece for piece in found if piece is not None]
+
+
+def _atoms(support_NK: torch.Tensor | None, temperature: float, logits: torch.Tensor, tokens: slice) -> torch.Tensor:
+    return coarsen(logits, None if support_NK is None else support_NK[tokens], temperature)

@@ -6,18 +6,27 @@ type; half-precision logits are lifted to float32.
 """
 
 from demopsd_dist.objective.barycenter import barycenter, disagreement, floored, gate, generalised_kl
-from demopsd_dist.objective.demopsd import DemoPSDLoss, demopsd_loss, demopsd_loss_on_support
+from demopsd_dist.objective.demopsd import (
+    DemoPSDLoss,
+    demopsd_loss,
+    demopsd_loss_on_atoms,
+    demopsd_loss_on_support,
+)
+from demopsd_dist.objective.fused import Slice, fused_loss
 from demopsd_dist.objective.support import coarsen, entropy, top_k_support
 
 __all__ = [
     "DemoPSDLoss",
+    "Slice",
     "barycenter",
     "coarsen",
     "demopsd_loss",
+    "demopsd_loss_on_atoms",
     "demopsd_loss_on_support",
     "disagreement",
     "entropy",
     "floored",
+    "fused_loss",
     "gate",
     "generalised_kl",
     "top_k_support",

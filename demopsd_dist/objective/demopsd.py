@@ -98,10 +98,38 @@ def demopsd_loss_on_support(
 
     `reference_logp_BTA` and `teacher_logp_BTA` are what `coarsen` gives for the two EMA forwards, before the floor.
     """
-    if mask_BT.shape != student_logits_BTV.shape[:-1]:
-        raise ValueError(f"mask {tuple(mask_BT.shape)} does not fit student logits {tuple(student_logits_BTV.shape)}.")
+    return demopsd_loss_on_atoms(
+        coarsen(student_logits_BTV, support_BTK, temperature),
+        reference_logp_BTA,
+        teacher_logp_BTA,
+        mask_BT,
+        alpha_max=alpha_max,
+        gate_sensitivity=gate_sensitivity,
+        floor=floor,
+        importance_ratio_BT=importance_ratio_BT,
+        importance_clip=importance_clip,
+        token_count=token_count,
+    )
+
+
+def demopsd_loss_on_atoms(
+    student_logp_BTA: Tensor,
+    reference_logp_BTA: Tensor,
+    teacher_logp_BTA: Tensor,
+    mask_BT: Tensor,
+    *,
+    alpha_max: float = 0.15,
+    gate_sensitivity: float = 50.0,
+    floor: float = 1e-8,
+    importance_ratio_BT: Tensor | None = None,
+    importance_clip: float = 2.0,
+    token_count: float | None = None,
+) -> DemoPSDLoss:
+    """The loss itself, on three sets of log-probabilities over the same atoms; the first carries the gradient."""
+    if mask_BT.shape != student_logp_BTA.shape[:-1]:
+        raise ValueError(f"mask {tuple(mask_BT.shape)} does not fit student atoms {tuple(student_logp_BTA.shape)}.")
     mask_BT = mask_BT.bool()
-    student_BTA = coarsen(student_logits_BTV, support_BTK, temperature)
+    student_BTA = student_logp_BTA
     if not student_BTA.shape == reference_logp_BTA.shape == teacher_logp_BTA.shape:
         raise ValueError(
             f"student has atoms {tuple(student_BTA.shape)}, reference {tuple(reference_logp_BTA.shape)}, teacher "

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from torch.nn.functional import linear
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from demopsd_dist.checkpoint import RunFolder
@@ -29,7 +30,7 @@ from demopsd_dist.runlog import RunLog
 from tests.real.conftest import RealCrew, demo
 from workers import rollout as rollout_module
 from workers.crew import RolloutGroup
-from workers.forward import Rectangle, ResponseLogits, load_causal_lm, support_tensor
+from workers.forward import Rectangle, ResponseModel, in_slices, load_causal_lm, support_tensor
 from workers.group import ActorGroup, Placement
 from workers.placement import Bundle
 from workers.weights import Bucket, pack_bucket, unpack_bucket
@@ -224,13 +225,13 @@ def test_forward_pads_without_effect() -> None:
         (rng.integers(0, 256, p).astype(np.int32), rng.integers(0, 256, t).astype(np.int32))
         for p, t in ((5, 9), (30, 1), (1, 40))
     ]
-    forward = ResponseLogits(load_causal_lm(MODEL_DIR, Precision.float32).eval())
+    forward = ResponseModel(load_causal_lm(MODEL_DIR, Precision.float32).eval())
     batch = Rectangle(samples, torch.device("cpu"))
     with torch.inference_mode():
-        plain = forward(batch)
+        plain = forward(batch, linear)
         ids = support_tensor([np.tile(np.arange(7, dtype=np.int32), (len(r), 1)) for _, r in samples], plain.device)
         assert ids is not None
-        sliced = forward(batch, lambda logits, tokens: coarsen(logits, ids[tokens]))
+        sliced = forward(batch, in_slices(lambda logits, tokens: coarsen(logits, ids[tokens])))
     expected = torch.cat(logits_of(MODEL_DIR, samples))
     torch.testing.assert_close(plain, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(sliced, coarsen(expected, ids), atol=1e-4, rtol=1e-4)

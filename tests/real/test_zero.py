@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import linear
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from demopsd_dist.config import Precision
@@ -24,7 +25,7 @@ from demopsd_dist.objective import coarsen
 from tests.real.conftest import demo
 from workers import learner
 from workers.crew import LearnerGroup, start_learners
-from workers.forward import HEAD_CHUNK_TOKENS, Rectangle, ResponseLogits, load_causal_lm
+from workers.forward import HEAD_CHUNK_TOKENS, Rectangle, ResponseModel, load_causal_lm
 from workers.group import Placement
 from workers.placement import Bundle
 
@@ -34,7 +35,7 @@ STEPS = 5
 @pytest.fixture(scope="module")
 def scored(task: Task) -> list[Scored]:
     """Twelve lessons whose teacher is the base model with a correct solution in its prompt."""
-    forward = ResponseLogits(load_causal_lm(MODEL_DIR, Precision.float32).eval())
+    forward = ResponseModel(load_causal_lm(MODEL_DIR, Precision.float32).eval())
     encode = task.prompts.tokenizer.encode
     found = []
     for i, prompt in enumerate(task.train[:12]):
@@ -43,7 +44,8 @@ def scored(task: Task) -> list[Scored]:
         view = task.prompts.privileged(prompt.question, f"<answer>{prompt.question.answer}</answer>")
         with torch.inference_mode():
             student, teacher = (
-                forward(Rectangle([(tokens, response)], torch.device("cpu"))) for tokens in (prompt.tokens, view)
+                forward(Rectangle([(tokens, response)], torch.device("cpu")), linear)
+                for tokens in (prompt.tokens, view)
             )
         ids = student.topk(100).indices
         logp_T = student.log_softmax(-1).numpy()[np.arange(len(response)), response]
@@ -143,7 +145,7 @@ def test_zero_3_with_tensors_that_really_are_sharded(ray_here: None, scored: lis
     lesson = Lesson(dataclasses.replace(long, tokens_T=response), 0.0, scored[0].lesson.privileged_tokens)
     rectangle = Rectangle([(long.prompt.tokens, response)], torch.device("cpu"))
     with torch.inference_mode():
-        expected = ResponseLogits(large.eval())(rectangle).topk(100)
+        expected = ResponseModel(large.eval())(rectangle, linear).topk(100)
     batch = pack(scored, 2, 150)
     one = pack(scored, 1, 10_000)
     with learners(*words, "learner.num_workers=2", "learner.zero_stage=3", folder=folder) as group:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("demopsd_dist", "workers", "launch")
+ROOMS = ("demopsd_dist", "workers", "launch", "benchmarks")
 ENGINES = {"ray", "vllm", "deepspeed"}
 
 

@@ -1,0 +1,146 @@
+"""A loss from the last hidden states and the head's weight, a slice of tokens at a time: (B, T, V) never exists.
+
+The gradients are formed slice by slice in the forward pass, where the slice's logits still are at hand; nothing is
+computed twice. A loss only says what it makes of the K + 1 atoms; autograd goes no further than those, and the step
+from atoms to logits is the closed one:
+
+    dL/dz_v = g_v - p_v sum(g)                      v in the support
+    dL/dz_v = p_v (g_tail / P_tail - sum(g))        v in the tail: its tokens move together
+
+with g = dL/d log P. Left out: a recomputing backward, which would save the gradient of the head and cost one more
+product with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from demopsd_dist.objective.support import lifted
+
+CHUNK_TOKENS = 128
+_LEAST_TAIL_LOGP = -69.0  # 1e-30: below that the tail's share of the gradient is nothing, and dividing by it overflows
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What a loss sees of some consecutive tokens. `logits_NV` is overwritten afterwards: use it at once.
+
+    `student_logp_NA` carries the gradient; the others do not.
+    """
+
+    tokens: slice
+    student_logp_NA: Tensor  # of the atoms, at the temperature
+    logits_NV: Tensor  # float32 or wider, divided by the temperature
+    normaliser_N1: Tensor  # logsumexp of them
+
+    def token_logp(self, ids_N: Tensor) -> Tensor:
+        """Log-probability of one token at each position."""
+        return (self.logits_NV.gather(-1, ids_N[:, None]) - self.normaliser_N1)[:, 0]
+
+    def entropy(self) -> Tensor:
+        """Shannon entropy over the full vocabulary, (N,), nats."""
+        logp_NV = self.logits_NV - self.normaliser_N1
+        return -(logp_NV.exp() * logp_NV).sum(-1)
+
+
+LossOfSlice = Callable[[Slice], Tensor]  # a scalar; those of all slices add up
+
+
+def fused_loss(
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    support_NK: Tensor | None,
+    loss_of: LossOfSlice,
+    *,
+    bias_V: Tensor | None = None,
+    temperature: float = 1.0,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> Tensor:
+    """The scalar sum of `loss_of` over all slices, differentiable in hidden states, weight and bias.
+
+    Args:
+        hidden_NH: last hidden states of N tokens; N may be 0.
+        weight_VH: the head's weight, whole (under ZeRO-3: gathered).
+        support_NK: distinct ids, K < V; None for the full vocabulary.
+        loss_of: called once for each slice, in order.
+        chunk_tokens: tokens in a slice; memory grows with `chunk_tokens * V`, not with N.
+    """
+    if support_NK is not None and support_NK.shape[0] != hidden_NH.shape[0]:
+        raise ValueError(f"support {tuple(support_NK.shape)} does not fit hidden states {tuple(hidden_NH.shape)}.")
+    return _FusedLoss.apply(hidden_NH, weight_VH, bias_V, support_NK, loss_of, temperature, chunk_tokens)
+
+
+class _FusedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        support_NK: Tensor | None,
+        loss_of: LossOfSlice,
+        temperature: float,
+        chunk_tokens: int,
+    ) -> Tensor:
+        wide = torch.promote_types(hidden_NH.dtype, torch.float32)
+        total = torch.zeros((), dtype=wide, device=hidden_NH.device)
+        d_hidden_NH = torch.zeros_like(hidden_NH)
+        d_weight_VH = torch.zeros_like(weight_VH, dtype=wide)
+        d_bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=wide)
+        for start in range(0, len(hidden_NH), chunk_tokens):
+            tokens = slice(start, start + chunk_tokens)
+            logits_NV = lifted(linear(hidden_NH[tokens], weight_VH, bias_V)).div_(temperature)
+            ids_NK = None if support_NK is None else support_NK[tokens]
+            loss, d_logits_NV = _loss_and_gradient(logits_NV, ids_NK, tokens, loss_of)
+            d_logits_NV = d_logits_NV.div_(temperature)
+            total += loss
+            if d_bias_V is not None:
+                d_bias_V += d_logits_NV.sum(0)
+            d_logits_NV = d_logits_NV.to(weight_VH.dtype)
+            d_hidden_NH[tokens] = d_logits_NV @ weight_VH
+            if wide == weight_VH.dtype:
+                d_weight_VH.addmm_(d_logits_NV.T, hidden_NH[tokens])
+            else:
+                d_weight_VH += d_logits_NV.T @ hidden_NH[tokens]
+        ctx.save_for_backward(d_hidden_NH, d_weight_VH, d_bias_V)
+        ctx.weight_dtype = weight_VH.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
+        d_hidden_NH, d_weight_VH, d_bias_V = ctx.saved_tensors
+        d_bias_V = None if d_bias_V is None else (d_bias_V * d_total).to(ctx.weight_dtype)
+        # In place: each is the gradient itself, and this graph is walked once.
+        return d_hidden_NH.mul_(d_total), d_weight_VH.mul_(d_total).to(ctx.weight_dtype), d_bias_V, *[None] * 4
+
+
+def _loss_and_gradient(
+    logits_NV: Tensor, ids_NK: Tensor | None, tokens: slice, loss_of: LossOfSlice
+) -> tuple[Tensor, Tensor]:
+    """A slice's loss and its gradient with respect to the logits, whose memory it takes."""
+    normaliser_N1 = logits_NV.logsumexp(-1, keepdim=True)
+    if ids_NK is None:
+        atoms_NA = logits_NV
+    else:
+        kept_NK = logits_NV.gather(-1, ids_NK)
+        tail_N1 = logits_NV.scatter_(-1, ids_NK, float("-inf")).logsumexp(-1, keepdim=True)
+        logits_NV.scatter_(-1, ids_NK, kept_NK)
+        atoms_NA = torch.cat([kept_NK, tail_N1], dim=-1)
+    logp_NA = (atoms_NA - normaliser_N1).requires_grad_()
+    with torch.enable_grad():
+        loss = loss_of(Slice(tokens, logp_NA, logits_NV, normaliser_N1))
+        (g_NA,) = torch.autograd.grad(loss, logp_NA)
+    logp_NA = logp_NA.detach()
+    sum_N1 = g_NA.sum(-1, keepdim=True)
+    if ids_NK is None:
+        return loss.detach(), g_NA - logp_NA.exp() * sum_N1
+    tail_share_N1 = g_NA[:, -1:] * logp_NA[:, -1:].clamp(min=_LEAST_TAIL_LOGP).neg().exp()
+    d_logits_NV = logits_NV.sub_(normaliser_N1).exp_().mul_(tail_share_N1 - sum_N1)
+    d_logits_NV.scatter_(-1, ids_NK, g_NA[:, :-1] - logp_NA[:, :-1].exp() * sum_N1)
+    return loss.detach(), d_logits_NV

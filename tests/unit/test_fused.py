@@ -1,0 +1,130 @@
+"""The fused form: the same loss and gradients as plain logits, whatever the slices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from demopsd_dist.objective import (
+    Slice,
+    coarsen,
+    demopsd_loss_on_atoms,
+    demopsd_loss_on_support,
+    entropy,
+    fused_loss,
+    top_k_support,
+)
+
+N, H, V = 37, 8, 50
+
+
+def inputs(dtype: torch.dtype = torch.float64, scale: float = 1.0) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=random, dtype=torch.float64)  # noqa: E731
+    found = {"hidden": draw(N, H), "weight": scale * draw(V, H), "bias": draw(V)}
+    found |= {"reference": scale * draw(N, V), "teacher": scale * draw(N, V)}
+    return {name: value.to(dtype) for name, value in found.items()}
+
+
+def plain(x: dict[str, Tensor], support: Tensor | None, temperature: float) -> Tensor:
+    logits = torch.nn.functional.linear(x["hidden"], x["weight"], x["bias"])
+    reference, teacher = (coarsen(x[name], support, temperature)[None] for name in ("reference", "teacher"))
+    ids = None if support is None else support[None]
+    mask = torch.ones(1, N, dtype=torch.bool)
+    return demopsd_loss_on_support(logits[None], ids, reference, teacher, mask, temperature=temperature).loss
+
+
+def fused(x: dict[str, Tensor], support: Tensor | None, temperature: float, chunk_tokens: int) -> Tensor:
+    reference, teacher = (coarsen(x[name], support, temperature) for name in ("reference", "teacher"))
+
+    def loss_of(part: Slice) -> Tensor:
+        logp, mask = part.student_logp_NA, torch.ones(len(part.student_logp_NA), dtype=torch.bool)
+        return demopsd_loss_on_atoms(
+            logp[None], reference[part.tokens][None], teacher[part.tokens][None], mask[None], token_count=N
+        ).loss
+
+    return fused_loss(
+        x["hidden"],
+        x["weight"],
+        support,
+        loss_of,
+        bias_V=x["bias"],
+        temperature=temperature,
+        chunk_tokens=chunk_tokens,
+    )
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 7, V - 1])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk_tokens", [1, 5, N, 1000])
+def test_loss_and_gradients_are_those_of_plain_logits(top_k: int | None, temperature: float, chunk_tokens: int) -> None:
+    x = inputs()
+    support = top_k_support(x["hidden"] @ x["weight"].T + x["bias"], top_k)
+    leaves = [x[name].requires_grad_() for name in ("hidden", "weight", "bias")]
+    expected = plain(x, support, temperature)
+    wanted = torch.autograd.grad(3 * expected, leaves)
+    found = fused(x, support, temperature, chunk_tokens)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+    for one, other in zip(torch.autograd.grad(3 * found, leaves), wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("scale", [1.0, 40.0, 400.0])
+def test_float32_is_close_and_finite_where_the_tail_underflows(scale: float) -> None:
+    x = inputs(torch.float32, scale)
+    support = top_k_support(x["hidden"] @ x["weight"].T + x["bias"], 7)
+    leaves = [x[name].requires_grad_() for name in ("hidden", "weight")]
+    wanted = torch.autograd.grad(plain(x, support, 1.0), leaves)
+    found = torch.autograd.grad(fused(x, support, 1.0, 16), leaves)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.isfinite(one).all()
+        torch.testing.assert_close(one, other, atol=1e-5 * scale, rtol=1e-3)
+
+
+def test_bfloat16_gradients_are_close_to_float32() -> None:
+    x = inputs(torch.bfloat16)
+    x |= {name: x[name].float() for name in ("reference", "teacher")}
+    support = top_k_support(x["hidden"] @ x["weight"].T + x["bias"], 7)
+    leaves = [x[name].requires_grad_() for name in ("hidden", "weight")]
+    half = torch.autograd.grad(fused(x, support, 1.0, 16), leaves)
+    assert [gradient.dtype for gradient in half] == [torch.bfloat16] * 2
+    wide = {name: value.detach().float() for name, value in x.items()}
+    leaves = [wide[name].requires_grad_() for name in ("hidden", "weight")]
+    full = torch.autograd.grad(plain(wide, support, 1.0), leaves)
+    for one, other in zip(half, full, strict=True):
+        assert (one.float() - other).norm() < 0.02 * other.norm()
+
+
+def test_a_slice_knows_token_probabilities_and_entropy() -> None:
+    x = inputs()
+    logits = torch.nn.functional.linear(x["hidden"], x["weight"]) / 0.7
+    ids = torch.arange(N) % V
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def loss_of(part: Slice) -> Tensor:
+        seen.append((part.token_logp(ids[part.tokens]), part.entropy()))
+        return part.student_logp_NA.sum() * 0.0
+
+    fused_loss(x["hidden"], x["weight"], top_k_support(logits, 3), loss_of, temperature=0.7, chunk_tokens=10)
+    logp, entropies = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    torch.testing.assert_close(logp, logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0])
+    torch.testing.assert_close(entropies, entropy(logits))
+
+
+def test_no_tokens_no_loss_and_a_zero_gradient() -> None:
+    x = inputs()
+    hidden, weight = x["hidden"][:0].requires_grad_(), x["weight"].requires_grad_()
+    loss = fused_loss(hidden, weight, torch.zeros(0, 3, dtype=torch.long), lambda part: part.student_logp_NA.sum())
+    loss.backward()
+    assert loss.item() == 0
+    assert weight.grad is not None
+    assert (weight.grad == 0).all()
+
+
+def test_a_support_of_another_length_is_refused() -> None:
+    x = inputs()
+    with pytest.raises(ValueError, match=r"support \(3, 2\) does not fit hidden states \(37, 8\)"):
+        fused_loss(
+            x["hidden"], x["weight"], torch.zeros(3, 2, dtype=torch.long), lambda part: part.student_logp_NA.sum()
+        )
