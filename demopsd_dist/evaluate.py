@@ -13,7 +13,10 @@ from demopsd_dist.roles import Rollouts, Sampling
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`by_field` and `average` are mean@samples in [0, 1]; the average is over fields, each counting once."""
+    """`by_field` and `average` are mean@samples in [0, 1]; the average is over fields, each counting once.
+
+    `example` is one question with its expected answer and one response, for a reader who wonders about the figures.
+    """
 
     by_field: dict[str, float]
     average: float
@@ -23,6 +26,7 @@ class Evaluation:
     unparsed_fraction: float  # no closed <answer>
     questions: int
     samples: int
+    example: dict[str, str]
 
 
 async def evaluate(rollouts: Rollouts, prompts: Sequence[Prompt], sampling: Sampling, reward: Reward) -> Evaluation:
@@ -45,4 +49,9 @@ async def evaluate(rollouts: Rollouts, prompts: Sequence[Prompt], sampling: Samp
         unparsed_fraction=sum(extract_answer(rollout.text) is None for rollout in responses) / len(responses),
         questions=len(prompts),
         samples=sampling.samples,
+        example={
+            "question": prompts[0].question.text,
+            "expected": prompts[0].question.answer,
+            "response": groups[0][0].text,
+        },
     )

@@ -98,11 +98,20 @@ class RunLog:
         self.evaluations.setdefault(split, []).append(result)
         self._step_started = time.monotonic()  # the next step's time is its own
         self._write({"step": step, "evaluation": split, **asdict(result)})
-        fields = "  ".join(f"{name} {value:.1%}" for name, value in result.by_field.items())
+        fields = (
+            ""
+            if len(result.by_field) == 1
+            else "  " + "  ".join(f"{name} {value:.1%}" for name, value in result.by_field.items())
+        )
         self.note(
             f"{split:>5} after step {step}: {result.average:.1%} right (mean@{result.samples}, {result.questions} "
-            f"questions)  {fields}  entropy {result.entropy_nats:.3f}"
+            f"questions){fields}  entropy {result.entropy_nats:.3f}"
+            + (f"  no answer in {result.unparsed_fraction:.0%}" if result.unparsed_fraction > 0.05 else "")
         )
+        if result.average == 0:
+            self.note(
+                "      for example: " + "  ".join(f"{key} {text[-200:]!r}" for key, text in result.example.items())
+            )
 
     def summary(self) -> dict[str, Any]:
         """The figures of the run so far; keys are absent where nothing was measured."""

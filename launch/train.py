@@ -80,16 +80,26 @@ def run(config: Config, folder: Path, questions: dict[Split, list[Question]]) ->
         run_folder = RunFolder.create(config)
         with RunLog(run_folder, config.steps) as log:
             log.skipped = {str(split): count for split, count in skipped.items()}
-            log.note(f"run folder {run_folder.path}   seed {config.seed}   model {folder}")
+            log.note(f"run folder {run_folder.path}   seed {config.seed}   model {config.model.path}")
+            sources = {"train": config.data.train, "test": config.data.test, "ood": config.data.ood}
+            log.note("data       " + "   ".join(f"{s} {sources[s]} ({len(q)})" for s, q in questions.items() if q))
             for split, count in skipped.items():
                 if count:
                     log.note(
                         f"left out {count} of {len(questions[split])} {split} questions: {over_long(config, split)}"
                     )
-            summary = asyncio.run(train_with_ray(config, folder, task, log, started))
+            try:
+                summary = asyncio.run(train_with_ray(config, folder, task, log, started))
+            except KeyboardInterrupt:
+                log.note(
+                    f"{len(log.steps)} of {config.steps} steps are in {run_folder.metrics}; no student was written"
+                )
+                raise
             run_folder.write_summary(summary)
             log.note(f"student in {run_folder.student}   figures in {run_folder.path / 'summary.json'}")
             log.note(closing_line(summary))
+            if summary["active_fraction"] == 0:
+                log.note("warning: no step had anything to learn from; the student is the model that was given")
     return 0
 
 
@@ -113,7 +123,9 @@ async def train_with_ray(config, folder, task, log, started: float) -> dict:
             await crew.learners.export(log.folder.student)
     finally:
         crew_actors.stop()
-    return {**log.summary(), "wall_s": round(time.monotonic() - started, 1), **provenance(config)}
+    data = {"train": config.data.train, "test": config.data.test, "ood": config.data.ood}
+    wall = {"wall_s": round(time.monotonic() - started, 1)}
+    return {**log.summary(), **wall, "model": config.model.path, "data": data, **provenance(config)}
 
 
 def closing_line(summary: dict) -> str:

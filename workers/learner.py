@@ -226,3 +226,11 @@ class LearnerWorker:
 
             self._engine.module.model.save_pretrained(folder, state_dict=state)
             AutoTokenizer.from_pretrained(self._folder).save_pretrained(folder)
+            for path in folder.iterdir():  # safetensors writes for the owner alone
+                path.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -87,7 +87,10 @@ def _first_string(record: dict[str, Any], keys: Sequence[str], where: str, neede
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             value = str(value)
         if not isinstance(value, str):
-            raise DataError(f"{where}: {key!r} must be text, not {type(value).__name__}.")
+            hint = (
+                " Of a chat, give the system message as 'system' and the user's as 'prompt'." if key == "prompt" else ""
+            )
+            raise DataError(f"{where}: {key!r} must be text, not {type(value).__name__}.{hint}")
         if value.strip() or not needed:
             return value if value.strip() else None
     if needed:
