@@ -108,7 +108,7 @@ class RunLog:
             f"questions){fields}  entropy {result.entropy_nats:.3f}"
             + (f"  no answer in {result.unparsed_fraction:.0%}" if result.unparsed_fraction > 0.05 else "")
         )
-        if result.average == 0:
+        if result.average < 0.1:
             self.note(
                 "      for example: " + "  ".join(f"{key} {text[-200:]!r}" for key, text in result.example.items())
             )

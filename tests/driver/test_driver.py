@@ -87,6 +87,7 @@ def test_a_step_without_lessons_moves_no_weights(tmp_path: Path, task: Task) -> 
     assert run.world.unmoved == [1, 2]
     assert run.summary["active_fraction"] == 0
     assert run.console.getvalue().count("nothing to learn from") == 2
+    assert "for example: question " in run.console.getvalue()
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
