@@ -17,7 +17,7 @@ from pathlib import Path
 
 from demopsd_dist.config import Config, load, to_yaml
 from demopsd_dist.data.records import Question
-from demopsd_dist.data.sources import load_questions
+from demopsd_dist.data.sources import load_questions, sources
 from demopsd_dist.errors import DemoPSDError
 from demopsd_dist.minisci.tasks import Split
 from demopsd_dist.model_folder import model_folder
@@ -81,8 +81,12 @@ def run(config: Config, folder: Path, questions: dict[Split, list[Question]]) ->
         with RunLog(run_folder, config.steps) as log:
             log.skipped = {str(split): count for split, count in skipped.items()}
             log.note(f"run folder {run_folder.path}   seed {config.seed}   model {config.model.path}")
-            sources = {"train": config.data.train, "test": config.data.test, "ood": config.data.ood}
-            log.note("data       " + "   ".join(f"{s} {sources[s]} ({len(q)})" for s, q in questions.items() if q))
+            read = [
+                f"{split} {source} ({len(questions[split])})"
+                for split, source in sources(config.data).items()
+                if source
+            ]
+            log.note("data       " + "   ".join(read))
             for split, count in skipped.items():
                 if count:
                     log.note(
@@ -123,9 +127,8 @@ async def train_with_ray(config, folder, task, log, started: float) -> dict:
             await crew.learners.export(log.folder.student)
     finally:
         crew_actors.stop()
-    data = {"train": config.data.train, "test": config.data.test, "ood": config.data.ood}
     wall = {"wall_s": round(time.monotonic() - started, 1)}
-    return {**log.summary(), **wall, "model": config.model.path, "data": data, **provenance(config)}
+    return {**log.summary(), **wall, "model": config.model.path, "data": sources(config.data), **provenance(config)}
 
 
 def closing_line(summary: dict) -> str:

@@ -179,10 +179,7 @@ class LearnerWorker:
     def _refuse_infinite_gradient(self, norm: float) -> None:
         """The norm is the same on all ranks. DeepSpeed has skipped the step by itself, at stages 1 to 3."""
         if not np.isfinite(norm):
-            raise NonFiniteLossError(
-                f"the gradient of step {self.version} is not finite; the step was refused on every rank. Lower "
-                f"learner.learning_rate ({self._config.learner.learning_rate:g})."
-            )
+            raise self._refusal(f"the gradient of step {self.version} is not finite")
 
     def _clip(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         """For ZeRO-0: its gradients are whole and reduced when the optimizer is about to step."""
@@ -198,10 +195,13 @@ class LearnerWorker:
         flag = torch.tensor(float(np.isfinite(loss)), device=self._device)
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MIN)
         if not flag:
-            raise NonFiniteLossError(
-                f"the loss of step {self.version} is not finite (on rank {self.rank}: {loss}); the step was refused on "
-                f"every rank. Lower learner.learning_rate ({self._config.learner.learning_rate:g})."
-            )
+            raise self._refusal(f"the loss of step {self.version} is not finite (on rank {self.rank}: {loss})")
+
+    def _refusal(self, what: str) -> NonFiniteLossError:
+        rate = self._config.learner.learning_rate
+        return NonFiniteLossError(
+            f"{what}; the step was refused on every rank. Lower learner.learning_rate ({rate:g})."
+        )
 
     def gather(self, version: int) -> list[ray.ObjectRef]:
         """Put the whole weights into the object store, bucket by bucket; the refs come from rank 0."""

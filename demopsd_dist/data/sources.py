@@ -18,6 +18,11 @@ _ID_KEYS = ("id", "idx")
 _FIELD_KEYS = ("field", "domain", "dataset")
 
 
+def sources(data: DataConfig) -> dict[Split, str | None]:
+    """Where each split's questions come from."""
+    return {"train": data.train, "test": data.test, "ood": data.ood}
+
+
 def load_questions(data: DataConfig, split: Split) -> list[Question]:
     """The questions of one split.
 
@@ -25,7 +30,7 @@ def load_questions(data: DataConfig, split: Split) -> list[Question]:
         DataError: the file is missing, empty, not JSONL, or a record lacks its question or answer; the message names
             file and line.
     """
-    source = {"train": data.train, "test": data.test, "ood": data.ood}[split]
+    source = sources(data)[split]
     if source is None:
         return []
     if source == MINISCI:

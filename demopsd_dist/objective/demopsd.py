@@ -129,19 +129,18 @@ def demopsd_loss_on_atoms(
     if mask_BT.shape != student_logp_BTA.shape[:-1]:
         raise ValueError(f"mask {tuple(mask_BT.shape)} does not fit student atoms {tuple(student_logp_BTA.shape)}.")
     mask_BT = mask_BT.bool()
-    student_BTA = student_logp_BTA
-    if not student_BTA.shape == reference_logp_BTA.shape == teacher_logp_BTA.shape:
+    if not student_logp_BTA.shape == reference_logp_BTA.shape == teacher_logp_BTA.shape:
         raise ValueError(
-            f"student has atoms {tuple(student_BTA.shape)}, reference {tuple(reference_logp_BTA.shape)}, teacher "
+            f"student has atoms {tuple(student_logp_BTA.shape)}, reference {tuple(reference_logp_BTA.shape)}, teacher "
             f"{tuple(teacher_logp_BTA.shape)}; with a support of K ids each needs K + 1."
         )
     with torch.no_grad():
-        reference_BTA = floored(reference_logp_BTA.to(student_BTA.dtype), floor)
-        teacher_BTA = floored(teacher_logp_BTA.to(student_BTA.dtype), floor)
+        reference_BTA = floored(reference_logp_BTA.to(student_logp_BTA.dtype), floor)
+        teacher_BTA = floored(teacher_logp_BTA.to(student_logp_BTA.dtype), floor)
         disagreement_BT = disagreement(reference_BTA, teacher_BTA)
         alpha_BT = gate(disagreement_BT, alpha_max, gate_sensitivity)
         target_BTA = barycenter(reference_BTA, teacher_BTA, alpha_BT)
-    loss_BT = generalised_kl(student_BTA, target_BTA)
+    loss_BT = generalised_kl(student_logp_BTA, target_BTA)
     if importance_ratio_BT is not None:
         loss_BT = loss_BT * importance_ratio_BT.detach().clamp(max=importance_clip)
     loss_BT = torch.where(mask_BT, loss_BT, 0.0)

@@ -13,14 +13,14 @@ from rich.console import Console
 
 from demopsd_dist.checkpoint import RunFolder
 from demopsd_dist.config import Config, load
-from demopsd_dist.data.prompts import PromptBuilder
-from demopsd_dist.data.rewards import answer_reward
 from demopsd_dist.data.sources import load_questions
 from demopsd_dist.driver import RunState, Task, prompts_of_step, train
 from demopsd_dist.feed import open_feed
-from demopsd_dist.minisci.tokenizer import byte_tokenizer
+from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.runlog import RunLog
 from demopsd_dist.testing import StandInLearners, World, stand_in_crew
+from launch.task import build_task
+from launch.train import SPLITS
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 SMALL = ["rollout.prompts_per_step=6", "rollout.group_size=4", "data.minisci_test_size=8", "data.minisci_train_size=40"]
@@ -29,12 +29,7 @@ SMALL = ["rollout.prompts_per_step=6", "rollout.group_size=4", "data.minisci_tes
 @pytest.fixture(scope="module")
 def task() -> Task:
     config = load(DEMO, SMALL)
-    builder = PromptBuilder(byte_tokenizer())
-    train_set, test, ood = (
-        [builder.student(question) for question in load_questions(config.data, split)]
-        for split in ("train", "test", "ood")
-    )
-    return Task(train_set, test, ood, builder, answer_reward)
+    return build_task(config, MODEL_DIR, {split: load_questions(config.data, split) for split in SPLITS})[0]
 
 
 class Run:

@@ -12,14 +12,12 @@ import psutil
 import pytest
 
 from demopsd_dist.config import Config, load
-from demopsd_dist.data.prompts import PromptBuilder
-from demopsd_dist.data.records import Prompt
-from demopsd_dist.data.rewards import answer_reward
 from demopsd_dist.data.sources import load_questions
 from demopsd_dist.driver import Task
 from demopsd_dist.minisci import MODEL_DIR
-from demopsd_dist.minisci.tokenizer import byte_tokenizer
 from demopsd_dist.roles import Crew
+from launch.task import build_task
+from launch.train import SPLITS
 from workers import cluster
 from workers.crew import RayCrew
 
@@ -76,18 +74,10 @@ def crew(ray_here: None) -> Iterator[RealCrew]:
     actors.stop()
 
 
-def tasks(config: Config) -> Task:
-    builder = PromptBuilder(byte_tokenizer())
-
-    def prompts(split: str) -> list[Prompt]:
-        return [builder.student(question) for question in load_questions(config.data, split)]  # type: ignore[arg-type]
-
-    return Task(prompts("train"), prompts("test"), prompts("ood"), builder, answer_reward)
-
-
 @pytest.fixture(scope="session")
 def task() -> Task:
-    return tasks(demo())
+    config = demo()
+    return build_task(config, MODEL_DIR, {split: load_questions(config.data, split) for split in SPLITS})[0]
 
 
 def marked(mark: str) -> list[psutil.Process]:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from torch.nn.functional import linear
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from demopsd_dist.checkpoint import RunFolder
-from demopsd_dist.config import Precision
+from demopsd_dist.config import Config, Precision
 from demopsd_dist.data.lessons import grade
 from demopsd_dist.data.records import Rollout
 from demopsd_dist.driver import RunState, Task, train
@@ -51,6 +52,22 @@ def logits_of(folder: Path, samples: list[tuple[np.ndarray, np.ndarray]]) -> lis
         return [model(row).logits[0, len(prompt) - 1 : -1] for row, (prompt, _) in zip(rows, samples, strict=True)]
 
 
+def logp_of(logits: torch.Tensor, rollout: Rollout) -> np.ndarray:
+    """What (T, V) logits say of the tokens that were sampled."""
+    return logits.log_softmax(-1).numpy()[np.arange(len(rollout.tokens_T)), rollout.tokens_T]
+
+
+def trained(crew: RealCrew, task: Task, config: Config) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """Run the whole loop with the crew; what it recorded of each step, and its summary."""
+    folder = RunFolder.create(config)
+    with RunLog(folder, config.steps) as log:
+        state = asyncio.run(train(config, crew.roles, task, log, RunState()))
+        crew.version = state.version
+        summary = log.summary()
+    records = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    return [record for record in records if "evaluation" not in record], summary
+
+
 @contextmanager
 def engine(folder: Path) -> Iterator[ActorGroup]:
     """One more rollout worker, on another model folder."""
@@ -75,7 +92,7 @@ def test_engines_sample_from_the_model_they_say(crew: RealCrew, task: Task) -> N
     for rollout, logits in zip(
         rollouts, logits_of(MODEL_DIR, [(r.prompt.tokens, r.tokens_T) for r in rollouts]), strict=True
     ):
-        logp = logits.log_softmax(-1).numpy()[np.arange(len(rollout.tokens_T)), rollout.tokens_T]
+        logp = logp_of(logits, rollout)
         np.testing.assert_allclose(rollout.logp_T, logp, atol=2e-5)
 
 
@@ -143,12 +160,7 @@ def test_damaged_and_incomplete_weights_are_refused(crew: RealCrew) -> None:
 def test_a_few_real_steps(crew: RealCrew, task: Task, tmp_path: Path) -> None:
     """The whole loop; afterwards every engine, the export and a fresh vLLM agree on the student."""
     config = demo("steps=3", f"output_dir={tmp_path}", "evaluation.every_steps=2")
-    folder = RunFolder.create(config)
-    with RunLog(folder, config.steps) as log:
-        state = asyncio.run(train(config, crew.roles, task, log, RunState()))
-        crew.version = state.version
-        summary = log.summary()
-    steps = [r for line in folder.metrics.read_text().splitlines() if "evaluation" not in (r := json.loads(line))]
+    steps, summary = trained(crew, task, config)
     assert [r["step"] for r in steps] == [1, 2, 3]
     for record in steps:
         assert all(np.isfinite(value) for value in record.values())
@@ -167,9 +179,8 @@ def test_a_few_real_steps(crew: RealCrew, task: Task, tmp_path: Path) -> None:
     moved = 0.0
     pairs = [(r.prompt.tokens, r.tokens_T) for r in rollouts[:12]]
     for rollout, new, old in zip(rollouts, logits_of(student, pairs), logits_of(MODEL_DIR, pairs), strict=False):
-        places = np.arange(len(rollout.tokens_T)), rollout.tokens_T
-        np.testing.assert_allclose(rollout.logp_T, new.log_softmax(-1).numpy()[places], atol=2e-5)
-        moved = max(moved, float(np.abs(rollout.logp_T - old.log_softmax(-1).numpy()[places]).max()))
+        np.testing.assert_allclose(rollout.logp_T, logp_of(new, rollout), atol=2e-5)
+        moved = max(moved, float(np.abs(rollout.logp_T - logp_of(old, rollout)).max()))
     assert moved > 1e-2, "training moved the weights, and the engines went along"
 
     with engine(student) as fresh:
@@ -183,12 +194,7 @@ def test_a_few_real_steps(crew: RealCrew, task: Task, tmp_path: Path) -> None:
 def test_rollouts_ahead_of_the_learners(crew: RealCrew, task: Task, tmp_path: Path) -> None:
     """Sampling goes on while the learners learn; no rollout is older than one step, and the ratio tells how far off."""
     config = demo("steps=3", f"output_dir={tmp_path}", "rollout.ahead=1")
-    folder = RunFolder.create(config)
-    with RunLog(folder, config.steps) as log:
-        state = asyncio.run(train(config, crew.roles, task, log, RunState()))
-        crew.version = state.version
-        summary = log.summary()
-    steps = [r for line in folder.metrics.read_text().splitlines() if "evaluation" not in (r := json.loads(line))]
+    steps, summary = trained(crew, task, config)
     assert [record["policy/age_steps_max"] for record in steps] == [0, 1, 1]
     assert all(0 < record["demopsd/loss"] < 18.5 for record in steps)
     assert "mismatch/logp_diff_max" not in steps[-1], "older rollouts say nothing about the weights published last"
@@ -214,7 +220,7 @@ def test_a_tied_head_follows_its_embedding(ray_here: None, task: Task, tmp_path:
     rollouts = [rollout for siblings in groups for rollout in siblings]
     pairs = [(rollout.prompt.tokens, rollout.tokens_T) for rollout in rollouts]
     for rollout, logits in zip(rollouts, logits_of(tmp_path / "new", pairs), strict=True):
-        logp = logits.log_softmax(-1).numpy()[np.arange(len(rollout.tokens_T)), rollout.tokens_T]
+        logp = logp_of(logits, rollout)
         np.testing.assert_allclose(rollout.logp_T, logp, atol=1e-4)
 
 
