@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 
+from demopsd_dist import probe
 from demopsd_dist.config import Config
-from demopsd_dist.data.lessons import Graded, Reward, grade
+from demopsd_dist.data.lessons import Group, Lessons, Reward, lessons_from_rewards, lessons_from_siblings
 from demopsd_dist.data.pack import pack
 from demopsd_dist.data.prompts import PromptBuilder
-from demopsd_dist.data.records import Prompt, Scored
-from demopsd_dist.data.sources import order
+from demopsd_dist.data.records import BatchSize, Prompt, Rollout, Scored
 from demopsd_dist.evaluate import evaluate
 from demopsd_dist.feed import Feed, open_feed
+from demopsd_dist.methods import recipe
 from demopsd_dist.roles import Crew, Sampling
 from demopsd_dist.runlog import RunLog
+from demopsd_dist.sampling import learned_groups, sample_groups
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,16 @@ class Task:
 
 @dataclass(frozen=True)
 class ScoredRollouts:
-    """The rollouts of one step, graded, and the scored lessons among them."""
+    """The rollouts of one step, rewarded, and the scored lessons among them."""
 
-    graded: Graded
+    groups: list[Group]
+    size: BatchSize
     scored: list[Scored]
+    leakage: dict[str, float]  # of the probe, where it was due
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        return [rollout for group in self.groups for rollout in group.rollouts]
 
 
 async def train(cfg: Config, crew: Crew, task: Task, log: RunLog, state: RunState) -> RunState:
@@ -62,14 +70,14 @@ async def train(cfg: Config, crew: Crew, task: Task, log: RunLog, state: RunStat
         while state.step < cfg.steps:
             with log.timed("wait_for_rollouts"):
                 rollouts = await feed.take()  # rollout workers sampled, teacher scored
-            batch = pack(rollouts.scored, crew.learners.dp_size, cfg.learner.micro_batch_tokens)
+            batch = pack(rollouts.scored, rollouts.size, crew.learners.dp_size, cfg.learner.micro_batch_tokens)
             with log.timed("learn"):
-                report = await crew.learners.step(batch)  # barycenter loss, backward, ZeRO step
-            state = state.after(samples=len(rollouts.graded.rollouts))
+                report = await crew.learners.step(batch)  # the method's loss, backward, ZeRO step
+            state = state.after(samples=len(rollouts.rollouts))
             with log.timed("publish_weights"):
                 await crew.weights.publish(state.version, moved=report.stepped)
             feed.admit()  # the next prompts are born on these weights
-            log.step(state.step, step_metrics(rollouts.graded, state) | report.metrics)
+            log.step(state.step, step_metrics(rollouts, state) | report.metrics)
             if cfg.evaluation.every_steps and state.step % cfg.evaluation.every_steps == 0 and state.step < cfg.steps:
                 await evaluate_all(cfg, crew, task, log, state)
     await evaluate_all(cfg, crew, task, log, state)
@@ -83,38 +91,29 @@ def scored_rollouts(
 
     async def produce(step: int) -> ScoredRollouts:
         with log.timed("sample"):
-            groups = await crew.rollouts.sample(prompts_of_step(task.train, cfg, step), train_sampling(cfg, step))
-        graded = grade(
-            groups,
-            task.reward,
-            task.prompts,
-            exclude_own_success=cfg.privileged.exclude_own_success,
-            seed=f"{cfg.seed}/{step}",
-        )
+            groups = await sample_groups(cfg, crew.rollouts, task.train, task.reward, step)
+        taught = lessons_of_step(cfg, task, groups, step)
         with log.timed("support"):
-            supports = await crew.learners.support(graded.lessons)
+            supports = await crew.learners.support(taught.lessons)
         with log.timed("score"):
-            return ScoredRollouts(graded, await crew.teacher.score(graded.lessons, supports))
+            scored = await crew.teacher.score(taught.lessons, supports, recipe(cfg).forwards)
+        leakage: dict[str, float] = {}
+        if probe.due(cfg, step):
+            with log.timed("probe"):
+                leakage = await probe.measure(cfg, crew.teacher, task.prompts, groups, scored)
+        return ScoredRollouts(groups, taught.size, scored, leakage)
 
     return open_feed(produce, first_step=state.step, last_step=cfg.steps, ahead=cfg.rollout.ahead)
 
 
-def prompts_of_step(prompts: Sequence[Prompt], cfg: Config, step: int) -> list[Prompt]:
-    """A step's different prompts: each epoch shuffles anew, and leaves out what does not fill a step."""
-    per_step = cfg.rollout.prompts_per_step
-    epoch, place = divmod(step, len(prompts) // per_step)
-    walk = order(len(prompts), cfg.seed, epoch)
-    return [prompts[index] for index in walk[place * per_step : (place + 1) * per_step]]
-
-
-def train_sampling(cfg: Config, step: int) -> Sampling:
-    rollout = cfg.rollout
-    return Sampling(
-        samples=rollout.group_size,
-        temperature=rollout.temperature,
-        top_p=1.0,  # a nucleus would make the samples another policy's than the student's
-        max_response_tokens=rollout.max_response_tokens,
-        seed=f"{cfg.seed}/{step}",
+def lessons_of_step(cfg: Config, task: Task, groups: list[Group], step: int) -> Lessons:
+    made, learned = recipe(cfg), learned_groups(cfg, groups)
+    if not made.shows_solutions:
+        return lessons_from_rewards(
+            learned, scaled=made.scaled_advantage, leave_out_silent=made.silent_without_advantage
+        )
+    return lessons_from_siblings(
+        learned, task.prompts, exclude_own_success=cfg.privileged.exclude_own_success, seed=f"{cfg.seed}/{step}"
     )
 
 
@@ -135,15 +134,17 @@ async def evaluate_all(cfg: Config, crew: Crew, task: Task, log: RunLog, state: 
             log.evaluation(state.step, split, result)
 
 
-def step_metrics(graded: Graded, state: RunState) -> dict[str, float]:
-    rollouts = graded.rollouts
+def step_metrics(step: ScoredRollouts, state: RunState) -> dict[str, float]:
+    rollouts = step.rollouts
     tokens = [len(rollout.tokens_T) for rollout in rollouts]
     return {
-        "rollout/reward_mean": sum(graded.rewards) / len(rollouts),
+        "rollout/reward_mean": sum(sum(group.rewards) for group in step.groups) / len(rollouts),
         "rollout/response_tokens_mean": sum(tokens) / len(rollouts),
         "rollout/truncated_fraction": sum(rollout.truncated for rollout in rollouts) / len(rollouts),
         "rollout/samples": float(len(rollouts)),
         "rollout/tokens": float(sum(tokens)),
+        "rollout/groups_differing_fraction": sum(group.differs for group in step.groups) / len(step.groups),
+        "rollout/learned_fraction": len(step.scored) / len(rollouts),
         "policy/age_steps_max": float(state.step - 1 - min(rollout.weight_version for rollout in rollouts)),
-        "demopsd/active_fraction": graded.active_fraction,
+        **step.leakage,
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from demopsd_dist.data.records import LearnReport, Lesson, Prompt, Rollout, Scored, Tokens, TrainBatch
+from demopsd_dist.methods import Forwards
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Rollouts(Protocol):
 
 
 class Teacher(Protocol):
-    async def score(self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens]) -> list[Scored]:
-        """The EMA copy's log-probabilities on each lesson's support, without and with the privileged view."""
+    async def score(self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens], forwards: Forwards) -> list[Scored]:
+        """Log-probabilities on each lesson's support: without and with the privileged view, as `forwards` asks."""
         ...
 
 
@@ -38,7 +39,7 @@ class Learners(Protocol):
     dp_size: int
 
     async def support(self, lessons: Sequence[Lesson]) -> list[Tokens]:
-        """The student's top-k ids (T, K) at every response token of each lesson, in order."""
+        """The method's support ids (T, K) at every response token of each lesson, in order."""
         ...
 
     async def step(self, batch: TrainBatch) -> LearnReport:

@@ -15,6 +15,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from demopsd_dist.checkpoint import RunFolder
 from demopsd_dist.evaluate import Evaluation
 
+SUMMARISED = {
+    "active_fraction": "rollout/learned_fraction",
+    "alpha_mean": "demopsd/alpha_mean",
+    "disagreement_mean_nats": "demopsd/disagreement_mean_nats",
+    "teacher_leakage_nats": "leakage/teacher_nats",
+    "target_leakage_nats": "leakage/target_nats",
+    "order_violated_fraction": "entropy/order_violated_fraction",
+    **{
+        f"{family}_{name}": f"leakage/{family}_{name}"
+        for family in ("siblings", "answers")
+        for name in ("teacher_nats", "target_nats", "contexts_mean")
+    },
+}
+"""Means over the steps, by their name in the summary."""
+
 
 class RunLog:
     """Used as a context manager: the terminal is given back whatever happens."""
@@ -130,16 +145,19 @@ class RunLog:
                 "entropy_after": test[-1].entropy_nats,
             }
         if self.steps:
-            learned = [metrics for metrics in self.steps if "demopsd/alpha_mean" in metrics]
+            summary |= {name: value for name, key in SUMMARISED.items() if (value := self._mean(key)) is not None}
+            mismatches = [metrics.get("mismatch/logp_diff_max") for metrics in self.steps]
             summary |= {
-                "alpha_mean": _mean(learned, "demopsd/alpha_mean"),
-                "disagreement_mean_nats": _mean(learned, "demopsd/disagreement_mean_nats"),
-                "active_fraction": _mean(self.steps, "demopsd/active_fraction"),
-                "logp_diff_max": max((m[key] for m in learned if (key := "mismatch/logp_diff_max") in m), default=None),
+                "logp_diff_max": max((value for value in mismatches if value is not None), default=None),
                 "samples_per_s": sum(m["rollout/samples"] for m in self.steps) / self._training_s,
             }
         summary["seconds"] = {stage: round(spent, 2) for stage, spent in self.stage_s.items()}
         return summary
+
+    def _mean(self, key: str) -> float | None:
+        """Over the steps that have it."""
+        values = [metrics[key] for metrics in self.steps if key in metrics]
+        return sum(values) / len(values) if values else None
 
     def _write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")
@@ -148,22 +166,16 @@ class RunLog:
 
 def _told(metrics: dict[str, float]) -> str:
     """The figures of a step that a reader wants to see go by."""
-    if "demopsd/loss" in metrics:
-        learned = (
-            f"loss {metrics['demopsd/loss']:.4f}"
-            f"  entropy {metrics.get('policy/entropy_nats', 0.0):.3f}"
-            f"  alpha {metrics.get('demopsd/alpha_mean', 0.0):.3f}"
-            f"  active {metrics['demopsd/active_fraction']:.0%}"
-        )
+    if "learner/loss" in metrics:
+        learned = f"loss {metrics['learner/loss']:.4f}  entropy {metrics.get('policy/entropy_nats', 0.0):.3f}"
+        if "demopsd/alpha_mean" in metrics:
+            learned += f"  alpha {metrics['demopsd/alpha_mean']:.3f}"
+        learned += f"  active {metrics['rollout/learned_fraction']:.0%}"
     else:
-        learned = "nothing to learn from: no response had a right sibling"
+        learned = "nothing to learn from: no group had what the method needs"
     if "mismatch/logp_diff_max" in metrics:
         learned += f"  mismatch {metrics['mismatch/logp_diff_max']:.0e}"
     return (
         f"reward {metrics['rollout/reward_mean']:.3f}  {learned}"
         f"  {metrics['perf/step_s']:.1f} s  {metrics['perf/samples_per_s']:.0f} samples/s"
     )
-
-
-def _mean(records: list[dict[str, float]], key: str) -> float | None:
-    return sum(record[key] for record in records) / len(records) if records else None

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from demopsd_dist.data.records import LearnReport, Lesson, Prompt, Rollout, Scored, Tokens, TrainBatch
+from demopsd_dist.data.records import LearnReport, Lesson, Logp, Prompt, Rollout, Scored, Tokens, TrainBatch
+from demopsd_dist.methods import Forwards
 from demopsd_dist.roles import Crew, Sampling
 
 TOP_K = 4
@@ -64,13 +65,24 @@ class StandInRollouts:
 class StandInTeacher:
     world: World
 
-    async def score(self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens]) -> list[Scored]:
+    async def score(self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens], forwards: Forwards) -> list[Scored]:
         self.world.diary.append(("score", self.world.published))
         await asyncio.sleep(0)
         return [
-            Scored(lesson, support_TK, *(np.zeros((len(support_TK), TOP_K + 1), np.float32) for _ in range(2)))
+            Scored(
+                lesson,
+                support_TK,
+                None if forwards.reference is None else _values(support_TK, b""),
+                None if forwards.teacher is None else _values(support_TK, lesson.privileged_tokens.tobytes()),
+            )
             for lesson, support_TK in zip(lessons, supports_TK, strict=True)
         ]
+
+
+def _values(support_TK: Tokens, seed: bytes) -> Logp:
+    """Some log-probabilities, the same for the same prompt."""
+    rng = np.random.default_rng(list(seed))
+    return np.log(rng.dirichlet(np.ones(TOP_K + 1), len(support_TK))).astype(np.float32)
 
 
 @dataclass
@@ -89,7 +101,7 @@ class StandInLearners:
         self.batches.append(batch)
         if not batch.token_count:
             return LearnReport({}, stepped=False)
-        metrics = {"demopsd/loss": 1.0 / len(self.batches), "demopsd/alpha_mean": 0.05}
+        metrics = {"learner/loss": 1.0 / len(self.batches), "demopsd/alpha_mean": 0.05}
         return LearnReport(metrics | {"demopsd/disagreement_mean_nats": 0.03}, stepped=True)
 
     async def export(self, folder: Path) -> None:

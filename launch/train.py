@@ -21,7 +21,7 @@ from demopsd_dist.data.sources import load_questions, sources
 from demopsd_dist.errors import DemoPSDError
 from demopsd_dist.minisci.tasks import Split
 from demopsd_dist.model_folder import model_folder
-from workers.placement import check_fits, table
+from workers.placement import check_fits, summary_of_roles, table
 
 SPLITS: tuple[Split, ...] = ("train", "test", "ood")
 
@@ -117,18 +117,23 @@ async def train_with_ray(config, folder, task, log, started: float) -> dict:
         cluster.join(config)  # left, within a bound, by `fenced`
         crew_actors = RayCrew(config, folder)
         crew = await crew_actors.start()
-    log.note(
-        f"roles ready after {time.monotonic() - started:.0f} s: {config.rollout.num_workers} rollout, 1 teacher, "
-        f"{config.learner.num_workers} learner (ZeRO-{config.learner.zero_stage})"
-    )
+    log.note(f"roles ready after {time.monotonic() - started:.0f} s: {summary_of_roles(config)}")
     try:
         await train(config, crew, task, log, RunState())
         with log.timed("export"):
             await crew.learners.export(log.folder.student)
+        forwards = await crew_actors.forwards_run()
     finally:
         crew_actors.stop()
-    wall = {"wall_s": round(time.monotonic() - started, 1)}
-    return {**log.summary(), **wall, "model": config.model.path, "data": sources(config.data), **provenance(config)}
+    return {
+        **log.summary(),
+        "wall_s": round(time.monotonic() - started, 1),
+        "method": config.method.value,
+        "forwards": forwards,
+        "model": config.model.path,
+        "data": sources(config.data),
+        **provenance(config),
+    }
 
 
 def closing_line(summary: dict) -> str:

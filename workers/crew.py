@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,10 +13,14 @@ from demopsd_dist.config import Config
 from demopsd_dist.data.pack import shard
 from demopsd_dist.data.records import LearnReport, Lesson, Prompt, Rollout, Scored, Tokens, TrainBatch
 from demopsd_dist.errors import WeightSyncError
+from demopsd_dist.methods import Forwards, Support, recipe
+from demopsd_dist.objective import statistic
 from demopsd_dist.roles import Crew, Sampling
 from workers import learner, rollout, teacher
 from workers.group import ActorGroup, Placement
 from workers.placement import bundles
+
+QUANTILES = (50, 90, 95, 99)
 
 
 class RolloutGroup:
@@ -38,12 +43,16 @@ class RolloutGroup:
 
 
 class TeacherGroup:
+    """One worker; none where the method asks for no forward of it."""
+
     def __init__(self, group: ActorGroup, call_s: float) -> None:
         self._group, self._call_s = group, call_s
 
-    async def score(self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens]) -> list[Scored]:
+    async def score(self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens], forwards: Forwards) -> list[Scored]:
+        if not lessons or not forwards.weights:
+            return [Scored(*row, None, None) for row in zip(lessons, supports_TK, strict=True)]
         (values,) = await self._group.each(
-            lambda worker, _: worker.score.remote(lessons, supports_TK),
+            lambda worker, _: worker.score.remote(lessons, supports_TK, forwards),
             within_s=self._call_s,
             what=f"scores of {len(lessons)} responses",
         )
@@ -57,6 +66,15 @@ class LearnerGroup:
         self.dp_size = len(group)
 
     async def support(self, lessons: Sequence[Lesson]) -> list[Tokens]:
+        match recipe(self._config).forwards.support:
+            case Support.sampled:
+                return [lesson.rollout.tokens_T[:, None] for lesson in lessons]
+            case Support.vocabulary:
+                return [np.zeros((lesson.response_length_tokens, 0), np.int32) for lesson in lessons]
+            case Support.student:
+                return await self._student_support(lessons)
+
+    async def _student_support(self, lessons: Sequence[Lesson]) -> list[Tokens]:
         places = shard(
             range(len(lessons)),
             lambda i: lessons[i].student_length_tokens,
@@ -76,7 +94,7 @@ class LearnerGroup:
 
     async def step(self, batch: TrainBatch) -> LearnReport:
         reports = await self._group.each(
-            lambda worker, rank: worker.step.remote(batch.shards[rank], batch.token_count),
+            lambda worker, rank: worker.step.remote(batch.shards[rank], batch.token_count, batch.size),
             within_s=self._call_s,
             what=f"a step on {batch.token_count} response tokens",
         )
@@ -86,6 +104,12 @@ class LearnerGroup:
                 metrics[name] = metrics.get(name, 0.0) + value
             for name, value in report.maxima.items():
                 metrics[name] = float(np.maximum(metrics.get(name, 0.0), value))  # keeps a NaN
+        for name in reports[0].spreads:
+            values = np.concatenate([report.spreads[name] for report in reports])
+            for percent in QUANTILES:
+                metrics[statistic(name, f"p{percent}")] = float(np.percentile(values, percent))
+        if leaked := metrics.get("leakage/teacher_nats"):
+            metrics["leakage/ratio"] = metrics["leakage/target_nats"] / leaked
         self._refuse_mismatch(metrics.get("mismatch/logp_diff_max", 0.0))
         return LearnReport(metrics, stepped=reports[0].stepped)
 
@@ -174,6 +198,18 @@ class RayCrew:
             learners=LearnerGroup(self._learners, self._config),
             weights=WeightPublisher(self._learners, self._rollouts, self._teacher, call_s),
         )
+
+    async def forwards_run(self) -> dict[str, int]:
+        """Responses that went through each forward of teacher and learners since the start."""
+        total: Counter[str] = Counter()
+        for group in (self._teacher, self._learners):
+            for ran in await group.each(
+                lambda worker, _: worker.forwards_run.remote(),
+                within_s=self._config.limits.call_s,
+                what="the forwards that it has run",
+            ):
+                total += ran
+        return dict(sorted(total.items()))
 
     def stop(self) -> None:
         for group in (self._rollouts, self._teacher, self._learners):

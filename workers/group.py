@@ -82,6 +82,8 @@ class ActorGroup:
         Raises:
             WorkerError: an actor died, raised, or did not answer in time. An actor's own `DemoPSDError` comes as it is.
         """
+        if not self._handles:
+            return []
         futures = {asyncio.wrap_future(call(handle, rank).future()): rank for rank, handle in enumerate(self._handles)}
         try:
             done, waiting = await asyncio.wait(futures, timeout=within_s, return_when=asyncio.FIRST_EXCEPTION)

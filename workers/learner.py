@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from demopsd_dist.config import Config
-from demopsd_dist.data.records import Lesson, Scored, Tokens
+from demopsd_dist.data.records import BatchSize, Lesson, Logp, Scored, Tokens
 from demopsd_dist.errors import NonFiniteLossError
-from demopsd_dist.objective import Slice, demopsd_loss_on_atoms, fused_loss
+from demopsd_dist.methods import objective_of, recipe
+from demopsd_dist.objective import Loss, Slice, TokenViews, fused_loss, reduced, token_weight
 from workers.forward import Rectangle, ResponseModel, in_slices, load_causal_lm, support_tensor
 from workers.weights import pack_bucket
 from workers.zero import deepspeed_config, extensions_folder, gathered
@@ -34,11 +35,39 @@ def environment(config: Config) -> dict[str, str]:
 
 @dataclass
 class RankReport:
-    """`sums` of all ranks add up to means over the batch's tokens; of `maxima` the largest counts."""
+    """`sums` of all ranks add up to means over the batch's tokens; of `maxima` the largest counts; `spreads` hold a
+    value for each token of the rank."""
 
     stepped: bool
-    sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    maxima: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    sums: dict[str, float] = field(default_factory=dict)
+    maxima: dict[str, float] = field(default_factory=dict)
+    spreads: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class Account:
+    """What the slices of a step say, kept on the device until the step is done: no slice waits for a transfer."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
+        self.maxima: dict[str, Tensor] = {}
+        self.spreads: dict[str, list[Tensor]] = defaultdict(list)
+
+    def add(self, loss: Loss) -> None:
+        for name, value in loss.metrics.items():
+            self.sums[name] = value + self.sums[name].to(value.device)
+        for name, value in loss.spreads.items():
+            self.spreads[name].append(value)
+
+    def largest(self, name: str, value: Tensor) -> None:
+        self.maxima[name] = torch.maximum(self.maxima.get(name, value), value)  # keeps a NaN
+
+    def report(self) -> RankReport:
+        return RankReport(
+            stepped=True,
+            sums={name: float(value) for name, value in self.sums.items()},
+            maxima={name: float(value) for name, value in self.maxima.items()},
+            spreads={name: torch.cat(parts).float().cpu().numpy() for name, parts in self.spreads.items()},
+        )
 
 
 class LearnerWorker:
@@ -48,6 +77,9 @@ class LearnerWorker:
         self.rank = rank
         self._config = config
         self._folder = model_folder
+        self._recipe = recipe(config)
+        self._objective = objective_of(config)
+        self._ran: Counter[str] = Counter()
         self.version = 0
 
     def address(self) -> tuple[str, int]:
@@ -85,20 +117,18 @@ class LearnerWorker:
         self._named = [(name.removeprefix("module.").removeprefix("model."), p) for name, p in model.named_parameters()]
 
     def support(self, micro_batches: Sequence[Sequence[Lesson]]) -> list[list[Tokens]]:
-        """The student's top-k ids (T, K) at each response token; (T, 0) for the full vocabulary."""
-        top_k = self._config.demopsd.top_k
-        vocabulary = self._engine.module.model.config.vocab_size
-        if top_k is None or top_k >= vocabulary:
-            return [[np.zeros((item.response_length_tokens, 0), np.int32) for item in batch] for batch in micro_batches]
+        """The student's top-k ids (T, K) at each response token; at most all but one, which the tail then is."""
+        top_k = min(self._recipe.top_k or 0, self._engine.module.model.config.vocab_size - 1)
         found = []
         with torch.no_grad():
             for lessons in micro_batches:
                 rectangle = self._rectangle(lessons)
                 ids_NK = self._engine(rectangle, in_slices(lambda logits, _: logits.topk(top_k).indices.int()))
                 found.append(rectangle.split(ids_NK) if lessons else [])
+                self._ran["student/support"] += len(lessons)
         return found
 
-    def step(self, micro_batches: Sequence[Sequence[Scored]], token_count: int) -> RankReport:
+    def step(self, micro_batches: Sequence[Sequence[Scored]], token_count: int, size: BatchSize) -> RankReport:
         """Loss and backward for each micro-batch, then one optimizer step on all ranks together.
 
         Raises:
@@ -107,12 +137,14 @@ class LearnerWorker:
         self.version += 1
         if token_count == 0:  # the same on all ranks; a step would only decay weights and replay momentum
             return RankReport(stepped=False)
-        report = RankReport(stepped=True)
+        account = Account()
         world_size = self._config.learner.num_workers
         for scored in micro_batches:
-            loss = self._loss(scored, token_count, report)
+            loss = self._loss(scored, token_count, size, account)
             self._engine.backward(loss * world_size)  # DeepSpeed divides by it again
-        self._refuse_non_finite(report.sums["demopsd/loss"])
+            self._ran["student/gradient"] += len(scored)
+        report = account.report()
+        self._refuse_non_finite(report.sums.get("learner/loss", 0.0))
         for group in self._engine.optimizer.param_groups:
             group["lr"] = report.maxima["learner/learning_rate"] = self._learning_rate()
         self._engine.step()
@@ -121,47 +153,62 @@ class LearnerWorker:
         report.maxima["learner/grad_norm"] = float(norm)
         return report
 
-    def _loss(self, scored: Sequence[Scored], token_count: int, report: RankReport) -> Tensor:
-        """The micro-batch's share of the global token mean; its metrics go into the report."""
+    def forwards_run(self) -> Counter[str]:
+        """Responses that went through each forward since the start: `student/support`, `student/gradient`."""
+        return self._ran
+
+    def _loss(self, scored: Sequence[Scored], token_count: int, size: BatchSize, account: Account) -> Tensor:
+        """The micro-batch's share of the global mean; what else it says goes into the account."""
         batch = self._rectangle([item.lesson for item in scored])
         if not scored:
             return self._engine(batch, lambda hidden_NH, weight_VH, _: hidden_NH.sum() * 0.0 + weight_VH.sum() * 0.0)
         support_NK = support_tensor([item.support_TK for item in scored], self._device)
         reference_NA = self._values([item.reference_logp_TA for item in scored])
         teacher_NA = self._values([item.teacher_logp_TA for item in scored])
-        rollout_logp_N = self._values([item.lesson.rollout.logp_T for item in scored])
-        fresh_N = torch.from_numpy(np.repeat([self._is_fresh(item) for item in scored], batch.lengths)).to(self._device)
-        settings, temperature = self._config.demopsd, self._config.rollout.temperature
+        rollout_logp_N = self._tensor([item.lesson.rollout.logp_T for item in scored])
+        length_B = torch.tensor(batch.lengths, device=self._device)
+        weight_B = token_weight(
+            self._recipe.aggregation.value,
+            length_B,
+            token_count=size.tokens,
+            sequence_count=size.sequences,
+            max_tokens=self._config.rollout.max_response_tokens,
+        )
+        weight_N = weight_B.float().repeat_interleave(length_B)
+        advantage_N = torch.tensor([item.lesson.advantage for item in scored], device=self._device)
+        advantage_N = advantage_N.repeat_interleave(length_B)
+        fresh_B = [self._is_fresh(item) for item in scored]
+        fresh_N = torch.tensor(fresh_B, device=self._device).repeat_interleave(length_B)
 
         def loss_of(part: Slice) -> Tensor:
             tokens = part.tokens
             difference_N = part.token_logp(batch.response_N[tokens]) - rollout_logp_N[tokens]
-            result = demopsd_loss_on_atoms(
-                part.student_logp_NA[None],
-                reference_NA[tokens][None],
-                teacher_NA[tokens][None],
-                torch.ones_like(difference_N, dtype=torch.bool)[None],
-                alpha_max=settings.alpha_max,
-                gate_sensitivity=settings.gate_sensitivity,
-                floor=settings.floor,
-                importance_ratio_BT=difference_N.clamp(-20.0, 20.0).exp()[None],
-                importance_clip=settings.importance_clip,
-                token_count=token_count,
+            views = TokenViews(
+                part.student_logp_NA,
+                None if reference_NA is None else reference_NA[tokens],
+                None if teacher_NA is None else teacher_NA[tokens],
+                importance_ratio_BT=difference_N.clamp(-20.0, 20.0).exp(),
+                advantage_BT=advantage_N[tokens],
+                has_tail=support_NK is not None,
             )
-            for name, value in result.metrics.items():
-                report.sums[name] += float(value)
+            result = reduced(self._objective, views, weight_BT=weight_N[tokens], token_count=token_count)
+            account.add(result)
             with torch.no_grad():
-                report.sums["policy/entropy_nats"] += float(part.entropy().sum()) / token_count
-            if fresh_N[tokens].any():
-                worst = float(difference_N[fresh_N[tokens]].abs().max())
-                seen = report.maxima["mismatch/logp_diff_max"]
-                report.maxima["mismatch/logp_diff_max"] = float(np.maximum(seen, worst))  # keeps a NaN
+                account.sums["policy/entropy_nats"] += part.entropy().sum() / token_count
+                if any(fresh_B):
+                    stray_N = torch.where(fresh_N[tokens], difference_N.abs(), 0.0)
+                    account.largest("mismatch/logp_diff_max", stray_N.max())
             return result.loss
 
         return self._engine(
             batch,
             lambda hidden_NH, weight_VH, bias_V: fused_loss(
-                hidden_NH, weight_VH, support_NK, loss_of, bias_V=bias_V, temperature=temperature
+                hidden_NH,
+                weight_VH,
+                support_NK,
+                loss_of,
+                bias_V=bias_V,
+                temperature=self._config.rollout.temperature,
             ),
         )
 
@@ -173,7 +220,12 @@ class LearnerWorker:
         samples = [(lesson.rollout.prompt.tokens, lesson.rollout.tokens_T) for lesson in lessons]
         return Rectangle(samples or [(_EMPTY, _EMPTY)], self._device)
 
-    def _values(self, arrays: Sequence[np.ndarray]) -> Tensor:
+    def _values(self, arrays: Sequence[Logp | None]) -> Tensor | None:
+        """Several samples' values as one (N, A) tensor; None where the method has none of this kind."""
+        there = [values for values in arrays if values is not None]
+        return self._tensor(there) if there else None
+
+    def _tensor(self, arrays: Sequence[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.concatenate(arrays)).to(self._device)
 
     def _refuse_infinite_gradient(self, norm: float) -> None:

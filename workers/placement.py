@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from demopsd_dist.config import Config
 from demopsd_dist.errors import ConfigError
+from demopsd_dist.methods import held_weights
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,12 @@ class Bundle:
 
 
 def bundles(config: Config) -> list[Bundle]:
-    """One bundle an actor: rollout workers, the teacher worker, learner ranks."""
+    """One bundle an actor: rollout workers, the teacher worker if the method has one, learner ranks."""
     rollout, teacher, learner = config.rollout, config.teacher, config.learner
+    teachers = 1 if held_weights(config) else 0  # a method without one pays for none
     return [
         *(Bundle("rollout", i, rollout.cpus_per_worker, rollout.gpus_per_worker) for i in range(rollout.num_workers)),
-        Bundle("teacher", 0, teacher.cpus_per_worker, teacher.gpus_per_worker),
+        *(Bundle("teacher", i, teacher.cpus_per_worker, teacher.gpus_per_worker) for i in range(teachers)),
         *(Bundle("learner", i, learner.cpus_per_worker, learner.gpus_per_worker) for i in range(learner.num_workers)),
     ]
 
@@ -64,3 +66,11 @@ def table(config: Config) -> str:
     """Who runs where, a line an actor."""
     lines = [f"  {b.role:<8} {b.rank}   {b.cpus:g} CPU   {b.gpus} GPU" for b in bundles(config)]
     return "\n".join(lines)
+
+
+def summary_of_roles(config: Config) -> str:
+    """`2 rollout, 1 teacher (ema), 2 learner (ZeRO-2)`"""
+    weights = "+".join(sorted(weights.value for weights in held_weights(config)))
+    parts = [f"{config.rollout.num_workers} rollout"]
+    parts += [f"1 teacher ({weights})"] if weights else []
+    return ", ".join([*parts, f"{config.learner.num_workers} learner (ZeRO-{config.learner.zero_stage})"])

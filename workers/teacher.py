@@ -1,24 +1,23 @@
-"""TeacherWorker: the EMA copy of the student. Scores each response with and without the privileged context."""
+"""TeacherWorker: copies of the student that score each response, with and without the privileged context."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import ray
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import linear
 
-from demopsd_dist.config import Config, Precision
+from demopsd_dist.config import Config, Precision, Weights
 from demopsd_dist.data.pack import rectangles
-from demopsd_dist.data.records import Lesson, Tokens
+from demopsd_dist.data.records import Lesson, Logp, Tokens
+from demopsd_dist.methods import Forwards, held_weights
 from demopsd_dist.objective import coarsen
-from workers.forward import Rectangle, ResponseModel, in_slices, load_causal_lm, support_tensor
+from workers.forward import HEAD_CHUNK_TOKENS, Rectangle, ResponseModel, load_causal_lm, support_tensor
 from workers.weights import take_buckets, unpack_bucket
-
-Logp = NDArray[np.float32]
 
 
 def environment(config: Config) -> dict[str, str]:
@@ -28,52 +27,92 @@ def environment(config: Config) -> dict[str, str]:
 
 
 class TeacherWorker:
-    """State: the EMA weights, kept in float32 (at a rate of 0.05 a bfloat16 copy would lose small updates)."""
+    """State: the weights that the method asks for, in float32 (a bfloat16 EMA would lose small updates)."""
 
     def __init__(self, rank: int, config: Config, model_folder: Path) -> None:
         self.rank = rank
         self._config = config
         self._folder = model_folder
+        self._ran: Counter[str] = Counter()
+        self._rates = {Weights.ema: config.teacher.ema_rate, Weights.live: 1.0, Weights.frozen: 0.0}
 
     def start(self) -> None:
-        """Load the model. A call of its own, so that a failure comes back as this worker's error."""
+        """Load the models. A call of its own, so that a failure comes back as this worker's error."""
         self._device = torch.device("cuda" if self._config.teacher.gpus_per_worker else "cpu")
         if self._device.type == "cpu":
             torch.set_num_threads(self._config.teacher.threads)
-        model = load_causal_lm(self._folder, Precision.float32).to(self._device).eval().requires_grad_(False)
-        self._forward = ResponseModel(model)
-        self._weights = dict(model.named_parameters())
+        self._models = {weights: self._load() for weights in sorted(held_weights(self._config), key=lambda w: w.value)}
+
+    def _load(self) -> ResponseModel:
+        model = load_causal_lm(self._folder, Precision.float32).to(self._device)
+        return ResponseModel(model.eval().requires_grad_(False))
 
     def receive(self, version: int, buckets: list[ray.ObjectRef]) -> int:
-        """Version 0 replaces the weights; any later one moves them: teacher = (1 - eta) teacher + eta student."""
-        rate = 1.0 if version == 0 else self._config.teacher.ema_rate
-        for bucket in take_buckets(buckets, version, f"teacher {self.rank}", set(self._weights)):
+        """Version 0 replaces all weights; any later one moves each: old + rate (student - old)."""
+        named = {weights: dict(model.model.named_parameters()) for weights, model in self._models.items()}
+        names = set(next(iter(named.values())))
+        for bucket in take_buckets(buckets, version, f"teacher {self.rank}", names):
             for name, tensor in unpack_bucket(bucket):
-                self._weights[name].lerp_(tensor.to(self._device, torch.float32), rate)
+                student = tensor.to(self._device, torch.float32)
+                for weights, parameters in named.items():
+                    rate = self._rates[weights] if version else 1.0
+                    if rate:
+                        parameters[name].lerp_(student, rate)
         return version
 
-    def score(self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens]) -> list[tuple[Logp, Logp]]:
-        """For each lesson the EMA copy's log-probabilities (T, A): without and with the privileged view."""
-        reference = self._logp([lesson.rollout.prompt.tokens for lesson in lessons], lessons, supports_TK)
-        teacher = self._logp([lesson.privileged_tokens for lesson in lessons], lessons, supports_TK)
+    def score(
+        self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens], forwards: Forwards
+    ) -> list[tuple[Logp | None, Logp | None]]:
+        """For each lesson log-probabilities (T, A): without and with the privileged view, None where not asked for."""
+        reference: list[Logp] | list[None] = [None] * len(lessons)
+        teacher: list[Logp] | list[None] = [None] * len(lessons)
+        if forwards.reference is not None:
+            plain = [lesson.rollout.prompt.tokens for lesson in lessons]
+            reference = self._logp(forwards.reference, "reference", plain, lessons, supports_TK)
+        if forwards.teacher is not None:
+            privileged = [lesson.privileged_tokens for lesson in lessons]
+            teacher = self._logp(forwards.teacher, "teacher", privileged, lessons, supports_TK)
         return list(zip(reference, teacher, strict=True))
 
+    def forwards_run(self) -> Counter[str]:
+        """Responses that went through each forward since the start: `reference/ema`, `teacher/ema` and so on."""
+        return self._ran
+
     @torch.inference_mode()
-    def _logp(self, prompts: Sequence[Tokens], lessons: Sequence[Lesson], supports_TK: Sequence[Tokens]) -> list[Logp]:
-        temperature = self._config.rollout.temperature
+    def _logp(
+        self,
+        weights: Weights,
+        view: str,
+        prompts: Sequence[Tokens],
+        lessons: Sequence[Lesson],
+        supports_TK: Sequence[Tokens],
+    ) -> list[Logp]:
         responses = [lesson.rollout.tokens_T for lesson in lessons]
-        found: list[Logp | None] = [None] * len(lessons)
+        found: dict[int, Logp] = {}
         batches = rectangles(
             range(len(lessons)), lambda i: len(prompts[i]) + len(responses[i]), self._config.teacher.batch_tokens
         )
         for batch in batches:
             rectangle = Rectangle([(prompts[i], responses[i]) for i in batch], self._device)
             support_NK = support_tensor([supports_TK[i] for i in batch], self._device)
-            logp_NA = self._forward(rectangle, in_slices(partial(_atoms, support_NK, temperature)))
-            for i, piece in zip(batch, rectangle.split(logp_NA), strict=True):
-                found[i] = piece
-        return [piece for piece in found if piece is not None]
+            logits_of = self._logits(weights, view, rectangle)
+            count = sum(rectangle.lengths)
+            slices = [slice(i, min(i + HEAD_CHUNK_TOKENS, count)) for i in range(0, count, HEAD_CHUNK_TOKENS)]
+            parts = [self._atoms(logits_of(tokens), support_NK, tokens) for tokens in slices]
+            found |= zip(batch, rectangle.split(torch.cat(parts)), strict=True)
+        return [found[i] for i in range(len(lessons))]
 
+    def _atoms(self, logits_NV: Tensor, support_NK: Tensor | None, tokens: slice) -> Tensor:
+        support = None if support_NK is None else support_NK[tokens]
+        return coarsen(logits_NV, support, self._config.rollout.temperature)
 
-def _atoms(support_NK: torch.Tensor | None, temperature: float, logits: torch.Tensor, tokens: slice) -> torch.Tensor:
-    return coarsen(logits, None if support_NK is None else support_NK[tokens], temperature)
+    def _logits(self, weights: Weights, view: str, rectangle: Rectangle) -> Callable[[slice], Tensor]:
+        """Logits of some response tokens. Those of a trust region are mixed over the whole vocabulary, then coarsened:
+        frozen + rate (live - frozen), a geometric mixture of the two distributions (arXiv 2601.20802, equation 6)."""
+        if weights is Weights.trust_region:
+            frozen, live = (self._logits(part, view, rectangle) for part in (Weights.frozen, Weights.live))
+            rate = self._config.teacher.trust_region_rate
+            return lambda tokens: torch.lerp(frozen(tokens), live(tokens), rate)
+        self._ran[f"{view}/{weights.value}"] += len(rectangle.lengths)
+        hidden_NH, weight_VH, bias_V = self._models[weights](rectangle, lambda *head: head)
+        return lambda tokens: linear(hidden_NH[tokens], weight_VH, bias_V)

@@ -1,50 +1,92 @@
-"""From groups of rollouts to lessons: reward each, and give each a correct sibling to learn from. Pure and seeded."""
+"""From groups of rollouts to lessons: reward each, compare it with its group, show it a correct sibling. Pure."""
 
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from demopsd_dist.data.prompts import PromptBuilder
-from demopsd_dist.data.records import Lesson, Rollout
+from demopsd_dist.data.records import BatchSize, Lesson, Rollout
 
 Reward = Callable[[str, str], float]  # (response text, expected answer) -> 0.0 .. 1.0
 SUCCESS = 0.5  # a reward of at least this is a success
+_NO_TOKENS = np.zeros(0, dtype=np.int32)
 
 
 @dataclass(frozen=True)
-class Graded:
-    """The lessons of one step, and what all its rollouts were worth."""
+class Group:
+    """The responses to one question, and what each is worth."""
 
-    lessons: list[Lesson]
-    rollouts: list[Rollout]
-    rewards: list[float]
+    rollouts: Sequence[Rollout]
+    rewards: Sequence[float]
 
     @property
-    def active_fraction(self) -> float:
-        """Share of the rollouts that have a correct sibling, and so are learned from."""
-        return len(self.lessons) / max(len(self.rollouts), 1)
+    def differs(self) -> bool:
+        """Some responses are better than others."""
+        return max(self.rewards) > min(self.rewards)
+
+    @property
+    def successes(self) -> list[int]:
+        return [i for i, value in enumerate(self.rewards) if value >= SUCCESS]
+
+    def siblings(self, sample: int, exclude_own_success: bool) -> list[int]:
+        """The right ones that this one may be shown."""
+        return [j for j in self.successes if j != sample or not exclude_own_success]
+
+    def advantages(self, scaled: bool) -> list[float]:
+        """Reward minus the group's mean; `scaled` divides by its (population) standard deviation."""
+        if not self.differs:
+            return [0.0] * len(self.rewards)
+        mean = statistics.fmean(self.rewards)
+        scale = statistics.pstdev(self.rewards) + 1e-6 if scaled else 1.0
+        return [(value - mean) / scale for value in self.rewards]
 
 
-def grade(
-    groups: Sequence[Sequence[Rollout]], reward: Reward, prompts: PromptBuilder, *, exclude_own_success: bool, seed: str
-) -> Graded:
-    """Reward every rollout; pair it with a randomly chosen correct one of its group (arXiv 2607.02502, section 4.4).
+def rewarded(rollouts: Sequence[Rollout], reward: Reward) -> Group:
+    return Group(rollouts, [reward(rollout.text, rollout.prompt.question.answer) for rollout in rollouts])
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What one step learns from, and the size of the batch that its loss is a mean of."""
+
+    lessons: list[Lesson]
+    size: BatchSize
+
+
+def lessons_from_siblings(
+    groups: Sequence[Group], prompts: PromptBuilder, *, exclude_own_success: bool, seed: str
+) -> Lessons:
+    """Each rollout with a randomly chosen correct one of its group for the teacher (arXiv 2607.02502, section 4.4).
 
     A group without success, and with `exclude_own_success` a lone success in its group, gives no lesson. The choice
     depends on `seed` and the rollout's id alone, not on the order in which groups arrive.
     """
     lessons: list[Lesson] = []
-    all_rewards: list[float] = []
     for group in groups:
-        rewards = [reward(rollout.text, rollout.prompt.question.answer) for rollout in group]
-        all_rewards += rewards
-        successes = [i for i, value in enumerate(rewards) if value >= SUCCESS]
-        for i, rollout in enumerate(group):
-            siblings = [j for j in successes if j != i or not exclude_own_success]
-            if siblings:
+        advantages = group.advantages(scaled=False)
+        for i, rollout in enumerate(group.rollouts):
+            if siblings := group.siblings(i, exclude_own_success):
                 shown = random.Random(f"sibling/{seed}/{rollout.id}").choice(siblings)
-                view = prompts.privileged(rollout.prompt.question, group[shown].text)
-                lessons.append(Lesson(rollout, rewards[i], view))
-    return Graded(lessons, [rollout for group in groups for rollout in group], all_rewards)
+                view = prompts.privileged(rollout.prompt.question, group.rollouts[shown].text)
+                lessons.append(Lesson(rollout, group.rewards[i], advantages[i], view))
+    return Lessons(lessons, _size([lesson.rollout for lesson in lessons]))
+
+
+def lessons_from_rewards(groups: Sequence[Group], *, scaled: bool, leave_out_silent: bool) -> Lessons:
+    """Each rollout with its advantage. `leave_out_silent` drops those without; the loss is a mean over all still."""
+    lessons = [
+        Lesson(rollout, reward, advantage, _NO_TOKENS)
+        for group in groups
+        for rollout, reward, advantage in zip(group.rollouts, group.rewards, group.advantages(scaled), strict=True)
+        if advantage != 0.0 or not leave_out_silent
+    ]
+    return Lessons(lessons, _size([rollout for group in groups for rollout in group.rollouts]))
+
+
+def _size(rollouts: Sequence[Rollout]) -> BatchSize:
+    return BatchSize(tokens=sum(len(rollout.tokens_T) for rollout in rollouts), sequences=len(rollouts))

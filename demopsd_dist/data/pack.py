@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from demopsd_dist.data.records import Scored, TrainBatch
+from demopsd_dist.data.records import BatchSize, Scored, TrainBatch
 
 T = TypeVar("T")
 
@@ -41,12 +41,13 @@ def rectangles(items: Sequence[T], length: Callable[[T], int], tokens: int) -> l
     return batches
 
 
-def pack(scored: Sequence[Scored], dp_size: int, micro_batch_tokens: int) -> TrainBatch:
-    """The training batch of one step, with the token count that makes every shard's loss a part of one global mean."""
+def pack(scored: Sequence[Scored], size: BatchSize, dp_size: int, micro_batch_tokens: int) -> TrainBatch:
+    """The training batch of one step, with the counts that make every shard's loss a part of one global mean."""
     shards = shard(
         scored, lambda item: item.student_length_tokens, dp_size=dp_size, micro_batch_tokens=micro_batch_tokens
     )
     return TrainBatch(
         shards=tuple(tuple(tuple(batch) for batch in rank) for rank in shards),
         token_count=sum(item.lesson.response_length_tokens for item in scored),
+        size=size,
     )

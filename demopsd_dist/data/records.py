@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Tokens = NDArray[np.int32]
+Logp = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,12 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A rollout for which a correct sibling exists, with the prompt that shows it to the teacher."""
+    """A rollout to learn from, with what its group says about it."""
 
     rollout: Rollout
     reward: float
-    privileged_tokens: Tokens  # the teacher's prompt: question, correct solution, instruction
+    advantage: float  # of its reward over its group's
+    privileged_tokens: Tokens  # the teacher's prompt: question, a sibling's correct solution; empty without a teacher
 
     @property
     def student_length_tokens(self) -> int:
@@ -79,12 +81,15 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Scored:
-    """A lesson with the EMA copy's log-probabilities on the student's support, without and with the privileged view."""
+    """A lesson with the log-probabilities of its support, without and with the privileged view.
+
+    None where the method runs no such forward. A support without columns is the whole vocabulary.
+    """
 
     lesson: Lesson
     support_TK: NDArray[np.int32]
-    reference_logp_TA: NDArray[np.float32]
-    teacher_logp_TA: NDArray[np.float32]
+    reference_logp_TA: Logp | None
+    teacher_logp_TA: Logp | None
 
     @property
     def student_length_tokens(self) -> int:
@@ -95,12 +100,21 @@ class Scored:
 class TrainBatch:
     """What one optimizer step learns from: `shards[rank][micro_batch]` is a tuple of `Scored`, perhaps empty.
 
-    Every rank has the same number of micro-batches, since ranks meet in collectives. `token_count` is that of the
-    response tokens of the whole batch: each rank divides its sum by it, so the loss does not depend on the cut.
+    Every rank has the same number of micro-batches, since ranks meet in collectives. The counts are global: each rank
+    divides its sums by them, so the loss does not depend on the cut.
     """
 
     shards: tuple[tuple[tuple[Scored, ...], ...], ...]
-    token_count: int
+    token_count: int  # response tokens in the shards
+    size: BatchSize
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """What the loss is a mean of; more than is in the shards where some responses are known to have no gradient."""
+
+    tokens: int
+    sequences: int
 
 
 @dataclass(frozen=True)

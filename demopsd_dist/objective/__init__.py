@@ -1,33 +1,70 @@
-"""The mathematics of DemoPSD: torch only, no configuration, no process groups, no input or output.
+"""The mathematics: torch only, no configuration, no process groups, no input or output.
 
 Legend of shapes: B sequences, T response tokens, V vocabulary, K support ids, A atoms (K + 1 with the tail bucket, or V
 when the support is the whole vocabulary). Distributions are given as natural-log probabilities, in the caller's float
 type; half-precision logits are lifted to float32.
+
+A method (`DemoPSD`, `SDPO`, `OPSD`, `GRPO`) is a record of its settings. `loss_from_logits`, `loss_on_support` and
+`fused_loss` with `reduced` are three ways to the same loss.
 """
 
-from demopsd_dist.objective.barycenter import barycenter, disagreement, floored, gate, generalised_kl
-from demopsd_dist.objective.demopsd import (
-    DemoPSDLoss,
-    demopsd_loss,
-    demopsd_loss_on_atoms,
-    demopsd_loss_on_support,
+from demopsd_dist.objective.aggregate import token_weight
+from demopsd_dist.objective.barycenter import barycenter, gate, threshold_gate
+from demopsd_dist.objective.demopsd import DemoPSD, DemoPSDLoss, demopsd_loss
+from demopsd_dist.objective.divergence import (
+    atom_entropy,
+    disagreement,
+    floored,
+    generalised_kl,
+    skewed_jsd_terms,
 )
 from demopsd_dist.objective.fused import Slice, fused_loss
+from demopsd_dist.objective.grpo import GRPO
+from demopsd_dist.objective.leakage import information, leakage_terms, ordering_terms
+from demopsd_dist.objective.method import (
+    Loss,
+    Method,
+    TokenLoss,
+    TokenViews,
+    loss_from_logits,
+    loss_on_support,
+    reduced,
+    statistic,
+)
+from demopsd_dist.objective.opsd import OPSD
+from demopsd_dist.objective.sdpo import SDPO
 from demopsd_dist.objective.support import coarsen, entropy, top_k_support
 
 __all__ = [
+    "GRPO",
+    "OPSD",
+    "SDPO",
+    "DemoPSD",
     "DemoPSDLoss",
+    "Loss",
+    "Method",
     "Slice",
+    "TokenLoss",
+    "TokenViews",
+    "atom_entropy",
     "barycenter",
     "coarsen",
     "demopsd_loss",
-    "demopsd_loss_on_atoms",
-    "demopsd_loss_on_support",
     "disagreement",
     "entropy",
     "floored",
     "fused_loss",
     "gate",
     "generalised_kl",
+    "information",
+    "leakage_terms",
+    "loss_from_logits",
+    "loss_on_support",
+    "ordering_terms",
+    "reduced",
+    "skewed_jsd_terms",
+    "statistic",
+    "threshold_gate",
+    "token_weight",
     "top_k_support",
 ]

@@ -1,29 +1,74 @@
 """DemoPSD: reverse KL of the student to the disagreement-gated barycenter (arXiv 2607.02502, equations 7 to 12).
 
-The target carries no gradient: neither teacher, reference, alpha nor the normaliser. Left out: the paper's undefined
-"threshold mode" of the gate.
+    d = JSD(s, r)      alpha = alpha_max tanh(kappa d / 2)      q ~ r^(1 - alpha) s^alpha      loss = KL(p|q)
+
+The target carries no gradient: neither teacher, reference, alpha nor the normaliser. With a live reference the
+gradient is (1 - alpha) times that of reverse-KL SDPO; an EMA reference adds alpha times the pull to the EMA student,
+which the paper's equation 13 leaves out. Left out here: alpha from the whole vocabulary over top-k atoms.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from demopsd_dist.objective.barycenter import barycenter, disagreement, floored, gate, generalised_kl
-from demopsd_dist.objective.support import coarsen, top_k_support
+from demopsd_dist.objective.barycenter import barycenter, gate, threshold_gate
+from demopsd_dist.objective.divergence import disagreement, floored, generalised_kl
+from demopsd_dist.objective.leakage import leakage_terms, ordering_terms, support_terms
+from demopsd_dist.objective.method import Loss, TokenLoss, TokenViews, loss_from_logits, weighed
 
 
 @dataclass(frozen=True)
-class DemoPSDLoss:
-    """`metrics` are sums over the mask divided by the token count, like the loss: those of all shards add up."""
+class DemoPSD:
+    """Needs a teacher, and a reference unless that is the live student itself (None)."""
 
-    loss: Tensor  # scalar
-    loss_BT: Tensor  # nats; importance ratio applied, 0 where masked
+    alpha_max: float = 0.15
+    gate_sensitivity: float = 50.0
+    floor: float = 1e-8
+    importance_clip: float = 2.0
+    gate: Literal["tanh", "threshold", "constant"] = "tanh"
+    gate_threshold_nats: float = 0.05
+
+    def __call__(self, views: TokenViews) -> TokenLoss:
+        assert views.teacher_logp_BTA is not None
+        student_BTA, reference_BTA = views.student_logp_BTA, views.reference_logp_BTA
+        with torch.no_grad():
+            reference_BTA = floored(student_BTA if reference_BTA is None else reference_BTA, self.floor)
+            teacher_BTA = floored(views.teacher_logp_BTA, self.floor)
+            disagreement_BT = disagreement(reference_BTA, teacher_BTA)
+            alpha_BT = self.alpha(disagreement_BT)
+            target_BTA = barycenter(reference_BTA, teacher_BTA, alpha_BT)
+        means = {
+            "demopsd/alpha_saturated_fraction": alpha_BT > 0.9 * self.alpha_max,
+            "demopsd/disagreement_above_quarter_fraction": disagreement_BT > 0.25,
+            **leakage_terms(reference_BTA, teacher_BTA, target_BTA, alpha_BT),
+            **ordering_terms(reference_BTA, teacher_BTA, target_BTA),
+            **support_terms(student_BTA, teacher_BTA, views.has_tail),
+        }
+        spreads = {"demopsd/alpha": alpha_BT, "demopsd/disagreement_nats": disagreement_BT}
+        loss_BT = generalised_kl(student_BTA, target_BTA)
+        return TokenLoss(weighed(loss_BT, views.importance_ratio_BT, self.importance_clip), means, spreads)
+
+    def alpha(self, disagreement_BT: Tensor) -> Tensor:
+        if self.gate == "constant":
+            return torch.full_like(disagreement_BT, self.alpha_max)
+        if self.gate == "threshold":
+            return threshold_gate(disagreement_BT, self.alpha_max, self.gate_sensitivity, self.gate_threshold_nats)
+        return gate(disagreement_BT, self.alpha_max, self.gate_sensitivity)
+
+    def target(self, reference_logp_BTA: Tensor, teacher_logp_BTA: Tensor) -> Tensor:
+        """log q, on the same atoms."""
+        reference_BTA, teacher_BTA = floored(reference_logp_BTA, self.floor), floored(teacher_logp_BTA, self.floor)
+        return barycenter(reference_BTA, teacher_BTA, self.alpha(disagreement(reference_BTA, teacher_BTA)))
+
+
+@dataclass(frozen=True)
+class DemoPSDLoss(Loss):
     alpha_BT: Tensor
     disagreement_BT: Tensor  # nats
-    metrics: dict[str, Tensor]
 
 
 def demopsd_loss(
@@ -43,6 +88,8 @@ def demopsd_loss(
 ) -> DemoPSDLoss:
     """The loss from three sets of logits, on the live student's own top-k tokens and a tail bucket.
 
+    The same on values that a teacher sent: `loss_on_support(DemoPSD(...), ...)`.
+
     Args:
         student_logits_BTV: live student; carries the gradient.
         reference_logits_BTV: EMA weights without the privileged context.
@@ -57,106 +104,16 @@ def demopsd_loss(
         importance_clip: upper bound of that ratio.
         token_count: tokens of the *global* batch; None for this mask's own sum.
     """
-    if not student_logits_BTV.shape == reference_logits_BTV.shape == teacher_logits_BTV.shape:
-        raise ValueError(
-            f"student {tuple(student_logits_BTV.shape)}, reference {tuple(reference_logits_BTV.shape)} and teacher "
-            f"{tuple(teacher_logits_BTV.shape)} logits must have one shape (B, T, V)."
-        )
-    support_BTK = top_k_support(student_logits_BTV.detach(), top_k)
-    return demopsd_loss_on_support(
+    found = loss_from_logits(
+        DemoPSD(alpha_max, gate_sensitivity, floor, importance_clip),
         student_logits_BTV,
-        support_BTK,
-        coarsen(reference_logits_BTV.detach(), support_BTK, temperature),
-        coarsen(teacher_logits_BTV.detach(), support_BTK, temperature),
         mask_BT,
-        alpha_max=alpha_max,
-        gate_sensitivity=gate_sensitivity,
-        floor=floor,
+        reference_logits_BTV=reference_logits_BTV,
+        teacher_logits_BTV=teacher_logits_BTV,
+        top_k=top_k,
         temperature=temperature,
         importance_ratio_BT=importance_ratio_BT,
-        importance_clip=importance_clip,
         token_count=token_count,
     )
-
-
-def demopsd_loss_on_support(
-    student_logits_BTV: Tensor,
-    support_BTK: Tensor | None,
-    reference_logp_BTA: Tensor,
-    teacher_logp_BTA: Tensor,
-    mask_BT: Tensor,
-    *,
-    alpha_max: float = 0.15,
-    gate_sensitivity: float = 50.0,
-    floor: float = 1e-8,
-    temperature: float = 1.0,
-    importance_ratio_BT: Tensor | None = None,
-    importance_clip: float = 2.0,
-    token_count: float | None = None,
-) -> DemoPSDLoss:
-    """The same loss as the cluster computes it: the teacher sent only its values on the support (and the tail).
-
-    `reference_logp_BTA` and `teacher_logp_BTA` are what `coarsen` gives for the two EMA forwards, before the floor.
-    """
-    return demopsd_loss_on_atoms(
-        coarsen(student_logits_BTV, support_BTK, temperature),
-        reference_logp_BTA,
-        teacher_logp_BTA,
-        mask_BT,
-        alpha_max=alpha_max,
-        gate_sensitivity=gate_sensitivity,
-        floor=floor,
-        importance_ratio_BT=importance_ratio_BT,
-        importance_clip=importance_clip,
-        token_count=token_count,
-    )
-
-
-def demopsd_loss_on_atoms(
-    student_logp_BTA: Tensor,
-    reference_logp_BTA: Tensor,
-    teacher_logp_BTA: Tensor,
-    mask_BT: Tensor,
-    *,
-    alpha_max: float = 0.15,
-    gate_sensitivity: float = 50.0,
-    floor: float = 1e-8,
-    importance_ratio_BT: Tensor | None = None,
-    importance_clip: float = 2.0,
-    token_count: float | None = None,
-) -> DemoPSDLoss:
-    """The loss itself, on three sets of log-probabilities over the same atoms; the first carries the gradient."""
-    if mask_BT.shape != student_logp_BTA.shape[:-1]:
-        raise ValueError(f"mask {tuple(mask_BT.shape)} does not fit student atoms {tuple(student_logp_BTA.shape)}.")
-    mask_BT = mask_BT.bool()
-    if not student_logp_BTA.shape == reference_logp_BTA.shape == teacher_logp_BTA.shape:
-        raise ValueError(
-            f"student has atoms {tuple(student_logp_BTA.shape)}, reference {tuple(reference_logp_BTA.shape)}, teacher "
-            f"{tuple(teacher_logp_BTA.shape)}; with a support of K ids each needs K + 1."
-        )
-    with torch.no_grad():
-        reference_BTA = floored(reference_logp_BTA.to(student_logp_BTA.dtype), floor)
-        teacher_BTA = floored(teacher_logp_BTA.to(student_logp_BTA.dtype), floor)
-        disagreement_BT = disagreement(reference_BTA, teacher_BTA)
-        alpha_BT = gate(disagreement_BT, alpha_max, gate_sensitivity)
-        target_BTA = barycenter(reference_BTA, teacher_BTA, alpha_BT)
-    loss_BT = generalised_kl(student_logp_BTA, target_BTA)
-    if importance_ratio_BT is not None:
-        loss_BT = loss_BT * importance_ratio_BT.detach().clamp(max=importance_clip)
-    loss_BT = torch.where(mask_BT, loss_BT, 0.0)
-    count = max(float(mask_BT.sum()) if token_count is None else token_count, 1.0)
-
-    def mean(value_BT: Tensor) -> Tensor:
-        return torch.where(mask_BT, value_BT.detach().to(loss_BT.dtype), 0.0).sum() / count
-
-    with torch.no_grad():
-        metrics = {
-            "demopsd/loss": mean(loss_BT),
-            "demopsd/alpha_mean": mean(alpha_BT),
-            "demopsd/alpha_saturated_fraction": mean(alpha_BT > 0.9 * alpha_max),
-            "demopsd/disagreement_mean_nats": mean(disagreement_BT),
-            "demopsd/disagreement_above_quarter_fraction": mean(disagreement_BT > 0.25),
-            "demopsd/teacher_leak_nats": mean(generalised_kl(teacher_BTA, reference_BTA)),
-            "demopsd/target_leak_nats": mean(generalised_kl(target_BTA, reference_BTA)),
-        }
-    return DemoPSDLoss(loss_BT.sum() / count, loss_BT, alpha_BT, disagreement_BT, metrics)
+    spreads = (found.spreads["demopsd/alpha"], found.spreads["demopsd/disagreement_nats"])
+    return DemoPSDLoss(found.loss, found.loss_BT, found.metrics, found.spreads, *spreads)

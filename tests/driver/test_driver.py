@@ -14,10 +14,11 @@ from rich.console import Console
 from demopsd_dist.checkpoint import RunFolder
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.sources import load_questions
-from demopsd_dist.driver import RunState, Task, prompts_of_step, train
+from demopsd_dist.driver import RunState, Task, train
 from demopsd_dist.feed import open_feed
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.runlog import RunLog
+from demopsd_dist.sampling import prompts_of_step
 from demopsd_dist.testing import StandInLearners, World, stand_in_crew
 from launch.task import build_task
 from launch.train import SPLITS

@@ -16,13 +16,13 @@ from torch.nn.functional import linear
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from demopsd_dist.config import Precision
-from demopsd_dist.data.pack import pack
 from demopsd_dist.data.records import Lesson, Rollout, Scored
 from demopsd_dist.driver import Task
 from demopsd_dist.errors import NonFiniteLossError
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import coarsen
 from tests.real.conftest import demo
+from tests.unit.samples import packed
 from workers import learner
 from workers.crew import LearnerGroup, start_learners
 from workers.forward import HEAD_CHUNK_TOKENS, Rectangle, ResponseModel, load_causal_lm
@@ -51,7 +51,7 @@ def scored(task: Task) -> list[Scored]:
         logp_T = student.log_softmax(-1).numpy()[np.arange(len(response)), response]
         rollout = Rollout(prompt, 0, response, logp_T, wrong, False, weight_version=0, worker=0)
         values = (coarsen(student, ids).numpy(), coarsen(teacher, ids).numpy())
-        found.append(Scored(Lesson(rollout, 0.0, view), ids.int().numpy(), *values))
+        found.append(Scored(Lesson(rollout, 0.0, 0.0, view), ids.int().numpy(), *values))
     return found
 
 
@@ -73,11 +73,11 @@ def learners(*words: str, folder: Path = MODEL_DIR) -> Iterator[LearnerGroup]:
 def losses(scored: list[Scored], micro_batch_tokens: int, *words: str, export: Path | None = None) -> np.ndarray:
     """The loss of each of five steps on the same batch, and the norm of its gradient."""
     with learners(*words) as group:
-        batch = pack(scored, group.dp_size, micro_batch_tokens)
+        batch = packed(scored, group.dp_size, micro_batch_tokens)
         found = []
         for _ in range(STEPS):
             metrics = asyncio.run(group.step(batch)).metrics
-            found.append((metrics["demopsd/loss"], metrics["learner/grad_norm"]))
+            found.append((metrics["learner/loss"], metrics["learner/grad_norm"]))
         if export:
             asyncio.run(group.export(export))
     return np.array(found)
@@ -110,13 +110,15 @@ def test_two_ranks_at_every_stage_are_one_rank(
 
 def test_a_loss_that_is_not_finite_is_refused_before_the_step(ray_here: None, scored: list[Scored]) -> None:
     poisoned = list(scored)
-    values = poisoned[0].teacher_logp_TA.copy()
+    values = poisoned[0].teacher_logp_TA
+    assert values is not None
+    values = values.copy()
     values[0, 0] = np.nan
     poisoned[0] = Scored(poisoned[0].lesson, poisoned[0].support_TK, poisoned[0].reference_logp_TA, values)
     with learners("learner.num_workers=2") as group:
         before = asyncio.run(group.support([item.lesson for item in scored]))
         with pytest.raises(NonFiniteLossError, match="the step was refused on every rank"):
-            asyncio.run(group.step(pack(poisoned, 2, 10_000)))
+            asyncio.run(group.step(packed(poisoned, 2, 10_000)))
         after = asyncio.run(group.support([item.lesson for item in scored]))
     for one, other in zip(before, after, strict=True):
         assert (one == other).all(), "the weights are as they were"
@@ -124,7 +126,7 @@ def test_a_loss_that_is_not_finite_is_refused_before_the_step(ray_here: None, sc
 
 def test_a_batch_without_tokens_is_no_step(ray_here: None) -> None:
     with learners("learner.num_workers=2") as group:
-        report = asyncio.run(group.step(pack([], 2, 100)))
+        report = asyncio.run(group.step(packed([], 2, 100)))
     assert not report.stepped
     assert report.metrics == {}
 
@@ -142,17 +144,17 @@ def test_zero_3_with_tensors_that_really_are_sharded(ray_here: None, scored: lis
     assert large.lm_head.weight.numel() > 100_000
     long = scored[0].lesson.rollout
     response = np.resize(long.tokens_T, HEAD_CHUNK_TOKENS + 100)
-    lesson = Lesson(dataclasses.replace(long, tokens_T=response), 0.0, scored[0].lesson.privileged_tokens)
+    lesson = Lesson(dataclasses.replace(long, tokens_T=response), 0.0, 0.0, scored[0].lesson.privileged_tokens)
     rectangle = Rectangle([(long.prompt.tokens, response)], torch.device("cpu"))
     with torch.inference_mode():
         expected = ResponseModel(large.eval())(rectangle, linear).topk(100)
-    batch = pack(scored, 2, 150)
-    one = pack(scored, 1, 10_000)
+    batch = packed(scored, 2, 150)
+    one = packed(scored, 1, 10_000)
     with learners(*words, "learner.num_workers=2", "learner.zero_stage=3", folder=folder) as group:
         (found,) = asyncio.run(group.support([lesson]))
         assert (found == expected.indices.numpy()).mean() > 0.99, "but for ties"
-        sharded = [asyncio.run(group.step(batch)).metrics["demopsd/loss"] for _ in range(3)]
+        sharded = [asyncio.run(group.step(batch)).metrics["learner/loss"] for _ in range(3)]
     with learners(*words, "learner.num_workers=1", "learner.zero_stage=0", folder=folder) as group:
-        whole = [asyncio.run(group.step(one)).metrics["demopsd/loss"] for _ in range(3)]
+        whole = [asyncio.run(group.step(one)).metrics["learner/loss"] for _ in range(3)]
     np.testing.assert_allclose(sharded[0], whole[0], atol=1e-5)
     np.testing.assert_allclose(sharded, whole, atol=1e-3)

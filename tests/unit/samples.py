@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from demopsd_dist.data.records import Lesson, Prompt, Question, Rollout, Scored
+from demopsd_dist.data.pack import pack
+from demopsd_dist.data.records import BatchSize, Lesson, Prompt, Question, Rollout, Scored, TrainBatch
 
 
 def prompt(name: str = "q", length: int = 5, answer: str = "1") -> Prompt:
@@ -28,6 +29,14 @@ def rollout(
 
 
 def scored(name: str, prompt_length: int, response_length: int, atoms: int = 4) -> Scored:
-    lesson = Lesson(rollout(prompt(name, prompt_length), length=response_length), 1.0, np.arange(9, dtype=np.int32))
+    lesson = Lesson(
+        rollout(prompt(name, prompt_length), length=response_length), 1.0, 0.0, np.arange(9, dtype=np.int32)
+    )
     values = np.zeros((response_length, atoms), np.float32)
     return Scored(lesson, np.zeros((response_length, atoms - 1), np.int32), values, values)
+
+
+def packed(items: list[Scored], dp_size: int, micro_batch_tokens: int) -> TrainBatch:
+    """A batch whose loss is a mean over what is in it."""
+    size = BatchSize(sum(item.lesson.response_length_tokens for item in items), len(items))
+    return pack(items, size, dp_size, micro_batch_tokens)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demopsd_dist.config import PrivilegedConfig
+from demopsd_dist.config.tree import PrivilegedConfig
 from demopsd_dist.data.prompts import PRIVILEGED_TEMPLATE, PromptBuilder, fill, strip_thinking
 from demopsd_dist.data.records import Question
 from demopsd_dist.minisci.tokenizer import byte_tokenizer

@@ -1,0 +1,30 @@
+"""One tree of settings, read from YAML and checked. Nothing heavy is imported, so a wrong setting costs a second."""
+
+from demopsd_dist.config.reading import load, to_yaml
+from demopsd_dist.config.tree import (
+    MINISCI,
+    Aggregation,
+    Config,
+    DataConfig,
+    Divergence,
+    Gate,
+    Method,
+    Precision,
+    Variant,
+    Weights,
+)
+
+__all__ = [
+    "MINISCI",
+    "Aggregation",
+    "Config",
+    "DataConfig",
+    "Divergence",
+    "Gate",
+    "Method",
+    "Precision",
+    "Variant",
+    "Weights",
+    "load",
+    "to_yaml",
+]

@@ -1,0 +1,145 @@
+"""Ranges and combinations that the types of the tree cannot say. A user's value is refused, never changed."""
+
+from __future__ import annotations
+
+import re
+
+from demopsd_dist.config.tree import Config, Method, Precision, Weights
+from demopsd_dist.errors import ConfigError
+
+
+def check(config: Config) -> None:
+    """
+    Raises:
+        ConfigError: one value out of its range, or several that do not go together.
+    """
+    rollout, teacher, learner = config.rollout, config.teacher, config.learner
+    _above_zero(
+        {
+            "steps": config.steps,
+            "data.minisci_train_size": config.data.minisci_train_size,
+            "data.minisci_test_size": config.data.minisci_test_size,
+            "privileged.max_tokens": config.privileged.max_tokens,
+            "demopsd.gate_sensitivity": config.demopsd.gate_sensitivity,
+            "leakage.prompts": config.leakage.prompts,
+            "rollout.num_workers": rollout.num_workers,
+            "rollout.cpus_per_worker": rollout.cpus_per_worker,
+            "rollout.threads": rollout.threads,
+            "rollout.prompts_per_step": rollout.prompts_per_step,
+            "rollout.group_size": rollout.group_size,
+            "rollout.max_prompt_tokens": rollout.max_prompt_tokens,
+            "rollout.max_response_tokens": rollout.max_response_tokens,
+            "rollout.kv_cache_gib": rollout.kv_cache_gib,
+            "rollout.max_batch_tokens": rollout.max_batch_tokens,
+            "rollout.max_batch_sequences": rollout.max_batch_sequences,
+            "teacher.cpus_per_worker": teacher.cpus_per_worker,
+            "teacher.threads": teacher.threads,
+            "teacher.batch_tokens": teacher.batch_tokens,
+            "learner.num_workers": learner.num_workers,
+            "learner.cpus_per_worker": learner.cpus_per_worker,
+            "learner.threads": learner.threads,
+            "learner.learning_rate": learner.learning_rate,
+            "learner.max_grad_norm": learner.max_grad_norm,
+            "learner.micro_batch_tokens": learner.micro_batch_tokens,
+            "weights.bucket_mib": config.weights.bucket_mib,
+            "weights.max_logp_diff": config.weights.max_logp_diff,
+            "evaluation.samples": config.evaluation.samples,
+            "limits.start_s": config.limits.start_s,
+            "limits.call_s": config.limits.call_s,
+        }
+    )
+    _within("demopsd.alpha_max", config.demopsd.alpha_max, 0.0, 1.0)
+    _within("demopsd.floor", config.demopsd.floor, 1e-30, 0.01)
+    _within("rollout.temperature", rollout.temperature, 0.01, 100.0)
+    _within("evaluation.temperature", config.evaluation.temperature, 0.01, 100.0)
+    _within("evaluation.top_p", config.evaluation.top_p, 1e-6, 1.0)
+    _within("rollout.gpu_memory_fraction", rollout.gpu_memory_fraction, 0.01, 1.0)
+    _within("teacher.ema_rate", teacher.ema_rate, 0.0, 1.0)
+    _within("teacher.trust_region_rate", teacher.trust_region_rate, 0.0, 1.0)
+    _within("leakage.contexts", config.leakage.contexts, 2, float("inf"))
+    _within("learner.zero_stage", learner.zero_stage, 0, 3)
+    for key, value in {
+        "rollout.ahead": rollout.ahead,
+        "learner.warmup_steps": learner.warmup_steps,
+        "learner.weight_decay": learner.weight_decay,
+        "evaluation.every_steps": config.evaluation.every_steps,
+        "leakage.every_steps": config.leakage.every_steps,
+        "demopsd.gate_threshold_nats": config.demopsd.gate_threshold_nats,
+        "grpo.kl_coefficient": config.grpo.kl_coefficient,
+        "seed": config.seed,
+    }.items():
+        _within(key, value, 0, float("inf"))
+    _check_methods(config)
+    _within("rollout.gpus_per_worker", rollout.gpus_per_worker, 0, 1)
+    _within("teacher.gpus_per_worker", teacher.gpus_per_worker, 0, 1)
+    _within("learner.gpus_per_worker", learner.gpus_per_worker, 0, 1)
+    whole = rollout.max_prompt_tokens + rollout.max_response_tokens
+    if not rollout.gpus_per_worker and rollout.max_batch_tokens < whole:
+        raise ConfigError(
+            f"rollout.max_batch_tokens={rollout.max_batch_tokens} is below rollout.max_prompt_tokens + "
+            f"rollout.max_response_tokens = {whole}: a CPU engine cannot cut a prompt. Set it to {whole} or more."
+        )
+    if rollout.max_batch_tokens < rollout.max_batch_sequences:
+        raise ConfigError(
+            f"rollout.max_batch_tokens={rollout.max_batch_tokens} is below rollout.max_batch_sequences="
+            f"{rollout.max_batch_sequences}, each of which decodes a token at once. Raise it or lower the other."
+        )
+    if config.model.precision is Precision.bfloat16:
+        if config.weights.max_logp_diff < 0.05:
+            raise ConfigError(
+                f"weights.max_logp_diff={config.weights.max_logp_diff:g} is below what bfloat16 rounding alone gives. "
+                "Set it to 0.5 or so, or model.precision=float32."
+            )
+        if learner.zero_stage == 0:
+            raise ConfigError("learner.zero_stage=0 cannot add up bfloat16 gradients in float32. Set it to 1, 2 or 3.")
+    for placeholder in ("{prompt}", "{solution}"):
+        if config.privileged.template.count(placeholder) != 1:
+            raise ConfigError(
+                f"privileged.template holds {placeholder} {config.privileged.template.count(placeholder)} times; "
+                "it must hold it once."
+            )
+    if not re.fullmatch(r"[\w.-]+", config.name):
+        raise ConfigError(f"name={config.name!r} names a folder: use letters, digits, '.', '_' and '-'.")
+
+
+def _check_methods(config: Config) -> None:
+    """All methods' sections, also of those not chosen: a config is right as a whole or not at all."""
+    for name, section in {"demopsd": config.demopsd, "sdpo": config.sdpo, "opsd": config.opsd}.items():
+        _within(f"{name}.importance_clip", section.importance_clip, 1.0, float("inf"))
+        if section.top_k is not None:
+            _above_zero({f"{name}.top_k": section.top_k})
+    if config.demopsd.reference is Weights.trust_region:
+        raise ConfigError("demopsd.reference=trust_region: only a teacher can be that. Set it to ema, live or frozen.")
+    _within("opsd.beta", config.opsd.beta, 0.0, 1.0)
+    if config.opsd.term_clip is not None:
+        _above_zero({"opsd.term_clip": config.opsd.term_clip})
+    grpo = config.grpo
+    _within("grpo.clip_low", grpo.clip_low, 0.0, 1.0)
+    _within("grpo.dual_clip", grpo.dual_clip, 1.0, float("inf"))
+    if grpo.clip_high is not None:
+        _above_zero({"grpo.clip_high": grpo.clip_high})
+    if grpo.sampling_rounds is not None:
+        _above_zero({"grpo.sampling_rounds": grpo.sampling_rounds})
+    size = config.rollout.group_size
+    if config.method is Method.grpo:
+        if size < 2:
+            raise ConfigError(
+                f"rollout.group_size={size} leaves nothing to compare a response with. Set it to 2 or more."
+            )
+    elif size < 2 and config.privileged.exclude_own_success:
+        raise ConfigError(
+            f"rollout.group_size={size} leaves no sibling to learn from while privileged.exclude_own_success is true. "
+            "Set rollout.group_size to 2 or more, or privileged.exclude_own_success=false."
+        )
+
+
+def _above_zero(values: dict[str, float]) -> None:
+    for key, value in values.items():
+        if not 0 < value < float("inf"):
+            raise ConfigError(f"{key}={value} must be greater than 0 and finite.")
+
+
+def _within(key: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        bounds = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+        raise ConfigError(f"{key}={value} must be {bounds}.")
