@@ -169,6 +169,17 @@ async def start_learners(group: ActorGroup, within_s: float) -> None:
     )
 
 
+async def forwards_run(groups: Sequence[ActorGroup], within_s: float) -> dict[str, int]:
+    """Responses that went through each forward of these actors since their start, added up."""
+    total: Counter[str] = Counter()
+    for group in groups:
+        for ran in await group.each(
+            lambda worker, _: worker.forwards_run.remote(), within_s=within_s, what="the forwards that it has run"
+        ):
+            total += ran
+    return dict(sorted(total.items()))
+
+
 class RayCrew:
     """All actors of a run. Placed together; `start` returns when every engine is ready, `stop` kills them."""
 
@@ -201,15 +212,7 @@ class RayCrew:
 
     async def forwards_run(self) -> dict[str, int]:
         """Responses that went through each forward of teacher and learners since the start."""
-        total: Counter[str] = Counter()
-        for group in (self._teacher, self._learners):
-            for ran in await group.each(
-                lambda worker, _: worker.forwards_run.remote(),
-                within_s=self._config.limits.call_s,
-                what="the forwards that it has run",
-            ):
-                total += ran
-        return dict(sorted(total.items()))
+        return await forwards_run((self._teacher, self._learners), self._config.limits.call_s)
 
     def stop(self) -> None:
         for group in (self._rollouts, self._teacher, self._learners):

@@ -49,9 +49,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def _with_file(tree: DictConfig, path: Path, read: list[Path]) -> DictConfig:
     """`tree` with the file's settings over it, and before them those of the file's `base`."""
     if not path.is_file():
-        asked = f"{read[-1]}: base: " if read else ""
+        if read:
+            raise ConfigError(f"{read[-1]}: base: there is no config file {path}.")
         raise ConfigError(
-            f"{asked}There is no config file {path}. The shipped ones are in configs/, for example configs/demo.yaml."
+            f"There is no config file {path}. The shipped ones are in configs/, for example configs/demo.yaml."
         )
     if path.resolve() in read:
         raise ConfigError(f"{path} is its own base, by way of {', '.join(map(str, read))}.")

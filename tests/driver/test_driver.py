@@ -58,11 +58,12 @@ class Run:
 
 
 def test_on_policy_order_of_events(tmp_path: Path, task: Task) -> None:
-    run = Run(tmp_path, task, "steps=3", "data.ood=null")
+    run = Run(tmp_path, task, "steps=3", "leakage.every_steps=2")
     evaluations = [("sample", 0), ("sample", 0)]  # test and ood
     expected = [("publish", 0), *evaluations]
     for step in range(3):
-        expected += [("sample", step), ("score", step), ("step", step), ("publish", step + 1)]
+        probe = [("score", step)] if step % 2 == 0 else []
+        expected += [("sample", step), ("score", step), *probe, ("step", step), ("publish", step + 1)]
     assert run.world.diary[: len(expected)] == expected
     assert run.world.diary[len(expected) :] == [("sample", 3), ("sample", 3)]
     assert run.state == RunState(step=3, samples=3 * 24)
@@ -94,6 +95,37 @@ def test_every_step_learns_its_own_prompts(tmp_path: Path, task: Task, ahead: in
         learned = {item.lesson.rollout.prompt.id for rank in batch.shards for micro in rank for item in micro}
         assert learned
         assert learned <= mine
+
+
+def test_grpo_learns_from_every_group_that_differs_and_asks_the_teacher_nothing(tmp_path: Path, task: Task) -> None:
+    run = Run(tmp_path, task, "steps=3", "method=grpo", skill=0.2)
+    sizes = [sum(len(micro) for rank in batch.shards for micro in rank) for batch in run.batches]
+    assert 0 < min(sizes) < 24, "some groups of four agree: those cost nothing"
+    for batch in run.batches:
+        items = [item for rank in batch.shards for micro in rank for item in micro]
+        assert batch.size.sequences == 24, "and still count in the mean"
+        assert {item.reference_logp_TA is None and item.teacher_logp_TA is None for item in items} == {True}
+        assert {len(item.lesson.privileged_tokens) for item in items} == {0}
+        assert all(item.lesson.advantage for item in items)
+
+
+@pytest.mark.parametrize("skill", [0.05, 0.4])
+def test_dynamic_sampling_fills_a_step_with_groups_that_differ(tmp_path: Path, task: Task, skill: float) -> None:
+    """Of 40 questions, 6 a step: as many again as are missing, at most four times, never one twice in a step."""
+    run = Run(tmp_path, task, "steps=3", "method=grpo", "grpo.variant=dapo", skill=skill)
+    sampled = [who for who, _ in run.world.diary].count("sample") - 4
+    assert 3 < sampled <= 12
+    records = [json.loads(line) for line in run.folder.metrics.read_text().splitlines()]
+    asked = [int(record["rollout/samples"]) for record in records if "evaluation" not in record]
+    assert all(count > 24 for count in asked) if skill < 0.1 else max(asked) > 24
+    for batch, count in zip(run.batches, asked, strict=True):
+        items = [item for rank in batch.shards for micro in rank for item in micro]
+        groups = {item.lesson.rollout.prompt.id for item in items}
+        assert len(items) == 4 * len(groups) == batch.size.sequences
+        assert len(groups) == 6 or count >= 4 * (6 + 3), "too few in all rounds"
+        assert len({item.lesson.rollout.id for item in items}) == len(items)
+    again = Run(tmp_path, task, "steps=3", "method=grpo", "grpo.variant=dapo", skill=skill)
+    assert [batch.token_count for batch in again.batches] == [batch.token_count for batch in run.batches]
 
 
 def test_an_epoch_visits_different_prompts_and_each_shuffles_anew(task: Task) -> None:

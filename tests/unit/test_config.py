@@ -59,6 +59,11 @@ def test_words_go_over_the_file_and_the_file_over_the_defaults() -> None:
         ("name=a/b", "name='a/b' names a folder"),
         ("rollout.max_batch_tokens=100", "is below rollout.max_prompt_tokens + rollout.max_response_tokens = 2112"),
         ("--steps", "'--steps' is not of the form key=value"),
+        ("method=spdo", "method"),
+        ("sdpo.divergence=jsd", "sdpo.divergence=jsd has no effect with method=demopsd. Add method=sdpo, or drop it."),
+        ("demopsd.reference=trust_region", "only a teacher can be that"),
+        ("demopsd.gate=linear", "linear"),
+        ("leakage.contexts=1", "leakage.contexts=1 must be at least 2"),
     ],
 )
 def test_a_wrong_word_is_refused_in_one_line(word: str, message: str) -> None:
@@ -79,6 +84,26 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="There is no config file"):
         load(tmp_path / "none.yaml")
+
+
+def test_a_file_goes_over_its_base(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("base: two.yaml\nsteps: 5\n")
+    (tmp_path / "two.yaml").write_text(f"base: {DEMO}\nsteps: 6\nseed: 7\n")
+    config = load(tmp_path / "one.yaml")
+    assert (config.steps, config.seed, config.rollout.prompts_per_step) == (5, 7, 24)
+    (tmp_path / "two.yaml").write_text("base: one.yaml\n")
+    with pytest.raises(ConfigError, match=r"one.yaml is its own base, by way of .*one.yaml, .*two.yaml"):
+        load(tmp_path / "one.yaml")
+    (tmp_path / "two.yaml").write_text("base: three.yaml\n")
+    with pytest.raises(ConfigError, match=r"two.yaml: base: there is no config file .*three.yaml"):
+        load(tmp_path / "two.yaml")
+
+
+def test_each_method_needs_what_it_needs() -> None:
+    """A group of one: nothing to compare with for grpo, unless a rollout may see itself no sibling for the others."""
+    with pytest.raises(ConfigError, match=r"rollout\.group_size=1 leaves nothing to compare"):
+        load(DEMO, ["method=grpo", "rollout.group_size=1", "privileged.exclude_own_success=false"])
+    load(DEMO, ["method=sdpo", "rollout.group_size=1", "privileged.exclude_own_success=false"])
 
 
 def test_every_setting_has_a_sentence() -> None:

@@ -7,12 +7,18 @@ import torch
 from torch import Tensor
 
 from demopsd_dist.objective import (
+    GRPO,
+    OPSD,
+    SDPO,
+    DemoPSD,
+    Method,
     Slice,
+    TokenViews,
     coarsen,
-    demopsd_loss_on_atoms,
-    demopsd_loss_on_support,
     entropy,
     fused_loss,
+    loss_on_support,
+    reduced,
     top_k_support,
 )
 
@@ -27,22 +33,38 @@ def inputs(dtype: torch.dtype = torch.float64, scale: float = 1.0) -> dict[str, 
     return {name: value.to(dtype) for name, value in found.items()}
 
 
-def plain(x: dict[str, Tensor], support: Tensor | None, temperature: float) -> Tensor:
+def plain(x: dict[str, Tensor], support: Tensor | None, temperature: float, method: Method) -> Tensor:
     logits = torch.nn.functional.linear(x["hidden"], x["weight"], x["bias"])
-    reference, teacher = (coarsen(x[name], support, temperature)[None] for name in ("reference", "teacher"))
-    ids = None if support is None else support[None]
-    mask = torch.ones(1, N, dtype=torch.bool)
-    return demopsd_loss_on_support(logits[None], ids, reference, teacher, mask, temperature=temperature).loss
-
-
-def fused(x: dict[str, Tensor], support: Tensor | None, temperature: float, chunk_tokens: int) -> Tensor:
     reference, teacher = (coarsen(x[name], support, temperature) for name in ("reference", "teacher"))
+    mask = torch.ones(N, dtype=torch.bool)
+    return loss_on_support(
+        method,
+        logits,
+        support,
+        mask,
+        reference_logp_BTA=reference,
+        teacher_logp_BTA=teacher,
+        temperature=temperature,
+        advantage_BT=torch.linspace(-1, 1, N, dtype=reference.dtype),
+    ).loss
+
+
+def fused(
+    x: dict[str, Tensor], support: Tensor | None, temperature: float, chunk_tokens: int, method: Method
+) -> Tensor:
+    reference, teacher = (coarsen(x[name], support, temperature) for name in ("reference", "teacher"))
+    advantage = torch.linspace(-1, 1, N, dtype=reference.dtype)
 
     def loss_of(part: Slice) -> Tensor:
-        logp, mask = part.student_logp_NA, torch.ones(len(part.student_logp_NA), dtype=torch.bool)
-        return demopsd_loss_on_atoms(
-            logp[None], reference[part.tokens][None], teacher[part.tokens][None], mask[None], token_count=N
-        ).loss
+        tokens = part.tokens
+        views = TokenViews(
+            part.student_logp_NA,
+            reference[tokens],
+            teacher[tokens],
+            advantage_BT=advantage[tokens],
+            has_tail=support is not None,
+        )
+        return reduced(method, views, token_count=N).loss
 
     return fused_loss(
         x["hidden"],
@@ -55,16 +77,19 @@ def fused(x: dict[str, Tensor], support: Tensor | None, temperature: float, chun
     )
 
 
+@pytest.mark.parametrize("method", [DemoPSD(), SDPO(), SDPO("forward_kl"), OPSD(0.3), GRPO(kl_coefficient=0.1)])
 @pytest.mark.parametrize("top_k", [None, 1, 7, V - 1])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("chunk_tokens", [1, 5, N, 1000])
-def test_loss_and_gradients_are_those_of_plain_logits(top_k: int | None, temperature: float, chunk_tokens: int) -> None:
+def test_loss_and_gradients_are_those_of_plain_logits(
+    method: Method, top_k: int | None, temperature: float, chunk_tokens: int
+) -> None:
     x = inputs()
     support = top_k_support(x["hidden"] @ x["weight"].T + x["bias"], top_k)
     leaves = [x[name].requires_grad_() for name in ("hidden", "weight", "bias")]
-    expected = plain(x, support, temperature)
+    expected = plain(x, support, temperature, method)
     wanted = torch.autograd.grad(3 * expected, leaves)
-    found = fused(x, support, temperature, chunk_tokens)
+    found = fused(x, support, temperature, chunk_tokens, method)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
     for one, other in zip(torch.autograd.grad(3 * found, leaves), wanted, strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
@@ -75,8 +100,8 @@ def test_float32_is_close_and_finite_where_the_tail_underflows(scale: float) -> 
     x = inputs(torch.float32, scale)
     support = top_k_support(x["hidden"] @ x["weight"].T + x["bias"], 7)
     leaves = [x[name].requires_grad_() for name in ("hidden", "weight")]
-    wanted = torch.autograd.grad(plain(x, support, 1.0), leaves)
-    found = torch.autograd.grad(fused(x, support, 1.0, 16), leaves)
+    wanted = torch.autograd.grad(plain(x, support, 1.0, DemoPSD()), leaves)
+    found = torch.autograd.grad(fused(x, support, 1.0, 16, DemoPSD()), leaves)
     for one, other in zip(found, wanted, strict=True):
         assert torch.isfinite(one).all()
         torch.testing.assert_close(one, other, atol=1e-5 * scale, rtol=1e-3)
@@ -87,11 +112,11 @@ def test_bfloat16_gradients_are_close_to_float32() -> None:
     x |= {name: x[name].float() for name in ("reference", "teacher")}
     support = top_k_support(x["hidden"] @ x["weight"].T + x["bias"], 7)
     leaves = [x[name].requires_grad_() for name in ("hidden", "weight")]
-    half = torch.autograd.grad(fused(x, support, 1.0, 16), leaves)
+    half = torch.autograd.grad(fused(x, support, 1.0, 16, DemoPSD()), leaves)
     assert [gradient.dtype for gradient in half] == [torch.bfloat16] * 2
     wide = {name: value.detach().float() for name, value in x.items()}
     leaves = [wide[name].requires_grad_() for name in ("hidden", "weight")]
-    full = torch.autograd.grad(plain(wide, support, 1.0), leaves)
+    full = torch.autograd.grad(plain(wide, support, 1.0, DemoPSD()), leaves)
     for one, other in zip(half, full, strict=True):
         assert (one.float() - other).norm() < 0.02 * other.norm()
 

@@ -1,6 +1,7 @@
 """What is provable about the barycenter, over random and adversarial distributions; and one thing that is not true.
 
-s reference, r teacher, q target with weight alpha on s; gamma = 1 - alpha; Delta = log r - log s. Float64 throughout.
+s reference, r teacher, q target with weight alpha on s; gamma = 1 - alpha; Delta = log r - log s. In float64 to 1e-10
+and in float32 to 1e-5, relative to the size of what is compared.
 """
 
 from __future__ import annotations
@@ -14,28 +15,42 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from demopsd_dist.objective import (
+    SDPO,
     barycenter,
     coarsen,
     demopsd_loss,
     disagreement,
     floored,
     generalised_kl,
+    loss_from_logits,
     top_k_support,
 )
 
-V, EPS = 12, 1e-10
+V = 12
+EPS = {torch.float64: 1e-10, torch.float32: 1e-5}
+both = pytest.mark.parametrize("kind", EPS, ids=["float64", "float32"])
 seeds = st.integers(0, 100_000)
 scales = st.sampled_from([1e-3, 0.3, 1.0, 4.0, 15.0])
 alphas = st.floats(0.0, 1.0)
 proven = settings(deadline=None, max_examples=80)
 
 
-def draw(seed: int, scale: float, rows: int = 1) -> Tensor:
+def draw(seed: int, scale: float, kind: torch.dtype = torch.float64, rows: int = 1) -> Tensor:
     """Log-probabilities (rows, V); a few tokens far likelier than the rest."""
     random = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(rows, V, generator=random, dtype=torch.float64)
     logits[:, : 1 + seed % 3] += scale * 2
-    return floored(logits.log_softmax(-1), 1e-8)
+    return floored(logits.log_softmax(-1).to(kind), 1e-8)
+
+
+def at_most(one: Tensor, other: Tensor | float, kind: torch.dtype) -> bool:
+    """one <= other, but for rounding."""
+    limit = torch.as_tensor(other)
+    return bool((one <= limit + EPS[kind] * (1.0 + limit.abs())).all())
+
+
+def close(one: Tensor, other: Tensor, kind: torch.dtype) -> None:
+    torch.testing.assert_close(one, other, atol=EPS[kind], rtol=EPS[kind] * 10)
 
 
 def mix(s: Tensor, r: Tensor, alpha: float | Tensor) -> Tensor:
@@ -62,67 +77,95 @@ def information(contexts: Tensor) -> Tensor:
     return generalised_kl(contexts, mean.expand_as(contexts)).mean()
 
 
+@both
 @proven
-@given(seeds, scales, alphas)
-def test_mixing_logits_is_mixing_probabilities(seed: int, scale: float, alpha: float) -> None:
-    s, r = draw(seed, scale), draw(seed + 1, scale)
+@given(seed=seeds, scale=scales, alpha=alphas)
+def test_mixing_logits_is_mixing_probabilities(kind: torch.dtype, seed: int, scale: float, alpha: float) -> None:
+    s, r = draw(seed, scale, kind), draw(seed + 1, scale, kind)
     weights = r.exp() ** (1 - alpha) * s.exp() ** alpha
-    torch.testing.assert_close(mix(s, r, alpha).exp(), weights / weights.sum(-1, keepdim=True), atol=1e-12, rtol=1e-10)
+    close(mix(s, r, alpha).exp(), weights / weights.sum(-1, keepdim=True), kind)
 
 
+@both
 @proven
-@given(seeds, scales, alphas)
-def test_target_leaks_no_more_than_the_teacher(seed: int, scale: float, alpha: float) -> None:
+@given(seed=seeds, scale=scales, alpha=alphas)
+def test_target_leaks_no_more_than_the_teacher(kind: torch.dtype, seed: int, scale: float, alpha: float) -> None:
     """alpha (KL(r|s) - KL(q|s)) >= (1 - alpha) KL(q|r), token by token."""
-    s, r = draw(seed, scale), draw(seed + 1, scale)
+    s, r = draw(seed, scale, kind), draw(seed + 1, scale, kind)
     q = mix(s, r, alpha)
+    assert at_most(generalised_kl(q, s), generalised_kl(r, s), kind)
     gap = generalised_kl(r, s) - generalised_kl(q, s)
-    assert (gap >= -EPS).all()
-    assert (alpha * gap >= (1 - alpha) * generalised_kl(q, r) - EPS).all()
+    assert at_most((1 - alpha) * generalised_kl(q, r), alpha * gap, kind)
 
 
+@both
 @proven
-@given(seeds, scales, alphas)
-def test_leak_is_bounded_by_the_span(seed: int, scale: float, alpha: float) -> None:
-    s, r = draw(seed, scale), draw(seed + 1, scale)
+@given(seed=seeds, scale=scales, alpha=alphas)
+def test_leak_is_bounded_by_the_span(kind: torch.dtype, seed: int, scale: float, alpha: float) -> None:
+    s, r = draw(seed, scale, kind), draw(seed + 1, scale, kind)
     q = mix(s, r, alpha)
-    assert (generalised_kl(q, s) <= (1 - alpha) ** 2 * span(r - s) ** 2 / 8 + EPS).all()
+    assert at_most(generalised_kl(q, s), (1 - alpha) ** 2 * span(r - s) ** 2 / 8, kind)
     total_variation = 0.5 * (q.exp() - r.exp()).abs().sum(-1)
-    assert (total_variation <= torch.tanh(alpha * span(r - s) / 4) + EPS).all()
+    assert at_most(total_variation, torch.tanh(alpha * span(r - s) / 4), kind)
 
 
+@both
 @proven
-@given(seeds, scales, alphas)
-def test_hilbert_distances_shrink_exactly(seed: int, scale: float, alpha: float) -> None:
-    s, r = draw(seed, scale), draw(seed + 1, scale, rows=2)
+@given(seed=seeds, scale=scales, alpha=alphas)
+def test_hilbert_distances_shrink_exactly(kind: torch.dtype, seed: int, scale: float, alpha: float) -> None:
+    """h(P, Q) = span(log P / Q): h(q_i, q_j) = (1 - alpha) h(r_i, r_j); TV(P, Q) <= tanh(h / 4)."""
+    s, r = draw(seed, scale, kind), draw(seed + 1, scale, kind, rows=2)
     q = mix(s, r, alpha)
-    torch.testing.assert_close(span(q[0] - q[1]), (1 - alpha) * span(r[0] - r[1]), atol=EPS, rtol=EPS)
-    torch.testing.assert_close(span(q - s), (1 - alpha) * span(r - s), atol=EPS, rtol=EPS)
+    close(span(q[0] - q[1]), (1 - alpha) * span(r[0] - r[1]), kind)
+    close(span(q - s), (1 - alpha) * span(r - s), kind)
+    total_variation = 0.5 * (r[0].exp() - r[1].exp()).abs().sum(-1)
+    assert at_most(total_variation, torch.tanh(span(r[0] - r[1]) / 4), kind)
 
 
+@both
 @proven
-@given(seeds, scales, alphas)
-def test_theorem_1_in_its_exact_centred_form(seed: int, scale: float, alpha: float) -> None:
+@given(seed=seeds, scale=scales, alpha=alphas)
+def test_theorem_1_in_its_exact_centred_form(kind: torch.dtype, seed: int, scale: float, alpha: float) -> None:
     """Var_w(log q - log s) = (1 - alpha)^2 Var_w(Delta) for any weights w; the uncentred norm is shifted by log Z."""
-    s, r, w = draw(seed, scale), draw(seed + 1, scale), draw(seed + 2, scale)
+    s, r, w = (draw(seed + i, scale, kind) for i in range(3))
     q = mix(s, r, alpha)
-    torch.testing.assert_close(variance(w, q - s), (1 - alpha) ** 2 * variance(w, r - s), atol=1e-9, rtol=1e-9)
+    close(variance(w, q - s), (1 - alpha) ** 2 * variance(w, r - s), kind)
 
 
+@both
 @proven
-@given(seeds, scales, st.integers(2, 6))
-def test_information_over_contexts_is_bounded(seed: int, scale: float, contexts: int) -> None:
+@given(seed=seeds, scale=scales, contexts=st.integers(2, 6))
+def test_information_over_contexts_is_bounded(kind: torch.dtype, seed: int, scale: float, contexts: int) -> None:
     """I_q <= mean KL(q_i|s) <= mean KL(r_i|s), also with an alpha of each context's own; I_q <= ln M."""
-    s, r = draw(seed, scale), draw(seed + 1, scale, rows=contexts)
-    alpha = torch.rand(contexts, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    s, r = draw(seed, scale, kind), draw(seed + 1, scale, kind, rows=contexts)
+    alpha = torch.rand(contexts, generator=torch.Generator().manual_seed(seed), dtype=kind)
     q = mix(s, r, alpha)
     bound = generalised_kl(q, s.expand_as(q)).mean()
-    assert information(q) <= bound + EPS
-    assert bound <= generalised_kl(r, s.expand_as(r)).mean() + EPS
-    assert information(q) <= math.log(contexts) + EPS
-    assert information(q) <= ((1 - alpha) ** 2 * span(r - s) ** 2).mean() / 8 + EPS
+    assert at_most(information(q), bound, kind)
+    assert at_most(bound, generalised_kl(r, s.expand_as(r)).mean(), kind)
+    assert at_most(information(q), math.log(contexts), kind)
+    assert at_most(information(q), ((1 - alpha) ** 2 * span(r - s) ** 2).mean() / 8, kind)
     mean = q.logsumexp(0, keepdim=True) - math.log(contexts)
-    torch.testing.assert_close(bound, information(q) + generalised_kl(mean, s)[0], atol=1e-9, rtol=1e-9)
+    close(bound, information(q) + generalised_kl(mean, s)[0], kind)
+    one_alpha = mix(s, r, 0.15)
+    distances = span(r[:, None] - r[None]) ** 2
+    assert at_most(information(one_alpha), 0.85**2 / 8 * distances.mean(), kind)
+
+
+@both
+@proven
+@given(seed=seeds, scale=scales, contexts=st.integers(2, 6))
+def test_what_cannot_be_fitted(kind: torch.dtype, seed: int, scale: float, contexts: int) -> None:
+    """Forward: mean KL(q_i|p) = KL(mean q|p) + I. Reverse, this loss: mean KL(p|q_i) = KL(p|geo) + G, not I."""
+    p, q = draw(seed, scale, kind), draw(seed + 1, scale, kind, rows=contexts)
+    mean = q.logsumexp(0, keepdim=True) - math.log(contexts)
+    forward = generalised_kl(q, p.expand_as(q)).mean()
+    close(forward, generalised_kl(mean, p)[0] + information(q), kind)
+    logs = q.mean(0, keepdim=True)
+    log_sum = logs.logsumexp(-1)
+    reverse = generalised_kl(p.expand_as(q), q).mean()
+    close(reverse, (generalised_kl(p, logs - log_sum) - log_sum)[0], kind)
+    assert at_most(log_sum, 0.0, kind)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -141,16 +184,17 @@ def test_not_true_that_the_target_holds_less_information_than_the_teacher() -> N
     assert information(mix(s, r, 0.15)) == pytest.approx(0.0731, abs=2e-3)
 
 
+@both
 @proven
-@given(seeds, st.sampled_from([0.1, 1.0, 3.0]), st.floats(0.05, 3.0))
-def test_theorem_2_where_its_assumption_holds(seed: int, scale: float, power: float) -> None:
+@given(seed=seeds, scale=st.sampled_from([0.1, 1.0, 3.0]), power=st.floats(0.05, 3.0))
+def test_theorem_2_where_its_assumption_holds(kind: torch.dtype, seed: int, scale: float, power: float) -> None:
     """Delta non-decreasing in log s: H(s) >= H(q) >= H(r), the gap growing with alpha."""
-    s = draw(seed, scale)
+    s = draw(seed, scale, kind)
     r = ((1 + power) * s).log_softmax(-1)
     entropies = torch.stack([entropy_of(mix(s, r, alpha)) for alpha in (0.0, 0.05, 0.15, 0.5, 1.0)])
-    assert (entropies.diff(dim=0) >= -EPS).all()
-    torch.testing.assert_close(entropies[0], entropy_of(r))
-    torch.testing.assert_close(entropies[-1], entropy_of(s))
+    assert at_most(entropies[:-1], entropies[1:], kind)
+    close(entropies[0], entropy_of(r), kind)
+    close(entropies[-1], entropy_of(s), kind)
 
 
 def test_theorem_2_fails_without_its_assumption() -> None:
@@ -164,44 +208,68 @@ def test_theorem_2_fails_without_its_assumption() -> None:
     assert entropy_of(other).item() == pytest.approx(0.885, abs=1e-3)
 
 
+@both
 @proven
-@given(seeds, scales, alphas)
-def test_entropy_of_the_target_is_bounded_below(seed: int, scale: float, alpha: float) -> None:
-    """H(q) >= H_inf(q) >= (1 - alpha) H_inf(r) + alpha H_inf(s) + log Z, without any assumption."""
-    s, r = draw(seed, scale), draw(seed + 1, scale)
+@given(seed=seeds, scale=scales, alpha=alphas)
+def test_entropy_of_the_target_is_bounded(kind: torch.dtype, seed: int, scale: float, alpha: float) -> None:
+    """H(q) >= H_inf(q) >= (1 - alpha) H_inf(r) + alpha H_inf(s) + log Z, without any assumption; and with
+    T = TV(q, r), |H(q) - H(r)| <= T ln(V - 1) + h_b(T), h_b the binary entropy."""
+    s, r = draw(seed, scale, kind), draw(seed + 1, scale, kind)
     q = mix(s, r, alpha)
     log_z = ((1 - alpha) * r + alpha * s).logsumexp(-1)
     bound = -(1 - alpha) * r.amax(-1) - alpha * s.amax(-1) + log_z
-    assert (entropy_of(q) >= -q.amax(-1) - EPS).all()
-    assert (-q.amax(-1) >= bound - EPS).all()
+    assert at_most(-q.amax(-1), entropy_of(q), kind)
+    assert at_most(bound, -q.amax(-1), kind)
+    t = 0.5 * (q.exp() - r.exp()).abs().sum(-1)
+    binary = torch.special.entr(t) + torch.special.entr(1 - t)
+    assert at_most((entropy_of(q) - entropy_of(r)).abs(), t * math.log(V - 1) + binary, kind)
 
 
+@both
 @proven
-@given(seeds, scales, alphas)
-def test_coarse_normaliser_lies_between_the_full_one_and_one(seed: int, scale: float, alpha: float) -> None:
-    s, r = draw(seed, scale), draw(seed + 1, scale)
-    ids = top_k_support(draw(seed + 2, scale), 4)
+@given(seed=seeds, scale=scales, alpha=alphas)
+def test_coarsening_raises_the_normaliser_and_lowers_the_disagreement(
+    kind: torch.dtype, seed: int, scale: float, alpha: float
+) -> None:
+    """Z <= Z_coarse <= 1, apart by at most the tail's part; the target on the support is the same up to a factor."""
+    s, r = draw(seed, scale, kind), draw(seed + 1, scale, kind)
+    ids = top_k_support(draw(seed + 2, scale, kind), 4)
+    assert ids is not None
     coarse_s, coarse_r = coarsen(s, ids), coarsen(r, ids)
     full = ((1 - alpha) * r + alpha * s).logsumexp(-1)
     coarse = ((1 - alpha) * coarse_r + alpha * coarse_s).logsumexp(-1)
-    assert (full <= coarse + EPS).all()
-    assert (coarse <= EPS).all()
-    assert (disagreement(coarse_s, coarse_r) <= disagreement(s, r) + EPS).all()
+    assert at_most(full, coarse, kind)
+    assert at_most(coarse, 0.0, kind)
+    tail = (1 - alpha) * coarse_r[..., -1].exp() + alpha * coarse_s[..., -1].exp()
+    assert at_most(coarse.exp() - full.exp(), tail, kind)
+    assert at_most(disagreement(coarse_s, coarse_r), disagreement(s, r), kind)
+    on_support = mix(s, r, alpha).gather(-1, ids) + full[..., None]
+    close(mix(coarse_s, coarse_r, alpha)[..., :-1] + coarse[..., None], on_support, kind)
 
 
+@both
 @proven
-@given(seeds, scales, st.sampled_from([None, 4]))
-def test_with_a_live_reference_the_gradient_is_sdpo_scaled(seed: int, scale: float, top_k: int | None) -> None:
-    """s = stopgrad p: dL/dz = (1 - alpha) d KL(p|r)/dz, pointwise."""
-    logits = draw(seed, scale)[None].clone().requires_grad_()
-    teacher = draw(seed + 1, scale)[None]
+@given(seed=seeds, scale=scales, top_k=st.sampled_from([None, 4]))
+def test_with_a_live_reference_the_gradient_is_sdpo_scaled(
+    kind: torch.dtype, seed: int, scale: float, top_k: int | None
+) -> None:
+    """s = stopgrad p: dL/dz = (1 - alpha) d KL(p|r)/dz, pointwise; with an EMA reference alpha d KL(p|s)/dz comes on
+    top, which the paper's equation 13 leaves out."""
+    logits = draw(seed, scale, kind)[None].clone().requires_grad_()
+    reference, teacher = draw(seed + 1, scale, kind)[None], draw(seed + 2, scale, kind)[None]
     mask = torch.ones(1, 1)
-    found = demopsd_loss(logits, logits.detach(), teacher, mask, top_k=top_k, floor=1e-30)
-    (gradient,) = torch.autograd.grad(found.loss, logits)
-    ids = top_k_support(logits.detach(), top_k)
-    sdpo = generalised_kl(coarsen(logits, ids), coarsen(teacher, ids)).sum()
-    (expected,) = torch.autograd.grad(sdpo, logits)
-    torch.testing.assert_close(gradient, (1 - found.alpha_BT[..., None]) * expected, atol=EPS, rtol=1e-8)
+
+    def gradient_of(loss: Tensor) -> Tensor:
+        return torch.autograd.grad(loss, logits)[0]
+
+    def fit(to: Tensor) -> Tensor:
+        return gradient_of(loss_from_logits(SDPO("reverse_kl"), logits, mask, teacher_logits_BTV=to, top_k=top_k).loss)
+
+    live = demopsd_loss(logits, logits.detach(), teacher, mask, top_k=top_k, floor=1e-30)
+    close(gradient_of(live.loss), (1 - live.alpha_BT[..., None]) * fit(teacher), kind)
+    ema = demopsd_loss(logits, reference, teacher, mask, top_k=top_k, floor=1e-30)
+    alpha = ema.alpha_BT[..., None]
+    close(gradient_of(ema.loss), (1 - alpha) * fit(teacher) + alpha * fit(reference), kind)
 
 
 @proven
@@ -224,7 +292,7 @@ def test_the_order_of_the_vocabulary_does_not_matter(seed: int, scale: float) ->
     order = torch.randperm(V, generator=torch.Generator().manual_seed(seed))
     one = demopsd_loss(p, s, r, torch.ones(1, 1), top_k=4)
     other = demopsd_loss(p[..., order], s[..., order], r[..., order], torch.ones(1, 1), top_k=4)
-    torch.testing.assert_close(one.loss, other.loss, atol=EPS, rtol=EPS)
+    torch.testing.assert_close(one.loss, other.loss, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("alpha", [0.15, 0.6])
@@ -238,18 +306,11 @@ def test_the_gate_slows_and_does_not_move_the_fixed_point(alpha: float) -> None:
     assert generalised_kl(mix(s, r, alpha), r).item() > 1e-3
 
 
-@proven
-@given(seeds, st.sampled_from([1.0, 40.0]), st.sampled_from([None, 1, V, 3 * V]))
-def test_hostile_logits_are_finite_and_not_negative(seed: int, scale: float, top_k: int | None) -> None:
-    random = torch.Generator().manual_seed(seed)
-    p, s, r = (scale * torch.randn(2, 1, V, generator=random) for _ in range(3))
-    for kind in (torch.float32, torch.bfloat16):
-        logits = p.to(kind).detach().clone().requires_grad_()
-        mask = torch.tensor([[True], [False]])
-        found = demopsd_loss(logits, s.to(kind), r.to(kind), mask, top_k=top_k)
-        found.loss.backward()
-        assert logits.grad is not None
-        assert torch.isfinite(found.loss)
-        assert found.loss >= 0
-        assert torch.isfinite(logits.grad).all()
-        assert (logits.grad[1] == 0).all()
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.9, 0.85), (0.2, 1.0)])
+def test_several_contexts_pull_by_their_weights(weights: tuple[float, float]) -> None:
+    """Of (1 - alpha_1) KL(p|r_1) + (1 - alpha_2) KL(p|r_2) the least is at log p = sum w_i log r_i + c."""
+    r = draw(6, 1.0, rows=2)
+    w = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+    logits = (w[:, None] * r).sum(0).requires_grad_()
+    loss = (w * generalised_kl(logits.log_softmax(-1).expand_as(r), r)).sum()
+    assert torch.autograd.grad(loss, logits)[0].abs().max() < 1e-12

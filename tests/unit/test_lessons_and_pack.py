@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demopsd_dist.data.lessons import grade
-from demopsd_dist.data.pack import pack, rectangles
+from demopsd_dist.data.lessons import Group, lessons_from_rewards, lessons_from_siblings, rewarded
+from demopsd_dist.data.pack import rectangles
 from demopsd_dist.data.prompts import PromptBuilder
-from demopsd_dist.data.records import Rollout
+from demopsd_dist.data.records import Lesson
 from demopsd_dist.data.rewards import answer_reward
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
-from tests.unit.samples import prompt, rollout, scored
+from tests.unit.samples import packed, prompt, rollout, scored
 
 RIGHT, WRONG = "so <answer>1</answer>", "hm <answer>2</answer>"
 
@@ -24,9 +24,9 @@ def builder() -> PromptBuilder:
     return PromptBuilder(byte_tokenizer())
 
 
-def group(name: str, texts: list[str]) -> list[Rollout]:
+def group(name: str, texts: list[str]) -> Group:
     of = prompt(name)
-    return [rollout(of, i, f"{text} [{i}]") for i, text in enumerate(texts)]
+    return rewarded([rollout(of, i, f"{text} [{i}]") for i, text in enumerate(texts)], answer_reward)
 
 
 def shown(builder: PromptBuilder, view: object) -> int:
@@ -34,31 +34,54 @@ def shown(builder: PromptBuilder, view: object) -> int:
     return int(text.partition("Correct solution:")[2].partition("[")[2].partition("]")[0])
 
 
+def taught(builder: PromptBuilder, groups: list[Group], *, exclude_own_success: bool = True) -> list[Lesson]:
+    return lessons_from_siblings(groups, builder, exclude_own_success=exclude_own_success, seed="0").lessons
+
+
 def test_a_rollout_learns_from_a_correct_sibling_and_never_from_itself(builder: PromptBuilder) -> None:
     groups = [group(str(g), [RIGHT, WRONG, RIGHT, WRONG]) for g in range(20)]
-    graded = grade(groups, answer_reward, builder, exclude_own_success=True, seed="0")
-    assert graded.rewards == [1.0, 0.0, 1.0, 0.0] * 20
-    assert graded.active_fraction == 1.0
-    chosen = Counter((lesson.rollout.sample, shown(builder, lesson.privileged_tokens)) for lesson in graded.lessons)
+    assert groups[0].rewards == [1.0, 0.0, 1.0, 0.0]
+    lessons = taught(builder, groups)
+    assert len(lessons) == 80
+    chosen = Counter((lesson.rollout.sample, shown(builder, lesson.privileged_tokens)) for lesson in lessons)
     assert {pair for pair in chosen if pair[0] in (0, 2)} == {(0, 2), (2, 0)}
     assert {pair for pair in chosen if pair[0] in (1, 3)} == {(1, 0), (1, 2), (3, 0), (3, 2)}  # either, at random
 
 
 def test_a_lone_success_teaches_the_others_only(builder: PromptBuilder) -> None:
     groups = [group("a", [WRONG, RIGHT, WRONG]), group("b", [WRONG] * 3), group("c", [RIGHT] * 3)]
-    graded = grade(groups, answer_reward, builder, exclude_own_success=True, seed="0")
-    assert [lesson.rollout.id for lesson in graded.lessons] == ["a#0", "a#2", "c#0", "c#1", "c#2"]
-    assert graded.active_fraction == pytest.approx(5 / 9)
-    own = grade(groups, answer_reward, builder, exclude_own_success=False, seed="0")
-    assert [lesson.rollout.id for lesson in own.lessons] == ["a#0", "a#1", "a#2", "c#0", "c#1", "c#2"]
+    ids = [lesson.rollout.id for lesson in taught(builder, groups)]
+    assert ids == ["a#0", "a#2", "c#0", "c#1", "c#2"]
+    own = [lesson.rollout.id for lesson in taught(builder, groups, exclude_own_success=False)]
+    assert own == ["a#0", "a#1", "a#2", "c#0", "c#1", "c#2"]
 
 
 def test_the_choice_does_not_depend_on_the_order_of_groups(builder: PromptBuilder) -> None:
     groups = [group(str(g), [RIGHT] * 4) for g in range(10)]
-    one = grade(groups, answer_reward, builder, exclude_own_success=True, seed="0")
-    other = grade(groups[::-1], answer_reward, builder, exclude_own_success=True, seed="0")
-    views = {lesson.rollout.id: lesson.privileged_tokens.tolist() for lesson in one.lessons}
-    assert views == {lesson.rollout.id: lesson.privileged_tokens.tolist() for lesson in other.lessons}
+    views = {lesson.rollout.id: lesson.privileged_tokens.tolist() for lesson in taught(builder, groups)}
+    again = {lesson.rollout.id: lesson.privileged_tokens.tolist() for lesson in taught(builder, groups[::-1])}
+    assert views == again
+
+
+def test_advantages_of_a_group() -> None:
+    """Three right of four: mean 3/4, population deviation sqrt(3)/4."""
+    mixed = group("a", [RIGHT, RIGHT, WRONG, RIGHT])
+    assert mixed.advantages(scaled=False) == [0.25, 0.25, -0.75, 0.25]
+    assert mixed.advantages(scaled=True) == pytest.approx([3**-0.5] * 2 + [-(3**0.5)] + [3**-0.5], rel=1e-5)
+    assert group("b", [RIGHT] * 3).advantages(scaled=True) == [0.0] * 3
+    tenths = Group(mixed.rollouts[:3], [0.1] * 3)  # whose mean is not 0.1 in floating point
+    assert tenths.advantages(scaled=True) == [0.0] * 3
+
+
+def test_responses_without_advantage_cost_nothing_and_still_count() -> None:
+    groups = [group("a", [RIGHT, WRONG]), group("b", [RIGHT, RIGHT])]
+    short = lessons_from_rewards(groups, scaled=True, leave_out_silent=True)
+    assert [lesson.rollout.id for lesson in short.lessons] == ["a#0", "a#1"]
+    assert (short.size.sequences, short.size.tokens) == (4, 16)
+    whole = lessons_from_rewards(groups, scaled=True, leave_out_silent=False)
+    assert len(whole.lessons) == 4
+    assert whole.size == short.size
+    assert all(len(lesson.privileged_tokens) == 0 for lesson in whole.lessons)
 
 
 @given(
@@ -70,7 +93,7 @@ def test_every_sample_is_placed_once_and_ranks_meet(
     lengths: list[tuple[int, int]], dp_size: int, micro_batch_tokens: int
 ) -> None:
     items = [scored(str(i), p, r) for i, (p, r) in enumerate(lengths)]
-    batch = pack(items, dp_size, micro_batch_tokens)
+    batch = packed(items, dp_size, micro_batch_tokens)
     assert len(batch.shards) == dp_size
     assert len({len(rank) for rank in batch.shards}) == 1, "ranks meet in collectives: as many micro-batches each"
     placed = [item.lesson.rollout.prompt.id for rank in batch.shards for micro in rank for item in micro]

@@ -12,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from demopsd_dist.objective import (
+    DemoPSD,
     barycenter,
     coarsen,
     demopsd_loss,
-    demopsd_loss_on_support,
     disagreement,
     floored,
     gate,
     generalised_kl,
+    loss_on_support,
     top_k_support,
 )
 from tests.unit.reference import demopsd_token
@@ -111,8 +112,8 @@ def test_gradcheck() -> None:
     support = top_k_support(student.detach(), 5)  # held fixed: finite differences must not change it
 
     def loss(z: torch.Tensor) -> torch.Tensor:
-        values = (coarsen(reference, support), coarsen(teacher, support))
-        return demopsd_loss_on_support(z, support, *values, ones(), **SETTINGS).loss
+        values: Any = {"reference_logp_BTA": coarsen(reference, support), "teacher_logp_BTA": coarsen(teacher, support)}
+        return loss_on_support(DemoPSD(**SETTINGS), z, support, ones(), **values).loss
 
     assert torch.autograd.gradcheck(loss, (student,))
 
@@ -259,7 +260,8 @@ def test_values_on_the_support_give_the_same_number() -> None:
     student, reference, teacher = (x.float() for x in three(10))
     support = top_k_support(student, 5)
     sent_s, sent_r = (torch.from_numpy(coarsen(x, support).numpy().copy()) for x in (reference, teacher))
-    there = demopsd_loss_on_support(student, support, sent_s, sent_r, ones(), **SETTINGS)
+    sent: Any = {"reference_logp_BTA": sent_s, "teacher_logp_BTA": sent_r}
+    there = loss_on_support(DemoPSD(**SETTINGS), student, support, ones(), **sent)
     here = demopsd_loss(student, reference, teacher, ones(), top_k=5, **SETTINGS)
     torch.testing.assert_close(there.loss, here.loss, atol=1e-6, rtol=0)
 
@@ -271,6 +273,6 @@ def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="mask"):
         demopsd_loss(student, reference, teacher, ones()[:, :1])
     with pytest.raises(ValueError, match="K \\+ 1"):
-        demopsd_loss_on_support(student, top_k_support(student, 3), reference, teacher, ones())
+        loss_on_support(DemoPSD(), student, top_k_support(student, 3), ones(), teacher_logp_BTA=teacher)
     with pytest.raises(ValueError, match="top_k=0"):
         top_k_support(student, 0)

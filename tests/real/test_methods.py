@@ -1,0 +1,163 @@
+"""Every method and control trains MiniSci through the same driver and roles, and runs no forward too many."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from demopsd_dist.checkpoint import RunFolder
+from demopsd_dist.config import Config, Precision, Weights, load
+from demopsd_dist.data.records import Lesson
+from demopsd_dist.driver import RunState, Task, train
+from demopsd_dist.methods import Forwards, Support
+from demopsd_dist.minisci import MODEL_DIR
+from demopsd_dist.objective import coarsen
+from demopsd_dist.roles import Crew
+from demopsd_dist.runlog import RunLog
+from tests.real.conftest import ROOT, SMALL, RealCrew, demo
+from tests.real.test_training import logits_of
+from tests.unit.samples import prompt
+from tests.unit.samples import rollout as a_rollout
+from workers import learner, teacher
+from workers.crew import LearnerGroup, TeacherGroup, WeightPublisher, forwards_run, start_learners
+from workers.forward import load_causal_lm
+from workers.group import ActorGroup, Placement
+from workers.placement import bundles
+from workers.weights import pack_bucket
+
+STEPS = 2
+FULL = {"reference/ema", "student/support", "teacher/ema"}
+RUNS: dict[str, tuple[list[str], set[str]]] = {
+    "demopsd.top_k=null": (["demopsd.top_k=null"], FULL - {"student/support"}),
+    "sdpo": (["method=sdpo"], {"student/support", "teacher/ema"}),
+    "sdpo, forward KL, live": (
+        ["method=sdpo", "sdpo.divergence=forward_kl", "sdpo.teacher=live"],
+        {"student/support", "teacher/live"},
+    ),
+    "sdpo, trust region": (
+        ["method=sdpo", "sdpo.teacher=trust_region"],
+        {"student/support", "teacher/frozen", "teacher/live"},
+    ),
+    "opsd": (["method=opsd"], {"teacher/frozen"}),
+    "grpo": (["method=grpo"], set()),
+    "grpo, KL": (["method=grpo", "grpo.kl_coefficient=0.04"], {"reference/frozen"}),
+    "dr_grpo": (["method=grpo", "grpo.variant=dr_grpo"], set()),
+    "dapo": (["method=grpo", "grpo.variant=dapo"], set()),
+}
+CONTROLS: dict[str, set[str]] = {
+    "constant_alpha": FULL,
+    "scaled_learning_rate": {"student/support", "teacher/ema"},
+    "live_reference": {"student/support", "teacher/ema"},
+    "frozen_reference": {"reference/frozen", "student/support", "teacher/ema"},
+    "alpha_max_1": FULL,
+}
+
+
+@contextmanager
+def crew_for(config: Config, engines: RealCrew) -> Iterator[tuple[Crew, list[ActorGroup]]]:
+    """Teacher and learner of this config, with the rollout engines that are there."""
+    placement = Placement([bundle for bundle in bundles(config) if bundle.role != "rollout"])
+    teachers = placement.start(
+        "teacher", teacher.TeacherWorker, lambda rank: (rank, config, MODEL_DIR), teacher.environment(config)
+    )
+    learners = placement.start(
+        "learner", learner.LearnerWorker, lambda rank: (rank, config, MODEL_DIR), learner.environment(config)
+    )
+
+    async def start() -> None:
+        await asyncio.gather(
+            teachers.each(lambda worker, _: worker.start.remote(), within_s=120, what="a model"),
+            start_learners(learners, 120),
+        )
+
+    try:
+        asyncio.run(start())
+        rollouts = engines.actors._rollouts
+        yield (
+            Crew(
+                rollouts=engines.roles.rollouts,
+                teacher=TeacherGroup(teachers, 120),
+                learners=LearnerGroup(learners, config),
+                weights=WeightPublisher(learners, rollouts, teachers, 120),
+            ),
+            [teachers, learners],
+        )
+    finally:
+        for group in (teachers, learners):
+            group.kill()
+        placement.release()
+        engines.publish()  # the engines' own learners' weights again
+
+
+def trains(config: Config, crew: RealCrew, task: Task, forwards: set[str]) -> list[dict[str, float]]:
+    """Two steps; exactly these forwards beside the one with the gradient, one for each lesson."""
+    with crew_for(config, crew) as (roles, groups), RunLog(RunFolder.create(config), STEPS) as log:
+        asyncio.run(train(config, roles, task, log, RunState()))
+        ran = asyncio.run(forwards_run(groups, 60))
+    assert set(ran) == forwards | {"student/gradient"}
+    assert len(set(ran.values())) == 1, "as many responses through each of them"
+    for metrics in log.steps:
+        assert np.isfinite(metrics["learner/loss"])
+        assert metrics["learner/grad_norm"] > 0
+        assert metrics["mismatch/logp_diff_max"] < 1e-3, "the engines hold these learners' weights"
+    return log.steps
+
+
+SHORT = [f"steps={STEPS}", "learner.num_workers=1", "data.ood=null", "leakage.every_steps=0"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_methods_by_one_key(name: str, crew: RealCrew, task: Task, tmp_path: Path) -> None:
+    words, forwards = RUNS[name]
+    trains(demo(*SHORT, *words, f"output_dir={tmp_path}"), crew, task, forwards)
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_controls_by_one_file(name: str, crew: RealCrew, task: Task, tmp_path: Path) -> None:
+    config = load(ROOT / "configs" / "controls" / f"{name}.yaml", [*SMALL, *SHORT, f"output_dir={tmp_path}"])
+    steps = trains(config, crew, task, CONTROLS[name])
+    if name == "constant_alpha":
+        assert [step["demopsd/alpha_p50"] for step in steps] == pytest.approx([config.demopsd.alpha_max] * STEPS)
+    if name == "alpha_max_1":
+        assert steps[0]["demopsd/alpha_p99"] > 0.8
+
+
+def test_the_teachers_weights_move_as_they_should(ray_here: None, tmp_path: Path) -> None:
+    """After versions 0 and 1: ema (1 - eta) old + eta new, live new, frozen old; a trust region mixes their logits."""
+    config = demo("method=sdpo", "sdpo.teacher=trust_region", "teacher.trust_region_rate=0.3", "teacher.ema_rate=0.05")
+    held = {Weights.ema, Weights.live, Weights.frozen}
+    old = load_causal_lm(MODEL_DIR, Precision.float32)
+    new = load_causal_lm(MODEL_DIR, Precision.float32)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in new.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    worker = teacher.TeacherWorker(0, config, MODEL_DIR)
+    worker.start()
+    worker._models = {weights: worker._load() for weights in held}
+    for version, model in enumerate((old, new)):
+        assert worker.receive(version, [ray.put(pack_bucket(version, 0, model.named_parameters()))]) == version
+    for (name, before), after in zip(old.named_parameters(), new.parameters(), strict=True):
+        expected = {Weights.ema: 0.95 * before + 0.05 * after, Weights.live: after, Weights.frozen: before}
+        for weights in held:
+            found = dict(worker._models[weights].model.named_parameters())[name]
+            torch.testing.assert_close(found, expected[weights].detach(), atol=1e-6, rtol=1e-6)
+    new.save_pretrained(tmp_path)
+    rollout = a_rollout(prompt("q"), length=9)
+    lesson = Lesson(rollout, 1.0, 0.0, np.arange(30, 60, dtype=np.int32))
+    ids = np.tile(np.arange(7, dtype=np.int32), (9, 1))
+    ((nothing, mixed),) = worker.score([lesson], [ids], Forwards(Support.student, None, Weights.trust_region))
+    assert nothing is None
+    assert mixed is not None
+    samples = [(lesson.privileged_tokens, rollout.tokens_T)]
+    one, other = (logits_of(folder, samples)[0] for folder in (MODEL_DIR, tmp_path))
+    expected_TA = coarsen(0.7 * one + 0.3 * other, torch.from_numpy(ids).long())
+    np.testing.assert_allclose(mixed, expected_TA.numpy(), atol=1e-4)
+    assert worker.forwards_run() == {"teacher/frozen": 1, "teacher/live": 1}
