@@ -24,6 +24,7 @@ from torch.nn.functional import linear
 from demopsd_dist.objective.support import lifted
 
 CHUNK_TOKENS = 128
+_WIDE_TOKENS = 16  # of a slice that the loss sees at once where its atoms are the whole vocabulary
 _LEAST_TAIL_LOGP = -69.0  # 1e-30: below that the tail's share of the gradient is nothing, and dividing by it overflows
 
 
@@ -97,9 +98,8 @@ class _FusedLoss(torch.autograd.Function):
             tokens = slice(start, start + chunk_tokens)
             logits_NV = lifted(linear(hidden_NH[tokens], weight_VH, bias_V)).div_(temperature)
             ids_NK = None if support_NK is None else support_NK[tokens]
-            loss, d_logits_NV = _loss_and_gradient(logits_NV, ids_NK, tokens, loss_of)
-            d_logits_NV = d_logits_NV.div_(temperature)
-            total += loss
+            total += _to_gradient(logits_NV, ids_NK, start, loss_of)
+            d_logits_NV = logits_NV.div_(temperature)
             if d_bias_V is not None:
                 d_bias_V += d_logits_NV.sum(0)
             d_logits_NV = d_logits_NV.to(weight_VH.dtype)
@@ -120,27 +120,40 @@ class _FusedLoss(torch.autograd.Function):
         return d_hidden_NH.mul_(d_total), d_weight_VH.mul_(d_total).to(ctx.weight_dtype), d_bias_V, *[None] * 4
 
 
-def _loss_and_gradient(
-    logits_NV: Tensor, ids_NK: Tensor | None, tokens: slice, loss_of: LossOfSlice
-) -> tuple[Tensor, Tensor]:
-    """A slice's loss and its gradient with respect to the logits, whose memory it takes."""
+def _to_gradient(logits_NV: Tensor, ids_NK: Tensor | None, start: int, loss_of: LossOfSlice) -> Tensor:
+    """A slice's loss; the logits become its gradient with respect to them."""
+    if ids_NK is not None:
+        return _to_gradient_on_support(logits_NV, ids_NK, slice(start, start + len(logits_NV)), loss_of)
+    total = torch.zeros((), dtype=logits_NV.dtype, device=logits_NV.device)
+    for first in range(0, len(logits_NV), _WIDE_TOKENS):
+        part_NV = logits_NV[first : first + _WIDE_TOKENS]
+        tokens = slice(start + first, start + first + len(part_NV))
+        normaliser_N1 = part_NV.logsumexp(-1, keepdim=True)
+        logp_NV = part_NV - normaliser_N1
+        loss, g_NV = _graded(Slice(tokens, logp_NV.requires_grad_(), part_NV, normaliser_N1), loss_of)
+        torch.sub(g_NV, logp_NV.detach().exp_().mul_(g_NV.sum(-1, keepdim=True)), out=part_NV)
+        total += loss
+    return total
+
+
+def _to_gradient_on_support(logits_NV: Tensor, ids_NK: Tensor, tokens: slice, loss_of: LossOfSlice) -> Tensor:
     normaliser_N1 = logits_NV.logsumexp(-1, keepdim=True)
-    if ids_NK is None:
-        atoms_NA = logits_NV
-    else:
-        kept_NK = logits_NV.gather(-1, ids_NK)
-        tail_N1 = logits_NV.scatter_(-1, ids_NK, float("-inf")).logsumexp(-1, keepdim=True)
-        logits_NV.scatter_(-1, ids_NK, kept_NK)
-        atoms_NA = torch.cat([kept_NK, tail_N1], dim=-1)
-    logp_NA = (atoms_NA - normaliser_N1).requires_grad_()
-    with torch.enable_grad():
-        loss = loss_of(Slice(tokens, logp_NA, logits_NV, normaliser_N1))
-        (g_NA,) = torch.autograd.grad(loss, logp_NA)
+    kept_NK = logits_NV.gather(-1, ids_NK)
+    tail_N1 = logits_NV.scatter_(-1, ids_NK, float("-inf")).logsumexp(-1, keepdim=True)
+    logits_NV.scatter_(-1, ids_NK, kept_NK)
+    logp_NA = torch.cat([kept_NK, tail_N1], dim=-1) - normaliser_N1
+    loss, g_NA = _graded(Slice(tokens, logp_NA.requires_grad_(), logits_NV, normaliser_N1), loss_of)
     logp_NA = logp_NA.detach()
     sum_N1 = g_NA.sum(-1, keepdim=True)
-    if ids_NK is None:
-        return loss.detach(), g_NA - logp_NA.exp() * sum_N1
     tail_share_N1 = g_NA[:, -1:] * logp_NA[:, -1:].clamp(min=_LEAST_TAIL_LOGP).neg().exp()
-    d_logits_NV = logits_NV.sub_(normaliser_N1).exp_().mul_(tail_share_N1 - sum_N1)
-    d_logits_NV.scatter_(-1, ids_NK, g_NA[:, :-1] - logp_NA[:, :-1].exp() * sum_N1)
-    return loss.detach(), d_logits_NV
+    logits_NV.sub_(normaliser_N1).exp_().mul_(tail_share_N1 - sum_N1)
+    logits_NV.scatter_(-1, ids_NK, g_NA[:, :-1] - logp_NA[:, :-1].exp() * sum_N1)
+    return loss
+
+
+def _graded(part: Slice, loss_of: LossOfSlice) -> tuple[Tensor, Tensor]:
+    """A slice's loss and its gradient with respect to the log-probabilities of the atoms."""
+    with torch.enable_grad():
+        loss = loss_of(part)
+        (g_NA,) = torch.autograd.grad(loss, part.student_logp_NA)
+    return loss.detach(), g_NA
