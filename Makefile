@@ -40,9 +40,10 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit/test_doors.py
 
+# The CPU build of torch may come from where pip is told to look (PIP_FIND_LINKS), which uv must be told again.
 lock: setup
-	cd requirements && for build in cpu gpu; do \
-	  ../$(BIN)/uv pip compile $$build.in $$(test -f $$build.overrides && echo --override $$build.overrides) \
+	cd requirements && set -e && for build in cpu gpu; do \
+	  UV_FIND_LINKS="$$PIP_FIND_LINKS" ../$(BIN)/uv pip compile --quiet $$build.in $$(test ! -f $$build.overrides || echo --override $$build.overrides) \
 	    --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-annotate -o $$build.lock; \
 	  sed -i 's/+cpu$$//' $$build.lock; \
 	done
