@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.objective_forms import FORMS, HEAD_PRODUCTS, TOP_K, Case, Form
+from benchmarks.objective_forms import CHUNK_TOKENS, FORMS, HEAD_PRODUCTS, TOP_K, Case, Form
 
 VOCABULARY = 151_936
 RESULTS = Path(__file__).parent / "results"
@@ -113,7 +113,7 @@ def step(case: Case, form: Form) -> float:
 def products(case: Case) -> None:
     """One product of the hidden states with the head, in slices: what a form cannot be faster than."""
     with torch.no_grad():
-        for rows in case.hidden_NH.split(128):
+        for rows in case.hidden_NH.split(CHUNK_TOKENS):
             torch.nn.functional.linear(rows, case.weight_VH)
 
 
@@ -194,10 +194,11 @@ def plot(rows: list[Row], path: Path, device: str) -> None:
     figure, axes = plt.subplots(2, len(tasks), figsize=(4.2 * len(tasks), 7), squeeze=False)
     for column, task in enumerate(tasks):
         for hidden in sorted({row["hidden"] for row in rows if row["task"] == task}):
-            for form in FORMS[task]:
-                own = [r for r in rows if (r["task"], r["hidden"], r["form"]) == (task, hidden, form)]
+            of_size = [row for row in rows if (row["task"], row["hidden"]) == (task, hidden)]
+            for form in dict.fromkeys(row["form"] for row in of_size):
+                own = [row for row in of_size if row["form"] == form]
                 for axis, key in zip(axes[:, column], ("beyond_gradients_mib", "seconds"), strict=True):
-                    values = ([r["tokens"] for r in own], [r[key] for r in own])
+                    values = ([row["tokens"] for row in own], [row[key] for row in own])
                     axis.plot(*values, marker="o", label=f"{form}, hidden {hidden}")
         for axis, title, unit in zip(axes[:, column], ("memory", "time"), ("MiB", "s"), strict=True):
             axis.set(title=f"{task}: {title}", xlabel="response tokens", ylabel=unit, xscale="log", yscale="log")

@@ -161,8 +161,12 @@ def importable(package: str) -> bool:
 Form = Callable[[Case], Tensor]
 FORMS: dict[str, dict[str, Form]] = {
     "demopsd": {"plain": demopsd_plain, "recomputed": demopsd_recomputed, "fused": demopsd_fused},
-    "sdpo": {"plain": sdpo_plain, "fused": sdpo_fused} | ({"TRL": sdpo_trl} if importable("trl") else {}),
-    "jsd": {"fused": jsd_fused} | ({"Liger": jsd_liger} if importable("liger_kernel") else {}),
+    "sdpo": {"plain": sdpo_plain, "fused": sdpo_fused},
+    "jsd": {"fused": jsd_fused},
 }
+if importable("trl"):
+    FORMS["sdpo"]["TRL"] = sdpo_trl
+if importable("liger_kernel"):
+    FORMS["jsd"]["Liger"] = jsd_liger
 HEAD_PRODUCTS = {"demopsd": 3, "sdpo": 4, "jsd": 4}
 """Products with the head's weight that a form cannot do without: forward, two gradients, the teacher's forward."""
