@@ -48,11 +48,12 @@ def main() -> None:
             for tokens in args.tokens:
                 size = {"task": task, "tokens": tokens, "hidden": hidden, "vocabulary": args.vocabulary}
                 rows = [row for row in rows if not size.items() <= row.items()]
-                rows += compare(size, device, args.repeats, args.rounds)
+                fresh = compare(size, device, args.repeats, args.rounds)
+                rows += fresh
                 rows.sort(key=lambda row: (list(FORMS).index(row["task"]), row["hidden"], row["tokens"]))
                 raw.write_text(json.dumps(rows, indent=2) + "\n")
                 (args.out / f"objective-{device}.md").write_text(report(rows, device))
-                print(report(rows, device).splitlines()[-len(FORMS[task]) :], flush=True)
+                print(*map(line, fresh), sep="\n", flush=True)
     plot(rows, args.out / f"objective-{device}.png", device)
 
 
@@ -174,13 +175,15 @@ def report(rows: list[Row], device: str) -> str:
         "| task | V | hidden | T | form | MiB | memory | s | time | floor s | gradients |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
-        lines.append(
-            f"| {row['task']} | {row['vocabulary']} | {row['hidden']} | {row['tokens']} | {row['form']} | "
-            f"{row['beyond_gradients_mib']:.0f} | {row['memory_ratio']:.3f} | {row['seconds']:.2f} | "
-            f"{row['time_ratio']:.2f} | {row['floor_s']:.2f} | {row['gradient_difference']:.0e} |"
-        )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *map(line, rows)]) + "\n"
+
+
+def line(row: Row) -> str:
+    return (
+        f"| {row['task']} | {row['vocabulary']} | {row['hidden']} | {row['tokens']} | {row['form']} | "
+        f"{row['beyond_gradients_mib']:.0f} | {row['memory_ratio']:.3f} | {row['seconds']:.2f} | "
+        f"{row['time_ratio']:.2f} | {row['floor_s']:.2f} | {row['gradient_difference']:.0e} |"
+    )
 
 
 def plot(rows: list[Row], path: Path, device: str) -> None:

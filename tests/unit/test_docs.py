@@ -8,12 +8,13 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from demopsd_dist import driver
 from launch.train import main
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("configs/*.md")])
+DOCUMENTS = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("configs/*.md"), *ROOT.glob("docs/*.md")])
 
 
 def commands(path: Path, program: str) -> list[str]:
@@ -25,6 +26,26 @@ def test_the_loop_in_the_readme_is_the_loop() -> None:
     shown = re.search(r"```python\n(async def train.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert shown
     assert shown.group(1).strip() == inspect.getsource(driver.train).strip()
+
+
+def test_the_loss_in_the_methods_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "methods.md").read_text(), flags=re.DOTALL)
+    assert shown
+    torch.manual_seed(0)
+    logits = {f"{name}_logits": torch.randn(2, 3, 200) for name in ("student", "reference", "teacher")}
+    student = logits["student_logits"].requires_grad_()
+    exec(shown.group(1), {**logits, "mask": torch.ones(2, 3)})
+    assert student.grad is not None
+    assert len(capsys.readouterr().out.split()) == 3
+
+
+def test_the_metrics_in_the_methods_page_are_recorded() -> None:
+    """Every name in its table of metrics is a string of the code, whole or in front of its statistic."""
+    text = (ROOT / "docs" / "methods.md").read_text()
+    names = re.findall(r"`((?:leakage|policy|entropy|demopsd|support)/[a-z_]+)`", text)
+    assert len(names) > 10
+    code = "".join(path.read_text() for room in ("demopsd_dist", "workers") for path in (ROOT / room).rglob("*.py"))
+    assert [name for name in names if f'"{name}"' not in code] == []
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

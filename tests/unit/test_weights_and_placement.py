@@ -12,7 +12,7 @@ from torch import nn
 
 from demopsd_dist.config import load
 from demopsd_dist.errors import ConfigError, WeightSyncError
-from workers.placement import bundles, check_fits, table
+from workers.placement import bundles, check_fits, summary_of_roles, table
 from workers.weights import pack_bucket, unpack_bucket, verify_bucket
 from workers.zero import buckets_of
 
@@ -65,6 +65,21 @@ def test_a_sharded_parameter_counts_whole() -> None:
     parameter.ds_numel = 1000  # type: ignore[attr-defined]
     cut = list(buckets_of([("a", parameter), ("b", nn.Parameter(torch.zeros(1)))], bucket_bytes=400))
     assert [len(bucket) for bucket in cut] == [1, 1]
+
+
+def test_a_method_without_a_teacher_claims_nothing_for_one() -> None:
+    assert [bundle.role for bundle in bundles(load(DEMO, ["method=grpo"]))] == ["rollout"] * 2 + ["learner"] * 2
+    assert summary_of_roles(load(DEMO, ["method=grpo"])) == "2 rollout, 2 learner (ZeRO-2)"
+    held = {
+        "method=sdpo": "ema",
+        "method=opsd": "frozen",
+        "demopsd.reference=frozen": "ema+frozen",
+        "demopsd.teacher=trust_region": "ema+frozen+live",
+        "grpo.kl_coefficient=0.04": "frozen",
+    }
+    for word, weights in held.items():
+        words = ["method=grpo", word] if word.startswith("grpo") else [word]
+        assert f"1 teacher ({weights})" in summary_of_roles(load(DEMO, words)), word
 
 
 def test_the_demo_fits_two_cores_and_says_what_does_not() -> None:
