@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 
 from demopsd_dist import probe
+from demopsd_dist.behaviour import ANSWER_OPEN, forced_to_answer
 from demopsd_dist.config import Config
 from demopsd_dist.data.lessons import Group, Lessons, Reward, lessons_from_rewards, lessons_from_siblings
 from demopsd_dist.data.pack import pack
@@ -15,9 +16,9 @@ from demopsd_dist.data.records import BatchSize, Prompt, Rollout, Scored
 from demopsd_dist.evaluate import evaluate
 from demopsd_dist.feed import Feed, open_feed
 from demopsd_dist.methods import recipe
-from demopsd_dist.roles import Crew, Sampling
+from demopsd_dist.roles import Crew
 from demopsd_dist.runlog import RunLog
-from demopsd_dist.sampling import learned_groups, sample_groups
+from demopsd_dist.sampling import evaluation_sampling, learned_groups, sample_groups
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ async def train(cfg: Config, crew: Crew, task: Task, log: RunLog, state: RunStat
     """Sample, score, learn, publish -- until cfg.steps steps are done."""
     with log.timed("publish_weights"):
         await crew.weights.publish(state.version)
-    await evaluate_all(cfg, crew, task, log, state)
+    if cfg.evaluation.at_start:
+        await evaluate_all(cfg, crew, task, log, state)
     async with scored_rollouts(cfg, crew, task, log, state) as feed:  # ahead=0: on-policy
         log.training_starts()
         while state.step < cfg.steps:
@@ -119,19 +121,21 @@ def lessons_of_step(cfg: Config, task: Task, groups: list[Group], step: int) -> 
 
 async def evaluate_all(cfg: Config, crew: Crew, task: Task, log: RunLog, state: RunState) -> None:
     """The same questions and the same random numbers at every evaluation, so that only the weights differ."""
-    settings = cfg.evaluation
-    sampling = Sampling(
-        samples=settings.samples,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        max_response_tokens=cfg.rollout.max_response_tokens,
-        seed=f"{cfg.seed}/evaluation",
-    )
-    for split, prompts in (("test", task.test), ("ood", task.ood)):
+    sampling = evaluation_sampling(cfg)
+    for split, prompts, begun in evaluated(cfg, task):
         if prompts:
             with log.timed("evaluate"):
-                result = await evaluate(crew.rollouts, prompts, sampling, task.reward)
+                result = await evaluate(crew.rollouts, prompts, sampling, task.reward, begun)
             log.evaluation(state.step, split, result)
+
+
+def evaluated(cfg: Config, task: Task) -> Iterator[tuple[str, Sequence[Prompt], str]]:
+    """What an evaluation looks at: name, prompts, and how their responses are begun."""
+    yield "test", task.test, ""
+    yield "ood", task.ood, ""
+    if cfg.evaluation.early_answer:
+        for split, prompts in (("test", task.test), ("train", task.train[: len(task.test)])):
+            yield f"early/{split}", forced_to_answer(prompts, task.prompts.tokenizer), ANSWER_OPEN
 
 
 def step_metrics(step: ScoredRollouts, state: RunState) -> dict[str, float]:

@@ -1,57 +1,85 @@
-"""Accuracy of whatever the rollout workers hold: mean@k by field, entropy, length."""
+"""What the rollout workers' weights can do: accuracy in several figures, entropy, length, and hints of leakage."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from demopsd_dist.accuracy import (
+    Figure,
+    Marked,
+    best_of,
+    best_with_replacement,
+    figure,
+    majority,
+    mean_score,
+    pass_sizes,
+)
+from demopsd_dist.behaviour import behaviour
 from demopsd_dist.data.lessons import Reward
 from demopsd_dist.data.records import Prompt
-from demopsd_dist.data.rewards import extract_answer
+from demopsd_dist.data.rewards import extract_answer, same_answer
 from demopsd_dist.roles import Rollouts, Sampling
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`by_field` and `average` are mean@samples in [0, 1]; the average is over fields, each counting once.
+    """k = `samples` responses to each of `questions`. What the figures mean is in `accuracy.py`, the shares of
+    `behaviour` in `behaviour.py`.
 
     `example` is one question with its expected answer and one response, for a reader who wonders about the figures.
     """
 
-    by_field: dict[str, float]
-    average: float
+    mean: Figure  # mean@k
+    majority: Figure  # maj@k
+    passes: dict[int, Figure]  # pass@j by j, up to k
+    best: Figure  # best@k as verl prints it
     entropy_nats: float  # a token's, of the sampling distribution: the mean of -log p of the sampled tokens
     response_tokens_mean: float
     truncated_fraction: float
-    unparsed_fraction: float  # no closed <answer>
+    unparsed_fraction: float  # no answer found
+    behaviour: dict[str, float]
     questions: int
     samples: int
     example: dict[str, str]
 
 
-async def evaluate(rollouts: Rollouts, prompts: Sequence[Prompt], sampling: Sampling, reward: Reward) -> Evaluation:
-    """Sample `sampling.samples` responses for each prompt and check them."""
+async def evaluate(
+    rollouts: Rollouts, prompts: Sequence[Prompt], sampling: Sampling, reward: Reward, begun: str = ""
+) -> Evaluation:
+    """Sample `sampling.samples` responses for each prompt and check them.
+
+    Args:
+        begun: how each response was begun for the student, at the end of its prompt; counts as part of the response.
+    """
     groups = await rollouts.sample(prompts, sampling)
-    scores: dict[str, list[float]] = {}
-    for prompt, group in zip(prompts, groups, strict=True):
-        scores.setdefault(prompt.question.field, []).append(
-            sum(reward(rollout.text, prompt.question.answer) for rollout in group) / len(group)
+    texts = [[begun + rollout.text for rollout in group] for group in groups]
+    marked = [
+        Marked(
+            prompt.question.field,
+            [reward(text, prompt.question.answer) for text in group],
+            [extract_answer(text) for text in group],
         )
-    by_field = {name: sum(values) / len(values) for name, values in sorted(scores.items())}
+        for prompt, group in zip(prompts, texts, strict=True)
+    ]
     responses = [rollout for group in groups for rollout in group]
     tokens = sum(len(rollout.tokens_T) for rollout in responses)
     return Evaluation(
-        by_field=by_field,
-        average=sum(by_field.values()) / len(by_field),
+        mean=figure(marked, mean_score),
+        majority=figure(marked, lambda m: majority(m, same_answer)),
+        passes={size: figure(marked, partial(best_of, draws=size)) for size in pass_sizes(sampling.samples)},
+        best=figure(marked, best_with_replacement),
         entropy_nats=-sum(float(rollout.logp_T.sum()) for rollout in responses) / max(tokens, 1),
         response_tokens_mean=tokens / len(responses),
         truncated_fraction=sum(rollout.truncated for rollout in responses) / len(responses),
-        unparsed_fraction=sum(extract_answer(rollout.text) is None for rollout in responses) / len(responses),
+        unparsed_fraction=sum(answer is None for m in marked for answer in m.answers) / len(responses),
+        behaviour=behaviour([text for group in texts for text in group]),
         questions=len(prompts),
         samples=sampling.samples,
         example={
             "question": prompts[0].question.text,
             "expected": prompts[0].question.answer,
-            "response": groups[0][0].text,
+            "response": texts[0][0],
         },
     )

@@ -113,17 +113,8 @@ class RunLog:
         self.evaluations.setdefault(split, []).append(result)
         self._step_started = time.monotonic()  # the next step's time is its own
         self._write({"step": step, "evaluation": split, **asdict(result)})
-        fields = (
-            ""
-            if len(result.by_field) == 1
-            else "  " + "  ".join(f"{name} {value:.1%}" for name, value in result.by_field.items())
-        )
-        self.note(
-            f"{split:>5} after step {step}: {result.average:.1%} right (mean@{result.samples}, {result.questions} "
-            f"questions){fields}  entropy {result.entropy_nats:.3f}"
-            + (f"  no answer in {result.unparsed_fraction:.0%}" if result.unparsed_fraction > 0.05 else "")
-        )
-        if result.average < 0.1:
+        self.note(f"{split:>5} after step {step}: {told(result)}")
+        if result.mean.average < 0.1 and not split.startswith("early/"):
             self.note(
                 "      for example: " + "  ".join(f"{key} {text[-200:]!r}" for key, text in result.example.items())
             )
@@ -133,17 +124,15 @@ class RunLog:
         test, ood = self.evaluations.get("test", []), self.evaluations.get("ood", [])
 
         def accuracy(index: int) -> dict[str, float]:
-            out = {**test[index].by_field, "average": test[index].average}
-            return {**out, "ood": ood[index].average} if ood else out
+            out = {**test[index].mean.by_field, "average": test[index].mean.average}
+            return {**out, "ood": ood[index].mean.average} if ood else out
 
         summary: dict[str, Any] = {"steps": len(self.steps), "skipped_questions": dict(self.skipped)}
+        if len(test) > 1:
+            summary |= {"accuracy_before": accuracy(0), "entropy_before": test[0].entropy_nats}
         if test:
-            summary |= {
-                "accuracy_before": accuracy(0),
-                "accuracy_after": accuracy(-1),
-                "entropy_before": test[0].entropy_nats,
-                "entropy_after": test[-1].entropy_nats,
-            }
+            summary |= {"accuracy_after": accuracy(-1), "entropy_after": test[-1].entropy_nats}
+        summary["evaluation"] = {split: asdict(results[-1]) for split, results in self.evaluations.items()}
         if self.steps:
             summary |= {name: value for name, key in SUMMARISED.items() if (value := self._mean(key)) is not None}
             mismatches = [metrics.get("mismatch/logp_diff_max") for metrics in self.steps]
@@ -162,6 +151,20 @@ class RunLog:
     def _write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+
+
+def told(result: Evaluation) -> str:
+    """An evaluation in a line."""
+    fields = (
+        ""
+        if len(result.mean.by_field) == 1
+        else "  " + "  ".join(f"{name} {value:.1%}" for name, value in result.mean.by_field.items())
+    )
+    return (
+        f"{result.mean.average:.1%} right (mean@{result.samples}, {result.questions} questions, "
+        f"95 % interval {result.mean.low:.1%} to {result.mean.high:.1%}){fields}  entropy {result.entropy_nats:.3f}"
+        + (f"  no answer in {result.unparsed_fraction:.0%}" if result.unparsed_fraction > 0.05 else "")
+    )
 
 
 def _told(metrics: dict[str, float]) -> str:

@@ -61,3 +61,14 @@ def train_sampling(cfg: Config, step: int) -> Sampling:
         max_response_tokens=rollout.max_response_tokens,
         seed=f"{cfg.seed}/{step}",
     )
+
+
+def evaluation_sampling(cfg: Config) -> Sampling:
+    settings = cfg.evaluation
+    return Sampling(
+        samples=settings.samples,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_response_tokens=settings.max_response_tokens or cfg.rollout.max_response_tokens,
+        seed=f"{cfg.seed}/evaluation",
+    )

@@ -137,8 +137,10 @@ async def train_with_ray(config, folder, task, log, started: float) -> dict:
 
 
 def closing_line(summary: dict) -> str:
-    if "accuracy_before" not in summary:
+    if "accuracy_after" not in summary:
         return f"done in {summary['wall_s']:.0f} s"
+    if "accuracy_before" not in summary:
+        return f"accuracy {summary['accuracy_after']['average']:.1%}   in {summary['wall_s']:.0f} s"
     before, after = summary["accuracy_before"], summary["accuracy_after"]
     line = f"accuracy {before['average']:.1%} -> {after['average']:.1%}"
     if "ood" in before:

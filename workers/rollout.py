@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from demopsd_dist.config import Config
+from demopsd_dist.config import Config, longest_sequence_tokens
 from demopsd_dist.data.records import Prompt, Rollout
 from demopsd_dist.errors import WeightSyncError
 from demopsd_dist.roles import Sampling
@@ -50,7 +50,7 @@ class RolloutWorker:
         self._engine = LLM(
             model=str(self._folder),
             dtype=self._config.model.precision.value,
-            max_model_len=settings.max_prompt_tokens + settings.max_response_tokens,
+            max_model_len=longest_sequence_tokens(self._config),
             max_num_batched_tokens=settings.max_batch_tokens,
             # A prompt cut in two draws one random number too many; vLLM takes it back on CUDA and fails on CPU.
             enable_chunked_prefill=bool(settings.gpus_per_worker),

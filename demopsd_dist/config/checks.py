@@ -73,12 +73,14 @@ def check(config: Config) -> None:
     _within("rollout.gpus_per_worker", rollout.gpus_per_worker, 0, 1)
     _within("teacher.gpus_per_worker", teacher.gpus_per_worker, 0, 1)
     _within("learner.gpus_per_worker", learner.gpus_per_worker, 0, 1)
-    whole = rollout.max_prompt_tokens + rollout.max_response_tokens
+    whole = longest_sequence_tokens(config)
     if not rollout.gpus_per_worker and rollout.max_batch_tokens < whole:
         raise ConfigError(
             f"rollout.max_batch_tokens={rollout.max_batch_tokens} is below rollout.max_prompt_tokens + "
             f"rollout.max_response_tokens = {whole}: a CPU engine cannot cut a prompt. Set it to {whole} or more."
         )
+    if config.evaluation.max_response_tokens is not None:
+        _above_zero({"evaluation.max_response_tokens": config.evaluation.max_response_tokens})
     if rollout.max_batch_tokens < rollout.max_batch_sequences:
         raise ConfigError(
             f"rollout.max_batch_tokens={rollout.max_batch_tokens} is below rollout.max_batch_sequences="
@@ -100,6 +102,12 @@ def check(config: Config) -> None:
             )
     if not re.fullmatch(r"[\w.-]+", config.name):
         raise ConfigError(f"name={config.name!r} names a folder: use letters, digits, '.', '_' and '-'.")
+
+
+def longest_sequence_tokens(config: Config) -> int:
+    """What an engine must have room for: a prompt and the longer of training's and evaluation's responses."""
+    longest = max(config.rollout.max_response_tokens, config.evaluation.max_response_tokens or 0)
+    return config.rollout.max_prompt_tokens + longest
 
 
 def _check_methods(config: Config) -> None:

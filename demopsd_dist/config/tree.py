@@ -256,6 +256,8 @@ class WeightsConfig:
 
 @dataclass
 class EvaluationConfig:
+    at_start: bool = True
+    """Evaluate before the first step too."""
     every_steps: int = 0
     """Evaluate during training after this many steps; 0 for only before and after."""
     samples: int = 8
@@ -264,6 +266,11 @@ class EvaluationConfig:
     """Of evaluation rollouts; >= 0.01. The reported entropy is that of this distribution."""
     top_p: float = 1.0
     """Nucleus of evaluation rollouts; in (0, 1]."""
+    max_response_tokens: int | None = None
+    """Longer responses are truncated; > 0. null is rollout.max_response_tokens."""
+    early_answer: bool = False
+    """Evaluate too where the response is begun by `<answer>`, at test and at as many training questions: what the
+    student knows without reasoning. Only for models that answer in that form."""
 
 
 @dataclass

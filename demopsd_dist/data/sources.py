@@ -33,10 +33,10 @@ def load_questions(data: DataConfig, split: Split) -> list[Question]:
     source = sources(data)[split]
     if source is None:
         return []
-    if source == MINISCI:
+    if source.partition(":")[0] == MINISCI:
         size = data.minisci_train_size if split == "train" else data.minisci_test_size
         try:
-            return questions(split, size, seed=0)
+            return questions(source.partition(":")[2] or split, size, seed=0)  # type: ignore[arg-type]
         except ValueError as error:
             raise DataError(f"data.minisci_{'train' if split == 'train' else 'test'}_size={size}: {error}") from None
     return read_jsonl(Path(source), f"data.{split}")

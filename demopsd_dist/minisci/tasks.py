@@ -17,7 +17,8 @@ from typing import Literal
 
 from demopsd_dist.data.records import Question
 
-Split = Literal["train", "test", "ood"]
+Split = Literal["train", "validation", "test", "ood"]
+RESERVED = 256  # questions of the test split that no other split holds
 
 
 @dataclass(frozen=True)
@@ -305,7 +306,7 @@ class Problem:
 
 
 def draw(rng: random.Random, split: Split, family: Family) -> Problem:
-    """One problem of a family. `ood` has the held-out wording and test operands."""
+    """One problem of a family. `ood` has the held-out wording and test operands, `validation` test operands."""
     while True:
         operands = {name: rng.randint(*bounds) for name, bounds in family.operands.items()}
         if split_of(family, operands) == ("train" if split == "train" else "test"):
@@ -329,15 +330,18 @@ def problems(split: Split, seed: int) -> Iterator[Problem]:
 def questions(split: Split, count: int, seed: int) -> list[Question]:
     """`count` different questions of a split, the same number from each field (one more or less).
 
+    Validation shares no family and operands with the first 256 test questions: it is for choosing settings.
+
     Raises:
         ValueError: MiniSci does not hold that many.
     """
+    taken = {_operands(q) for q in questions("test", RESERVED, seed)} if split == "validation" else set()
     found: dict[str, dict[str, Question]] = {field: {} for field in FIELDS}
     quota = {field: len(range(i, count, len(FIELDS))) for i, field in enumerate(FIELDS)}
     futile = 0
     for problem in problems(split, seed):
         of_field, new = found[problem.question.field], problem.question
-        if len(of_field) < quota[new.field] and new.id not in of_field:
+        if len(of_field) < quota[new.field] and new.id not in of_field and _operands(new) not in taken:
             of_field[new.id] = new
             futile = 0
         futile += 1
@@ -347,3 +351,8 @@ def questions(split: Split, count: int, seed: int) -> list[Question]:
             there = sum(map(len, found.values()))
             raise ValueError(f"MiniSci's {split} split gave {there} different questions, not {count}.")
     return [q for column in zip_longest(*(f.values() for f in found.values())) for q in column if q]
+
+
+def _operands(question: Question) -> str:
+    """Family and operands: what two questions of different splits must not share."""
+    return question.id.partition("/")[2]
