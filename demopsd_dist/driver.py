@@ -16,7 +16,7 @@ from demopsd_dist.data.records import BatchSize, Prompt, Rollout, Scored
 from demopsd_dist.evaluate import evaluate
 from demopsd_dist.feed import Feed, open_feed
 from demopsd_dist.methods import recipe
-from demopsd_dist.roles import Crew
+from demopsd_dist.roles import Crew, Sampling
 from demopsd_dist.runlog import RunLog
 from demopsd_dist.sampling import evaluation_sampling, learned_groups, sample_groups
 
@@ -121,21 +121,22 @@ def lessons_of_step(cfg: Config, task: Task, groups: list[Group], step: int) -> 
 
 async def evaluate_all(cfg: Config, crew: Crew, task: Task, log: RunLog, state: RunState) -> None:
     """The same questions and the same random numbers at every evaluation, so that only the weights differ."""
-    sampling = evaluation_sampling(cfg)
-    for split, prompts, begun in evaluated(cfg, task):
+    for split, prompts, sampling, begun in evaluated(cfg, task):
         if prompts:
             with log.timed("evaluate"):
                 result = await evaluate(crew.rollouts, prompts, sampling, task.reward, begun)
             log.evaluation(state.step, split, result)
 
 
-def evaluated(cfg: Config, task: Task) -> Iterator[tuple[str, Sequence[Prompt], str]]:
-    """What an evaluation looks at: name, prompts, and how their responses are begun."""
-    yield "test", task.test, ""
-    yield "ood", task.ood, ""
-    if cfg.evaluation.early_answer:
+def evaluated(cfg: Config, task: Task) -> Iterator[tuple[str, Sequence[Prompt], Sampling, str]]:
+    """What an evaluation looks at: name, prompts, how to sample, and how the responses are begun."""
+    sampling = evaluation_sampling(cfg)
+    yield "test", task.test, sampling, ""
+    yield "ood", task.ood, sampling, ""
+    if early := cfg.evaluation.early_answer_samples:
         for split, prompts in (("test", task.test), ("train", task.train[: len(task.test)])):
-            yield f"early/{split}", forced_to_answer(prompts, task.prompts.tokenizer), ANSWER_OPEN
+            begun = forced_to_answer(prompts, task.prompts.tokenizer)
+            yield f"early/{split}", begun, replace(sampling, samples=early), ANSWER_OPEN
 
 
 def step_metrics(step: ScoredRollouts, state: RunState) -> dict[str, float]:

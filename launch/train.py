@@ -102,7 +102,7 @@ def run(config: Config, folder: Path, questions: dict[Split, list[Question]]) ->
             run_folder.write_summary(summary)
             log.note(f"student in {run_folder.student}   figures in {run_folder.path / 'summary.json'}")
             log.note(closing_line(summary))
-            if summary["active_fraction"] == 0:
+            if summary.get("active_fraction") == 0:
                 log.note("warning: no step had anything to learn from; the student is the model that was given")
     return 0
 

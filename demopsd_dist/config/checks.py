@@ -16,7 +16,6 @@ def check(config: Config) -> None:
     rollout, teacher, learner = config.rollout, config.teacher, config.learner
     _above_zero(
         {
-            "steps": config.steps,
             "data.minisci_train_size": config.data.minisci_train_size,
             "data.minisci_test_size": config.data.minisci_test_size,
             "privileged.max_tokens": config.privileged.max_tokens,
@@ -59,10 +58,12 @@ def check(config: Config) -> None:
     _within("leakage.contexts", config.leakage.contexts, 2, float("inf"))
     _within("learner.zero_stage", learner.zero_stage, 0, 3)
     for key, value in {
+        "steps": config.steps,
         "rollout.ahead": rollout.ahead,
         "learner.warmup_steps": learner.warmup_steps,
         "learner.weight_decay": learner.weight_decay,
         "evaluation.every_steps": config.evaluation.every_steps,
+        "evaluation.early_answer_samples": config.evaluation.early_answer_samples,
         "leakage.every_steps": config.leakage.every_steps,
         "demopsd.gate_threshold_nats": config.demopsd.gate_threshold_nats,
         "grpo.kl_coefficient": config.grpo.kl_coefficient,

@@ -268,9 +268,9 @@ class EvaluationConfig:
     """Nucleus of evaluation rollouts; in (0, 1]."""
     max_response_tokens: int | None = None
     """Longer responses are truncated; > 0. null is rollout.max_response_tokens."""
-    early_answer: bool = False
-    """Evaluate too where the response is begun by `<answer>`, at test and at as many training questions: what the
-    student knows without reasoning. Only for models that answer in that form."""
+    early_answer_samples: int = 0
+    """Responses a question that are begun by `<answer>`, to test and to as many training questions: what the student
+    knows without reasoning; >= 0. Only for models that answer in that form."""
 
 
 @dataclass
@@ -302,7 +302,7 @@ class Config:
     output_dir: str = "runs"
     """Run folders are made in here; an existing one is never overwritten."""
     steps: int = 100
-    """Optimizer steps; > 0."""
+    """Optimizer steps; >= 0. 0 only evaluates the model."""
     seed: int = 0
     """Everything random follows from it: data order, sampling, choice of sibling."""
     ray_address: str | None = None
