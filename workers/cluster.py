@@ -6,11 +6,11 @@ import os
 import signal
 
 from demopsd_dist.config import Config
-from workers.placement import check_fits
+from workers.placement import Bundle, check_fits
 
 
-def join(config: Config) -> None:
-    """Start Ray on this machine, or join the cluster that `ray_address` names.
+def join(config: Config, wanted: list[Bundle] | None = None) -> None:
+    """Start Ray on this machine, or join the cluster that `ray_address` names. `wanted` as for `check_fits`.
 
     Raises:
         ConfigError: the cluster joined has fewer CPUs or GPUs than the roles need.
@@ -34,7 +34,7 @@ def join(config: Config) -> None:
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own, which exits without cleaning up
     if config.ray_address is not None:
         offered = ray.cluster_resources()
-        check_fits(config, cpus=offered.get("CPU", 0.0), gpus=offered.get("GPU", 0.0))
+        check_fits(config, cpus=offered.get("CPU", 0.0), gpus=offered.get("GPU", 0.0), wanted=wanted)
 
 
 def leave() -> None:

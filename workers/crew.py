@@ -18,7 +18,7 @@ from demopsd_dist.objective import statistic
 from demopsd_dist.roles import Crew, Sampling
 from workers import learner, rollout, teacher
 from workers.group import ActorGroup, Placement
-from workers.placement import bundles
+from workers.placement import bundles, rollout_bundles
 
 QUANTILES = (50, 90, 95, 99)
 
@@ -178,6 +178,30 @@ async def forwards_run(groups: Sequence[ActorGroup], within_s: float) -> dict[st
         ):
             total += ran
     return dict(sorted(total.items()))
+
+
+class RayRollouts:
+    """Rollout workers alone, with the weights of the model folder: what an evaluation needs."""
+
+    def __init__(self, config: Config, model_folder: Path) -> None:
+        self._config = config
+        self._placement = Placement(rollout_bundles(config))
+        self._group = self._placement.start(
+            "rollout",
+            rollout.RolloutWorker,
+            lambda rank: (rank, config, model_folder.resolve()),
+            rollout.environment(config),
+        )
+
+    async def start(self) -> RolloutGroup:
+        within_s = self._config.limits.start_s
+        await self._placement.ready(within_s)
+        await self._group.each(lambda worker, _: worker.start.remote(), within_s=within_s, what="vLLM engine")
+        return RolloutGroup(self._group, self._config.limits.call_s)
+
+    def stop(self) -> None:
+        self._group.kill()
+        self._placement.release()
 
 
 class RayCrew:

@@ -19,24 +19,29 @@ class Bundle:
     gpus: int
 
 
+def rollout_bundles(config: Config) -> list[Bundle]:
+    rollout = config.rollout
+    return [Bundle("rollout", i, rollout.cpus_per_worker, rollout.gpus_per_worker) for i in range(rollout.num_workers)]
+
+
 def bundles(config: Config) -> list[Bundle]:
     """One bundle an actor: rollout workers, the teacher worker if the method has one, learner ranks."""
-    rollout, teacher, learner = config.rollout, config.teacher, config.learner
+    teacher, learner = config.teacher, config.learner
     teachers = 1 if held_weights(config) else 0  # a method without one pays for none
     return [
-        *(Bundle("rollout", i, rollout.cpus_per_worker, rollout.gpus_per_worker) for i in range(rollout.num_workers)),
+        *rollout_bundles(config),
         *(Bundle("teacher", i, teacher.cpus_per_worker, teacher.gpus_per_worker) for i in range(teachers)),
         *(Bundle("learner", i, learner.cpus_per_worker, learner.gpus_per_worker) for i in range(learner.num_workers)),
     ]
 
 
-def check_fits(config: Config, cpus: float, gpus: float) -> None:
-    """Refuse at once what would wait for ever.
+def check_fits(config: Config, cpus: float, gpus: float, wanted: list[Bundle] | None = None) -> None:
+    """Refuse at once what would wait for ever. `wanted` is all actors of a training run unless given.
 
     Raises:
         ConfigError: the bundles together need more CPUs or GPUs than there are.
     """
-    wanted = bundles(config)
+    wanted = bundles(config) if wanted is None else wanted
     for kind, unit, need, there in (
         ("cpus", "CPUs", sum(b.cpus for b in wanted), cpus),
         ("gpus", "GPUs", sum(b.gpus for b in wanted), gpus),

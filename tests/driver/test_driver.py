@@ -20,8 +20,8 @@ from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.runlog import RunLog
 from demopsd_dist.sampling import prompts_of_step
 from demopsd_dist.testing import StandInLearners, World, stand_in_crew
+from launch.command import SPLITS
 from launch.task import build_task
-from launch.train import SPLITS
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 SMALL = ["rollout.prompts_per_step=6", "rollout.group_size=4", "data.minisci_test_size=8", "data.minisci_train_size=40"]

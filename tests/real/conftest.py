@@ -16,8 +16,8 @@ from demopsd_dist.data.sources import load_questions
 from demopsd_dist.driver import Task
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.roles import Crew
+from launch.command import SPLITS
 from launch.task import build_task
-from launch.train import SPLITS
 from workers import cluster
 from workers.crew import RayCrew
 

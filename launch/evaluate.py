@@ -1,0 +1,114 @@
+"""Evaluate: `python -m launch.evaluate MODEL DATA [key=value ...] [--config FILE] [--out FILE.json]`
+
+MODEL is a Hugging Face model folder (the `student/` of a run is one) or `minisci`; DATA is what `data.test` may be.
+Rollout workers alone are started. Exit code 0 when done, 2 for wrong input, 130 when interrupted, 1 for any other
+failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from demopsd_dist.config import Config, load
+from demopsd_dist.data.sources import load_questions
+from demopsd_dist.errors import DataError
+from demopsd_dist.model_folder import model_folder
+from launch.command import count_gpus, exit_code_of
+from launch.processes import fenced
+from workers.placement import check_fits, rollout_bundles
+
+if TYPE_CHECKING:
+    from demopsd_dist.driver import Task
+    from demopsd_dist.evaluate import Evaluation
+
+DEFAULTS = Path(__file__).parents[1] / "configs" / "evaluate.yaml"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="a Hugging Face model folder, or minisci")
+    parser.add_argument("data", help="a data set, or minisci")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over those of the file")
+    parser.add_argument("--config", type=Path, default=DEFAULTS, help="default: configs/evaluate.yaml")
+    parser.add_argument("--out", type=Path, help="write all figures there, as JSON")
+    arguments = parser.parse_intermixed_args(argv)
+    return exit_code_of(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    words = [f"model.path={arguments.model}", f"data.test={arguments.data}", *arguments.overrides]
+    config = load(arguments.config, words)
+    folder = model_folder(config)
+    questions = load_questions(config.data, "test")
+    if config.ray_address is None:
+        check_fits(config, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus(), wanted=rollout_bundles(config))
+    if arguments.out is not None and not arguments.out.parent.is_dir():
+        raise DataError(f"--out {arguments.out}: there is no folder {arguments.out.parent}. Make it first.")
+    with fenced():
+        from launch.task import build_task, over_long
+
+        task, skipped = build_task(config, folder, {"test": questions})
+        if skipped["test"]:
+            print(f"left out {skipped['test']} of {len(questions)} questions: {over_long(config, 'test')}")
+        results = asyncio.run(evaluate_with_ray(config, folder, task))
+    print(report(results["test"]))
+    if arguments.out is not None:
+        figures = {split: asdict(result) for split, result in results.items()}
+        arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+async def evaluate_with_ray(config: Config, folder: Path, task: Task) -> dict[str, Evaluation]:
+    from demopsd_dist.driver import evaluated
+    from demopsd_dist.evaluate import evaluate
+    from workers import cluster
+    from workers.crew import RayRollouts
+
+    cluster.join(config, wanted=rollout_bundles(config))  # left, within a bound, by `fenced`
+    actors = RayRollouts(config, folder)
+    try:
+        rollouts = await actors.start()
+        return {
+            split: await evaluate(rollouts, prompts, sampling, task.reward, begun)
+            for split, prompts, sampling, begun in evaluated(config, task)
+            if prompts
+        }
+    finally:
+        actors.stop()
+
+
+def report(result: Evaluation) -> str:
+    """The figures as a table for the terminal: each with its interval, and by field."""
+    k, fields = result.samples, list(result.mean.by_field)
+    rows = [(f"mean@{k}", result.mean), (f"maj@{k}", result.majority)]
+    rows += [(f"pass@{size}", found) for size, found in result.passes.items() if size > 1]
+    rows += [(f"best@{k} (verl)", result.best)]
+    lines = [
+        f"{result.questions} questions, {k} responses each",
+        f"{'':<16}{'all':>8}{'95 % interval':>18}" + "".join(f"{name[:11]:>12}" for name in fields),
+    ]
+    for name, found in rows:
+        interval = f"{found.low:.1%} – {found.high:.1%}"
+        of_fields = "".join(f"{found.by_field[name]:>12.1%}" for name in fields)
+        lines.append(f"{name:<16}{found.average:>8.1%}{interval:>18}{of_fields}")
+    lines += [
+        f"response tokens {result.response_tokens_mean:.1f}   truncated {result.truncated_fraction:.1%}   "
+        f"no answer {result.unparsed_fraction:.1%}   entropy {result.entropy_nats:.3f} nats a token",
+        "hints of an unseen solution: "
+        + "   ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in result.behaviour.items()),
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
