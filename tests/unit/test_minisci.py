@@ -39,6 +39,16 @@ def test_splits_share_no_question() -> None:
     assert not texts["ood"] & texts["test"]
 
 
+def test_validation_shares_no_operands_with_test_or_training() -> None:
+    def asked(questions: list[tasks.Question]) -> set[str]:
+        return {question.id.partition("/")[2] for question in questions}
+
+    validation = asked(tasks.questions("validation", 192, seed=0))
+    assert len(validation) == 192
+    assert not validation & asked(tasks.questions("test", tasks.RESERVED, seed=0))
+    assert not validation & asked(tasks.questions("train", 4096, seed=0))
+
+
 def test_questions_are_seeded_unique_and_balanced() -> None:
     one = tasks.questions("test", 40, seed=0)
     assert one == tasks.questions("test", 40, seed=0)
