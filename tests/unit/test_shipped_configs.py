@@ -1,0 +1,51 @@
+"""Every shipped config is a run that could start: a dry run in a folder that has what it names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from demopsd_dist.config import load
+from demopsd_dist.minisci import MODEL_DIR
+from launch.train import main
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("configs/controls/*.yaml")])
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_dry_run(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a cluster to join, whose size is not known before; with a model of the real one's context length."""
+    config = load(path)
+    monkeypatch.chdir(tmp_path)
+    if config.model.path != "minisci":
+        shutil.copytree(MODEL_DIR, config.model.path)
+        settings = json.loads((MODEL_DIR / "config.json").read_text()) | {"max_position_embeddings": 262_144}
+        (Path(config.model.path) / "config.json").write_text(json.dumps(settings))
+    for source in (config.data.train, config.data.test):
+        if source is not None and source.endswith(".jsonl"):
+            Path(source).parent.mkdir(exist_ok=True)
+            Path(source).write_text('{"prompt": "1+1?", "answer": "2"}\n')
+    assert main([str(path), "--dry-run", "ray_address=auto"]) == 0, capsys.readouterr().err
+    assert f"name: {config.name}" in capsys.readouterr().out
+
+
+def test_the_papers_settings_are_the_papers() -> None:
+    """arXiv 2607.02502, appendix B, and table 4 for physics."""
+    config = load(ROOT / "configs" / "paper_qwen3_4b.yaml")
+    assert config.model.path.endswith("Qwen3-4B-Instruct-2507")
+    demopsd, rollout, learner = config.demopsd, config.rollout, config.learner
+    assert (demopsd.top_k, demopsd.alpha_max, demopsd.gate_sensitivity, demopsd.floor) == (100, 0.15, 100.0, 1e-8)
+    assert (rollout.prompts_per_step, rollout.group_size, rollout.temperature) == (64, 8, 1.0)
+    assert (rollout.max_prompt_tokens, rollout.max_response_tokens, config.privileged.max_tokens) == (
+        2048,
+        16_384,
+        10_240,
+    )
+    assert (learner.learning_rate, learner.warmup_steps, config.teacher.ema_rate) == (1e-6, 10, 0.05)
+    assert (config.evaluation.samples, config.evaluation.temperature, demopsd.importance_clip) == (16, 0.7, 2.0)
