@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from demopsd_dist.data.lessons import Reward
 from demopsd_dist.data.records import Prompt
-from demopsd_dist.data.rewards import extract_answer
+from demopsd_dist.data.rewards import Reward
 from demopsd_dist.roles import Rollouts, Sampling
 
 
@@ -23,7 +22,7 @@ class Evaluation:
     entropy_nats: float  # a token's, of the sampling distribution: the mean of -log p of the sampled tokens
     response_tokens_mean: float
     truncated_fraction: float
-    unparsed_fraction: float  # no closed <answer>
+    unparsed_fraction: float  # without an answer in the reward's form
     questions: int
     samples: int
     example: dict[str, str]
@@ -35,7 +34,7 @@ async def evaluate(rollouts: Rollouts, prompts: Sequence[Prompt], sampling: Samp
     scores: dict[str, list[float]] = {}
     for prompt, group in zip(prompts, groups, strict=True):
         scores.setdefault(prompt.question.field, []).append(
-            sum(reward(rollout.text, prompt.question.answer) for rollout in group) / len(group)
+            sum(reward(rollout.text, prompt.question).score for rollout in group) / len(group)
         )
     by_field = {name: sum(values) / len(values) for name, values in sorted(scores.items())}
     responses = [rollout for group in groups for rollout in group]
@@ -46,7 +45,7 @@ async def evaluate(rollouts: Rollouts, prompts: Sequence[Prompt], sampling: Samp
         entropy_nats=-sum(float(rollout.logp_T.sum()) for rollout in responses) / max(tokens, 1),
         response_tokens_mean=tokens / len(responses),
         truncated_fraction=sum(rollout.truncated for rollout in responses) / len(responses),
-        unparsed_fraction=sum(extract_answer(rollout.text) is None for rollout in responses) / len(responses),
+        unparsed_fraction=sum(reward.extract(rollout.text) is None for rollout in responses) / len(responses),
         questions=len(prompts),
         samples=sampling.samples,
         example={

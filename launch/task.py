@@ -11,7 +11,7 @@ from typing import Any
 from demopsd_dist.config import Config
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import Prompt, Question
-from demopsd_dist.data.rewards import answer_reward
+from demopsd_dist.data.rewards import reward_of
 from demopsd_dist.driver import Task
 from demopsd_dist.errors import ConfigError, DataError
 from demopsd_dist.minisci.tasks import Split
@@ -23,7 +23,7 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
     """Prompts for every split, and how many questions of each were left out as over-long (never cut).
 
     Raises:
-        ConfigError: the tokenizer cannot be loaded or has no chat template.
+        ConfigError: the tokenizer cannot be loaded or has no chat template; or the reward cannot be used.
         DataError: every question of a split is over-long.
     """
     from transformers import AutoTokenizer
@@ -36,7 +36,14 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
         raise ConfigError(
             f"model.path={folder}: its tokenizer has no chat template. Use an instruct model, or add one."
         )
-    builder = PromptBuilder(tokenizer, config.privileged.template, config.privileged.max_tokens)
+    privileged = config.privileged
+    builder = PromptBuilder(
+        tokenizer,
+        privileged.template,
+        privileged.max_tokens,
+        privileged.solution_template,
+        privileged.feedback_template,
+    )
     fitting: dict[Split, list[Prompt]] = {}
     skipped: dict[Split, int] = {}
     for split, asked in questions.items():
@@ -54,7 +61,7 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
             f"data.train has {there} usable questions; rollout.prompts_per_step={needed} needs as many different ones. "
             f"Lower it to {there} or less."
         )
-    return Task(fitting["train"], fitting["test"], fitting["ood"], builder, answer_reward), skipped
+    return Task(fitting["train"], fitting["test"], fitting["ood"], builder, reward_of(config.reward)), skipped
 
 
 def over_long(config: Config, split: Split) -> str:
@@ -68,7 +75,7 @@ def over_long(config: Config, split: Split) -> str:
 def _fits(prompt: Prompt, builder: PromptBuilder, config: Config, split: Split) -> bool:
     if len(prompt.tokens) > config.rollout.max_prompt_tokens:
         return False
-    return split != "train" or len(builder.privileged(prompt.question, "")) <= config.privileged.max_tokens
+    return split != "train" or len(builder.privileged(prompt.question, None)) <= config.privileged.max_tokens
 
 
 def provenance(config: Config) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from demopsd_dist.config import Config, load, to_yaml
 from demopsd_dist.data.records import Question
+from demopsd_dist.data.rewards import reward_of
 from demopsd_dist.data.sources import load_questions, sources
 from demopsd_dist.errors import DemoPSDError
 from demopsd_dist.minisci.tasks import Split
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     try:
         config = load(arguments.config, arguments.overrides)
+        reward_of(config.reward)  # a user's own is imported here, in the dry run too
         folder = model_folder(config)
         questions = {split: load_questions(config.data, split) for split in SPLITS}
         if config.ray_address is None:
