@@ -14,7 +14,7 @@ _OPEN, _CLOSE = "<answer>", "</answer>"
 
 BOXES = 10
 """`extract_boxed` tries as many boxes, from the last."""
-BOX_CHARS = 10_000
+BOX_CHARS = 2_000
 """A longer box is not an answer."""
 TAIL_CHARS = 200
 """`extract_letter` reads no more than the end of a response."""
@@ -73,6 +73,8 @@ def extract_boxed(response: str) -> str | None:
 
     Example: `extract_boxed(r"\boxed{1}, rather \boxed{\frac{1}{2}}")` gives `r"\frac{1}{2}"`.
     """
+    if "\\boxed" not in response:
+        return None
     text = response.replace("\\\\", "\0\0").replace("\\{", "\0\0").replace("\\}", "\0\0")
     end = len(text)
     for _ in range(BOXES):
@@ -181,7 +183,7 @@ def same_answer(given: str, expected: str) -> bool:
     An answer of more than twice the expected length, and 200 characters, is not it: normal forms of hostile text are
     slow.
     """
-    given, expected = " ".join(given.split()), " ".join(expected.split())
+    given, expected = given.strip(), expected.strip()
     if given == expected:
         return True
     if len(given) > 2 * len(expected) + 200:

@@ -129,7 +129,7 @@ BOXED: list[tuple[str, str | None]] = [
     (r"\boxed｛5｝", None),
     ("\\boxed\u200b{5}", None),
     (r"<answer>5</answer>", None),
-    ("\\boxed{" + "x" * 10_001 + "}", None),
+    ("\\boxed{" + "x" * 2_001 + "}", None),
 ]
 
 LETTER: list[tuple[str, str | None]] = [

@@ -120,12 +120,12 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("form", FORMS)
 def test_a_megabyte_takes_no_time(form: str, name: str) -> None:
-    """A quadratic search of these takes minutes, so even a loaded machine tells the two apart."""
+    """A quadratic search of these takes minutes, so a generous bound on processor time tells the two apart."""
     reward, text = reward_of(form), HOSTILE[name]
-    started = time.perf_counter()
+    started = time.process_time()
     for response in (text, FORMS[form].write(text), f"<answer>{text}</answer>"):
         reward(response, QUESTION)
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0
 
 
 def test_built_in_rewards_mark_by_their_form() -> None:
