@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from demopsd_dist import probe
 from demopsd_dist.behaviour import ANSWER_OPEN, forced_to_answer
 from demopsd_dist.config import Config
-from demopsd_dist.data.lessons import Group, Lessons, Reward, lessons_from_rewards, lessons_from_siblings
+from demopsd_dist.data.lessons import Group, Lessons, lessons_from_rewards, lessons_from_siblings
 from demopsd_dist.data.pack import pack
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import BatchSize, Prompt, Rollout, Scored
+from demopsd_dist.data.rewards import Reward
 from demopsd_dist.evaluate import evaluate
 from demopsd_dist.feed import Feed, open_feed
 from demopsd_dist.methods import recipe
@@ -115,7 +116,11 @@ def lessons_of_step(cfg: Config, task: Task, groups: list[Group], step: int) -> 
             learned, scaled=made.scaled_advantage, leave_out_silent=made.silent_without_advantage
         )
     return lessons_from_siblings(
-        learned, task.prompts, exclude_own_success=cfg.privileged.exclude_own_success, seed=f"{cfg.seed}/{step}"
+        learned,
+        task.prompts,
+        exclude_own_success=cfg.privileged.exclude_own_success,
+        seed=f"{cfg.seed}/{step}",
+        feedback=cfg.privileged.feedback,
     )
 
 

@@ -22,6 +22,10 @@ class DataError(DemoPSDError):
     exit_code = 2
 
 
+class RewardError(DemoPSDError):
+    """A user's reward raised, or gave something that is no mark, for a sample that the message shows."""
+
+
 class WorkerError(DemoPSDError):
     """A worker died, hung past its bound or raised."""
 

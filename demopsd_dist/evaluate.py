@@ -17,9 +17,8 @@ from demopsd_dist.accuracy import (
     pass_sizes,
 )
 from demopsd_dist.behaviour import behaviour
-from demopsd_dist.data.lessons import Reward
 from demopsd_dist.data.records import Prompt
-from demopsd_dist.data.rewards import extract_answer, same_answer
+from demopsd_dist.data.rewards import Reward, same_answer
 from demopsd_dist.roles import Rollouts, Sampling
 
 
@@ -38,7 +37,7 @@ class Evaluation:
     entropy_nats: float  # a token's, of the sampling distribution: the mean of -log p of the sampled tokens
     response_tokens_mean: float
     truncated_fraction: float
-    unparsed_fraction: float  # no answer found
+    unparsed_fraction: float  # without an answer in the reward's form
     behaviour: dict[str, float]
     questions: int
     samples: int
@@ -58,8 +57,8 @@ async def evaluate(
     marked = [
         Marked(
             prompt.question.field,
-            [reward(text, prompt.question.answer) for text in group],
-            [extract_answer(text) for text in group],
+            [reward(text, prompt.question).score for text in group],
+            [reward.extract(text) for text in group],
         )
         for prompt, group in zip(prompts, texts, strict=True)
     ]

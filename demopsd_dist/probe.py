@@ -2,8 +2,8 @@
 
 One response is scored under M solutions in turn; the mutual information of its next token and the solution follows
 from the M distributions (`objective.information`). Two families of solutions: different correct siblings, which all
-hold the same answer, and bare answers `<answer>X</answer>` of which one is right, which show what siblings cannot: that
-the answer itself leaks.
+hold the same answer, and bare answers (`<answer>X</answer>`, or the form of the chosen reward) of which one is right,
+which show what siblings cannot: that the answer itself leaks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from demopsd_dist.config import Config
 from demopsd_dist.data.lessons import Group
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import Scored
-from demopsd_dist.data.rewards import extract_answer
+from demopsd_dist.data.rewards import Form, form_of
 from demopsd_dist.methods import objective_of, recipe
 from demopsd_dist.objective import GRPO, information
 from demopsd_dist.roles import Teacher
@@ -31,6 +31,7 @@ class Probe:
     family: str
     item: Scored
     solutions: list[str]
+    feedback: str | None = None  # shown with each of them, as in the lesson
 
 
 def due(cfg: Config, step: int) -> bool:
@@ -50,7 +51,7 @@ async def measure(
     lessons, supports = [], []
     for probe in found:
         for solution in probe.solutions:
-            view = builder.privileged(probe.item.lesson.rollout.prompt.question, solution)
+            view = builder.privileged(probe.item.lesson.rollout.prompt.question, solution, probe.feedback)
             lessons.append(replace(probe.item.lesson, privileged_tokens=view))
             supports.append(probe.item.support_TK)
     answers = iter(await teacher.score(lessons, supports, recipe(cfg).probe))
@@ -84,25 +85,27 @@ def probes(cfg: Config, groups: Sequence[Group], scored: Sequence[Scored]) -> It
         first.setdefault(item.lesson.rollout.prompt.id, item)
     chosen = [(group, first[group.rollouts[0].prompt.id]) for group in groups if group.rollouts[0].prompt.id in first]
     others = [group.rollouts[0].prompt.question.answer for group in groups]
+    form = form_of(cfg.reward)
     left = {"siblings": wanted, "answers": wanted}
     for group, item in chosen:
+        feedback = group.marks[item.lesson.rollout.sample].feedback if cfg.privileged.feedback else None
         families = {
             "siblings": [
                 group.rollouts[i].text
                 for i in group.siblings(item.lesson.rollout.sample, cfg.privileged.exclude_own_success)
             ],
-            "answers": [f"<answer>{answer}</answer>" for answer in _answers(group, others)],
+            "answers": [form.write(answer) for answer in _answers(group, others, form)],
         }
         for family, solutions in families.items():
             different = list(dict.fromkeys(solutions))[:contexts]
             if len(different) >= 2 and left[family]:
                 left[family] -= 1
-                yield Probe(family, item, different)
+                yield Probe(family, item, different, feedback)
 
 
-def _answers(group: Group, others: Sequence[str]) -> list[str]:
+def _answers(group: Group, others: Sequence[str], form: Form) -> list[str]:
     """The right answer, then those that the group gave, then those to other questions."""
-    given = [extract_answer(rollout.text) for rollout in group.rollouts]
+    given = [form.extract(rollout.text) for rollout in group.rollouts]
     return [group.rollouts[0].prompt.question.answer, *(answer for answer in given if answer), *others]
 
 

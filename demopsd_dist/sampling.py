@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from demopsd_dist.config import Config
-from demopsd_dist.data.lessons import Group, Reward, rewarded
+from demopsd_dist.data.lessons import Group, rewarded
 from demopsd_dist.data.records import Prompt
+from demopsd_dist.data.rewards import Reward
 from demopsd_dist.data.sources import order
 from demopsd_dist.methods import recipe
 from demopsd_dist.roles import Rollouts, Sampling

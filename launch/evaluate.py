@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demopsd_dist.config import Config, load
+from demopsd_dist.data.rewards import reward_of
 from demopsd_dist.data.sources import load_questions
 from demopsd_dist.errors import DataError
 from demopsd_dist.model_folder import model_folder
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     words = [f"model.path={arguments.model}", f"data.test={arguments.data}", *arguments.overrides]
     config = load(arguments.config, words)
+    reward_of(config.reward)  # a user's own is imported here, before anything starts
     folder = model_folder(config)
     questions = load_questions(config.data, "test")
     if config.ray_address is None:

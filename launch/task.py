@@ -11,7 +11,7 @@ from typing import Any
 from demopsd_dist.config import Config
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import Prompt, Question
-from demopsd_dist.data.rewards import answer_reward
+from demopsd_dist.data.rewards import reward_of
 from demopsd_dist.driver import Task
 from demopsd_dist.errors import ConfigError, DataError
 from demopsd_dist.minisci.tasks import Split
@@ -24,7 +24,7 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
     """Prompts for every split given, and how many questions of each were left out as over-long (never cut).
 
     Raises:
-        ConfigError: the tokenizer cannot be loaded or has no chat template.
+        ConfigError: the tokenizer cannot be loaded or has no chat template; or the reward cannot be used.
         DataError: every question of a split is over-long.
     """
     from transformers import AutoTokenizer
@@ -37,7 +37,14 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
         raise ConfigError(
             f"model.path={folder}: its tokenizer has no chat template. Use an instruct model, or add one."
         )
-    builder = PromptBuilder(tokenizer, config.privileged.template, config.privileged.max_tokens)
+    privileged = config.privileged
+    builder = PromptBuilder(
+        tokenizer,
+        privileged.template,
+        privileged.max_tokens,
+        privileged.solution_template,
+        privileged.feedback_template,
+    )
     fitting: dict[Split, list[Prompt]] = {}
     skipped: dict[Split, int] = {}
     for split, asked in questions.items():
@@ -56,7 +63,7 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
             f"Lower it to {there} or less."
         )
     train, test, ood = (fitting.get(split, []) for split in SPLITS)
-    return Task(train, test, ood, builder, answer_reward), skipped
+    return Task(train, test, ood, builder, reward_of(config.reward)), skipped
 
 
 def over_long(config: Config, split: Split) -> str:
@@ -70,7 +77,7 @@ def over_long(config: Config, split: Split) -> str:
 def _fits(prompt: Prompt, builder: PromptBuilder, config: Config, split: Split) -> bool:
     if len(prompt.tokens) > config.rollout.max_prompt_tokens:
         return False
-    return split != "train" or len(builder.privileged(prompt.question, "")) <= config.privileged.max_tokens
+    return split != "train" or len(builder.privileged(prompt.question, None)) <= config.privileged.max_tokens
 
 
 def provenance(config: Config) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from demopsd_dist.config import Config, load, to_yaml
 from demopsd_dist.data.records import Question
+from demopsd_dist.data.rewards import reward_of
 from demopsd_dist.data.sources import load_questions, sources
 from demopsd_dist.minisci.tasks import Split
 from demopsd_dist.model_folder import model_folder
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def checked(arguments: argparse.Namespace) -> int:
     """Look at everything, then run it or say what would run."""
     config = load(arguments.config, arguments.overrides)
+    reward_of(config.reward)  # a user's own is imported here, in the dry run too
     folder = model_folder(config)
     questions = {split: load_questions(config.data, split) for split in SPLITS}
     if config.ray_address is None:

@@ -80,6 +80,11 @@ def check(config: Config) -> None:
             f"rollout.max_batch_tokens={rollout.max_batch_tokens} is below rollout.max_prompt_tokens + "
             f"rollout.max_response_tokens = {whole}: a CPU engine cannot cut a prompt. Set it to {whole} or more."
         )
+    if config.evaluation.early_answer_samples and config.reward in ("boxed", "letter"):
+        raise ConfigError(
+            f"evaluation.early_answer_samples={config.evaluation.early_answer_samples} begins responses by <answer>, and "
+            f"reward={config.reward} does not read that. Set it to 0, or reward to answer or auto."
+        )
     if config.evaluation.max_response_tokens is not None:
         _above_zero({"evaluation.max_response_tokens": config.evaluation.max_response_tokens})
     if rollout.max_batch_tokens < rollout.max_batch_sequences:
@@ -95,12 +100,7 @@ def check(config: Config) -> None:
             )
         if learner.zero_stage == 0:
             raise ConfigError("learner.zero_stage=0 cannot add up bfloat16 gradients in float32. Set it to 1, 2 or 3.")
-    for placeholder in ("{prompt}", "{solution}"):
-        if config.privileged.template.count(placeholder) != 1:
-            raise ConfigError(
-                f"privileged.template holds {placeholder} {config.privileged.template.count(placeholder)} times; "
-                "it must hold it once."
-            )
+    _check_privileged(config)
     if not re.fullmatch(r"[\w.-]+", config.name):
         raise ConfigError(f"name={config.name!r} names a folder: use letters, digits, '.', '_' and '-'.")
 
@@ -109,6 +109,31 @@ def longest_sequence_tokens(config: Config) -> int:
     """What an engine must have room for: a prompt and the longer of training's and evaluation's responses."""
     longest = max(config.rollout.max_response_tokens, config.evaluation.max_response_tokens or 0)
     return config.rollout.max_prompt_tokens + longest
+
+
+def _check_privileged(config: Config) -> None:
+    privileged = config.privileged
+    for key, template, placeholder in (
+        ("template", privileged.template, "{prompt}"),
+        ("template", privileged.template, "{solution}"),
+        ("solution_template", privileged.solution_template, "{solution}"),
+        ("feedback_template", privileged.feedback_template, "{feedback}"),
+    ):
+        if template.count(placeholder) != 1:
+            raise ConfigError(
+                f"privileged.{key} holds {placeholder} {template.count(placeholder)} times; it must hold it once."
+            )
+    places = privileged.template.count("{feedback}")
+    if places > 1 or (privileged.feedback and not places):
+        raise ConfigError(
+            f"privileged.template holds {{feedback}} {places} times; it must hold it once where privileged.feedback is "
+            "true, and never more."
+        )
+    if privileged.feedback and "." not in config.reward:
+        raise ConfigError(
+            f"privileged.feedback=true has no effect with reward={config.reward}, which gives none. Set reward to the "
+            "dotted path of your own function that does, or drop it."
+        )
 
 
 def _check_methods(config: Config) -> None:
@@ -135,7 +160,7 @@ def _check_methods(config: Config) -> None:
             raise ConfigError(
                 f"rollout.group_size={size} leaves nothing to compare a response with. Set it to 2 or more."
             )
-    elif size < 2 and config.privileged.exclude_own_success:
+    elif size < 2 and config.privileged.exclude_own_success and not config.privileged.feedback:
         raise ConfigError(
             f"rollout.group_size={size} leaves no sibling to learn from while privileged.exclude_own_success is true. "
             "Set rollout.group_size to 2 or more, or privileged.exclude_own_success=false."

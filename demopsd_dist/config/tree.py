@@ -91,12 +91,19 @@ class DataConfig:
 class PrivilegedConfig:
     """What the teacher sees beyond the student (arXiv 2607.02502, section 4.4)."""
 
-    template: str = "{prompt}\n\nCorrect solution:\n\n{solution}\n\nCorrectly solve the original question."
-    """Holds `{prompt}` and `{solution}` once each; nothing else in it is special."""
+    template: str = "{prompt}{solution}{feedback}\n\nCorrectly solve the original question."
+    """Holds `{prompt}` and `{solution}` once each, and `{feedback}` at most once; nothing else in it is special."""
+    solution_template: str = "\n\nCorrect solution:\n\n{solution}"
+    """What stands for `{solution}` above where there is one; holds `{solution}` once. Without one nothing does."""
+    feedback_template: str = "\n\nFeedback on your earlier attempt:\n\n{feedback}"
+    """The same for `{feedback}`."""
+    feedback: bool = False
+    """Show the teacher the feedback that your own `reward` gave to the response. A response with feedback is then
+    learned from also where no sibling is right."""
     exclude_own_success: bool = True
     """A rollout never sees itself as the solution; a lone success in its group is then not learned from."""
     max_tokens: int = 10240
-    """Bound of the teacher's prompt; the solution is cut from the right to fit. In tokens, > 0."""
+    """Bound of the teacher's prompt; the solution is cut from the right to fit, then the feedback. In tokens, > 0."""
 
 
 @dataclass
@@ -311,6 +318,9 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     method: Method = Method.demopsd
     """`demopsd`, `sdpo`, `opsd` or `grpo`; the sections of the others have no effect."""
+    reward: str = "answer"
+    """What marks a response. By its last `<answer>` (`answer`), its last `\\boxed{}` (`boxed`), the letter that its
+    last line states (`letter`), the first of these that is there (`auto`); or the dotted path of your own function."""
     privileged: PrivilegedConfig = field(default_factory=PrivilegedConfig)
     demopsd: DemoPSDConfig = field(default_factory=DemoPSDConfig)
     sdpo: SDPOConfig = field(default_factory=SDPOConfig)

@@ -1,19 +1,19 @@
-"""From groups of rollouts to lessons: reward each, compare it with its group, show it a correct sibling. Pure."""
+"""From groups of rollouts to lessons: mark each, compare it with its group, show it a correct sibling. Pure."""
 
 from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from demopsd_dist.data.prompts import PromptBuilder
-from demopsd_dist.data.records import BatchSize, Lesson, Rollout
+from demopsd_dist.data.records import BatchSize, Lesson, Mark, Rollout
+from demopsd_dist.data.rewards import Reward
 
-Reward = Callable[[str, str], float]  # (response text, expected answer) -> 0.0 .. 1.0
-SUCCESS = 0.5  # a reward of at least this is a success
+SUCCESS = 0.5  # a score of at least this is a success
 _NO_TOKENS = np.zeros(0, dtype=np.int32)
 
 
@@ -22,7 +22,11 @@ class Group:
     """The responses to one question, and what each is worth."""
 
     rollouts: Sequence[Rollout]
-    rewards: Sequence[float]
+    marks: Sequence[Mark]
+
+    @property
+    def rewards(self) -> list[float]:
+        return [mark.score for mark in self.marks]
 
     @property
     def differs(self) -> bool:
@@ -47,7 +51,7 @@ class Group:
 
 
 def rewarded(rollouts: Sequence[Rollout], reward: Reward) -> Group:
-    return Group(rollouts, [reward(rollout.text, rollout.prompt.question.answer) for rollout in rollouts])
+    return Group(rollouts, [reward(rollout.text, rollout.prompt.question) for rollout in rollouts])
 
 
 @dataclass(frozen=True)
@@ -59,21 +63,27 @@ class Lessons:
 
 
 def lessons_from_siblings(
-    groups: Sequence[Group], prompts: PromptBuilder, *, exclude_own_success: bool, seed: str
+    groups: Sequence[Group], prompts: PromptBuilder, *, exclude_own_success: bool, seed: str, feedback: bool = False
 ) -> Lessons:
     """Each rollout with a randomly chosen correct one of its group for the teacher (arXiv 2607.02502, section 4.4).
 
-    A group without success, and with `exclude_own_success` a lone success in its group, gives no lesson. The choice
-    depends on `seed` and the rollout's id alone, not on the order in which groups arrive.
+    A group without success, and with `exclude_own_success` a lone success in its group, gives no lesson. With
+    `feedback` the teacher also sees what the rollout's own mark says of it, and where there is such feedback, that
+    alone makes a lesson (arXiv 2601.20802). The choice depends on `seed` and the rollout's id alone, not on the
+    order of the groups.
     """
     lessons: list[Lesson] = []
     for group in groups:
         advantages = group.advantages(scaled=False)
         for i, rollout in enumerate(group.rollouts):
+            mark, solution = group.marks[i], None
             if siblings := group.siblings(i, exclude_own_success):
                 shown = random.Random(f"sibling/{seed}/{rollout.id}").choice(siblings)
-                view = prompts.privileged(rollout.prompt.question, group.rollouts[shown].text)
-                lessons.append(Lesson(rollout, group.rewards[i], advantages[i], view))
+                solution = group.rollouts[shown].text
+            said = mark.feedback if feedback else None
+            if solution is not None or said is not None:
+                view = prompts.privileged(rollout.prompt.question, solution, said)
+                lessons.append(Lesson(rollout, mark.score, advantages[i], view))
     return Lessons(lessons, _size([lesson.rollout for lesson in lessons]))
 
 

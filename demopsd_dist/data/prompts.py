@@ -1,4 +1,4 @@
-"""The two views of a question: the student's, and the teacher's that also shows a correct solution.
+"""The two views of a question: the student's, and the teacher's that also shows a correct solution, feedback or both.
 
 The template is filled by plain splitting at its placeholders, never by `format` or a template engine, so that braces,
 `$`, `%s` and LaTeX in questions and solutions go through untouched. Source: arXiv 2607.02502, section 4.4 (the wording
@@ -18,15 +18,19 @@ from demopsd_dist.data.records import Prompt, Question, Tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PRIVILEGED_TEMPLATE = "{prompt}\n\nCorrect solution:\n\n{solution}\n\nCorrectly solve the original question."
-_PLACEHOLDER = re.compile(r"\{(prompt|solution)\}")
+PRIVILEGED_TEMPLATE = "{prompt}{solution}{feedback}\n\nCorrectly solve the original question."
+SOLUTION_TEMPLATE = "\n\nCorrect solution:\n\n{solution}"
+FEEDBACK_TEMPLATE = "\n\nFeedback on your earlier attempt:\n\n{feedback}"
+_PLACEHOLDER = re.compile(r"\{(prompt|solution|feedback)\}")
 _THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
 
 
-def fill(template: str, *, prompt: str, solution: str) -> str:
-    """Put `prompt` and `solution` at their placeholders; whatever they contain is never read as a placeholder."""
-    values = {"prompt": prompt, "solution": solution}
-    return _PLACEHOLDER.sub(lambda match: values[match.group(1)], template)
+def fill(template: str, **values: str) -> str:
+    """Put each value at its placeholder; whatever it contains is never read as a placeholder.
+
+    Placeholders are `{prompt}`, `{solution}` and `{feedback}`; one without a value stays as it is.
+    """
+    return _PLACEHOLDER.sub(lambda match: values.get(match.group(1), match.group()), template)
 
 
 def strip_thinking(text: str) -> str:
@@ -52,36 +56,45 @@ class PromptBuilder:
 
     Args:
         tokenizer: a Hugging Face fast tokenizer with a chat template.
-        template: holds `{prompt}` and `{solution}` once each.
-        max_privileged_tokens: bound of the teacher's prompt; the *solution* is cut from the right to fit it, the
-            question and the closing instruction never are.
+        template: holds `{prompt}` and `{solution}` once each, and `{feedback}` once where feedback is to be shown.
+        solution_template: what stands for `{solution}` in `template` where there is one; nothing where there is none.
+        feedback_template: the same of `{feedback}`.
+        max_privileged_tokens: bound of the teacher's prompt; the *solution* is cut from the right to fit it, then the
+            feedback; the question and the closing instruction never are.
     """
 
     tokenizer: PreTrainedTokenizerBase
     template: str = PRIVILEGED_TEMPLATE
     max_privileged_tokens: int = 10_240
+    solution_template: str = SOLUTION_TEMPLATE
+    feedback_template: str = FEEDBACK_TEMPLATE
 
     def student(self, question: Question) -> Prompt:
         return Prompt(question, self._chat(question, question.text))
 
-    def privileged(self, question: Question, solution: str) -> Tokens:
-        """The teacher's prompt. A solution that does not fit is cut on the right, to the largest part that does."""
-        solution = strip_thinking(solution)
-        tokens = self._privileged(question, solution)
-        if len(tokens) <= self.max_privileged_tokens:
-            return tokens
-        pieces = self.tokenizer(solution, add_special_tokens=False, return_offsets_mapping=True)
-        ends = [end for _, end in pieces["offset_mapping"]]
-        keep = len(ends) - (len(tokens) - self.max_privileged_tokens)
-        while keep > 0:
-            tokens = self._privileged(question, solution[: ends[keep - 1]])
-            if len(tokens) <= self.max_privileged_tokens:
-                return tokens
-            keep -= len(tokens) - self.max_privileged_tokens  # a cut word may have become more tokens
-        return self._privileged(question, "")
+    def privileged(self, question: Question, solution: str | None, feedback: str | None = None) -> Tokens:
+        """The teacher's prompt. What does not fit is cut on the right, to the largest part that does; what is missing,
+        blank or cut to nothing leaves no heading behind."""
+        shown = {"solution": strip_thinking(solution or ""), "feedback": feedback or ""}
+        tokens = self._privileged(question, shown)
+        for name in ("solution", "feedback"):
+            over, whole = len(tokens) - self.max_privileged_tokens, shown[name]
+            if over <= 0:
+                break
+            pieces = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+            ends = [0, *(end for _, end in pieces["offset_mapping"])]
+            keep = len(ends) - 1
+            while over > 0 and keep > 0:
+                keep = max(keep - over, 0)  # again where a cut word has become more tokens
+                shown[name] = whole[: ends[keep]]
+                tokens = self._privileged(question, shown)
+                over = len(tokens) - self.max_privileged_tokens
+        return tokens
 
-    def _privileged(self, question: Question, solution: str) -> Tokens:
-        return self._chat(question, fill(self.template, prompt=question.text, solution=solution))
+    def _privileged(self, question: Question, shown: dict[str, str]) -> Tokens:
+        templates = {"solution": self.solution_template, "feedback": self.feedback_template}
+        parts = {name: fill(templates[name], **{name: text}) if text.strip() else "" for name, text in shown.items()}
+        return self._chat(question, fill(self.template, prompt=question.text, **parts))
 
     def _chat(self, question: Question, content: str) -> Tokens:
         messages = [{"role": "user", "content": content}]

@@ -8,7 +8,9 @@ vocabulary. Log-probabilities are natural logarithms, float32, at the training t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,13 +64,35 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """What a response is worth, and what may be said about it to the teacher. Blank feedback is none.
+
+    Example: `Mark(0.0, feedback="The unit is missing.")`
+    """
+
+    score: float  # 0.0 .. 1.0
+    feedback: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.score, Real):
+            raise TypeError(f"a score is a number from 0 to 1, not {type(self.score).__name__}.")
+        score = float(self.score)
+        if math.isnan(score) or not 0.0 <= score <= 1.0:
+            raise ValueError(f"a score is a number from 0 to 1, not {score:g}.")
+        if not isinstance(self.feedback, str | None):
+            raise TypeError(f"feedback is text or None, not {type(self.feedback).__name__}.")
+        object.__setattr__(self, "score", score)
+        object.__setattr__(self, "feedback", self.feedback if self.feedback and self.feedback.strip() else None)
+
+
+@dataclass(frozen=True)
 class Lesson:
     """A rollout to learn from, with what its group says about it."""
 
     rollout: Rollout
     reward: float
     advantage: float  # of its reward over its group's
-    privileged_tokens: Tokens  # the teacher's prompt: question, a sibling's correct solution; empty without a teacher
+    privileged_tokens: Tokens  # the teacher's prompt: question, solution, feedback; empty without a teacher
 
     @property
     def student_length_tokens(self) -> int:

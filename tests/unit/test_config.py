@@ -16,7 +16,7 @@ from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.model_folder import model_folder
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
+SHIPPED = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs" / "controls").glob("*.yaml")])
 DEMO = ROOT / "configs" / "demo.yaml"
 
 

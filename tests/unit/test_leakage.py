@@ -17,7 +17,7 @@ from demopsd_dist.config import Config, load
 from demopsd_dist.data.lessons import Group, lessons_from_siblings, rewarded
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import Scored
-from demopsd_dist.data.rewards import answer_reward
+from demopsd_dist.data.rewards import reward_of
 from demopsd_dist.methods import recipe
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
 from demopsd_dist.objective import DemoPSD, barycenter, demopsd_loss, information, leakage_terms, ordering_terms
@@ -98,7 +98,7 @@ RIGHT, WRONG = "so <answer>1</answer>", "hm <answer>2</answer>"
 def groups_and_scores(config: Config, builder: PromptBuilder) -> tuple[list[Group], list[Scored]]:
     texts = [[RIGHT, f"other {RIGHT}", WRONG, RIGHT], [WRONG] * 4, [RIGHT, RIGHT, RIGHT, WRONG]]
     groups = [
-        rewarded([rollout(prompt(f"q{g}"), i, text) for i, text in enumerate(row)], answer_reward)
+        rewarded([rollout(prompt(f"q{g}"), i, text) for i, text in enumerate(row)], reward_of("answer"))
         for g, row in enumerate(texts)
     ]
     lessons = lessons_from_siblings(groups, builder, exclude_own_success=True, seed="0").lessons

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from demopsd_dist.data.lessons import Group, lessons_from_rewards, lessons_from_siblings, rewarded
 from demopsd_dist.data.pack import rectangles
 from demopsd_dist.data.prompts import PromptBuilder
-from demopsd_dist.data.records import Lesson
-from demopsd_dist.data.rewards import answer_reward
+from demopsd_dist.data.records import Lesson, Mark, Question
+from demopsd_dist.data.rewards import Reward, reward_of
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
 from tests.unit.samples import packed, prompt, rollout, scored
 
@@ -26,7 +26,7 @@ def builder() -> PromptBuilder:
 
 def group(name: str, texts: list[str]) -> Group:
     of = prompt(name)
-    return rewarded([rollout(of, i, f"{text} [{i}]") for i, text in enumerate(texts)], answer_reward)
+    return rewarded([rollout(of, i, f"{text} [{i}]") for i, text in enumerate(texts)], reward_of("answer"))
 
 
 def shown(builder: PromptBuilder, view: object) -> int:
@@ -63,13 +63,36 @@ def test_the_choice_does_not_depend_on_the_order_of_groups(builder: PromptBuilde
     assert views == again
 
 
+def hint(response: str, question: Question) -> Mark:
+    return Mark(float(RIGHT in response), None if RIGHT in response else f"{{solution}}? not {response[-4:]}")
+
+
+def test_feedback_is_of_the_own_attempt_and_makes_a_lesson_alone(builder: PromptBuilder) -> None:
+    """A wrong response sees what was said of itself; with no right sibling, that alone and no heading of a solution."""
+    reward = Reward("hint", hint, lambda response: None)
+    texts = {"a": [WRONG, RIGHT, WRONG], "b": [WRONG] * 2, "c": [RIGHT] * 2}
+    groups = [
+        rewarded([rollout(prompt(name), i, f"{text} [{i}]") for i, text in enumerate(row)], reward)
+        for name, row in texts.items()
+    ]
+    found = lessons_from_siblings(groups, builder, exclude_own_success=True, seed="0", feedback=True).lessons
+    views = {lesson.rollout.id: builder.tokenizer.decode(lesson.privileged_tokens) for lesson in found}
+    assert list(views) == ["a#0", "a#2", "b#0", "b#1", "c#0", "c#1"], "a#1 has neither a sibling nor feedback"
+    for name, view in views.items():
+        assert ("Correct solution:" in view) == (name[0] != "b")
+        assert ("Feedback" in view) == (name[0] != "c")
+        assert (f"{{solution}}? not  [{name[2]}]" in view) == (name[0] != "c"), "its own, as it was written"
+    without = [lesson.rollout.id for lesson in taught(builder, groups)]
+    assert without == ["a#0", "a#2", "c#0", "c#1"], "feedback that is not asked for makes no lesson"
+
+
 def test_advantages_of_a_group() -> None:
     """Three right of four: mean 3/4, population deviation sqrt(3)/4."""
     mixed = group("a", [RIGHT, RIGHT, WRONG, RIGHT])
     assert mixed.advantages(scaled=False) == [0.25, 0.25, -0.75, 0.25]
     assert mixed.advantages(scaled=True) == pytest.approx([3**-0.5] * 2 + [-(3**0.5)] + [3**-0.5], rel=1e-5)
     assert group("b", [RIGHT] * 3).advantages(scaled=True) == [0.0] * 3
-    tenths = Group(mixed.rollouts[:3], [0.1] * 3)  # whose mean is not 0.1 in floating point
+    tenths = Group(mixed.rollouts[:3], [Mark(0.1)] * 3)  # whose mean is not 0.1 in floating point
     assert tenths.advantages(scaled=True) == [0.0] * 3
 
 

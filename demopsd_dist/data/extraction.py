@@ -1,0 +1,224 @@
+r"""What a response gives as its answer, and when two answers are the same.
+
+Nothing here takes more than linear time, whatever a response holds: tags and boxes are found by string searches, and
+every loop and regular expression looks at a bounded piece. Thinking is part of a response and is read like the rest.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from decimal import Decimal, InvalidOperation
+
+_OPEN, _CLOSE = "<answer>", "</answer>"
+
+BOXES = 10
+"""`extract_boxed` tries as many boxes, from the last."""
+BOX_CHARS = 2_000
+"""A longer box is not an answer."""
+TAIL_CHARS = 200
+"""`extract_letter` reads no more than the end of a response."""
+
+_BRACE_AFTER = re.compile(r"\s{0,10}\{")
+_BRACE = re.compile(r"[{}]")
+_SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
+_DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212"), "-")
+_GROUPED = re.compile(r"[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+(\.[0-9]*)?")
+_CLAIM = re.compile(
+    r"(?<!wrong )(?<!incorrect )(?<!false )\b(?:answer|option|choice)\s?(?:is(?!\w)\s?:?|=|:)\s?"
+    r"(?:(?:therefore|thus|option|choice|letter)(?!\w):?\s?)*",
+    re.IGNORECASE,
+)
+_FIRST_LETTER = re.compile(r"[^\w]*([A-Z])(?!\w)")
+_WRAPPINGS = (
+    ("**", "**"),
+    ("__", "__"),
+    ("*", "*"),
+    ("_", "_"),
+    ("`", "`"),
+    ("$", "$"),
+    ("(", ")"),
+    ("[", "]"),
+    ("{", "}"),
+    ('"', '"'),
+    ("'", "'"),
+    ("“", "”"),
+    (r"\(", r"\)"),
+    (r"\boxed{", "}"),
+    (r"\text{", "}"),
+    (r"\textbf{", "}"),
+    (r"\mathrm{", "}"),
+    (r"\mathbf{", "}"),
+)
+_LAYERS = 8
+
+
+def extract_answer(response: str) -> str | None:
+    """The text inside the last `<answer>` that is closed after it; None where there is none, or nothing inside.
+
+    The tags are these characters exactly: `<Answer>`, `&lt;answer&gt;` and `< answer >` are none.
+
+    Example: `extract_answer("<answer>1</answer> no: <answer> 2 </answer>")` gives `"2"`.
+    """
+    end = response.rfind(_CLOSE)
+    start = response.rfind(_OPEN, 0, end) if end >= 0 else -1
+    return None if start < 0 else response[start + len(_OPEN) : end].strip() or None
+
+
+def extract_boxed(response: str) -> str | None:
+    r"""The text inside the last `\boxed{...}` whose braces balance; None where there is none, or nothing inside.
+
+    Escaped braces (`\{`, `\}`) are text, `\boxed 5` without a brace is no box, and of a box in a box the inner counts.
+    A box that is not closed is passed over for the one before it: the last `BOXES` are tried, `BOX_CHARS` long at most.
+
+    Example: `extract_boxed(r"\boxed{1}, rather \boxed{\frac{1}{2}}")` gives `r"\frac{1}{2}"`.
+    """
+    if "\\boxed" not in response:
+        return None
+    text = response.replace("\\\\", "\0\0").replace("\\{", "\0\0").replace("\\}", "\0\0")
+    end = len(text)
+    for _ in range(BOXES):
+        end = text.rfind("\\boxed", 0, end)
+        if end < 0:
+            return None
+        brace = _BRACE_AFTER.match(text, end + len("\\boxed"))
+        if brace and (close := _closing(text, brace.end())) is not None:
+            return response[brace.end() : close].strip() or None
+    return None
+
+
+def _closing(text: str, start: int) -> int | None:
+    """Where the brace opened just before `start` is closed."""
+    depth = 1
+    for match in _BRACE.finditer(text, start, min(len(text), start + BOX_CHARS + 1)):
+        depth += 1 if match.group() == "{" else -1
+        if depth == 0:
+            return match.start()
+    return None
+
+
+def extract_letter(response: str) -> str | None:
+    """The letter that the response's last line states as its answer; None where it states none, or two.
+
+    The last line that holds anything counts, and of it the last `TAIL_CHARS` characters, in this grammar (white space
+    collapsed, full-width letters as plain ones, `**`, `__` and invisible characters dropped; words in either case):
+
+        line    =  letter  |  anything claim letter
+        claim   =  ("answer" | "option" | "choice")  ("is" | "is:" | ":" | "=")
+                   { "therefore" | "thus" | "option" | "choice" | "letter" }
+        letter  =  one of A to Z, upper case, to the end of the line, perhaps wrapped as `lone_letter` has it
+
+    "A" in "A car is fast" or "The answer is A car" is therefore no answer, as words follow; nor is a claim of a
+    "wrong", "incorrect" or "false" answer. Two claims of different letters on the line are no answer. It reads form,
+    not sense: "I doubt that the answer is B." claims B.
+
+    Example: `extract_letter("A car is fast.\\nThe answer is (B).")` gives `"B"`.
+    """
+    response = response.rstrip()
+    tail = _visible(unicodedata.normalize("NFKC", response[-TAIL_CHARS:])).replace("**", "").replace("__", "")
+    lines = [" ".join(line.split()) for line in tail.splitlines()]
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines:
+        return None
+    line = lines[-1]
+    claims = list(_CLAIM.finditer(line))
+    if not claims:
+        whole = len(lines) > 1 or len(response) <= TAIL_CHARS
+        return _upper(lone_letter(line)) if whole else None
+    letter = _upper(lone_letter(line[claims[-1].end() :]))
+    others = {match.group(1) for claim in claims if (match := _FIRST_LETTER.match(line, claim.end()))}
+    return letter if others <= {letter} else None
+
+
+def extract_any(response: str) -> str | None:
+    r"""The last `<answer>` (of a box in it, the inside); else the last box; else the letter of the last line."""
+    answer = extract_answer(response)
+    if answer is not None:
+        return extract_boxed(answer) or answer
+    boxed = extract_boxed(response)
+    return extract_letter(response) if boxed is None else boxed
+
+
+def lone_letter(text: str) -> str | None:
+    r"""The one letter, A to Z in either case, that a text is made of once wrapping and closing punctuation are off.
+
+    Wrapping is `( )`, `[ ]`, `{ }`, quotes, `*`, `_`, backticks, `$`, `\( \)`, `\boxed{}`, `\text{}`, `\textbf{}`,
+    `\mathrm{}`, `\mathbf{}`; it must be there on both sides, but for `B)`. Closing punctuation is `.`, `!` and `。`.
+
+    Example: "**(B)**." gives "B"; "B: 12 m", "B+", "(B" and "A or B" give None.
+    """
+    if len(text) > TAIL_CHARS:
+        return None
+    for _ in range(_LAYERS):
+        text = text.strip()
+        if len(text) <= 1:
+            return text if text.isascii() and text.isalpha() else None
+        for left, right in _WRAPPINGS:
+            if text.startswith(left) and text.endswith(right) and len(text) > len(left) + len(right):
+                text = text[len(left) : -len(right)]
+                break
+        else:
+            if text[-1] not in ".!。" and not (text[-1] == ")" and "(" not in text):
+                return None
+            text = text[:-1]
+    return None
+
+
+def same_answer(given: str, expected: str) -> bool:
+    r"""Whether an answer is the expected one. Equal after
+
+    * Unicode NFKC (full-width letters and digits are plain ones; look-alikes of other scripts stay different: a
+      Cyrillic А is no A), superscripts as powers ("10²" is "10^2" and not "102"), minus signs and dashes as "-";
+    * dropping invisible format characters (zero-width spaces, direction marks, soft hyphens);
+    * case folding, and collapsing of white space.
+
+    Two plain decimal numbers are compared by value, exactly: "12.0", "+12" and "012" are "12", "-0" is "0". Commas
+    between groups of three digits are dropped: "1,234" is "1234" and never 1.234. "1e1" is not "10" (no exponents),
+    "12 m" not "12" (no units), "1/2" not "0.5" (no arithmetic), "50%" not "0.5".
+
+    A single letter is the same bare or as `lone_letter` reads it: "(B).", "**B**" and r"\text{B}" are "B";
+    "B: 12 m" is not.
+
+    An answer of more than twice the expected length, and 200 characters, is not it: normal forms of hostile text are
+    slow.
+    """
+    given, expected = given.strip(), expected.strip()
+    if given == expected:
+        return True
+    if len(given) > 2 * len(expected) + 200:
+        return False
+    given, expected = _normal(given), _normal(expected)
+    if given == expected:
+        return bool(given)
+    left, right = _number(given), _number(expected)
+    if left is not None and right is not None:
+        return left == right
+    letter = lone_letter(given)
+    return letter is not None and letter == lone_letter(expected)
+
+
+def _normal(text: str) -> str:
+    text = _SUPERSCRIPT.sub(lambda match: "^" + match.group(), _visible(text))
+    return " ".join(unicodedata.normalize("NFKC", text).translate(_DASHES).casefold().split())
+
+
+def _visible(text: str) -> str:
+    return text if text.isascii() else "".join(c for c in text if unicodedata.category(c) != "Cf")
+
+
+def _upper(letter: str | None) -> str | None:
+    return letter if letter is not None and letter.isupper() else None
+
+
+def _number(text: str) -> Decimal | None:
+    if len(text) > 40:
+        return None
+    if _GROUPED.fullmatch(text):
+        text = text.replace(",", "")
+    if text.strip("+-.0123456789") != "":
+        return None
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return None
