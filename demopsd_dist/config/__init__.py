@@ -3,10 +3,14 @@
 from demopsd_dist.config.reading import load, to_yaml
 from demopsd_dist.config.tree import (
     MINISCI,
+    SPLIT,
     Aggregation,
     Config,
     DataConfig,
     Divergence,
+    Duplicates,
+    FieldNames,
+    Format,
     Gate,
     Method,
     Precision,
@@ -16,10 +20,14 @@ from demopsd_dist.config.tree import (
 
 __all__ = [
     "MINISCI",
+    "SPLIT",
     "Aggregation",
     "Config",
     "DataConfig",
     "Divergence",
+    "Duplicates",
+    "FieldNames",
+    "Format",
     "Gate",
     "Method",
     "Precision",

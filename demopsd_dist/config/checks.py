@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from demopsd_dist.config.tree import Config, Method, Precision, Weights
+from demopsd_dist.config.tree import SPLIT, Config, DataConfig, FieldNames, Format, Method, Precision, Weights
 from demopsd_dist.errors import ConfigError
 
 
@@ -69,6 +69,7 @@ def check(config: Config) -> None:
         "seed": config.seed,
     }.items():
         _within(key, value, 0, float("inf"))
+    _check_data(config.data)
     _check_methods(config)
     _within("rollout.gpus_per_worker", rollout.gpus_per_worker, 0, 1)
     _within("teacher.gpus_per_worker", teacher.gpus_per_worker, 0, 1)
@@ -100,6 +101,20 @@ def check(config: Config) -> None:
             )
     if not re.fullmatch(r"[\w.-]+", config.name):
         raise ConfigError(f"name={config.name!r} names a folder: use letters, digits, '.', '_' and '-'.")
+
+
+def _check_data(data: DataConfig) -> None:
+    if not 0 < data.test_fraction < 1:
+        raise ConfigError(f"data.test_fraction={data.test_fraction} must be above 0 and below 1.")
+    _within("data.split_seed", data.split_seed, 0, float("inf"))
+    for key, source in {"train": data.train, "ood": data.ood}.items():
+        if source == SPLIT:
+            raise ConfigError(f"data.{key}={SPLIT}: only data.test can be held out of data.train. Name a source.")
+    if data.format in (Format.sciknoweval, Format.gpqa) and data.fields != FieldNames():
+        raise ConfigError(
+            f"data.fields has no effect with data.format={data.format.value}, whose fields are known. Drop it, or set "
+            "data.format=records."
+        )
 
 
 def _check_methods(config: Config) -> None:
