@@ -8,8 +8,8 @@ LETTERS = "ABCDEFGHIJ"
 _CLOSING = "\nPlease reason step by step."
 _SYSTEM = (
     "{task} Think first, then commit to one answer. Your reply has these two parts and nothing else:\n"
-    "<reasoning>\nyour reasoning\n</reasoning>\n<answer>\n{example}\n</answer>\n"
-    "Between the answer tags stands {allowed} alone, without any other word."
+    "<reasoning>\nyour reasoning\n</reasoning>\n<answer>\nX\n</answer>\n"
+    "For X put {allowed} alone, without any other word."
 )
 
 
@@ -21,9 +21,7 @@ def options_text(question: str, options: Sequence[str]) -> str:
 
 def options_system(count: int) -> str:
     letters = ", ".join(LETTERS[: count - 1]) + f" or {LETTERS[count - 1]}"
-    return _SYSTEM.format(
-        task=f"One of the {count} options answers the question.", example="A", allowed=f"the letter {letters}"
-    )
+    return _SYSTEM.format(task=f"One of the {count} options answers the question.", allowed=f"the letter {letters}")
 
 
 def statement_text(statement: str) -> str:
@@ -31,4 +29,4 @@ def statement_text(statement: str) -> str:
 
 
 def statement_system() -> str:
-    return _SYSTEM.format(task="Decide whether a statement is true.", example="True", allowed="True or False")
+    return _SYSTEM.format(task="Decide whether a statement is true.", allowed="True or False")
