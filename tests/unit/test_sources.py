@@ -14,6 +14,7 @@ from demopsd_dist.data.records import Question
 from demopsd_dist.data.rewards import answer_reward
 from demopsd_dist.data.sources import load_questions, load_source, order
 from demopsd_dist.errors import DataError
+from demopsd_dist.minisci.tasks import Split
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
 
 SCIKNOWEVAL = Path(__file__).parents[3] / "shared" / "data" / "sciknoweval" / "mcq"
@@ -26,7 +27,7 @@ def write(folder: Path, *lines: str) -> Path:
 
 
 def read_jsonl(path: Path, key: str = "data.train") -> list[Question]:
-    split = "train" if key == "data.train" else "test"
+    split: Split = "train" if key == "data.train" else "test"
     return load_source(DataConfig(), split, str(path)).questions
 
 

@@ -174,7 +174,7 @@ def test_filters_count_what_they_leave_out(tmp_path: Path) -> None:
 def test_a_tenth_is_held_out_whatever_the_order(tmp_path: Path, test: str | None) -> None:
     path = numbered(tmp_path / "mine.jsonl", 50)
     data = load_data(DataConfig(train=path, test=test, ood=None))
-    parts = {split: {question.text for question in data.questions[split]} for split in ("train", "test")}  # type: ignore[index]
+    parts = {split: {question.text for question in data.questions[split]} for split in ("train", "test")}
     assert (len(parts["train"]), len(parts["test"])) == (45, 5)
     assert not parts["train"] & parts["test"]
     assert data.splits["train"].records == 50
