@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.rewards import reward_of
-from demopsd_dist.data.sources import load_questions
+from demopsd_dist.data.sources import load_split
 from demopsd_dist.errors import DataError
 from demopsd_dist.model_folder import model_folder
 from launch.command import count_gpus, exit_code_of
@@ -51,7 +51,11 @@ def run(arguments: argparse.Namespace) -> int:
     config = load(arguments.config, words)
     reward_of(config.reward)  # a user's own is imported here, before anything starts
     folder = model_folder(config)
-    questions = load_questions(config.data, "test")
+    loaded = load_split(config.data, "test")
+    if not loaded.questions:
+        raise DataError(f"{arguments.data} names no data set. Give a file, a hub id or minisci.")
+    if loaded.refused:
+        print(f"left out {loaded.refused.total()} of {loaded.records} records: {loaded.told()}")
     if config.ray_address is None:
         check_fits(config, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus(), wanted=rollout_bundles(config))
     if arguments.out is not None and not arguments.out.parent.is_dir():
@@ -59,9 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
     with fenced():
         from launch.task import build_task, over_long
 
-        task, skipped = build_task(config, folder, {"test": questions})
+        task, skipped = build_task(config, folder, {"test": loaded.questions})
         if skipped["test"]:
-            print(f"left out {skipped['test']} of {len(questions)} questions: {over_long(config, 'test')}")
+            print(f"left out {skipped['test']} of {len(loaded.questions)} questions: {over_long(config, 'test')}")
         results = asyncio.run(evaluate_with_ray(config, folder, task))
     print(report(results["test"]))
     if arguments.out is not None:

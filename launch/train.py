@@ -15,10 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demopsd_dist.config import Config, load, to_yaml
-from demopsd_dist.data.records import Question
 from demopsd_dist.data.rewards import reward_of
-from demopsd_dist.data.sources import load_questions, sources
-from demopsd_dist.minisci.tasks import Split
+from demopsd_dist.data.sources import Data, load_data, sources
 from demopsd_dist.model_folder import model_folder
 from launch.command import SPLITS, count_gpus, exit_code_of
 from workers.placement import check_fits, summary_of_roles, table
@@ -40,19 +38,20 @@ def checked(arguments: argparse.Namespace) -> int:
     config = load(arguments.config, arguments.overrides)
     reward_of(config.reward)  # a user's own is imported here, in the dry run too
     folder = model_folder(config)
-    questions = {split: load_questions(config.data, split) for split in SPLITS}
+    data = load_data(config.data)
     if config.ray_address is None:
         check_fits(config, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus())
     if arguments.dry_run:
         print(to_yaml(config), end="")
         print(f"# model: {folder}")
-        print("# questions: " + ", ".join(f"{len(questions[split])} {split}" for split in SPLITS))
+        print("# questions: " + ", ".join(f"{len(data.questions[split])} {split}" for split in SPLITS))
+        print("".join(f"# {line}\n" for line in data.notes()), end="")
         print("# who runs where:\n" + "\n".join(f"#{line}" for line in table(config).splitlines()))
         return 0
-    return run(config, folder, questions)
+    return run(config, folder, data)
 
 
-def run(config: Config, folder: Path, questions: dict[Split, list[Question]]) -> int:
+def run(config: Config, folder: Path, data: Data) -> int:
     """Start the cluster and the roles, train, write the summary."""
     from launch.processes import fenced
 
@@ -62,6 +61,7 @@ def run(config: Config, folder: Path, questions: dict[Split, list[Question]]) ->
         from launch.task import build_task, over_long
 
         started = time.monotonic()
+        questions = data.questions
         task, skipped = build_task(config, folder, questions)
         run_folder = RunFolder.create(config)
         with RunLog(run_folder, config.steps) as log:
@@ -73,6 +73,8 @@ def run(config: Config, folder: Path, questions: dict[Split, list[Question]]) ->
                 if source
             ]
             log.note("data       " + "   ".join(read))
+            for line in data.notes():
+                log.note(line)
             for split, count in skipped.items():
                 if count:
                     log.note(
@@ -85,7 +87,7 @@ def run(config: Config, folder: Path, questions: dict[Split, list[Question]]) ->
                     f"{len(log.steps)} of {config.steps} steps are in {run_folder.metrics}; no student was written"
                 )
                 raise
-            run_folder.write_summary(summary)
+            run_folder.write_summary(summary | data.figures())
             log.note(f"student in {run_folder.student}   figures in {run_folder.path / 'summary.json'}")
             log.note(closing_line(summary))
             if summary.get("active_fraction") == 0:

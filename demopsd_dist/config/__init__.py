@@ -4,10 +4,14 @@ from demopsd_dist.config.checks import longest_sequence_tokens
 from demopsd_dist.config.reading import load, to_yaml
 from demopsd_dist.config.tree import (
     MINISCI,
+    SPLIT,
     Aggregation,
     Config,
     DataConfig,
     Divergence,
+    Duplicates,
+    FieldNames,
+    Format,
     Gate,
     Method,
     Precision,
@@ -17,10 +21,14 @@ from demopsd_dist.config.tree import (
 
 __all__ = [
     "MINISCI",
+    "SPLIT",
     "Aggregation",
     "Config",
     "DataConfig",
     "Divergence",
+    "Duplicates",
+    "FieldNames",
+    "Format",
     "Gate",
     "Method",
     "Precision",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from demopsd_dist.config.tree import Config, Method, Precision, Weights
+from demopsd_dist.config.tree import SPLIT, Config, DataConfig, FieldNames, Format, Method, Precision, Weights
 from demopsd_dist.errors import ConfigError
 
 
@@ -70,6 +70,7 @@ def check(config: Config) -> None:
         "seed": config.seed,
     }.items():
         _within(key, value, 0, float("inf"))
+    _check_data(config.data)
     _check_methods(config)
     _within("rollout.gpus_per_worker", rollout.gpus_per_worker, 0, 1)
     _within("teacher.gpus_per_worker", teacher.gpus_per_worker, 0, 1)
@@ -82,8 +83,8 @@ def check(config: Config) -> None:
         )
     if config.evaluation.early_answer_samples and config.reward in ("boxed", "letter"):
         raise ConfigError(
-            f"evaluation.early_answer_samples={config.evaluation.early_answer_samples} begins responses by <answer>, and "
-            f"reward={config.reward} does not read that. Set it to 0, or reward to answer or auto."
+            f"evaluation.early_answer_samples={config.evaluation.early_answer_samples} begins responses by <answer>; "
+            f"reward={config.reward} reads another form. Set it to 0, or reward to answer or auto."
         )
     if config.evaluation.max_response_tokens is not None:
         _above_zero({"evaluation.max_response_tokens": config.evaluation.max_response_tokens})
@@ -133,6 +134,20 @@ def _check_privileged(config: Config) -> None:
         raise ConfigError(
             f"privileged.feedback=true has no effect with reward={config.reward}, which gives none. Set reward to the "
             "dotted path of your own function that does, or drop it."
+        )
+
+
+def _check_data(data: DataConfig) -> None:
+    if not 0 < data.test_fraction < 1:
+        raise ConfigError(f"data.test_fraction={data.test_fraction} must be above 0 and below 1.")
+    _within("data.split_seed", data.split_seed, 0, float("inf"))
+    for key, source in {"train": data.train, "ood": data.ood}.items():
+        if source == SPLIT:
+            raise ConfigError(f"data.{key}={SPLIT}: only data.test can be held out of data.train. Name a source.")
+    if data.format in (Format.sciknoweval, Format.gpqa) and data.fields != FieldNames():
+        raise ConfigError(
+            f"data.fields has no effect with data.format={data.format.value}, whose fields are known. Drop it, or set "
+            "data.format=records."
         )
 
 

@@ -13,14 +13,13 @@ from rich.console import Console
 
 from demopsd_dist.checkpoint import RunFolder
 from demopsd_dist.config import Config, load
-from demopsd_dist.data.sources import load_questions
+from demopsd_dist.data.sources import load_data
 from demopsd_dist.driver import RunState, Task, train
 from demopsd_dist.feed import open_feed
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.runlog import RunLog
 from demopsd_dist.sampling import prompts_of_step
 from demopsd_dist.testing import StandInLearners, World, stand_in_crew
-from launch.command import SPLITS
 from launch.task import build_task
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -30,7 +29,7 @@ SMALL = ["rollout.prompts_per_step=6", "rollout.group_size=4", "data.minisci_tes
 @pytest.fixture(scope="module")
 def task() -> Task:
     config = load(DEMO, SMALL)
-    return build_task(config, MODEL_DIR, {split: load_questions(config.data, split) for split in SPLITS})[0]
+    return build_task(config, MODEL_DIR, load_data(config.data).questions)[0]
 
 
 class Run:

@@ -12,11 +12,10 @@ import psutil
 import pytest
 
 from demopsd_dist.config import Config, load
-from demopsd_dist.data.sources import load_questions
+from demopsd_dist.data.sources import load_data
 from demopsd_dist.driver import Task
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.roles import Crew
-from launch.command import SPLITS
 from launch.task import build_task
 from workers import cluster
 from workers.crew import RayCrew
@@ -77,7 +76,7 @@ def crew(ray_here: None) -> Iterator[RealCrew]:
 @pytest.fixture(scope="session")
 def task() -> Task:
     config = demo()
-    return build_task(config, MODEL_DIR, {split: load_questions(config.data, split) for split in SPLITS})[0]
+    return build_task(config, MODEL_DIR, load_data(config.data).questions)[0]
 
 
 def marked(mark: str) -> list[psutil.Process]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from demopsd_dist.behaviour import answers_first, behaviour, forced_to_answer, mentions_solution, unsupported
-from demopsd_dist.data.prompts import PRIVILEGED_TEMPLATE, PromptBuilder
+from demopsd_dist.data.prompts import PRIVILEGED_TEMPLATE, SOLUTION_TEMPLATE, PromptBuilder
 from demopsd_dist.data.records import Question
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.minisci.tasks import solution_text, worked
@@ -27,8 +29,8 @@ def test_mentions_solution(response: str, speaks: bool) -> None:
 
 
 def test_the_words_of_the_teachers_template_count() -> None:
-    words = PRIVILEGED_TEMPLATE.replace("{prompt}", "").replace("{solution}", "")
-    assert all(mentions_solution(part) for part in words.split("\n\n") if part.strip())
+    for template in (PRIVILEGED_TEMPLATE, SOLUTION_TEMPLATE):
+        assert mentions_solution(re.sub(r"\{\w+\}", "", template))
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_words_go_over_the_file_and_the_file_over_the_defaults() -> None:
         ("learner=3", "learner"),
         ("learner.zero_stage=two", "zero_stage"),
         ("learner.zero_stage=4", "learner.zero_stage=4 must be between 0 and 3"),
-        ("steps=0", "steps=0 must be greater than 0"),
+        ("steps=-1", "steps=-1 must be at least 0"),
         ("demopsd.alpha_max=1.5", "demopsd.alpha_max=1.5 must be between 0 and 1"),
         ("demopsd.gate_sensitivity=nan", "demopsd.gate_sensitivity=nan must be greater than 0"),
         ("rollout.temperature=-1", "rollout.temperature=-1.0 must be between 0.01 and 100"),
@@ -70,6 +70,11 @@ def test_a_wrong_word_is_refused_in_one_line(word: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         load(DEMO, [word])
     assert "\n" not in str(caught.value)
+
+
+def test_an_early_answer_needs_a_reward_that_reads_it() -> None:
+    with pytest.raises(ConfigError, match="begins responses by <answer>; reward=boxed reads another form"):
+        load(DEMO, ["evaluation.early_answer_samples=2", "reward=boxed"])
 
 
 def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -155,7 +160,7 @@ def test_settings_are_checked_without_importing_anything_heavy() -> None:
     code = (
         "import sys, launch.train\n"
         "assert launch.train.main(['configs/demo.yaml', '--dry-run']) == 0\n"
-        "heavy = {'torch', 'ray', 'vllm', 'deepspeed', 'transformers'} & set(sys.modules)\n"
+        "heavy = {'torch', 'ray', 'vllm', 'deepspeed', 'transformers', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

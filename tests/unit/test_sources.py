@@ -10,9 +10,11 @@ import pytest
 
 from demopsd_dist.config import DataConfig
 from demopsd_dist.data.prompts import PromptBuilder
+from demopsd_dist.data.records import Question
 from demopsd_dist.data.rewards import answer_reward
-from demopsd_dist.data.sources import load_questions, order, read_jsonl
+from demopsd_dist.data.sources import load_data, load_source, order
 from demopsd_dist.errors import DataError
+from demopsd_dist.minisci.tasks import Split
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
 
 SCIKNOWEVAL = Path(__file__).parents[3] / "shared" / "data" / "sciknoweval" / "mcq"
@@ -22,6 +24,11 @@ def write(folder: Path, *lines: str) -> Path:
     path = folder / "mine.jsonl"
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
+
+
+def read_jsonl(path: Path, key: str = "data.train") -> list[Question]:
+    split: Split = "train" if key == "data.train" else "test"
+    return load_source(DataConfig(), split, str(path)).questions
 
 
 def test_fields_are_found_under_their_usual_names(tmp_path: Path) -> None:
@@ -81,10 +88,10 @@ def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_null_split_is_empty_and_minisci_is_sized() -> None:
-    assert load_questions(DataConfig(ood=None), "ood") == []
-    assert len(load_questions(DataConfig(minisci_train_size=12), "train")) == 12
+    assert load_data(DataConfig(ood=None)).questions["ood"] == []
+    assert len(load_data(DataConfig(minisci_train_size=12)).questions["train"]) == 12
     with pytest.raises(DataError, match="minisci_test_size=10000000: MiniSci's ood split gave"):
-        load_questions(DataConfig(minisci_test_size=10_000_000), "ood")
+        load_source(DataConfig(minisci_test_size=10_000_000), "ood", "minisci")
 
 
 @pytest.mark.skipif(not SCIKNOWEVAL.is_dir(), reason="the SciKnowEval records are not beside the checkout")

@@ -1,0 +1,106 @@
+"""What reading passes on: a record as it stands in its source, and what a format makes of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from demopsd_dist.data.records import Question
+from demopsd_dist.errors import DataError
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record as published.
+
+    Example: `Record({"prompt": "1+1?", "answer": "2"}, where="data.train=mine.jsonl, line 3", source="mine", number=3)`
+    """
+
+    values: dict[str, Any]
+    where: str  # for messages
+    source: str  # first part of its id
+    number: int  # line or row, from 1
+
+    def id(self, own: object = None) -> str:
+        """By its own identity if it has one, else by its place."""
+        return f"{self.source}/{self.number if own is None else own}"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A record that can be asked. `level` and `type` are what filters look at; a source may have neither."""
+
+    question: Question
+    level: str | None = None
+    type: str | None = None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A record that is whole but cannot be asked; `reason` is what it is counted under."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What became of a source: every record is either in `questions` or counted in `refused`."""
+
+    questions: list[Question]
+    refused: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def records(self) -> int:
+        return len(self.questions) + self.refused.total()
+
+    def told(self) -> str:
+        """The reasons, most frequent first."""
+        return ", ".join(f"{reason} ({count})" for reason, count in self.refused.most_common())
+
+
+def text_of(record: Record, names: Sequence[str], *, needed: bool = True) -> str | None:
+    """The first of the fields `names` that the record has, as text; numbers are written out. `a.b` is b inside a.
+
+    Raises:
+        DataError: the field is no text, or `needed` and missing or blank.
+    """
+    for name in names:
+        value = _value(record.values, name)
+        if value is None:
+            continue
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = str(value)
+        if not isinstance(value, str):
+            hint = (
+                " Of a chat, give the system message as 'system' and the user's as 'prompt'."
+                if name == "prompt"
+                else ""
+            )
+            raise DataError(f"{record.where}: {name!r} must be text, not {type(value).__name__}.{hint}")
+        if value.strip():
+            return value
+        if not needed:
+            return None
+    if needed:
+        raise DataError(f"{record.where}: the record has no {either(names)}. Add it or remove the record.")
+    return None
+
+
+def needed_text(record: Record, *names: str) -> str:
+    text = text_of(record, names)
+    assert text is not None
+    return text
+
+
+def either(names: Iterable[str]) -> str:
+    return " or ".join(map(repr, names))
+
+
+def _value(values: dict[str, Any], name: str) -> Any:
+    if name in values or "." not in name:
+        return values.get(name)
+    head, _, rest = name.partition(".")
+    inner = values.get(head)
+    return _value(inner, rest) if isinstance(inner, dict) else None

@@ -1,0 +1,32 @@
+"""How a question with options is asked, whichever data set it is from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+LETTERS = "ABCDEFGHIJ"
+_CLOSING = "\nPlease reason step by step."
+_SYSTEM = (
+    "{task} Think first, then commit to one answer. Your reply has these two parts and nothing else:\n"
+    "<reasoning>\nyour reasoning\n</reasoning>\n<answer>\nX\n</answer>\n"
+    "For X put {allowed} alone, without any other word."
+)
+
+
+def options_text(question: str, options: Sequence[str]) -> str:
+    """Example: `options_text("1+1?", ["1", "2"])` gives `"1+1?\\n\\nA: 1\\nB: 2\\nPlease reason step by step."`"""
+    lines = "\n".join(f"{letter}: {option}" for letter, option in zip(LETTERS, options, strict=False))
+    return f"{question}\n\n{lines}{_CLOSING}"
+
+
+def options_system(count: int) -> str:
+    letters = ", ".join(LETTERS[: count - 1]) + f" or {LETTERS[count - 1]}"
+    return _SYSTEM.format(task=f"One of the {count} options answers the question.", allowed=f"the letter {letters}")
+
+
+def statement_text(statement: str) -> str:
+    return f"{statement}\n\nIs this true or false?{_CLOSING}"
+
+
+def statement_system() -> str:
+    return _SYSTEM.format(task="Decide whether a statement is true.", allowed="True or False")

@@ -1,0 +1,43 @@
+"""Records of your own, and SciKnowEval in multiple-choice form: a question, its answer, perhaps a system message.
+
+What a field is called is found out, or said in `data.fields`.
+"""
+
+from __future__ import annotations
+
+from demopsd_dist.config import FieldNames
+from demopsd_dist.data.records import Question
+from demopsd_dist.data.sources.items import Item, Record, needed_text, text_of
+
+USUAL = {
+    "text": ("prompt", "question"),
+    "answer": ("answer",),
+    "field": ("field", "domain", "dataset"),
+    "id": ("id", "idx"),
+    "system": ("system",),
+    "level": ("level",),
+    "type": ("type", "kind"),
+}
+
+
+def read(record: Record, names: FieldNames) -> Item:
+    """
+    Raises:
+        DataError: the question or the answer is missing or no text.
+    """
+
+    def called(part: str) -> tuple[str, ...]:
+        own = getattr(names, part)
+        return USUAL[part] if own is None else (own,)
+
+    return Item(
+        Question(
+            id=record.id(text_of(record, called("id"), needed=False)),
+            text=needed_text(record, *called("text")),
+            answer=needed_text(record, *called("answer")),
+            field=text_of(record, called("field"), needed=False) or "all",
+            system=text_of(record, called("system"), needed=False),
+        ),
+        level=text_of(record, called("level"), needed=False),
+        type=text_of(record, called("type"), needed=False),
+    )
