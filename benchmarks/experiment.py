@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -28,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from benchmarks.experiment_report import write_report
 from demopsd_dist.config import load, to_yaml
 from demopsd_dist.errors import ConfigError, DemoPSDError
+from launch.command import exit_code_of
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "experiments"
@@ -81,6 +80,7 @@ class Bench:
 
     def __init__(self, experiment: Experiment, base: Path, out: Path) -> None:
         self.experiment, self._base, self._out = experiment, base, out
+        self._running: set[subprocess.Popen[str]] = set()
         (out / "runs").mkdir(parents=True, exist_ok=True)
 
     def all(self, runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
@@ -97,7 +97,10 @@ class Bench:
         with ThreadPoolExecutor(self.experiment.parallel) as pool:
             try:
                 list(pool.map(self._train, missing))
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt):
+                    for process in list(self._running):
+                        process.terminate()  # which cleans up after itself
                 pool.shutdown(cancel_futures=True)
                 raise
         return {run.name: json.loads(self._record(run).read_text()) for run in runs}
@@ -121,11 +124,9 @@ class Bench:
         with subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         ) as process:
-            try:
-                said, _ = process.communicate()
-            except BaseException:
-                os.killpg(process.pid, signal.SIGTERM)
-                raise
+            self._running.add(process)
+            said, _ = process.communicate()
+            self._running.remove(process)
         if process.returncode:
             raise DemoPSDError(f"{run.name} failed ({' '.join(command)}):\n{said[-2000:]}")
         record = {"words": run.words, "config": to_yaml(load(self._base, run.words)), **told(ROOT / folder)}
@@ -244,14 +245,14 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--out", type=Path, help="where records, tables and plots go")
     arguments = parser.parse_intermixed_args()
-    try:
+
+    def work() -> int:
         experiment = read(arguments.experiment, arguments.overrides)
         out = arguments.out or RESULTS / arguments.experiment.stem
         run(experiment, arguments.experiment.parent / experiment.base, out)
-    except DemoPSDError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+        return 0
+
+    return exit_code_of(work)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,10 @@ def broken(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("data.train={0}/none.jsonl", "there is no such file. Give a .jsonl, .parquet or .csv file, `hf:owner/name`, or `minisci`."),
+        (
+            "data.train={0}/none.jsonl",
+            "there is no such file. Give a .jsonl, .parquet or .csv file, `hf:owner/name`, or `minisci`.",
+        ),
         ("data.test={0}/empty.jsonl", "holds no record."),
         ("data.train={0}/no_answer.jsonl", "line 2: the record has no 'answer'. Add it or remove the record."),
         ("data.train={0}/long.jsonl", "are longer than rollout.max_prompt_tokens=2048 tokens"),
