@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from rich.console import Console
 
 from demopsd_dist.checkpoint import RunFolder
 from demopsd_dist.config import Config, load
+from demopsd_dist.data.records import Mark, Question
+from demopsd_dist.data.rewards import Reward
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.driver import RunState, Task, train
+from demopsd_dist.errors import RewardError
 from demopsd_dist.feed import open_feed
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.runlog import RunLog
@@ -167,6 +171,43 @@ def test_a_failing_role_ends_the_run_and_leaves_nothing_in_flight(tmp_path: Path
         if "evaluation" not in (r := json.loads(line))
     ]
     assert len(steps) == 2, "what was done before is on record"
+
+
+def test_a_reward_that_raises_ends_the_run_and_shows_the_sample(tmp_path: Path, task: Task) -> None:
+    def broken(response: str, question: Question) -> float:
+        raise KeyError("no such unit")
+
+    with pytest.raises(RewardError, match=r"reward=mine.broken failed at .*KeyError.*expected answer .*response of"):
+        Run(tmp_path, replace(task, reward=Reward("mine.broken", broken, lambda response: response)), "steps=2")
+
+
+def test_feedback_alone_makes_a_lesson(tmp_path: Path, task: Task) -> None:
+    """Nobody is right, so there is no sibling to show; the reward says to half of the responses what is wrong."""
+
+    def strict(response: str, question: Question) -> Mark:
+        return Mark(0.0, "give a number" if len(response) % 2 else None)
+
+    told = replace(task, reward=Reward("tests.strict", strict, lambda response: response))
+    words = ("steps=2", "reward=tests.strict", "privileged.feedback=true")
+    batches = Run(tmp_path, told, *words).batches
+    lessons = [item.lesson for batch in batches for rank in batch.shards for micro in rank for item in micro]
+    assert lessons
+    for lesson in lessons:
+        assert len(lesson.rollout.text) % 2
+        assert "give a number" in task.prompts.tokenizer.decode(lesson.privileged_tokens)
+        assert "Correct solution" not in task.prompts.tokenizer.decode(lesson.privileged_tokens)
+
+
+def test_an_evaluation_alone_and_the_early_answer(tmp_path: Path, task: Task) -> None:
+    """No step; test, out of distribution, and both sets with the response begun for the student."""
+    run = Run(tmp_path, task, "steps=0", "evaluation.at_start=false", "evaluation.early_answer_samples=2")
+    assert [who for who, _ in run.world.diary] == ["publish", *["sample"] * 4]
+    found = run.summary["evaluation"]
+    assert list(found) == ["test", "ood", "early/test", "early/train"]
+    assert [found[split]["samples"] for split in found] == [8, 8, 2, 2]
+    assert found["early/train"]["questions"] == found["test"]["questions"] == 8
+    assert found["early/test"]["example"]["response"].startswith("<answer>")
+    assert "accuracy_before" not in run.summary
 
 
 def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:
