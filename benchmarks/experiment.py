@@ -27,6 +27,7 @@ from benchmarks.experiment_report import write_report
 from demopsd_dist.config import load, to_yaml
 from demopsd_dist.errors import ConfigError, DemoPSDError
 from launch.command import exit_code_of
+from launch.processes import fenced
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "experiments"
@@ -249,7 +250,8 @@ def main() -> int:
     def work() -> int:
         experiment = read(arguments.experiment, arguments.overrides)
         out = arguments.out or RESULTS / arguments.experiment.stem
-        run(experiment, arguments.experiment.parent / experiment.base, out)
+        with fenced():  # no run outlives this process
+            run(experiment, arguments.experiment.parent / experiment.base, out)
         return 0
 
     return exit_code_of(work)
