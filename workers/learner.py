@@ -22,7 +22,7 @@ from demopsd_dist.methods import objective_of, recipe
 from demopsd_dist.objective import Loss, Slice, TokenViews, fused_loss, reduced, token_weight
 from workers.forward import Rectangle, ResponseModel, in_slices, load_causal_lm, support_tensor
 from workers.weights import pack_bucket
-from workers.zero import deepspeed_config, extensions_folder, gathered
+from workers.zero import deepspeed_config, extensions_folder, gathered, own_extensions
 
 _EMPTY = np.zeros(1, dtype=np.int32)  # a rank without samples still takes part in every collective
 
@@ -97,7 +97,6 @@ class LearnerWorker:
             "RANK": str(self.rank),
             "LOCAL_RANK": "0",  # Ray shows each actor only its own GPU
             "WORLD_SIZE": str(settings.num_workers),
-            "TORCH_EXTENSIONS_DIR": str(extensions_folder()),
         }
         import deepspeed
 
@@ -105,7 +104,8 @@ class LearnerWorker:
         if self._device.type == "cpu":
             torch.set_num_threads(settings.threads)
         torch.manual_seed(self._config.seed)
-        deepspeed.init_distributed("nccl" if settings.gpus_per_worker else "gloo", verbose=False)
+        with own_extensions(extensions_folder()):
+            deepspeed.init_distributed("nccl" if settings.gpus_per_worker else "gloo", verbose=False)
         model = ResponseModel(load_causal_lm(self._folder, self._config.model.precision))
         optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         if settings.zero_stage == 0:

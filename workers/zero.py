@@ -6,7 +6,9 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -29,6 +31,23 @@ def build_extensions() -> bool:
     from deepspeed.comm.torch import build_shm_op
 
     return build_shm_op() is not None
+
+
+@contextmanager
+def own_extensions(built: Path) -> Iterator[None]:
+    """Inside, this process loads extensions from a copy of its own.
+
+    Loading takes a lock file in the folder, also where nothing is to compile; a process that is killed meanwhile leaves
+    it there, and every later one would wait for it until its start is given up.
+    """
+    with TemporaryDirectory(prefix="demopsd-extensions-") as folder:
+        if built.is_dir():
+            shutil.copytree(built, folder, ignore=shutil.ignore_patterns("lock"), dirs_exist_ok=True)
+        os.environ["TORCH_EXTENSIONS_DIR"] = folder
+        try:
+            yield
+        finally:
+            os.environ["TORCH_EXTENSIONS_DIR"] = str(built)
 
 
 def deepspeed_config(config: Config) -> dict[str, Any]:

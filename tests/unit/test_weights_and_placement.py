@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from demopsd_dist.config import load
 from demopsd_dist.errors import ConfigError, WeightSyncError
 from workers.placement import bundles, check_fits, summary_of_roles, table
 from workers.weights import pack_bucket, unpack_bucket, verify_bucket
-from workers.zero import buckets_of
+from workers.zero import buckets_of, own_extensions
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
@@ -96,3 +97,15 @@ def test_the_demo_fits_two_cores_and_says_what_does_not() -> None:
     on_gpus = load(DEMO, ["rollout.gpus_per_worker=1", "learner.gpus_per_worker=1", "learner.num_workers=4"])
     with pytest.raises(ConfigError, match="need 6 GPUs; there are 4"):
         check_fits(on_gpus, cpus=8, gpus=4)
+
+
+def test_a_lock_left_by_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:
+    built = tmp_path / "built" / "deepspeed_shm_comm"
+    built.mkdir(parents=True)
+    (built / "op.so").write_text("compiled")
+    (built / "lock").touch()
+    with own_extensions(tmp_path / "built"):
+        mine = Path(os.environ["TORCH_EXTENSIONS_DIR"]) / "deepspeed_shm_comm"
+        assert [path.name for path in mine.iterdir()] == ["op.so"]
+    assert not mine.exists()
+    assert (built / "lock").exists(), "it may belong to somebody who builds"
