@@ -97,16 +97,18 @@ def difference(table: Table, arm: str, other: str, figure: Figure) -> tuple[floa
 
 
 def write_report(table: Table, rates: dict[str, str], compared_with: str, grid: Sequence[float], out: Path) -> None:
+    """Writes `seeds-0-1-2.md`, `.csv` and `.png`, so that other seeds have files beside these."""
     columns = figures(table)
-    with (out / "runs.csv").open("w", newline="") as file:
+    stem = "seeds-" + "-".join(str(record["summary"]["seed"]) for record in next(iter(table.values())))
+    with (out / f"{stem}.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["arm", "seed", "learning rate", *columns])
         for arm, records in table.items():
             for record in records:
                 values = ["" if (value := figure(record)) is None else f"{value:.6g}" for figure in columns.values()]
                 writer.writerow([arm, record["summary"]["seed"], rates.get(arm, ""), *values])
-    (out / "table.md").write_text(markdown(table, columns, rates, compared_with, grid))
-    plot(table, columns, out / "curves.png")
+    (out / f"{stem}.md").write_text(markdown(table, columns, rates, compared_with, grid))
+    plot(table, columns, out / f"{stem}.png")
 
 
 def markdown(table: Table, columns: dict[str, Figure], rates: dict[str, str], compared_with: str, grid: Any) -> str:

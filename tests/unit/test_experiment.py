@@ -114,14 +114,14 @@ def test_the_report_pairs_seeds_and_leaves_out_what_was_not_measured(tmp_path: P
         ],
     }
     write_report(table, {"sdpo": "0.0002", "demopsd": "0.0004"}, "demopsd", [2e-4, 4e-4], tmp_path)
-    text = (tmp_path / "table.md").read_text()
+    text = (tmp_path / "seeds-0-1-2.md").read_text()
     assert "| sdpo | **-2.0 ± 0.0** | **-2.0 ± 0.0** | +0.0000 ± 0.0000 |" in text
     assert "| sdpo | 0.0002 | 60.0% ± 24.8 |" in text, "over seeds it spreads; paired by seed it does not"
-    rows = list(csv.DictReader((tmp_path / "runs.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "seeds-0-1-2.csv").open()))
     assert len(rows) == 9
     assert {row["KL(q|s) / KL(r|s)"] for row in rows if row["arm"] == "demopsd"} == {"0.5"}
     assert {row["KL(q|s) / KL(r|s)"] for row in rows if row["arm"] == "sdpo"} == {""}
-    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    assert (tmp_path / "seeds-0-1-2.png").stat().st_size > 10_000
 
 
 def test_half_width_is_students() -> None:
