@@ -12,7 +12,7 @@ from demopsd_dist.config import Config
 from demopsd_dist.data.lessons import Group, Lessons, lessons_from_rewards, lessons_from_siblings
 from demopsd_dist.data.pack import pack
 from demopsd_dist.data.prompts import PromptBuilder
-from demopsd_dist.data.records import BatchSize, Prompt, Rollout, Scored
+from demopsd_dist.data.records import BatchSize, Prompt, Rollout, Scored, TrainBatch
 from demopsd_dist.data.rewards import Reward
 from demopsd_dist.evaluate import evaluate
 from demopsd_dist.feed import Feed, open_feed
@@ -73,7 +73,7 @@ async def train(cfg: Config, crew: Crew, task: Task, log: RunLog, state: RunStat
         while state.step < cfg.steps:
             with log.timed("wait_for_rollouts"):
                 rollouts = await feed.take()  # rollout workers sampled, teacher scored
-            batch = pack(rollouts.scored, rollouts.size, crew.learners.dp_size, cfg.learner.micro_batch_tokens)
+            batch = packed(cfg, rollouts, crew.learners.dp_size)
             with log.timed("learn"):
                 report = await crew.learners.step(batch)  # the method's loss, backward, ZeRO step
             state = state.after(samples=len(rollouts.rollouts))
@@ -107,6 +107,10 @@ def scored_rollouts(
         return ScoredRollouts(groups, taught.size, scored, leakage)
 
     return open_feed(produce, first_step=state.step, last_step=cfg.steps, ahead=cfg.rollout.ahead)
+
+
+def packed(cfg: Config, rollouts: ScoredRollouts, dp_size: int) -> TrainBatch:
+    return pack(rollouts.scored, rollouts.size, dp_size, cfg.learner.micro_batch_tokens, cfg.model.tree_tokens)
 
 
 def lessons_of_step(cfg: Config, task: Task, groups: list[Group], step: int) -> Lessons:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from demopsd_dist.config import MINISCI, Config
 from demopsd_dist.errors import ConfigError
@@ -15,7 +16,7 @@ def model_folder(config: Config) -> Path:
 
     Raises:
         ConfigError: no such folder; no `config.json`, weights or tokenizer in it; prompts and responses longer than
-            the model's context.
+            the model's context; attention that `model.tree_tokens` cannot serve.
     """
     folder = MODEL_DIR if config.model.path == MINISCI else Path(config.model.path)
     if not folder.is_dir():
@@ -32,7 +33,13 @@ def model_folder(config: Config) -> Path:
             f"model.path={folder} has no tokenizer.json; save the tokenizer into it with "
             f"tokenizer.save_pretrained({str(folder)!r})."
         )
-    limit = _context_tokens(folder / "config.json")
+    settings = _settings(folder / "config.json")
+    limit = settings.get("max_position_embeddings")
+    if config.model.tree_tokens and (kind := _other_attention(settings)):
+        raise ConfigError(
+            f"model.tree_tokens={config.model.tree_tokens} merges responses, which needs full attention in each layer; "
+            f"{folder} has {kind}. Set model.tree_tokens=0."
+        )
     rollout = config.rollout
     need = rollout.max_prompt_tokens + rollout.max_response_tokens
     if limit is not None and need > limit:
@@ -59,9 +66,20 @@ def model_folder(config: Config) -> Path:
     return folder
 
 
-def _context_tokens(path: Path) -> int | None:
-    """The model's longest sequence; None where it does not say."""
+def _settings(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings")
-    except (ValueError, AttributeError):
-        raise ConfigError(f"{path} is not a JSON object; download or save the model again.") from None
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} is not a JSON object; download or save the model again.")
+    return settings
+
+
+def _other_attention(settings: dict[str, Any]) -> str | None:
+    """What some of the model's layers have instead of full attention, if any do."""
+    others = sorted(set(settings.get("layer_types") or ()) - {"full_attention"})
+    if others:
+        return ", ".join(others)
+    window = settings.get("sliding_window")
+    return f"sliding_window={window}" if window and settings.get("use_sliding_window", True) else None

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from demopsd_dist.config import Config
-from demopsd_dist.data.pack import shard
+from demopsd_dist.data.pack import Layout, shard
 from demopsd_dist.data.records import LearnReport, Lesson, Prompt, Rollout, Scored, Tokens, TrainBatch
 from demopsd_dist.errors import WeightSyncError
 from demopsd_dist.methods import Forwards, Support, recipe
@@ -75,21 +75,26 @@ class LearnerGroup:
                 return await self._student_support(lessons)
 
     async def _student_support(self, lessons: Sequence[Lesson]) -> list[Tokens]:
+        layout: Layout[int] = Layout(
+            lambda i: lessons[i].rollout.prompt.id, lambda i: lessons[i].student_input, self._config.model.tree_tokens
+        )
         places = shard(
             range(len(lessons)),
-            lambda i: lessons[i].student_length_tokens,
+            layout,
             dp_size=self.dp_size,
             micro_batch_tokens=self._config.learner.micro_batch_tokens,
         )
         answers = await self._group.each(
-            lambda worker, rank: worker.support.remote([[lessons[i] for i in batch] for batch in places[rank]]),
+            lambda worker, rank: worker.support.remote(
+                [[[lessons[i] for i in row.items] for row in batch] for batch in places[rank]]
+            ),
             within_s=self._call_s,
             what=f"support ids of {len(lessons)} responses",
         )
         found: dict[int, Tokens] = {}
         for rank, answer in enumerate(answers):
             for batch, ids in zip(places[rank], answer, strict=True):
-                found |= zip(batch, ids, strict=True)
+                found |= zip([i for row in batch for i in row.items], ids, strict=True)
         return [found[i] for i in range(len(lessons))]
 
     async def step(self, batch: TrainBatch) -> LearnReport:

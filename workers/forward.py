@@ -1,4 +1,4 @@
-"""The forward pass that teacher and learners share: response positions only, several samples in a padded rectangle."""
+"""The forward pass that teacher and learners share: response positions only, siblings merged, rows in a rectangle."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from demopsd_dist.config import Precision
-from demopsd_dist.data.records import Tokens
+from demopsd_dist.data.records import Tokens, input_of
+from demopsd_dist.data.tree import Tree, tree_of
 
 HEAD_CHUNK_TOKENS = 2048
 
@@ -27,28 +29,54 @@ def load_causal_lm(folder: Path, precision: Precision) -> Any:
 
 
 class Rectangle:
-    """Prompts with their responses, padded on the right, and where the response tokens are predicted.
+    """Rows of prompts with responses, padded on the right, and where the response tokens are predicted.
 
-    Attention is causal and the padding comes last, so no real token ever sees a padded one and no mask is needed.
-    `N` below counts the response tokens of all samples, sample after sample.
+    A row with several responses is a prefix tree (`demopsd_dist/data/tree.py`) and needs a mask. Where each has one,
+    attention is causal and the padding comes last: no real token ever sees a padded one, and no mask is needed.
+    `N` below counts the response tokens of all samples, sample after sample, row after row.
     """
 
-    def __init__(self, samples: Sequence[tuple[Tokens, Tokens]], device: torch.device) -> None:
-        rows = [np.concatenate([prompt, response]) for prompt, response in samples]
-        tokens = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
-        for row, values in zip(tokens, rows, strict=True):
-            row[: len(values)] = values
-        self.lengths = [len(response) for _, response in samples]
-        row_N = np.repeat(np.arange(len(rows)), self.lengths)
-        position_N = np.concatenate([np.arange(len(p) - 1, len(p) + len(r) - 1) for p, r in samples])
-        self.tokens_BL = torch.from_numpy(tokens).to(device)
-        self.row_N = torch.from_numpy(row_N).to(device)
-        self.position_N = torch.from_numpy(position_N).to(device)
-        self.response_N = torch.from_numpy(np.concatenate([r for _, r in samples]).astype(np.int64)).to(device)
+    def __init__(self, rows: Sequence[Sequence[tuple[Tokens, Tokens]]], device: torch.device) -> None:
+        trees = [tree_of([input_of(*sample) for sample in row]) for row in rows]
+        tokens_BL = _padded([tree.tokens_L for tree in trees])
+        self.lengths = [len(response) for row in rows for _, response in row]
+        places = [
+            path[len(prompt) - 1 :]
+            for row, tree in zip(rows, trees, strict=True)
+            for (prompt, _), path in zip(row, tree.paths, strict=True)
+        ]
+        row_B = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+        responses = [response for row in rows for _, response in row]
+        self.tokens_BL = torch.from_numpy(tokens_BL).to(device)
+        self.row_N = torch.from_numpy(np.repeat(row_B, self.lengths)).to(device)
+        self.place_N = torch.from_numpy(np.concatenate(places)).to(device)
+        self.response_N = torch.from_numpy(np.concatenate(responses).astype(np.int64)).to(device)
+        self.depth_BL: Tensor | None = None
+        self.visible_B1LL: Tensor | None = None
+        if any(tree.visible_LL is not None for tree in trees):
+            self.depth_BL = torch.from_numpy(_padded([tree.depth_L for tree in trees])).to(device)
+            self.visible_B1LL = torch.from_numpy(_visible(trees, tokens_BL.shape[1])).to(device)
 
     def split(self, values_N: Tensor) -> list[Any]:
         """Per-token values back to one float32 or int32 array a sample."""
         return [piece.numpy() for piece in values_N.cpu().split(self.lengths)]
+
+
+def _padded(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    padded = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
+    for row, values in zip(padded, rows, strict=True):
+        row[: len(values)] = values
+    return padded
+
+
+def _visible(trees: Sequence[Tree], length: int) -> NDArray[np.bool_]:
+    """(B, 1, L, L): who sees whom. Padding sees what is before it, so that its softmax is a number."""
+    visible_B1LL = np.tile(np.tri(length, dtype=np.bool_), (len(trees), 1, 1, 1))
+    for row, tree in zip(visible_B1LL[:, 0], trees, strict=True):
+        if tree.visible_LL is not None:
+            nodes = len(tree.tokens_L)
+            row[:nodes, :nodes] = tree.visible_LL
+    return visible_B1LL
 
 
 Head = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (hidden (N, H), weight (V, H), bias (V,)) -> anything
@@ -62,10 +90,16 @@ class ResponseModel(nn.Module):
         self.model = model
 
     def forward(self, batch: Rectangle, head: Head) -> Tensor:
-        hidden_BLH = self.model.get_decoder()(input_ids=batch.tokens_BL, use_cache=False).last_hidden_state
+        decoder = self.model.get_decoder()
+        hidden_BLH = decoder(
+            input_ids=batch.tokens_BL,
+            attention_mask=batch.visible_B1LL,
+            position_ids=batch.depth_BL,
+            use_cache=False,
+        ).last_hidden_state
         layer = self.model.get_output_embeddings()
         # Under ZeRO-3 touching the weight gathers it, a collective: once a forward, however many slices a rank has.
-        return head(hidden_BLH[batch.row_N, batch.position_N], layer.weight, getattr(layer, "bias", None))
+        return head(hidden_BLH[batch.row_N, batch.place_N], layer.weight, getattr(layer, "bias", None))
 
 
 def in_slices(reduce: Callable[[Tensor, slice], Tensor]) -> Head:

@@ -116,19 +116,24 @@ class LearnerWorker:
         self._engine.eval()  # no dropout: rollouts, support and loss must see the same student
         self._named = [(name.removeprefix("module.").removeprefix("model."), p) for name, p in model.named_parameters()]
 
-    def support(self, micro_batches: Sequence[Sequence[Lesson]]) -> list[list[Tokens]]:
-        """The student's top-k ids (T, K) at each response token; at most all but one, which the tail then is."""
+    def support(self, micro_batches: Sequence[Sequence[Sequence[Lesson]]]) -> list[list[Tokens]]:
+        """The student's top-k ids (T, K) at each response token; at most all but one, which the tail then is.
+
+        A micro-batch is a list of rows; its answer is a list of lessons, row after row.
+        """
         top_k = min(self._recipe.top_k or 0, self._engine.module.model.config.vocab_size - 1)
         found = []
         with torch.no_grad():
-            for lessons in micro_batches:
-                rectangle = self._rectangle(lessons)
+            for rows in micro_batches:
+                rectangle = self._rectangle(rows)
                 ids_NK = self._engine(rectangle, in_slices(lambda logits, _: logits.topk(top_k).indices.int()))
-                found.append(rectangle.split(ids_NK) if lessons else [])
-                self._ran["student/support"] += len(lessons)
+                found.append(rectangle.split(ids_NK) if rows else [])
+                self._ran["student/support"] += sum(map(len, rows))
         return found
 
-    def step(self, micro_batches: Sequence[Sequence[Scored]], token_count: int, size: BatchSize) -> RankReport:
+    def step(
+        self, micro_batches: Sequence[Sequence[Sequence[Scored]]], token_count: int, size: BatchSize
+    ) -> RankReport:
         """Loss and backward for each micro-batch, then one optimizer step on all ranks together.
 
         Raises:
@@ -139,10 +144,10 @@ class LearnerWorker:
             return RankReport(stepped=False)
         account = Account()
         world_size = self._config.learner.num_workers
-        for scored in micro_batches:
-            loss = self._loss(scored, token_count, size, account)
+        for rows in micro_batches:
+            loss = self._loss(rows, token_count, size, account)
             self._engine.backward(loss * world_size)  # DeepSpeed divides by it again
-            self._ran["student/gradient"] += len(scored)
+            self._ran["student/gradient"] += sum(map(len, rows))
         report = account.report()
         self._refuse_non_finite(report.sums.get("learner/loss", 0.0))
         for group in self._engine.optimizer.param_groups:
@@ -157,9 +162,10 @@ class LearnerWorker:
         """Responses that went through each forward since the start: `student/support`, `student/gradient`."""
         return self._ran
 
-    def _loss(self, scored: Sequence[Scored], token_count: int, size: BatchSize, account: Account) -> Tensor:
+    def _loss(self, rows: Sequence[Sequence[Scored]], token_count: int, size: BatchSize, account: Account) -> Tensor:
         """The micro-batch's share of the global mean; what else it says goes into the account."""
-        batch = self._rectangle([item.lesson for item in scored])
+        batch = self._rectangle([[item.lesson for item in row] for row in rows])
+        scored = [item for row in rows for item in row]
         if not scored:
             return self._engine(batch, lambda hidden_NH, weight_VH, _: hidden_NH.sum() * 0.0 + weight_VH.sum() * 0.0)
         support_NK = support_tensor([item.support_TK for item in scored], self._device)
@@ -216,9 +222,9 @@ class LearnerWorker:
         """Sampled from the weights of now. Older rollouts differ because the student has moved."""
         return item.lesson.rollout.weight_version == self.version - 1
 
-    def _rectangle(self, lessons: Sequence[Lesson]) -> Rectangle:
-        samples = [(lesson.rollout.prompt.tokens, lesson.rollout.tokens_T) for lesson in lessons]
-        return Rectangle(samples or [(_EMPTY, _EMPTY)], self._device)
+    def _rectangle(self, rows: Sequence[Sequence[Lesson]]) -> Rectangle:
+        samples = [[(lesson.rollout.prompt.tokens, lesson.rollout.tokens_T) for lesson in row] for row in rows]
+        return Rectangle(samples or [[(_EMPTY, _EMPTY)]], self._device)
 
     def _values(self, arrays: Sequence[Logp | None]) -> Tensor | None:
         """Several samples' values as one (N, A) tensor; None where the method has none of this kind."""

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from demopsd_dist.config import Config, Precision, Weights
-from demopsd_dist.data.pack import rectangles
-from demopsd_dist.data.records import Lesson, Logp, Tokens
+from demopsd_dist.data.pack import Layout, rectangles
+from demopsd_dist.data.records import Lesson, Logp, Tokens, input_of
 from demopsd_dist.methods import Forwards, held_weights
 from demopsd_dist.objective import coarsen
 from workers.forward import HEAD_CHUNK_TOKENS, Rectangle, ResponseModel, load_causal_lm, support_tensor
@@ -89,11 +89,14 @@ class TeacherWorker:
     ) -> list[Logp]:
         responses = [lesson.rollout.tokens_T for lesson in lessons]
         found: dict[int, Logp] = {}
-        batches = rectangles(
-            range(len(lessons)), lambda i: len(prompts[i]) + len(responses[i]), self._config.teacher.batch_tokens
+        layout: Layout[int] = Layout(
+            lambda i: lessons[i].rollout.prompt.id,
+            lambda i: input_of(prompts[i], responses[i]),
+            self._config.model.tree_tokens,
         )
-        for batch in batches:
-            rectangle = Rectangle([(prompts[i], responses[i]) for i in batch], self._device)
+        for rows in rectangles(layout.rows(range(len(lessons))), self._config.teacher.batch_tokens):
+            batch = [i for row in rows for i in row.items]
+            rectangle = Rectangle([[(prompts[i], responses[i]) for i in row.items] for row in rows], self._device)
             support_NK = support_tensor([supports_TK[i] for i in batch], self._device)
             logits_of = self._logits(weights, view, rectangle)
             count = sum(rectangle.lengths)

@@ -59,6 +59,7 @@ def check(config: Config) -> None:
     _within("learner.zero_stage", learner.zero_stage, 0, 3)
     for key, value in {
         "steps": config.steps,
+        "model.tree_tokens": config.model.tree_tokens,
         "rollout.ahead": rollout.ahead,
         "learner.warmup_steps": learner.warmup_steps,
         "learner.weight_decay": learner.weight_decay,

@@ -72,6 +72,9 @@ class ModelConfig:
     """A Hugging Face model folder with a tokenizer and chat template, or `minisci` for the embedded one."""
     precision: Precision = Precision.float32
     """`float32`, or `bfloat16` on GPUs."""
+    tree_tokens: int = 2048
+    """Teacher and learners merge the responses to one question with what they share into rows of at most so many
+    tokens, so that a prompt is computed once; >= 0. 0 gives each response a row of its own. The result is the same."""
 
 
 class Format(Enum):

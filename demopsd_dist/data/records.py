@@ -95,12 +95,17 @@ class Lesson:
     privileged_tokens: Tokens  # the teacher's prompt: question, solution, feedback; empty without a teacher
 
     @property
-    def student_length_tokens(self) -> int:
-        return len(self.rollout.prompt.tokens) + len(self.rollout.tokens_T)
+    def student_input(self) -> Tokens:
+        """What a forward reads to predict every response token: the last of them predicts nothing."""
+        return input_of(self.rollout.prompt.tokens, self.rollout.tokens_T)
 
     @property
     def response_length_tokens(self) -> int:
         return len(self.rollout.tokens_T)
+
+
+def input_of(prompt: Tokens, response_T: Tokens) -> Tokens:
+    return np.concatenate([prompt, response_T[:-1]])
 
 
 @dataclass(frozen=True)
@@ -115,22 +120,24 @@ class Scored:
     reference_logp_TA: Logp | None
     teacher_logp_TA: Logp | None
 
-    @property
-    def student_length_tokens(self) -> int:
-        return self.lesson.student_length_tokens
-
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """What one optimizer step learns from: `shards[rank][micro_batch]` is a tuple of `Scored`, perhaps empty.
+    """What one optimizer step learns from: `shards[rank][micro_batch]` is a tuple of rows, perhaps empty.
 
-    Every rank has the same number of micro-batches, since ranks meet in collectives. The counts are global: each rank
-    divides its sums by them, so the loss does not depend on the cut.
+    A row holds lessons of one question, which share a line of the forward. Every rank has the same number of
+    micro-batches, since ranks meet in collectives. The counts are global: each rank divides its sums by
+    them, so the loss does not depend on the cut.
     """
 
-    shards: tuple[tuple[tuple[Scored, ...], ...], ...]
+    shards: tuple[tuple[tuple[tuple[Scored, ...], ...], ...], ...]
     token_count: int  # response tokens in the shards
     size: BatchSize
+
+    @property
+    def items(self) -> list[Scored]:
+        """All of them, in no order that means anything."""
+        return [item for rank in self.shards for micro_batch in rank for row in micro_batch for item in row]
 
 
 @dataclass(frozen=True)

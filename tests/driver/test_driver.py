@@ -55,7 +55,7 @@ class Run:
     def ages(self) -> list[int]:
         """For each step the age of its oldest rollout, in weight versions."""
         return [
-            step - min(item.lesson.rollout.weight_version for rank in batch.shards for micro in rank for item in micro)
+            step - min(item.lesson.rollout.weight_version for item in batch.items)
             for step, batch in enumerate(self.batches)
         ]
 
@@ -95,17 +95,17 @@ def test_every_step_learns_its_own_prompts(tmp_path: Path, task: Task, ahead: in
     run = Run(tmp_path, task, "steps=9", f"rollout.ahead={ahead}")
     for step, batch in enumerate(run.batches):
         mine = {prompt.id for prompt in prompts_of_step(task.train, run.config, step)}
-        learned = {item.lesson.rollout.prompt.id for rank in batch.shards for micro in rank for item in micro}
+        learned = {item.lesson.rollout.prompt.id for item in batch.items}
         assert learned
         assert learned <= mine
 
 
 def test_grpo_learns_from_every_group_that_differs_and_asks_the_teacher_nothing(tmp_path: Path, task: Task) -> None:
     run = Run(tmp_path, task, "steps=3", "method=grpo", skill=0.2)
-    sizes = [sum(len(micro) for rank in batch.shards for micro in rank) for batch in run.batches]
+    sizes = [len(batch.items) for batch in run.batches]
     assert 0 < min(sizes) < 24, "some groups of four agree: those cost nothing"
     for batch in run.batches:
-        items = [item for rank in batch.shards for micro in rank for item in micro]
+        items = batch.items
         assert batch.size.sequences == 24, "and still count in the mean"
         assert {item.reference_logp_TA is None and item.teacher_logp_TA is None for item in items} == {True}
         assert {len(item.lesson.privileged_tokens) for item in items} == {0}
@@ -122,7 +122,7 @@ def test_dynamic_sampling_fills_a_step_with_groups_that_differ(tmp_path: Path, t
     asked = [int(record["rollout/samples"]) for record in records if "evaluation" not in record]
     assert all(count > 24 for count in asked) if skill < 0.1 else max(asked) > 24
     for batch, count in zip(run.batches, asked, strict=True):
-        items = [item for rank in batch.shards for micro in rank for item in micro]
+        items = batch.items
         groups = {item.lesson.rollout.prompt.id for item in items}
         assert len(items) == 4 * len(groups) == batch.size.sequences
         assert len(groups) == 6 or count >= 4 * (6 + 3), "too few in all rounds"
@@ -190,7 +190,7 @@ def test_feedback_alone_makes_a_lesson(tmp_path: Path, task: Task) -> None:
     told = replace(task, reward=Reward("tests.strict", strict, lambda response: response))
     words = ("steps=2", "reward=tests.strict", "privileged.feedback=true")
     batches = Run(tmp_path, told, *words).batches
-    lessons = [item.lesson for batch in batches for rank in batch.shards for micro in rank for item in micro]
+    lessons = [item.lesson for batch in batches for item in batch.items]
     assert lessons
     for lesson in lessons:
         assert len(lesson.rollout.text) % 2

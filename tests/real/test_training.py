@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import ray
 import torch
-from torch.nn.functional import linear
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from demopsd_dist.checkpoint import RunFolder
@@ -32,7 +31,7 @@ from demopsd_dist.runlog import RunLog
 from tests.real.conftest import RealCrew, demo
 from workers import rollout as rollout_module
 from workers.crew import RolloutGroup
-from workers.forward import Rectangle, ResponseModel, in_slices, load_causal_lm, support_tensor
+from workers.forward import load_causal_lm
 from workers.group import ActorGroup, Placement
 from workers.placement import Bundle
 from workers.weights import Bucket, pack_bucket, unpack_bucket
@@ -226,23 +225,3 @@ def test_a_tied_head_follows_its_embedding(ray_here: None, task: Task, tmp_path:
     for rollout, logits in zip(rollouts, logits_of(tmp_path / "new", pairs), strict=True):
         logp = logp_of(logits, rollout)
         np.testing.assert_allclose(rollout.logp_T, logp, atol=1e-4)
-
-
-def test_forward_pads_without_effect() -> None:
-    """Several samples in one rectangle, head in slices: the same as one at a time."""
-    rng = np.random.default_rng(0)
-    samples = [
-        (rng.integers(0, 256, p).astype(np.int32), rng.integers(0, 256, t).astype(np.int32))
-        for p, t in ((5, 9), (30, 1), (1, 40))
-    ]
-    forward = ResponseModel(load_causal_lm(MODEL_DIR, Precision.float32).eval())
-    batch = Rectangle(samples, torch.device("cpu"))
-    with torch.inference_mode():
-        plain = forward(batch, linear)
-        ids = support_tensor([np.tile(np.arange(7, dtype=np.int32), (len(r), 1)) for _, r in samples], plain.device)
-        assert ids is not None
-        sliced = forward(batch, in_slices(lambda logits, tokens: coarsen(logits, ids[tokens])))
-    expected = torch.cat(logits_of(MODEL_DIR, samples))
-    torch.testing.assert_close(plain, expected, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(sliced, coarsen(expected, ids), atol=1e-4, rtol=1e-4)
-    assert [len(piece) for piece in batch.split(sliced)] == [9, 1, 40]

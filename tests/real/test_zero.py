@@ -44,7 +44,7 @@ def scored(task: Task) -> list[Scored]:
         view = task.prompts.privileged(prompt.question, f"<answer>{prompt.question.answer}</answer>")
         with torch.inference_mode():
             student, teacher = (
-                forward(Rectangle([(tokens, response)], torch.device("cpu")), linear)
+                forward(Rectangle([[(tokens, response)]], torch.device("cpu")), linear)
                 for tokens in (prompt.tokens, view)
             )
         ids = student.topk(100).indices
@@ -145,7 +145,7 @@ def test_zero_3_with_tensors_that_really_are_sharded(ray_here: None, scored: lis
     long = scored[0].lesson.rollout
     response = np.resize(long.tokens_T, HEAD_CHUNK_TOKENS + 100)
     lesson = Lesson(dataclasses.replace(long, tokens_T=response), 0.0, 0.0, scored[0].lesson.privileged_tokens)
-    rectangle = Rectangle([(long.prompt.tokens, response)], torch.device("cpu"))
+    rectangle = Rectangle([[(long.prompt.tokens, response)]], torch.device("cpu"))
     with torch.inference_mode():
         expected = ResponseModel(large.eval())(rectangle, linear).topk(100)
     batch = packed(scored, 2, 150)

@@ -36,7 +36,7 @@ def scored(name: str, prompt_length: int, response_length: int, atoms: int = 4) 
     return Scored(lesson, np.zeros((response_length, atoms - 1), np.int32), values, values)
 
 
-def packed(items: list[Scored], dp_size: int, micro_batch_tokens: int) -> TrainBatch:
+def packed(items: list[Scored], dp_size: int, micro_batch_tokens: int, tree_tokens: int = 2048) -> TrainBatch:
     """A batch whose loss is a mean over what is in it."""
     size = BatchSize(sum(item.lesson.response_length_tokens for item in items), len(items))
-    return pack(items, size, dp_size, micro_batch_tokens)
+    return pack(items, size, dp_size, micro_batch_tokens, tree_tokens)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from demopsd_dist.data.lessons import Group, lessons_from_rewards, lessons_from_siblings, rewarded
-from demopsd_dist.data.pack import rectangles
+from demopsd_dist.data.pack import Row, rectangles
 from demopsd_dist.data.prompts import PromptBuilder
-from demopsd_dist.data.records import Lesson, Mark, Question
+from demopsd_dist.data.records import Lesson, Mark, Question, Scored
 from demopsd_dist.data.rewards import Reward, reward_of
+from demopsd_dist.data.tree import tree_of
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
 from tests.unit.samples import packed, prompt, rollout, scored
 
@@ -108,27 +111,48 @@ def test_responses_without_advantage_cost_nothing_and_still_count() -> None:
 
 
 @given(
-    lengths=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), max_size=40),
+    lengths=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60), st.integers(1, 4)), max_size=20),
     dp_size=st.integers(1, 5),
     micro_batch_tokens=st.integers(1, 300),
+    tree_tokens=st.integers(0, 200),
 )
 def test_every_sample_is_placed_once_and_ranks_meet(
-    lengths: list[tuple[int, int]], dp_size: int, micro_batch_tokens: int
+    lengths: list[tuple[int, int, int]], dp_size: int, micro_batch_tokens: int, tree_tokens: int
 ) -> None:
-    items = [scored(str(i), p, r) for i, (p, r) in enumerate(lengths)]
-    batch = packed(items, dp_size, micro_batch_tokens)
+    items = [scored(str(i), p, r) for i, (p, r, siblings) in enumerate(lengths) for _ in range(siblings)]
+    batch = packed(items, dp_size, micro_batch_tokens, tree_tokens)
     assert len(batch.shards) == dp_size
     assert len({len(rank) for rank in batch.shards}) == 1, "ranks meet in collectives: as many micro-batches each"
-    placed = [item.lesson.rollout.prompt.id for rank in batch.shards for micro in rank for item in micro]
-    assert sorted(placed, key=int) == [str(i) for i in range(len(items))]
-    assert batch.token_count == sum(r for _, r in lengths)
-    for rank in batch.shards:
-        for micro in rank:
-            longest = max((item.student_length_tokens for item in micro), default=0)
-            assert len(micro) <= 1 or len(micro) * longest <= micro_batch_tokens
-    loads = [sum(item.student_length_tokens for micro in rank for item in micro) for rank in batch.shards]
-    assert max(loads) - min(loads) <= max((p + r for p, r in lengths), default=0)
+    rows = [row for rank in batch.shards for micro in rank for row in micro]
+    placed = [item for row in rows for item in row]
+    assert sorted(map(id, placed)) == sorted(map(id, items))
+    assert batch.token_count == sum(r * siblings for _, r, siblings in lengths)
+    for row in rows:
+        assert len({item.lesson.rollout.prompt.id for item in row}) == 1, "only responses to one question share a row"
+        assert len(row) == 1 or nodes(row) <= tree_tokens
+    for micro in (micro for rank in batch.shards for micro in rank):
+        assert len(micro) <= 1 or len(micro) * max(map(nodes, micro)) <= micro_batch_tokens
+    loads = [sum(nodes(row) for micro in rank for row in micro) for rank in batch.shards]
+    assert max(loads) - min(loads) <= max(map(nodes, rows), default=0)
+
+
+def nodes(row: Sequence[Scored]) -> int:
+    return len(tree_of([item.lesson.student_input for item in row]).tokens_L)
 
 
 def test_rectangles_go_from_long_to_short() -> None:
-    assert rectangles([3, 9, 1, 8, 2], lambda x: x, 18) == [[9, 8], [3, 2, 1]]
+    cut = rectangles([Row((tokens,), tokens) for tokens in (3, 9, 1, 8, 2)], 18)
+    assert [[row.tokens for row in batch] for batch in cut] == [[9, 8], [3, 2, 1]]
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=8))
+def test_a_tree_holds_each_prefix_once_and_each_sequence_whole(lists: list[list[int]]) -> None:
+    tree = tree_of([np.asarray(tokens, np.int32) for tokens in lists])
+    prefixes = {tuple(tokens[: end + 1]) for tokens in lists for end in range(len(tokens))}
+    assert len(tree.tokens_L) == len(prefixes)
+    for tokens, path in zip(lists, tree.paths, strict=True):
+        assert tree.tokens_L[path].tolist() == tokens
+        assert tree.depth_L[path].tolist() == list(range(len(tokens)))
+        for place, node in enumerate(path):
+            seen = np.tri(len(prefixes))[node] if tree.visible_LL is None else tree.visible_LL[node]
+            assert np.flatnonzero(seen).tolist() == sorted(path[: place + 1]), "its ancestors and itself, no other"

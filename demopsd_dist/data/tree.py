@@ -1,0 +1,70 @@
+"""Sequences that begin alike, merged into one: what siblings share is computed once. Pure.
+
+The responses to one question share its prompt, and in a prefix tree each shared token is a single node. A forward over
+the nodes, in which a node sees its ancestors alone, gives every sequence the hidden states it has by itself, and its
+backward adds up their gradients: exact, not an approximation. Legend: L nodes, T response tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demopsd_dist.data.records import Tokens
+
+
+@dataclass(frozen=True)
+class Tree:
+    """`paths[i]` are the nodes of sequence i, from its first token to its last."""
+
+    tokens_L: NDArray[np.int64]
+    depth_L: NDArray[np.int64]  # a node's position in its sequences
+    paths: tuple[NDArray[np.int64], ...]
+    visible_LL: NDArray[np.bool_] | None  # [i, j]: i sees j; None for a chain, which is merely causal
+
+
+def tree_of(sequences: Sequence[Tokens]) -> Tree:
+    """The prefix tree of some sequences; of one alone it is a chain."""
+    paths: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(sequences)
+    tokens: list[Tokens] = []
+    depths: list[NDArray[np.int64]] = []
+    nodes = 0
+    above = np.zeros(0, np.int64)
+    for index, shared in _sorted_with_shared(sequences):
+        own = sequences[index][shared:]
+        above = np.concatenate([above[:shared], np.arange(nodes, nodes + len(own))])
+        paths[index] = above
+        tokens.append(own)
+        depths.append(np.arange(shared, shared + len(own)))
+        nodes += len(own)
+    visible_LL = None
+    if any(len(path) < nodes for path in paths):
+        visible_LL = np.zeros((nodes, nodes), np.bool_)
+        for path in paths:
+            visible_LL[np.ix_(path, path)] = np.tri(len(path), dtype=np.bool_)
+    return Tree(np.concatenate(tokens).astype(np.int64), np.concatenate(depths), tuple(paths), visible_LL)
+
+
+def new_nodes(sequences: Sequence[Tokens]) -> Iterator[tuple[int, int]]:
+    """(index, nodes it adds to those before it), in the order in which `tree_of` takes them."""
+    return ((index, len(sequences[index]) - shared) for index, shared in _sorted_with_shared(sequences))
+
+
+def _sorted_with_shared(sequences: Sequence[Tokens]) -> Iterator[tuple[int, int]]:
+    """Indices in the order of the sequences' tokens, and how many first tokens each shares with the one before it:
+    with no other does it share more."""
+    keys = [sequence.astype(">u4").tobytes() for sequence in sequences]
+    before: Tokens | None = None
+    for index in sorted(range(len(sequences)), key=keys.__getitem__):
+        sequence = sequences[index]
+        yield index, 0 if before is None else _shared(before, sequence)
+        before = sequence
+
+
+def _shared(one: Tokens, other: Tokens) -> int:
+    common = min(len(one), len(other))
+    differing = np.flatnonzero(one[:common] != other[:common])
+    return int(differing[0]) if len(differing) else common
