@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 
@@ -19,7 +19,8 @@ from demopsd_dist.feed import Feed, open_feed
 from demopsd_dist.methods import recipe
 from demopsd_dist.roles import Crew, Sampling
 from demopsd_dist.runlog import RunLog
-from demopsd_dist.sampling import evaluation_sampling, learned_groups, sample_groups
+from demopsd_dist.sampling import evaluation_sampling, learned_groups, step_groups
+from demopsd_dist.scoring import InTurn
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,21 @@ class Task:
 
 
 @dataclass(frozen=True)
+class ScoredGroups:
+    """What came of some groups of a step."""
+
+    size: BatchSize
+    scored: list[Scored]
+
+
+@dataclass(frozen=True)
 class ScoredRollouts:
     """The rollouts of one step, rewarded, and the scored lessons among them."""
 
     groups: list[Group]
     size: BatchSize
     scored: list[Scored]
-    leakage: dict[str, float]  # of the probe, where it was due
+    figures: dict[str, float]  # of the leakage probe, where it was due, and of the workers
 
     @property
     def rollouts(self) -> list[Rollout]:
@@ -93,20 +102,48 @@ def scored_rollouts(
     """The feed of the loop: each step's prompts sampled, graded, and its lessons scored by the teacher."""
 
     async def produce(step: int) -> ScoredRollouts:
-        with log.timed("sample"):
-            groups = await sample_groups(cfg, crew.rollouts, task.train, task.reward, step)
-        taught = lessons_of_step(cfg, task, groups, step)
-        with log.timed("support"):
-            supports = await crew.learners.support(taught.lessons)
-        with log.timed("score"):
-            scored = await crew.teacher.score(taught.lessons, supports, recipe(cfg).forwards)
+        rounds = recipe(cfg).sampling_rounds
+        places: dict[str, int] = {}
+        found: dict[int, Group] = {}
+
+        def score(groups: list[Group]) -> Awaitable[ScoredGroups]:
+            return score_groups(cfg, crew, task, log, step, groups)
+
+        scoring = InTurn(score)
+        try:
+            with log.timed("sample"):
+                async for place, group in step_groups(cfg, crew.rollouts, task.train, task.reward, step):
+                    found[place], places[group.prompt.id] = group, place
+                    if rounds == 1:
+                        scoring.add(group)  # while others are still sampled
+            groups = [found[place] for place in sorted(found)]
+            if rounds > 1:
+                for group in learned_groups(cfg, groups):
+                    scoring.add(group)
+            parts = await scoring.results()
+        finally:
+            scoring.cancel()
+        scored = [item for part in parts for item in part.scored]
+        scored.sort(key=lambda item: (places[item.lesson.rollout.prompt.id], item.lesson.rollout.sample))
+        size = sum((part.size for part in parts), BatchSize(0, 0))
         leakage: dict[str, float] = {}
         if probe.due(cfg, step):
             with log.timed("probe"):
                 leakage = await probe.measure(cfg, crew.teacher, task.prompts, groups, scored)
-        return ScoredRollouts(groups, taught.size, scored, leakage)
+        return ScoredRollouts(groups, size, scored, leakage | crew.rollouts.figures())
 
     return open_feed(produce, first_step=state.step, last_step=cfg.steps, ahead=cfg.rollout.ahead)
+
+
+async def score_groups(
+    cfg: Config, crew: Crew, task: Task, log: RunLog, step: int, groups: list[Group]
+) -> ScoredGroups:
+    taught = lessons_of_step(cfg, task, groups, step)
+    with log.timed("support"):
+        supports = await crew.learners.support(taught.lessons)
+    with log.timed("score"):
+        scored = await crew.teacher.score(taught.lessons, supports, recipe(cfg).forwards)
+    return ScoredGroups(taught.size, scored)
 
 
 def packed(cfg: Config, rollouts: ScoredRollouts, dp_size: int) -> TrainBatch:
@@ -114,13 +151,13 @@ def packed(cfg: Config, rollouts: ScoredRollouts, dp_size: int) -> TrainBatch:
 
 
 def lessons_of_step(cfg: Config, task: Task, groups: list[Group], step: int) -> Lessons:
-    made, learned = recipe(cfg), learned_groups(cfg, groups)
+    made = recipe(cfg)
     if not made.shows_solutions:
         return lessons_from_rewards(
-            learned, scaled=made.scaled_advantage, leave_out_silent=made.silent_without_advantage
+            groups, scaled=made.scaled_advantage, leave_out_silent=made.silent_without_advantage
         )
     return lessons_from_siblings(
-        learned,
+        groups,
         task.prompts,
         exclude_own_success=cfg.privileged.exclude_own_success,
         seed=f"{cfg.seed}/{step}",
@@ -159,6 +196,8 @@ def step_metrics(step: ScoredRollouts, state: RunState) -> dict[str, float]:
         "rollout/tokens": float(sum(tokens)),
         "rollout/groups_differing_fraction": sum(group.differs for group in step.groups) / len(step.groups),
         "rollout/learned_fraction": len(step.scored) / len(rollouts),
-        "policy/age_steps_max": float(state.step - 1 - min(rollout.weight_version for rollout in rollouts)),
-        **step.leakage,
+        "rollout/groups": float(len(step.groups)),
+        "policy/age_steps_max": float(state.step - 1 - min(rollout.oldest_version for rollout in rollouts)),
+        "policy/age_steps_mean": state.step - 1 - sum(int(r.version_T.sum()) for r in rollouts) / sum(tokens),
+        **step.figures,
     }

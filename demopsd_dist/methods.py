@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from demopsd_dist.config import Aggregation, Config, Method, Variant, Weights
+from demopsd_dist.config import Aggregation, Config, Method, SupportOf, Variant, Weights
 
 if TYPE_CHECKING:
     from demopsd_dist import objective
@@ -16,6 +16,8 @@ class Support(Enum):
     """The ids at which everybody gives log-probabilities; all other tokens share one tail."""
 
     student = auto()  # the student's top k: one more forward of the learners
+    engine = auto()  # the same, as the rollout engine saw it while sampling
+    reference = auto()  # the reference's top k, found where its forward is
     sampled = auto()  # the sampled token
     vocabulary = auto()  # all of them, and no tail
 
@@ -43,7 +45,7 @@ class Recipe:
 
     forwards: Forwards
     aggregation: Aggregation
-    top_k: int | None = None  # of `Support.student`
+    top_k: int | None = None  # of a support that is somebody's most likely tokens
     reference: Weights | None = None  # whose it is; `live` costs no forward, since the learners have it
     sampling_rounds: int = 1
     scaled_advantage: bool = True  # divided by the group's standard deviation
@@ -64,6 +66,13 @@ class Recipe:
         return Forwards(self.forwards.support, self.reference, self.forwards.teacher)
 
 
+_SUPPORTS = {
+    SupportOf.learner: Support.student,
+    SupportOf.rollout: Support.engine,
+    SupportOf.reference: Support.reference,
+}
+
+
 def recipe(config: Config) -> Recipe:
     if config.method is Method.grpo:
         grpo = config.grpo
@@ -81,7 +90,7 @@ def recipe(config: Config) -> Recipe:
             scaled_advantage=grpo.variant is not Variant.dr_grpo,
         )
     section = {Method.demopsd: config.demopsd, Method.sdpo: config.sdpo, Method.opsd: config.opsd}[config.method]
-    support = Support.vocabulary if section.top_k is None else Support.student
+    support = Support.vocabulary if section.top_k is None else _SUPPORTS[section.support]
     reference = config.demopsd.reference if config.method is Method.demopsd else None
     forward = None if reference is Weights.live else reference
     return Recipe(

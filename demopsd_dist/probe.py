@@ -83,8 +83,8 @@ def probes(cfg: Config, groups: Sequence[Group], scored: Sequence[Scored]) -> It
     first: dict[str, Scored] = {}
     for item in scored:
         first.setdefault(item.lesson.rollout.prompt.id, item)
-    chosen = [(group, first[group.rollouts[0].prompt.id]) for group in groups if group.rollouts[0].prompt.id in first]
-    others = [group.rollouts[0].prompt.question.answer for group in groups]
+    chosen = [(group, first[group.prompt.id]) for group in groups if group.prompt.id in first]
+    others = [group.prompt.question.answer for group in groups]
     form = form_of(cfg.reward)
     left = {"siblings": wanted, "answers": wanted}
     for group, item in chosen:
@@ -106,7 +106,7 @@ def probes(cfg: Config, groups: Sequence[Group], scored: Sequence[Scored]) -> It
 def _answers(group: Group, others: Sequence[str], form: Form) -> list[str]:
     """The right answer, then those that the group gave, then those to other questions."""
     given = [form.extract(rollout.text) for rollout in group.rollouts]
-    return [group.rollouts[0].prompt.question.answer, *(answer for answer in given if answer), *others]
+    return [group.prompt.question.answer, *(answer for answer in given if answer), *others]
 
 
 def _information(cfg: Config, contexts: Sequence[Scored]) -> tuple[Tensor, Tensor]:

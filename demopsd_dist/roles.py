@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,22 +24,39 @@ class Sampling:
 
 
 class Rollouts(Protocol):
+    def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncIterator[tuple[int, list[Rollout]]]:
+        """Each prompt's `sampling.samples` responses as soon as they are all there, with the prompt's index.
+
+        A caller that stops early closes the iterator, and what is still being sampled is dropped.
+        """
+        ...
+
+    def figures(self) -> dict[str, float]:
+        """What the workers did since the last call, for the metrics."""
+        ...
+
     async def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
         """`sampling.samples` responses for each prompt, in the order of the prompts."""
         ...
 
 
 class Teacher(Protocol):
-    async def score(self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens], forwards: Forwards) -> list[Scored]:
-        """Log-probabilities on each lesson's support: without and with the privileged view, as `forwards` asks."""
+    async def score(
+        self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens] | None, forwards: Forwards
+    ) -> list[Scored]:
+        """Log-probabilities on each lesson's support: without and with the privileged view, as `forwards` asks.
+
+        Without `supports_TK` it is the reference's own top k.
+        """
         ...
 
 
 class Learners(Protocol):
     dp_size: int
 
-    async def support(self, lessons: Sequence[Lesson]) -> list[Tokens]:
-        """The method's support ids (T, K) at every response token of each lesson, in order."""
+    async def support(self, lessons: Sequence[Lesson]) -> list[Tokens] | None:
+        """The method's support ids (T, K) at every response token of each lesson, in order; None where the teacher
+        chooses them."""
         ...
 
     async def step(self, batch: TrainBatch) -> LearnReport:

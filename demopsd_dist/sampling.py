@@ -2,40 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from demopsd_dist.config import Config
 from demopsd_dist.data.lessons import Group, rewarded
-from demopsd_dist.data.records import Prompt
+from demopsd_dist.data.records import Prompt, Rollout
 from demopsd_dist.data.rewards import Reward
 from demopsd_dist.data.sources import order
 from demopsd_dist.methods import recipe
 from demopsd_dist.roles import Rollouts, Sampling
 
 
-async def sample_groups(
+async def step_groups(
     cfg: Config, rollouts: Rollouts, prompts: Sequence[Prompt], reward: Reward, step: int
-) -> list[Group]:
-    """A step's groups, rewarded. A method with several rounds asks again for as many questions as have groups without
-    signal, all of whose rewards are equal (DAPO's dynamic sampling)."""
+) -> AsyncIterator[tuple[int, Group]]:
+    """A step's groups, rewarded, each as soon as it is sampled, with its place in the step.
+
+    A method with several rounds asks again for as many questions as have groups without signal, all of whose rewards
+    are equal (DAPO's dynamic sampling).
+    """
     asked = prompts_of_step(prompts, cfg, step)
-    groups: list[Group] = []
+    seen: set[str] = set()
+    missing = cfg.rollout.prompts_per_step
     for _ in range(recipe(cfg).sampling_rounds):
-        sampled = await rollouts.sample(asked, train_sampling(cfg, step))
-        groups += [rewarded(group, reward) for group in sampled]
-        missing = cfg.rollout.prompts_per_step - sum(group.differs for group in groups)
-        if missing <= 0:
-            break
-        asked = _more_prompts(prompts, cfg, step, {group.rollouts[0].prompt.id for group in groups}, missing)
+        first_place = len(seen)
+        async for index, sampled in punctual(rollouts.stream(asked, train_sampling(cfg, step)), len(asked), cfg):
+            group = rewarded(sampled, reward)
+            missing -= group.differs
+            yield first_place + index, group
+        seen |= {prompt.id for prompt in asked}
+        asked = _more_prompts(prompts, cfg, step, seen, missing) if missing > 0 else []
         if not asked:
             break
-    return groups
+
+
+async def punctual(
+    groups: AsyncIterator[tuple[int, list[Rollout]]], count: int, cfg: Config
+) -> AsyncIterator[tuple[int, list[Rollout]]]:
+    """Those of `count` groups that come in time: once nine tenths are there, the others have `late_group_s` left."""
+    late_s, done = cfg.rollout.late_group_s, 0
+    deadline = float("inf")
+    try:
+        while done < count:
+            left_s = None if deadline == float("inf") else max(deadline - time.monotonic(), 0.0)
+            try:
+                found = await asyncio.wait_for(anext(groups), left_s)
+            except TimeoutError:
+                return
+            yield found
+            done += 1
+            if late_s is not None and deadline == float("inf") and done >= 0.9 * count:
+                deadline = time.monotonic() + late_s
+    finally:
+        if isinstance(groups, AsyncGenerator):
+            await groups.aclose()
 
 
 def learned_groups(cfg: Config, groups: Sequence[Group]) -> list[Group]:
-    """Those that the step learns from: all, or with several rounds the first that have a signal."""
-    if recipe(cfg).sampling_rounds == 1:
-        return list(groups)
+    """Those that a step of several rounds learns from: the first that have a signal."""
     return [group for group in groups if group.differs][: cfg.rollout.prompts_per_step]
 
 

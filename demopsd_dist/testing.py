@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +29,7 @@ class World:
     unmoved: list[int] = field(default_factory=list)  # versions published after a step that learned nothing
     fail_at_step: int | None = None
     skill: float = 0.4
+    never_done: set[str] = field(default_factory=set)  # prompts whose groups never come
 
     def chance(self) -> float:
         return min(self.skill * (1 + 0.25 * max(self.published, 0)), 0.95)
@@ -38,11 +39,24 @@ class World:
 class StandInRollouts:
     world: World
 
-    async def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
+    async def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncIterator[tuple[int, list[Rollout]]]:
         version = self.world.published
         self.world.diary.append(("sample", version))
         await asyncio.sleep(0)
-        return [[self._one(prompt, i, sampling, version) for i in range(sampling.samples)] for prompt in prompts]
+        places = list(enumerate(prompts))
+        random.Random(sampling.seed).shuffle(places)  # whoever is done first
+        places.sort(key=lambda pair: pair[1].id in self.world.never_done)
+        for place, prompt in places:
+            if prompt.id in self.world.never_done:
+                await asyncio.sleep(3600)
+            yield place, [self._one(prompt, i, sampling, version) for i in range(sampling.samples)]
+
+    async def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
+        found = {place: group async for place, group in self.stream(prompts, sampling)}
+        return [found[place] for place in range(len(prompts))]
+
+    def figures(self) -> dict[str, float]:
+        return {}
 
     def _one(self, prompt: Prompt, sample: int, sampling: Sampling, version: int) -> Rollout:
         rng = random.Random(f"{sampling.seed}/{prompt.id}/{sample}")
@@ -56,7 +70,7 @@ class StandInRollouts:
             logp_T=np.full(len(tokens_T), -0.5, dtype=np.float32),
             text=text,
             truncated=False,
-            weight_version=version,
+            version_T=np.full(len(tokens_T), version, np.int32),
             worker=0,
         )
 
@@ -65,7 +79,10 @@ class StandInRollouts:
 class StandInTeacher:
     world: World
 
-    async def score(self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens], forwards: Forwards) -> list[Scored]:
+    async def score(
+        self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens] | None, forwards: Forwards
+    ) -> list[Scored]:
+        assert supports_TK is not None
         self.world.diary.append(("score", self.world.published))
         await asyncio.sleep(0)
         return [

@@ -11,52 +11,55 @@ import numpy as np
 
 from demopsd_dist.config import Config
 from demopsd_dist.data.pack import Layout, shard
-from demopsd_dist.data.records import LearnReport, Lesson, Prompt, Rollout, Scored, Tokens, TrainBatch
+from demopsd_dist.data.records import LearnReport, Lesson, Scored, Tokens, TrainBatch
 from demopsd_dist.errors import WeightSyncError
 from demopsd_dist.methods import Forwards, Support, recipe
 from demopsd_dist.objective import statistic
-from demopsd_dist.roles import Crew, Sampling
+from demopsd_dist.roles import Crew
 from workers import learner, rollout, teacher
 from workers.group import ActorGroup, Placement
 from workers.placement import bundles, rollout_bundles
+from workers.pull import RolloutGroup
 
 QUANTILES = (50, 90, 95, 99)
 
 
-class RolloutGroup:
-    """Prompts dealt out in turn; the answer does not depend on who gets which."""
-
-    def __init__(self, group: ActorGroup, call_s: float) -> None:
-        self._group, self._call_s = group, call_s
-
-    async def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
-        hands = [list(prompts[i :: len(self._group)]) for i in range(len(self._group))]
-        answers = await self._group.each(
-            lambda worker, i: worker.sample.remote(hands[i], sampling),
-            within_s=self._call_s,
-            what=f"{sampling.samples} responses to each of {len(prompts)} prompts",
-        )
-        groups: list[list[Rollout]] = [[] for _ in prompts]
-        for i, answer in enumerate(answers):
-            groups[i :: len(self._group)] = answer
-        return groups
-
-
 class TeacherGroup:
-    """One worker; none where the method asks for no forward of it."""
+    """Replicas that share the lessons; none where the method asks for no forward of them."""
 
-    def __init__(self, group: ActorGroup, call_s: float) -> None:
-        self._group, self._call_s = group, call_s
+    def __init__(self, group: ActorGroup, config: Config) -> None:
+        self._group, self._config = group, config
 
-    async def score(self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens], forwards: Forwards) -> list[Scored]:
+    async def score(
+        self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens] | None, forwards: Forwards
+    ) -> list[Scored]:
         if not lessons or not forwards.weights:
+            assert supports_TK is not None
             return [Scored(*row, None, None) for row in zip(lessons, supports_TK, strict=True)]
-        (values,) = await self._group.each(
-            lambda worker, _: worker.score.remote(lessons, supports_TK, forwards),
-            within_s=self._call_s,
+        hands = self._hands(lessons)
+        answers = await self._group.each(
+            lambda worker, rank: worker.score.remote(
+                [lessons[i] for i in hands[rank]],
+                None if supports_TK is None else [supports_TK[i] for i in hands[rank]],
+                forwards,
+            ),
+            within_s=self._config.limits.call_s,
             what=f"scores of {len(lessons)} responses",
         )
-        return [Scored(*row, *pair) for row, pair in zip(zip(lessons, supports_TK, strict=True), values, strict=True)]
+        found: dict[int, Scored] = {}
+        for hand, values in zip(hands, answers, strict=True):
+            for i, (ids_TK, reference_TA, teacher_TA) in zip(hand, values, strict=True):
+                support_TK = ids_TK if supports_TK is None else supports_TK[i]
+                found[i] = Scored(lessons[i], support_TK, reference_TA, teacher_TA)
+        return [found[i] for i in range(len(lessons))]
+
+    def _hands(self, lessons: Sequence[Lesson]) -> list[list[int]]:
+        """Indices for each replica: about as many tokens each, siblings together as far as that allows."""
+        layout: Layout[int] = Layout(
+            lambda i: lessons[i].rollout.prompt.id, lambda i: lessons[i].student_input, self._config.model.tree_tokens
+        )
+        places = shard(range(len(lessons)), layout, dp_size=len(self._group), micro_batch_tokens=1)
+        return [[i for batch in rank for row in batch for i in row.items] for rank in places]
 
 
 class LearnerGroup:
@@ -65,12 +68,16 @@ class LearnerGroup:
         self._call_s = config.limits.call_s
         self.dp_size = len(group)
 
-    async def support(self, lessons: Sequence[Lesson]) -> list[Tokens]:
+    async def support(self, lessons: Sequence[Lesson]) -> list[Tokens] | None:
         match recipe(self._config).forwards.support:
             case Support.sampled:
                 return [lesson.rollout.tokens_T[:, None] for lesson in lessons]
             case Support.vocabulary:
                 return [np.zeros((lesson.response_length_tokens, 0), np.int32) for lesson in lessons]
+            case Support.engine:
+                return [ids for lesson in lessons if (ids := lesson.rollout.support_TK) is not None]
+            case Support.reference:
+                return None
             case Support.student:
                 return await self._student_support(lessons)
 
@@ -202,7 +209,7 @@ class RayRollouts:
         within_s = self._config.limits.start_s
         await self._placement.ready(within_s)
         await self._group.each(lambda worker, _: worker.start.remote(), within_s=within_s, what="vLLM engine")
-        return RolloutGroup(self._group, self._config.limits.call_s)
+        return RolloutGroup(self._group, self._config)
 
     def stop(self) -> None:
         self._group.kill()
@@ -233,8 +240,8 @@ class RayCrew:
             start_learners(self._learners, within_s),
         )
         return Crew(
-            rollouts=RolloutGroup(self._rollouts, call_s),
-            teacher=TeacherGroup(self._teacher, call_s),
+            rollouts=RolloutGroup(self._rollouts, self._config),
+            teacher=TeacherGroup(self._teacher, self._config),
             learners=LearnerGroup(self._learners, self._config),
             weights=WeightPublisher(self._learners, self._rollouts, self._teacher, call_s),
         )

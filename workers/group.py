@@ -71,6 +71,21 @@ class ActorGroup:
     def __len__(self) -> int:
         return len(self._handles)
 
+    async def one(self, rank: int, call: Callable[[Any], Any], *, what: str) -> Any:
+        """Ask one actor. Cancelling the wait cancels the call. Whoever waits sets the bound.
+
+        Raises:
+            WorkerError: as for `each`.
+        """
+        ref = call(self._handles[rank])
+        try:
+            return await asyncio.wrap_future(ref.future())
+        except asyncio.CancelledError:
+            ray.cancel(ref)
+            raise
+        except Exception as error:
+            raise self._explained(error, rank, what) from None
+
     async def each(self, call: Call, *, within_s: float, what: str) -> list[Any]:
         """Ask every actor and wait for all the answers.
 

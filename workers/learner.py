@@ -183,8 +183,9 @@ class LearnerWorker:
         weight_N = weight_B.float().repeat_interleave(length_B)
         advantage_N = torch.tensor([item.lesson.advantage for item in scored], device=self._device)
         advantage_N = advantage_N.repeat_interleave(length_B)
-        fresh_B = [self._is_fresh(item) for item in scored]
-        fresh_N = torch.tensor(fresh_B, device=self._device).repeat_interleave(length_B)
+        # Sampled from the weights of now. Older tokens differ because the student has moved.
+        fresh_N = self._tensor([item.lesson.rollout.version_T == self.version - 1 for item in scored])
+        any_fresh = bool(fresh_N.any())
 
         def loss_of(part: Slice) -> Tensor:
             tokens = part.tokens
@@ -201,7 +202,7 @@ class LearnerWorker:
             account.add(result)
             with torch.no_grad():
                 account.sums["policy/entropy_nats"] += part.entropy().sum() / token_count
-                if any(fresh_B):
+                if any_fresh:
                     stray_N = torch.where(fresh_N[tokens], difference_N.abs(), 0.0)
                     account.largest("mismatch/logp_diff_max", stray_N.max())
             return result.loss
@@ -217,10 +218,6 @@ class LearnerWorker:
                 temperature=self._config.rollout.temperature,
             ),
         )
-
-    def _is_fresh(self, item: Scored) -> bool:
-        """Sampled from the weights of now. Older rollouts differ because the student has moved."""
-        return item.lesson.rollout.weight_version == self.version - 1
 
     def _rectangle(self, rows: Sequence[Sequence[Lesson]]) -> Rectangle:
         samples = [[(lesson.rollout.prompt.tokens, lesson.rollout.tokens_T) for lesson in row] for row in rows]

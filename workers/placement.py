@@ -25,9 +25,9 @@ def rollout_bundles(config: Config) -> list[Bundle]:
 
 
 def bundles(config: Config) -> list[Bundle]:
-    """One bundle an actor: rollout workers, the teacher worker if the method has one, learner ranks."""
+    """One bundle an actor: rollout workers, teacher workers if the method has a teacher, learner ranks."""
     teacher, learner = config.teacher, config.learner
-    teachers = 1 if held_weights(config) else 0  # a method without one pays for none
+    teachers = teacher.num_workers if held_weights(config) else 0  # a method without one pays for none
     return [
         *rollout_bundles(config),
         *(Bundle("teacher", i, teacher.cpus_per_worker, teacher.gpus_per_worker) for i in range(teachers)),
@@ -49,8 +49,6 @@ def check_fits(config: Config, cpus: float, gpus: float, wanted: list[Bundle] | 
         if need > there + 1e-9:
             terms = " + ".join(
                 f"{role}.num_workers={count} x {kind}_per_worker={share:g}"
-                if role != "teacher"
-                else f"teacher.{kind}_per_worker={share:g}"
                 for role, count, share in _by_role(wanted, kind)
             )
             raise ConfigError(
@@ -77,5 +75,5 @@ def summary_of_roles(config: Config) -> str:
     """`2 rollout, 1 teacher (ema), 2 learner (ZeRO-2)`"""
     weights = "+".join(sorted(weights.value for weights in held_weights(config)))
     parts = [f"{config.rollout.num_workers} rollout"]
-    parts += [f"1 teacher ({weights})"] if weights else []
+    parts += [f"{config.teacher.num_workers} teacher ({weights})"] if weights else []
     return ", ".join([*parts, f"{config.learner.num_workers} learner (ZeRO-{config.learner.zero_stage})"])

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import ray
 
-from demopsd_dist.config import Config, longest_sequence_tokens
-from demopsd_dist.data.records import Prompt, Rollout
+from demopsd_dist.config import Config, OnPublish, longest_sequence_tokens
+from demopsd_dist.data.records import Prompt, Rollout, Tokens
 from demopsd_dist.errors import WeightSyncError
+from demopsd_dist.methods import Support, recipe
 from demopsd_dist.roles import Sampling
 from workers.weights import take_buckets
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams
+    from vllm.logprobs import Logprob
+    from vllm.outputs import WeightVersionSpan
 
 
 def environment(config: Config) -> dict[str, str]:
@@ -30,7 +38,11 @@ def environment(config: Config) -> dict[str, str]:
 
 
 class RolloutWorker:
-    """State: the engine, and the version of the weights in it."""
+    """State: the engine with its unfinished requests, and the version of the weights in it.
+
+    An asyncio actor. One coroutine steps the engine while there is something to do; between two steps new prompts are
+    taken, others dropped, and weights received, so that nothing here needs a lock.
+    """
 
     def __init__(self, rank: int, config: Config, model_folder: Path) -> None:
         self.rank = rank
@@ -38,8 +50,14 @@ class RolloutWorker:
         self._folder = model_folder
         self.version = -1
         self._names: set[str] | None = None  # what a publish must bring: what the first one brought
+        self._asked = 0
+        self._top_k = 0  # most likely tokens to tell of each step, beside the one sampled
+        self._answers: dict[str, asyncio.Future[RequestOutput]] = {}
+        self._stepping: asyncio.Task[None] | None = None
+        self._open = asyncio.Event()  # for new prompts; closed while a publish waits for those under way
+        self._open.set()
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Load the engine. A call of its own, so that a failure comes back as this worker's error."""
         from vllm import LLM
         from vllm.config.weight_transfer import WeightTransferConfig
@@ -47,7 +65,10 @@ class RolloutWorker:
         from workers.vllm_transfer import BACKEND
 
         settings = self._config.rollout
-        self._engine = LLM(
+        made = recipe(self._config)
+        if made.forwards.support is Support.engine:
+            self._top_k = made.top_k or 0
+        engine = LLM(
             model=str(self._folder),
             dtype=self._config.model.precision.value,
             max_model_len=longest_sequence_tokens(self._config),
@@ -59,6 +80,7 @@ class RolloutWorker:
             enforce_eager=not settings.gpus_per_worker,
             distributed_executor_backend="uni",
             enable_prefix_caching=True,
+            max_logprobs=max(self._top_k, 1),
             logprobs_mode="processed_logprobs",  # at the sampling temperature: those of the policy that sampled
             weight_transfer_config=WeightTransferConfig(backend=BACKEND),
             generation_config="vllm",  # the folder's own sampling defaults would override ours in silence
@@ -66,66 +88,130 @@ class RolloutWorker:
             trust_remote_code=False,
             disable_log_stats=True,
         )
+        self._engine = engine.llm_engine
         self._engine.collective_rpc(
             "init_weight_transfer_engine", kwargs={"init_info": {"receiver": f"rollout {self.rank}"}}
         )
+        self._stamp(self.version)
 
-    def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
-        """`sampling.samples` rollouts for each prompt. Each request has its own seed, so its tokens do not depend on
-        the worker, the batch or the order."""
+    async def sample(self, prompt: Prompt, sampling: Sampling) -> list[Rollout]:
+        """`sampling.samples` rollouts. Each request has its own seed, so its tokens do not depend on the worker, the
+        company or the order. Cancelling the call drops them."""
         from vllm import SamplingParams
-        from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
 
-        jobs = [(prompt, sample) for prompt in prompts for sample in range(sampling.samples)]
-        outputs = self._engine.generate(
-            [TokensPrompt(prompt_token_ids=prompt.tokens.tolist()) for prompt, _ in jobs],
-            [
+        await self._open.wait()
+        requests = [
+            self._add(
+                prompt.tokens.tolist(),
                 SamplingParams(
                     temperature=sampling.temperature,
                     top_p=sampling.top_p,
                     max_tokens=sampling.max_response_tokens,
-                    logprobs=0,  # the sampled token's alone
+                    logprobs=self._top_k,  # 0: the sampled token's alone
                     seed=_request_seed(sampling.seed, prompt.id, sample),
-                )
-                for prompt, sample in jobs
-            ],
-            use_tqdm=False,
-        )
-        rollouts = [
-            self._rollout(prompt, sample, output.outputs[0])
-            for (prompt, sample), output in zip(jobs, outputs, strict=True)
+                    output_kind=RequestOutputKind.FINAL_ONLY,
+                ),
+            )
+            for sample in range(sampling.samples)
         ]
-        return [rollouts[i : i + sampling.samples] for i in range(0, len(rollouts), sampling.samples)]
+        outputs = await self._outputs(requests)
+        return [self._rollout(prompt, sample, output) for sample, output in enumerate(outputs)]
 
-    def _rollout(self, prompt: Prompt, sample: int, output) -> Rollout:
-        tokens_T = np.asarray(output.token_ids, dtype=np.int32)
-        logp = [step[token].logprob for step, token in zip(output.logprobs, output.token_ids, strict=True)]
+    def _add(self, tokens: list[int], params: SamplingParams) -> str:
+        """Hand a request to the engine; its id."""
+        from vllm.inputs import TokensPrompt
+
+        self._asked += 1
+        request = str(self._asked)
+        self._engine.add_request(request, TokensPrompt(prompt_token_ids=tokens), params)
+        self._answers[request] = asyncio.get_running_loop().create_future()
+        if self._stepping is None or self._stepping.done():
+            self._stepping = asyncio.ensure_future(self._step_while_busy())
+        return request
+
+    async def _outputs(self, requests: Sequence[str]) -> list[RequestOutput]:
+        try:
+            return await asyncio.gather(*(self._answers[request] for request in requests))
+        finally:
+            dropped = [request for request in requests if not self._answers[request].done()]
+            dropped += [request for request in requests if self._answers[request].cancelled()]
+            self._engine.abort_request(dropped)
+            for request in requests:
+                del self._answers[request]
+
+    async def _step_while_busy(self) -> None:
+        try:
+            while self._engine.has_unfinished_requests():
+                for output in self._engine.step():
+                    answer = self._answers.get(output.request_id)
+                    if output.finished and answer is not None and not answer.done():
+                        answer.set_result(output)
+                await asyncio.sleep(0)  # whoever else has something to do here does it now
+        except Exception as error:
+            for answer in self._answers.values():
+                if not answer.done():
+                    answer.set_exception(error)
+
+    def _rollout(self, prompt: Prompt, sample: int, output: RequestOutput) -> Rollout:
+        completion = output.outputs[0]
+        tokens_T = np.asarray(completion.token_ids, dtype=np.int32)
+        logp = [step[token].logprob for step, token in zip(completion.logprobs, completion.token_ids, strict=True)]
         return Rollout(
             prompt=prompt,
             sample=sample,
             tokens_T=tokens_T,
             logp_T=np.asarray(logp, dtype=np.float32),
-            text=output.text,
-            truncated=output.finish_reason == "length",
-            weight_version=self.version,
+            text=completion.text,
+            truncated=completion.finish_reason == "length",
+            version_T=versions(completion.weight_versions, len(tokens_T)),
             worker=self.rank,
+            support_TK=most_likely(completion.logprobs, self._top_k) if self._top_k else None,
         )
 
-    def adopt(self, version: int) -> None:
+    async def adopt(self, version: int) -> None:
         """The weights here are also those of `version`: its step learned nothing."""
-        self.version = version
+        self._stamp(version)
 
-    def receive(self, version: int, buckets: list[ray.ObjectRef]) -> int:
-        """Load published weights. The prefix cache holds keys and values of the old ones, so it is dropped."""
+    async def receive(self, version: int, buckets: list[ray.ObjectRef]) -> int:
+        """Load published weights. The prefix cache holds keys and values of the old ones, so it is dropped.
+
+        Responses under way are waited for, or (`rollout.on_publish=keep`) go on afterwards on the new weights: the
+        keys and values of what they have so far are then computed anew.
+        """
+        if self._config.rollout.on_publish is OnPublish.wait and self._stepping is not None:
+            self._open.clear()
+            try:
+                await self._stepping
+            finally:
+                self._open.set()
         arrived = take_buckets(buckets, version, f"rollout {self.rank}", self._names)
         self._names = {spec.name for bucket in arrived for spec in bucket.specs}
         self._engine.collective_rpc("start_weight_update")
         self._engine.collective_rpc("update_weights", kwargs={"update_info": {"buckets": arrived}})
         self._engine.collective_rpc("finish_weight_update")
-        if not self._engine.reset_prefix_cache():
+        if not self._engine.reset_prefix_cache(reset_running_requests=True):
             raise WeightSyncError(f"rollout {self.rank} could not drop its prefix cache, which holds the old weights'.")
-        self.version = version
+        self._stamp(version)
         return version
+
+    def _stamp(self, version: int) -> None:
+        """vLLM notes with each token which weights it was sampled from."""
+        self.version = version
+        self._engine.set_weight_version(str(version))
+
+
+def versions(spans: Sequence[WeightVersionSpan] | None, count: int) -> Tokens:
+    """The version of each of `count` tokens."""
+    version_T = np.full(count, -1, dtype=np.int32)
+    for span in spans or ():
+        version_T[span.start : span.end] = int(span.version)
+    return version_T
+
+
+def most_likely(steps: Sequence[dict[int, Logprob]], top_k: int) -> Tokens:
+    """(T, K) ids by rank, from what the engine says of each step: its most likely tokens and the one sampled."""
+    return np.asarray([sorted(step, key=lambda token: step[token].rank)[:top_k] for step in steps], dtype=np.int32)
 
 
 def _request_seed(*parts: object) -> int:

@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 from demopsd_dist.config import Config, Precision, Weights
 from demopsd_dist.data.pack import Layout, rectangles
 from demopsd_dist.data.records import Lesson, Logp, Tokens, input_of
-from demopsd_dist.methods import Forwards, held_weights
+from demopsd_dist.methods import Forwards, held_weights, recipe
 from demopsd_dist.objective import coarsen
 from workers.forward import HEAD_CHUNK_TOKENS, Rectangle, ResponseModel, load_causal_lm, support_tensor
 from workers.weights import take_buckets, unpack_bucket
@@ -61,18 +61,24 @@ class TeacherWorker:
         return version
 
     def score(
-        self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens], forwards: Forwards
-    ) -> list[tuple[Logp | None, Logp | None]]:
-        """For each lesson log-probabilities (T, A): without and with the privileged view, None where not asked for."""
+        self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens] | None, forwards: Forwards
+    ) -> list[tuple[Tokens | None, Logp | None, Logp | None]]:
+        """For each lesson log-probabilities (T, A): without and with the privileged view, None where not asked for.
+
+        Where no support is given, it is the reference's own top k, and comes first in each answer.
+        """
+        given = supports_TK is not None
         reference: list[Logp] | list[None] = [None] * len(lessons)
         teacher: list[Logp] | list[None] = [None] * len(lessons)
         if forwards.reference is not None:
             plain = [lesson.rollout.prompt.tokens for lesson in lessons]
-            reference = self._logp(forwards.reference, "reference", plain, lessons, supports_TK)
+            supports_TK, reference = self._logp(forwards.reference, "reference", plain, lessons, supports_TK)
+        assert supports_TK is not None
         if forwards.teacher is not None:
             privileged = [lesson.privileged_tokens for lesson in lessons]
-            teacher = self._logp(forwards.teacher, "teacher", privileged, lessons, supports_TK)
-        return list(zip(reference, teacher, strict=True))
+            _, teacher = self._logp(forwards.teacher, "teacher", privileged, lessons, supports_TK)
+        ids: list[Tokens] | list[None] = [None] * len(lessons) if given else list(supports_TK)
+        return list(zip(ids, reference, teacher, strict=True))
 
     def forwards_run(self) -> Counter[str]:
         """Responses that went through each forward since the start: `reference/ema`, `teacher/ema` and so on."""
@@ -85,9 +91,11 @@ class TeacherWorker:
         view: str,
         prompts: Sequence[Tokens],
         lessons: Sequence[Lesson],
-        supports_TK: Sequence[Tokens],
-    ) -> list[Logp]:
+        supports_TK: Sequence[Tokens] | None,
+    ) -> tuple[list[Tokens], list[Logp]]:
+        """The support of each lesson, as given or as found here, and the values on it."""
         responses = [lesson.rollout.tokens_T for lesson in lessons]
+        ids: dict[int, Tokens] = {} if supports_TK is None else dict(enumerate(supports_TK))
         found: dict[int, Logp] = {}
         layout: Layout[int] = Layout(
             lambda i: lessons[i].rollout.prompt.id,
@@ -97,13 +105,20 @@ class TeacherWorker:
         for rows in rectangles(layout.rows(range(len(lessons))), self._config.teacher.batch_tokens):
             batch = [i for row in rows for i in row.items]
             rectangle = Rectangle([[(prompts[i], responses[i]) for i in row.items] for row in rows], self._device)
-            support_NK = support_tensor([supports_TK[i] for i in batch], self._device)
             logits_of = self._logits(weights, view, rectangle)
             count = sum(rectangle.lengths)
             slices = [slice(i, min(i + HEAD_CHUNK_TOKENS, count)) for i in range(0, count, HEAD_CHUNK_TOKENS)]
+            if supports_TK is None:
+                chosen = torch.cat([self._most_likely(logits_of(tokens)) for tokens in slices])
+                ids |= zip(batch, rectangle.split(chosen), strict=True)
+            support_NK = support_tensor([ids[i] for i in batch], self._device)
             parts = [self._atoms(logits_of(tokens), support_NK, tokens) for tokens in slices]
             found |= zip(batch, rectangle.split(torch.cat(parts)), strict=True)
-        return [found[i] for i in range(len(lessons))]
+        return [ids[i] for i in range(len(lessons))], [found[i] for i in range(len(lessons))]
+
+    def _most_likely(self, logits_NV: Tensor) -> Tensor:
+        top_k = min(recipe(self._config).top_k or 0, logits_NV.shape[-1] - 1)
+        return logits_NV.topk(top_k).indices.int()
 
     def _atoms(self, logits_NV: Tensor, support_NK: Tensor | None, tokens: slice) -> Tensor:
         support = None if support_NK is None else support_NK[tokens]

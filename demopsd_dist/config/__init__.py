@@ -1,23 +1,10 @@
 """One tree of settings, read from YAML and checked. Nothing heavy is imported, so a wrong setting costs a second."""
 
 from demopsd_dist.config.checks import longest_sequence_tokens
+from demopsd_dist.config.data import MINISCI, SPLIT, DataConfig, Duplicates, FieldNames, Format
+from demopsd_dist.config.methods import Aggregation, Divergence, Gate, Method, SupportOf, Variant, Weights
 from demopsd_dist.config.reading import load, to_yaml
-from demopsd_dist.config.tree import (
-    MINISCI,
-    SPLIT,
-    Aggregation,
-    Config,
-    DataConfig,
-    Divergence,
-    Duplicates,
-    FieldNames,
-    Format,
-    Gate,
-    Method,
-    Precision,
-    Variant,
-    Weights,
-)
+from demopsd_dist.config.tree import Config, OnPublish, Precision
 
 __all__ = [
     "MINISCI",
@@ -31,7 +18,9 @@ __all__ = [
     "Format",
     "Gate",
     "Method",
+    "OnPublish",
     "Precision",
+    "SupportOf",
     "Variant",
     "Weights",
     "load",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-from demopsd_dist.config.tree import SPLIT, Config, DataConfig, FieldNames, Format, Method, Precision, Weights
+from demopsd_dist.config.data import SPLIT, DataConfig, FieldNames, Format
+from demopsd_dist.config.methods import Method, SupportOf, Weights
+from demopsd_dist.config.tree import Config, Precision
 from demopsd_dist.errors import ConfigError
 
 
@@ -31,6 +33,7 @@ def check(config: Config) -> None:
             "rollout.kv_cache_gib": rollout.kv_cache_gib,
             "rollout.max_batch_tokens": rollout.max_batch_tokens,
             "rollout.max_batch_sequences": rollout.max_batch_sequences,
+            "teacher.num_workers": teacher.num_workers,
             "teacher.cpus_per_worker": teacher.cpus_per_worker,
             "teacher.threads": teacher.threads,
             "teacher.batch_tokens": teacher.batch_tokens,
@@ -87,6 +90,8 @@ def check(config: Config) -> None:
             f"evaluation.early_answer_samples={config.evaluation.early_answer_samples} begins responses by <answer>; "
             f"reward={config.reward} reads another form. Set it to 0, or reward to answer or auto."
         )
+    if rollout.late_group_s is not None:
+        _above_zero({"rollout.late_group_s": rollout.late_group_s})
     if config.evaluation.max_response_tokens is not None:
         _above_zero({"evaluation.max_response_tokens": config.evaluation.max_response_tokens})
     if rollout.max_batch_tokens < rollout.max_batch_sequences:
@@ -158,6 +163,14 @@ def _check_methods(config: Config) -> None:
         _within(f"{name}.importance_clip", section.importance_clip, 1.0, float("inf"))
         if section.top_k is not None:
             _above_zero({f"{name}.top_k": section.top_k})
+        if section.support is SupportOf.reference and name != "demopsd":
+            raise ConfigError(
+                f"{name}.support=reference: {name} runs no forward of a reference. Set it to learner or rollout."
+            )
+    if config.demopsd.support is SupportOf.reference and config.demopsd.reference is Weights.live:
+        raise ConfigError(
+            "demopsd.support=reference with demopsd.reference=live, which is the learner. Set demopsd.support=learner."
+        )
     if config.demopsd.reference is Weights.trust_region:
         raise ConfigError("demopsd.reference=trust_region: only a teacher can be that. Set it to ema, live or frozen.")
     _within("opsd.beta", config.opsd.beta, 0.0, 1.0)

@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from demopsd_dist.config.checks import check
-from demopsd_dist.config.tree import Config, Method
+from demopsd_dist.config.methods import Method
+from demopsd_dist.config.tree import Config
 from demopsd_dist.errors import ConfigError
 
 

@@ -1,62 +1,13 @@
-"""The tree of settings. Every default and every meaning is here and nowhere else; ranges are in `checks.py`."""
+"""The tree of settings. Every default and every meaning is here and in `data.py` and `methods.py`, and nowhere else;
+ranges are in `checks.py`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
 
-MINISCI = "minisci"
-SPLIT = "split"
-
-
-class Method(Enum):
-    """What the student learns from; each has a section of its own below."""
-
-    demopsd = "demopsd"
-    sdpo = "sdpo"
-    opsd = "opsd"
-    grpo = "grpo"
-
-
-class Weights(Enum):
-    """Whose weights the teacher worker runs a forward with."""
-
-    ema = "ema"  # the moving average
-    live = "live"  # the student's own, as last published
-    frozen = "frozen"  # the student's at the start of the run
-    trust_region = "trust_region"  # logits of `frozen` moved towards those of `live`
-
-
-class Gate(Enum):
-    """How alpha follows from the disagreement d; all have the upper bound alpha_max."""
-
-    tanh = "tanh"  # the paper's: alpha_max tanh(kappa d / 2)
-    threshold = "threshold"  # alpha_max sigmoid(kappa (d - threshold)): named in the paper, defined here
-    constant = "constant"  # alpha_max everywhere
-
-
-class Aggregation(Enum):
-    """What the loss is a mean of."""
-
-    token_mean = "token_mean"  # all tokens of the batch count the same
-    sequence_mean = "sequence_mean"  # all responses count the same
-    max_length = "max_length"  # as token_mean, but divided by responses times rollout.max_response_tokens
-
-
-class Variant(Enum):
-    """Advantage and aggregation of GRPO."""
-
-    grpo = "grpo"  # (r - mean) / std, sequence_mean
-    dr_grpo = "dr_grpo"  # r - mean, max_length
-    dapo = "dapo"  # (r - mean) / std, token_mean; clip_high 0.28; questions without signal are drawn again
-
-
-class Divergence(Enum):
-    """Of student and teacher."""
-
-    forward_kl = "forward_kl"  # KL(teacher|student)
-    jsd = "jsd"  # Jensen-Shannon
-    reverse_kl = "reverse_kl"  # KL(student|teacher)
+from demopsd_dist.config.data import MINISCI, DataConfig
+from demopsd_dist.config.methods import DemoPSDConfig, GRPOConfig, Method, OPSDConfig, SDPOConfig
 
 
 class Precision(Enum):
@@ -75,73 +26,6 @@ class ModelConfig:
     tree_tokens: int = 2048
     """Teacher and learners merge the responses to one question with what they share into rows of at most so many
     tokens, so that a prompt is computed once; >= 0. 0 gives each response a row of its own. The result is the same."""
-
-
-class Format(Enum):
-    """What the records of a file or hub data set look like (docs/data.md)."""
-
-    auto = "auto"  # each source by its first record
-    records = "records"  # a question and its answer, under the names in data.fields
-    sciknoweval = "sciknoweval"  # as published: question, choices, answerKey, type
-    gpqa = "gpqa"  # as published: Question, Correct Answer, Incorrect Answer 1 to 3
-
-
-class Duplicates(Enum):
-    """What happens when questions of test or ood also stand in train."""
-
-    report = "report"  # the log says how many
-    drop = "drop"  # train does without them
-    refuse = "refuse"  # the run does not start
-
-
-@dataclass
-class FieldNames:
-    """What your own records call their fields; `a.b` is the field b inside a."""
-
-    text: str | None = None
-    """The question; null for `prompt` or `question`."""
-    answer: str | None = None
-    """The expected answer; null for `answer`."""
-    field: str | None = None
-    """The branch by which accuracy is reported; null for `field`, `domain` or `dataset`."""
-    id: str | None = None
-    """Unique in its source; null for `id` or `idx`, and where there is none the line or row."""
-    system: str | None = None
-    """The system message; null for `system`."""
-    level: str | None = None
-    """What data.only_levels looks at; null for `level`."""
-    type: str | None = None
-    """What data.only_types looks at; null for `type` or `kind`."""
-
-
-@dataclass
-class DataConfig:
-    train: str = MINISCI
-    """`minisci`, a .jsonl, .parquet or .csv file, or `hf:owner/name` (perhaps `hf:owner/name:subset@split`)."""
-    test: str | None = MINISCI
-    """The same, for evaluation in the domain; never trained on. null or `split` holds a part of train out."""
-    ood: str | None = MINISCI
-    """The same, for evaluation out of the distribution; null for none. Filters do not apply to it."""
-    format: Format = Format.auto
-    """`auto`, `records`, `sciknoweval` or `gpqa`: what the records of files and hub data sets look like."""
-    fields: FieldNames = field(default_factory=FieldNames)
-    """Names of the fields of your own records."""
-    only_fields: list[str] = field(default_factory=list)
-    """Take only these fields (`Physics`) for train and test; empty for all. Case does not count."""
-    only_levels: list[str] = field(default_factory=list)
-    """Take only these levels (`L3`); empty for all."""
-    only_types: list[str] = field(default_factory=list)
-    """Take only these types (`mcq-4-choices`); empty for all."""
-    test_fraction: float = 0.1
-    """Part of train held out where `test: split`; above 0 and below 1."""
-    split_seed: int = 42
-    """What is held out follows from it and from the questions' texts; >= 0."""
-    duplicates: Duplicates = Duplicates.report
-    """`report`, `drop` or `refuse`: questions of test or ood that also stand in train."""
-    minisci_train_size: int = 4096
-    """Questions drawn for training where `train: minisci`; > 0."""
-    minisci_test_size: int = 192
-    """Questions drawn for each of test and ood where they are `minisci`; > 0."""
 
 
 @dataclass
@@ -163,77 +47,11 @@ class PrivilegedConfig:
     """Bound of the teacher's prompt; the solution is cut from the right to fit, then the feedback. In tokens, > 0."""
 
 
-@dataclass
-class DistillationConfig:
-    """What the methods with a teacher have in common."""
+class OnPublish(Enum):
+    """What a publish does to responses that are still being sampled."""
 
-    top_k: int | None = 100
-    """Support: the student's most likely tokens, plus a tail bucket. null for the full vocabulary."""
-    teacher: Weights = Weights.ema
-    """Weights of the teacher, which sees the privileged context."""
-    aggregation: Aggregation = Aggregation.token_mean
-    """What the loss is a mean of."""
-    importance_clip: float = 2.0
-    """Upper bound of the learner-to-rollout probability ratio of a token; >= 1."""
-
-
-@dataclass
-class DemoPSDConfig(DistillationConfig):
-    """Reverse KL to the disagreement-gated barycenter of teacher and reference (arXiv 2607.02502)."""
-
-    reference: Weights = Weights.ema
-    """Weights of the reference, which does not see the privileged context. `live` is the learners' own forward."""
-    gate: Gate = Gate.tanh
-    """How alpha follows from the disagreement."""
-    alpha_max: float = 0.15
-    """Upper bound of the gate alpha; in [0, 1]."""
-    gate_sensitivity: float = 50.0
-    """kappa of the gate (the paper's beta); > 0."""
-    gate_threshold_nats: float = 0.05
-    """Disagreement at which `gate: threshold` is half open; >= 0."""
-    floor: float = 1e-8
-    """Least probability of an atom in teacher and reference; in (0, 0.01]."""
-
-
-@dataclass
-class SDPOConfig(DistillationConfig):
-    """Self-distillation from the teacher itself (arXiv 2601.20802)."""
-
-    divergence: Divergence = Divergence.jsd
-    """The published code's default without feedback. DemoPSD's paper writes `reverse_kl`."""
-
-
-@dataclass
-class OPSDConfig(DistillationConfig):
-    """Generalised Jensen-Shannon divergence to a fixed teacher over the whole vocabulary (OPSD)."""
-
-    top_k: int | None = None
-    """The whole vocabulary: the teacher then sends a value for every entry of it. A number has top-k plus tail."""
-    teacher: Weights = Weights.frozen
-    """Fixed, as its authors recommend."""
-    beta: float = 0.5
-    """0 is forward KL, 1 reverse KL, 0.5 Jensen-Shannon; in [0, 1]."""
-    term_clip: float | None = None
-    """Upper bound of one vocabulary entry's part of a token's loss, nats; > 0. null for none."""
-
-
-@dataclass
-class GRPOConfig:
-    """Group-relative policy gradient; no teacher."""
-
-    variant: Variant = Variant.grpo
-    """Advantage and aggregation."""
-    clip_low: float = 0.2
-    """The probability ratio is clipped at 1 - clip_low; in [0, 1)."""
-    clip_high: float | None = None
-    """... and at 1 + clip_high; > 0. null is the variant's own: 0.28 for dapo, 0.2 for the others."""
-    dual_clip: float = 3.0
-    """Bound of the ratio where the advantage is negative; > 1."""
-    kl_coefficient: float = 0.0
-    """Of the KL to the initial model; >= 0. 0 spends no forward on it. DemoPSD's paper has 0.04 in its GRPO row."""
-    sampling_rounds: int | None = None
-    """Rounds of questions a step, at most, until `prompts_per_step` groups have rewards that differ; > 0. null is the
-    variant's own: 4 for dapo, 1 for the others, which is no second round."""
+    wait = "wait"  # it waits for them
+    keep = "keep"  # they go on with the new weights, their keys and values computed anew
 
 
 @dataclass
@@ -258,6 +76,11 @@ class RolloutConfig:
     """Longer responses are truncated; > 0."""
     ahead: int = 0
     """Steps of rollouts in flight beyond the one being learned: 0 is on-policy; staleness never exceeds it."""
+    late_group_s: float | None = None
+    """Once nine tenths of a step's groups are there, the others have so many seconds; then they are dropped, counted
+    by `rollout/groups`; > 0. null waits for all."""
+    on_publish: OnPublish = OnPublish.wait
+    """`wait` or `keep`: what a publish does to responses still being sampled, of which there are some if ahead > 0."""
     kv_cache_gib: float = 1.0
     """KV cache of a CPU engine, GiB; > 0."""
     gpu_memory_fraction: float = 0.85
@@ -271,10 +94,12 @@ class RolloutConfig:
 
 @dataclass
 class TeacherConfig:
+    num_workers: int = 1
+    """Replicas, which share the responses to score; > 0."""
     cpus_per_worker: float = 1.0
-    """Ray CPUs of the teacher worker."""
+    """Ray CPUs each."""
     gpus_per_worker: int = 0
-    """0 runs on CPU; 1 on a GPU."""
+    """0 runs on CPU; 1 on a GPU each."""
     threads: int = 1
     """torch threads on CPU; > 0. May exceed `cpus_per_worker` where the roles take turns."""
     ema_rate: float = 0.05

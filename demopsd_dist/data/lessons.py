@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from demopsd_dist.data.prompts import PromptBuilder
-from demopsd_dist.data.records import BatchSize, Lesson, Mark, Rollout
+from demopsd_dist.data.records import BatchSize, Lesson, Mark, Prompt, Rollout
 from demopsd_dist.data.rewards import Reward
 
 SUCCESS = 0.5  # a score of at least this is a success
@@ -23,6 +23,10 @@ class Group:
 
     rollouts: Sequence[Rollout]
     marks: Sequence[Mark]
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.rollouts[0].prompt
 
     @property
     def rewards(self) -> list[float]:

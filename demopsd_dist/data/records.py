@@ -47,7 +47,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled response. `logp_T` is the engine's own log-probability of each sampled token."""
+    """One sampled response. `logp_T` is the engine's own log-probability of each sampled token.
+
+    `version_T` are the weights that sampled each: weights may be published while a response is under way.
+    """
 
     prompt: Prompt
     sample: int  # 0 .. group_size - 1
@@ -55,12 +58,17 @@ class Rollout:
     logp_T: NDArray[np.float32]
     text: str  # decoded, special tokens removed
     truncated: bool  # hit the response limit
-    weight_version: int  # of the weights that sampled it
+    version_T: Tokens
     worker: int
+    support_TK: Tokens | None = None  # the engine's most likely ids, where the support is `rollout`
 
     @property
     def id(self) -> str:
         return f"{self.prompt.id}#{self.sample}"
+
+    @property
+    def oldest_version(self) -> int:
+        return int(self.version_T[0])
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,9 @@ class BatchSize:
 
     tokens: int
     sequences: int
+
+    def __add__(self, other: BatchSize) -> BatchSize:
+        return BatchSize(self.tokens + other.tokens, self.sequences + other.sequences)
 
 
 @dataclass(frozen=True)

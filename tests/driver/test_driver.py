@@ -23,6 +23,7 @@ from demopsd_dist.feed import open_feed
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.runlog import RunLog
 from demopsd_dist.sampling import prompts_of_step
+from demopsd_dist.scoring import InTurn
 from demopsd_dist.testing import StandInLearners, World, stand_in_crew
 from launch.task import build_task
 
@@ -52,10 +53,14 @@ class Run:
         assert isinstance(self.crew.learners, StandInLearners)
         return self.crew.learners.batches
 
+    def log_of_steps(self) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in self.folder.metrics.read_text().splitlines()]
+        return [line for line in lines if "evaluation" not in line]
+
     def ages(self) -> list[int]:
         """For each step the age of its oldest rollout, in weight versions."""
         return [
-            step - min(item.lesson.rollout.weight_version for item in batch.items)
+            step - min(item.lesson.rollout.oldest_version for item in batch.items)
             for step, batch in enumerate(self.batches)
         ]
 
@@ -256,3 +261,41 @@ def test_feed_passes_errors_on_and_cancels_the_rest() -> None:
     with pytest.raises(ValueError, match="no rollouts"):
         asyncio.run(drive())
     assert ended == [1, 2]
+
+
+def test_a_late_group_is_dropped_and_counted(task: Task, tmp_path: Path) -> None:
+    """One group never comes: the step goes on without it once the others are there and the time is up."""
+    late = task.train[0].id
+    words = ("steps=6", "rollout.prompts_per_step=10", "rollout.late_group_s=0.05")
+    run = Run(tmp_path, task, *words, never_done={late})
+    asked = [[prompt.id for prompt in prompts_of_step(task.train, run.config, step)] for step in range(6)]
+    assert sum(late in ids for ids in asked), "the test is about a group that was asked for"
+    for ids, batch, line in zip(asked, run.batches, run.log_of_steps(), strict=True):
+        assert late not in {item.lesson.rollout.prompt.id for item in batch.items}
+        assert line["rollout/groups"] == 10 - (late in ids)
+
+
+def test_finished_groups_are_worked_on_while_others_are_awaited() -> None:
+    """One call at a time, each on all that came meanwhile; results in the order of the calls; errors come out."""
+    calls: list[list[int]] = []
+
+    async def work(items: list[int]) -> int:
+        calls.append(items)
+        await asyncio.sleep(0.02)
+        if 13 in items:
+            raise RuntimeError("unlucky")
+        return sum(items)
+
+    async def feed(items: list[int]) -> list[int]:
+        in_turn = InTurn(work)
+        for item in items:
+            in_turn.add(item)
+            await asyncio.sleep(0.005)
+        return await in_turn.results()
+
+    results = asyncio.run(feed(list(range(12))))
+    assert sum(results) == sum(range(12))
+    assert [item for items in calls for item in items] == list(range(12))
+    assert 1 < len(calls) < 12
+    with pytest.raises(RuntimeError, match="unlucky"):
+        asyncio.run(feed([13, 1]))

@@ -83,7 +83,7 @@ def crew_for(config: Config, engines: RealCrew) -> Iterator[tuple[Crew, list[Act
         yield (
             Crew(
                 rollouts=engines.roles.rollouts,
-                teacher=TeacherGroup(teachers, 120),
+                teacher=TeacherGroup(teachers, config),
                 learners=LearnerGroup(learners, config),
                 weights=WeightPublisher(learners, rollouts, teachers, 120),
             ),
@@ -153,7 +153,8 @@ def test_the_teachers_weights_move_as_they_should(ray_here: None, tmp_path: Path
     rollout = a_rollout(prompt("q"), length=9)
     lesson = Lesson(rollout, 1.0, 0.0, np.arange(30, 60, dtype=np.int32))
     ids = np.tile(np.arange(7, dtype=np.int32), (9, 1))
-    ((nothing, mixed),) = worker.score([lesson], [ids], Forwards(Support.student, None, Weights.trust_region))
+    ((given, nothing, mixed),) = worker.score([lesson], [ids], Forwards(Support.student, None, Weights.trust_region))
+    assert given is None
     assert nothing is None
     assert mixed is not None
     samples = [(lesson.privileged_tokens, rollout.tokens_T)]

@@ -30,10 +30,10 @@ from demopsd_dist.roles import Sampling
 from demopsd_dist.runlog import RunLog
 from tests.real.conftest import RealCrew, demo
 from workers import rollout as rollout_module
-from workers.crew import RolloutGroup
 from workers.forward import load_causal_lm
 from workers.group import ActorGroup, Placement
 from workers.placement import Bundle
+from workers.pull import RolloutGroup
 from workers.weights import Bucket, pack_bucket, unpack_bucket
 
 SAMPLING = Sampling(samples=4, temperature=1.0, top_p=1.0, max_response_tokens=64, seed="test")
@@ -87,7 +87,7 @@ def engine(folder: Path) -> Iterator[ActorGroup]:
 def test_engines_sample_from_the_model_they_say(crew: RealCrew, task: Task) -> None:
     """The engines' log-probabilities are those of transformers on the same tokens."""
     rollouts = sampled(crew, task)[:12]
-    assert {rollout.weight_version for rollout in rollouts} == {crew.version}
+    assert {rollout.oldest_version for rollout in rollouts} == {crew.version}
     assert {rollout.worker for rollout in rollouts} == {0, 1}
     for rollout, logits in zip(
         rollouts, logits_of(MODEL_DIR, [(r.prompt.tokens, r.tokens_T) for r in rollouts]), strict=True
@@ -116,6 +116,7 @@ def test_support_and_teacher_values_are_those_of_plain_forwards(crew: RealCrew, 
     lessons = lessons_from_siblings(marked, task.prompts, exclude_own_success=True, seed="0").lessons
     assert lessons, "the base model finds some right answers"
     supports = asyncio.run(crew.roles.learners.support(lessons))
+    assert supports is not None
     scored = asyncio.run(crew.roles.teacher.score(lessons, supports, recipe(crew.config).forwards))
     views = {
         "student": [(x.rollout.prompt.tokens, x.rollout.tokens_T) for x in lessons],
@@ -178,7 +179,7 @@ def test_a_few_real_steps(crew: RealCrew, task: Task, tmp_path: Path) -> None:
     student = tmp_path / "student"
     asyncio.run(crew.roles.learners.export(student))
     rollouts = sampled(crew, task)
-    assert {rollout.weight_version for rollout in rollouts} == {3}
+    assert {rollout.oldest_version for rollout in rollouts} == {3}
     moved = 0.0
     pairs = [(r.prompt.tokens, r.tokens_T) for r in rollouts[:12]]
     for rollout, new, old in zip(rollouts, logits_of(student, pairs), logits_of(MODEL_DIR, pairs), strict=False):
@@ -187,7 +188,7 @@ def test_a_few_real_steps(crew: RealCrew, task: Task, tmp_path: Path) -> None:
     assert moved > 1e-2, "training moved the weights, and the engines went along"
 
     with engine(student) as fresh:
-        groups = asyncio.run(RolloutGroup(fresh, 120).sample(task.test, SAMPLING))
+        groups = asyncio.run(RolloutGroup(fresh, demo()).sample(task.test, SAMPLING))
     loaded = [rollout for group in groups for rollout in group]
     for one, other in zip(rollouts, loaded, strict=True):
         assert one.tokens_T.tolist() == other.tokens_T.tolist()
@@ -219,7 +220,7 @@ def test_a_tied_head_follows_its_embedding(ray_here: None, task: Task, tmp_path:
     with engine(tmp_path / "old") as group:
         refs = [ray.put(pack_bucket(0, 0, tied.named_parameters()))]
         asyncio.run(group.each(lambda worker, _: worker.receive.remote(0, refs), within_s=60, what="a receipt"))
-        groups = asyncio.run(RolloutGroup(group, 120).sample(task.test[:3], SAMPLING))
+        groups = asyncio.run(RolloutGroup(group, demo()).sample(task.test[:3], SAMPLING))
     rollouts = [rollout for siblings in groups for rollout in siblings]
     pairs = [(rollout.prompt.tokens, rollout.tokens_T) for rollout in rollouts]
     for rollout, logits in zip(rollouts, logits_of(tmp_path / "new", pairs), strict=True):

@@ -49,7 +49,9 @@ def scored(task: Task) -> list[Scored]:
             )
         ids = student.topk(100).indices
         logp_T = student.log_softmax(-1).numpy()[np.arange(len(response)), response]
-        rollout = Rollout(prompt, 0, response, logp_T, wrong, False, weight_version=0, worker=0)
+        rollout = Rollout(
+            prompt, 0, response, logp_T, wrong, False, version_T=np.zeros(len(response), np.int32), worker=0
+        )
         values = (coarsen(student, ids).numpy(), coarsen(teacher, ids).numpy())
         found.append(Scored(Lesson(rollout, 0.0, 0.0, view), ids.int().numpy(), *values))
     return found
@@ -120,6 +122,8 @@ def test_a_loss_that_is_not_finite_is_refused_before_the_step(ray_here: None, sc
         with pytest.raises(NonFiniteLossError, match="the step was refused on every rank"):
             asyncio.run(group.step(packed(poisoned, 2, 10_000)))
         after = asyncio.run(group.support([item.lesson for item in scored]))
+    assert before is not None
+    assert after is not None
     for one, other in zip(before, after, strict=True):
         assert (one == other).all(), "the weights are as they were"
 
@@ -151,7 +155,9 @@ def test_zero_3_with_tensors_that_really_are_sharded(ray_here: None, scored: lis
     batch = packed(scored, 2, 150)
     one = packed(scored, 1, 10_000)
     with learners(*words, "learner.num_workers=2", "learner.zero_stage=3", folder=folder) as group:
-        (found,) = asyncio.run(group.support([lesson]))
+        supports = asyncio.run(group.support([lesson]))
+        assert supports is not None
+        (found,) = supports
         assert (found == expected.indices.numpy()).mean() > 0.99, "but for ties"
         sharded = [asyncio.run(group.step(batch)).metrics["learner/loss"] for _ in range(3)]
     with learners(*words, "learner.num_workers=1", "learner.zero_stage=0", folder=folder) as group:

@@ -23,7 +23,7 @@ def rollout(
         logp_T=np.full(length, -0.5, np.float32),
         text=text,
         truncated=False,
-        weight_version=version,
+        version_T=np.full(length, version, np.int32),
         worker=0,
     )
 
