@@ -130,7 +130,7 @@ def scored_rollouts(
         if probe.due(cfg, step):
             with log.timed("probe"):
                 leakage = await probe.measure(cfg, crew.teacher, task.prompts, groups, scored)
-        return ScoredRollouts(groups, size, scored, leakage | crew.rollouts.figures())
+        return ScoredRollouts(groups, size, scored, leakage | crew.rollouts.figures() | crew.teacher.figures())
 
     return open_feed(produce, first_step=state.step, last_step=cfg.steps, ahead=cfg.rollout.ahead)
 

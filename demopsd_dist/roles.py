@@ -50,6 +50,10 @@ class Teacher(Protocol):
         """
         ...
 
+    def figures(self) -> dict[str, float]:
+        """What the workers did since the last call, for the metrics."""
+        ...
+
 
 class Learners(Protocol):
     dp_size: int

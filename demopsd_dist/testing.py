@@ -95,6 +95,9 @@ class StandInTeacher:
             for lesson, support_TK in zip(lessons, supports_TK, strict=True)
         ]
 
+    def figures(self) -> dict[str, float]:
+        return {}
+
 
 def _values(support_TK: Tokens, seed: bytes) -> Logp:
     """Some log-probabilities, the same for the same prompt."""

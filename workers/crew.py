@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ class TeacherGroup:
 
     def __init__(self, group: ActorGroup, config: Config) -> None:
         self._group, self._config = group, config
+        self._sent_bytes = self._tokens = 0
+        self._busy_s = 0.0
 
     async def score(
         self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens] | None, forwards: Forwards
@@ -37,6 +40,7 @@ class TeacherGroup:
             assert supports_TK is not None
             return [Scored(*row, None, None) for row in zip(lessons, supports_TK, strict=True)]
         hands = self._hands(lessons)
+        started = time.monotonic()
         answers = await self._group.each(
             lambda worker, rank: worker.score.remote(
                 [lessons[i] for i in hands[rank]],
@@ -51,7 +55,20 @@ class TeacherGroup:
             for i, (ids_TK, reference_TA, teacher_TA) in zip(hand, values, strict=True):
                 support_TK = ids_TK if supports_TK is None else supports_TK[i]
                 found[i] = Scored(lessons[i], support_TK, reference_TA, teacher_TA)
+        self._busy_s += time.monotonic() - started
+        self._tokens += sum(lesson.response_length_tokens for lesson in lessons)
+        self._sent_bytes += sum(
+            part.nbytes for hand in answers for values in hand for part in values if part is not None
+        )
         return [found[i] for i in range(len(lessons))]
+
+    def figures(self) -> dict[str, float]:
+        """Of the response tokens scored since the last call, whatever the number of forwards each took."""
+        tokens, sent_bytes, busy_s = self._tokens, self._sent_bytes, self._busy_s
+        self._tokens, self._sent_bytes, self._busy_s = 0, 0, 0.0
+        if not tokens:
+            return {}
+        return {"teacher/tokens_per_s": tokens / busy_s, "teacher/bytes_per_token": sent_bytes / tokens}
 
     def _hands(self, lessons: Sequence[Lesson]) -> list[list[int]]:
         """Indices for each replica: about as many tokens each, siblings together as far as that allows."""

@@ -226,7 +226,7 @@ class LearnerWorker:
     def _values(self, arrays: Sequence[Logp | None]) -> Tensor | None:
         """Several samples' values as one (N, A) tensor; None where the method has none of this kind."""
         there = [values for values in arrays if values is not None]
-        return self._tensor(there) if there else None
+        return self._tensor(there).float() if there else None
 
     def _tensor(self, arrays: Sequence[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.concatenate(arrays)).to(self._device)

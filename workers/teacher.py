@@ -113,7 +113,8 @@ class TeacherWorker:
                 ids |= zip(batch, rectangle.split(chosen), strict=True)
             support_NK = support_tensor([ids[i] for i in batch], self._device)
             parts = [self._atoms(logits_of(tokens), support_NK, tokens) for tokens in slices]
-            found |= zip(batch, rectangle.split(torch.cat(parts)), strict=True)
+            values = torch.cat(parts).to(getattr(torch, self._config.teacher.payload.value))
+            found |= zip(batch, rectangle.split(values), strict=True)
         return [ids[i] for i in range(len(lessons))], [found[i] for i in range(len(lessons))]
 
     def _most_likely(self, logits_NV: Tensor) -> Tensor:

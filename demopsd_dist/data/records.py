@@ -3,7 +3,8 @@
     Question -> Prompt -> Rollout -> Lesson -> Scored -> TrainBatch
 
 Legend: T response tokens, K support ids, A atoms: K + 1 with the tail bucket, or V when the support is the whole
-vocabulary. Log-probabilities are natural logarithms, float32, at the training temperature.
+vocabulary. Log-probabilities are natural logarithms at the training temperature; float32, or float16 on the way from
+the teacher if so configured.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Tokens = NDArray[np.int32]
-Logp = NDArray[np.float32]
+Logp = NDArray[np.float32] | NDArray[np.float16]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from demopsd_dist.roles import Sampling
 from demopsd_dist.runlog import RunLog
 from tests.real.conftest import RealCrew, demo
 from workers import rollout as rollout_module
+from workers import teacher as teacher_module
 from workers.forward import load_causal_lm
 from workers.group import ActorGroup, Placement
 from workers.placement import Bundle
@@ -193,6 +194,26 @@ def test_a_few_real_steps(crew: RealCrew, task: Task, tmp_path: Path) -> None:
     for one, other in zip(rollouts, loaded, strict=True):
         assert one.tokens_T.tolist() == other.tokens_T.tolist()
         np.testing.assert_allclose(one.logp_T, other.logp_T, atol=1e-5)
+
+
+def test_the_teacher_sends_little(crew: RealCrew, task: Task, tmp_path: Path) -> None:
+    """Half precision: the values are float32's to 1/2048, and both forwards with their tails take 404 bytes a token."""
+    config = demo("teacher.payload=float16")
+    worker = teacher_module.TeacherWorker(0, config, MODEL_DIR)
+    worker.start()
+    groups = asyncio.run(crew.roles.rollouts.sample(task.test[:6], SAMPLING))
+    marked = [rewarded(group, task.reward) for group in groups]
+    lessons = lessons_from_siblings(marked, task.prompts, exclude_own_success=True, seed="0").lessons
+    supports = asyncio.run(crew.roles.learners.support(lessons))
+    half = worker.score(lessons, supports, recipe(config).forwards)
+    worker._config = demo()
+    full = worker.score(lessons, supports, recipe(config).forwards)
+    for lesson, (_, *narrow), (_, *wide) in zip(lessons, half, full, strict=True):
+        assert sum(values.nbytes for values in narrow if values is not None) == 404 * lesson.response_length_tokens
+        for one, other in zip(narrow, wide, strict=True):
+            assert one is not None
+            assert other is not None
+            np.testing.assert_allclose(one.astype(np.float32), other, rtol=1 / 2048, atol=1e-7)
 
 
 def test_rollouts_ahead_of_the_learners(crew: RealCrew, task: Task, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_words_go_over_the_file_and_the_file_over_the_defaults() -> None:
         ("steps=-1", "steps=-1 must be at least 0"),
         ("demopsd.alpha_max=1.5", "demopsd.alpha_max=1.5 must be between 0 and 1"),
         ("demopsd.gate_sensitivity=nan", "demopsd.gate_sensitivity=nan must be greater than 0"),
-        ("rollout.temperature=-1", "rollout.temperature=-1.0 must be between 0.01 and 100"),
+        ("rollout.temperature=-1", "rollout.temperature=-1.0 must be between 0.01 and 2"),
         ("rollout.group_size=1", "rollout.group_size=1 leaves no sibling"),
         ("model.precision=int3", "int3"),
         ("model.precision=bfloat16", "weights.max_logp_diff=0.001 is below what bfloat16 rounding alone gives"),

@@ -90,7 +90,8 @@ def test_the_demo_fits_two_cores_and_says_what_does_not() -> None:
     assert len(table(config).splitlines()) == 5
     message = (
         "rollout.num_workers=2 x cpus_per_worker=0.4 + teacher.num_workers=1 x cpus_per_worker=0.4 + "
-        "learner.num_workers=2 x cpus_per_worker=0.4 need 2 CPUs; there are 1. Lower a role's num_workers or cpus_per_worker"
+        "learner.num_workers=2 x cpus_per_worker=0.4 need 2 CPUs; there are 1. Lower a role's "
+        "num_workers or cpus_per_worker"
     )
     with pytest.raises(ConfigError, match=re.escape(message)):
         check_fits(config, cpus=1, gpus=0)
