@@ -1,0 +1,281 @@
+"""Where the time of a step goes, and what the driver adds: `python -m benchmarks.step [--workers 1 8 64] [--real]`
+
+With simulated engines (`simulated.py`; the driver, the hand-over of prompts and Ray's actors are the real ones): what
+the driver does by itself, a step's time beside that of its stages, and how sampling scales with rollout workers. With
+`--real`, a few steps of `configs/demo.yaml` on real engines and a timeline of one. Writes tables, raw figures, a plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.simulated import SimulatedLearners, SimulatedRollout, SimulatedTeacher, Times, group_seconds
+from demopsd_dist.checkpoint import RunFolder
+from demopsd_dist.config import Config, load
+from demopsd_dist.data.sources import load_data
+from demopsd_dist.driver import RunState, Task, train
+from demopsd_dist.model_folder import model_folder
+from demopsd_dist.roles import Crew
+from demopsd_dist.runlog import RunLog
+from demopsd_dist.sampling import prompts_of_step, train_sampling
+from demopsd_dist.testing import World, stand_in_crew
+from launch.processes import fenced
+from launch.task import build_task
+from workers import cluster
+from workers.crew import RayCrew
+from workers.group import ActorGroup, Placement
+from workers.placement import Bundle
+from workers.pull import RolloutGroup
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "configs" / "demo.yaml"
+RESULTS = Path(__file__).parent / "results"
+GROUPS_AT_ONCE = 2  # in a simulated engine
+GROUPS_PER_WORKER = 8  # of a step
+Row = dict[str, Any]
+
+
+class Timeline(RunLog):
+    """A run log that also keeps when each stage was under way."""
+
+    spans: list[tuple[str, float, float]]
+    step_ends: list[float]
+
+    def __enter__(self) -> Timeline:
+        self.spans, self.step_ends = [], []
+        super().__enter__()
+        return self
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        started = time.monotonic()
+        with super().timed(stage):
+            try:
+                yield
+            finally:
+                self.spans.append((stage, started, time.monotonic()))
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        super().step(step, metrics)
+        self.step_ends.append(time.monotonic())
+
+
+@dataclass
+class SimulatedWeights:
+    rollouts: ActorGroup
+    times: Times
+    published: list[int] = field(default_factory=list)
+
+    async def publish(self, version: int, *, moved: bool = True) -> None:
+        await asyncio.sleep(self.times.publish_s)
+        await self.rollouts.each(lambda worker, _: worker.adopt.remote(version), within_s=60, what="a version")
+        self.published.append(version)
+
+
+def run(config: Config, crew: Crew, task: Task) -> Timeline:
+    with tempfile.TemporaryDirectory() as folder:
+        config = replace(config, output_dir=folder)
+        with Timeline(RunFolder.create(config), config.steps, Console(file=StringIO())) as log:
+            asyncio.run(train(config, crew, replace(task, test=[], ood=[]), log, RunState()))
+    return log
+
+
+def task_of(config: Config) -> Task:
+    return build_task(config, model_folder(config), load_data(config.data).questions)[0]
+
+
+def driver_alone(steps: int) -> Row:
+    """Stand-ins that answer at once: what is left is prompts, rewards, lessons, packing and the log."""
+    config = load(DEMO, [f"steps={steps}", "rollout.prompts_per_step=256", "evaluation.at_start=false"])
+    log = run(config, stand_in_crew(World()), task_of(config))
+    seconds = log.step_ends[-1] - log.step_ends[0]
+    return {"samples_per_s": 256 * config.rollout.group_size * (steps - 1) / seconds}
+
+
+@contextmanager
+def simulated_workers(count: int, times: Times) -> Iterator[ActorGroup]:
+    placement = Placement([Bundle("rollout", i, 0.01, 0) for i in range(count)])
+    group = placement.start("rollout", SimulatedRollout, lambda rank: (rank, times), {})
+    try:
+        asyncio.run(group.each(lambda worker, _: worker.start.remote(), within_s=600, what="to start"))
+        yield group
+    finally:
+        group.kill()
+        placement.release()
+
+
+def simulated(workers: int, ahead: int, times: Times, steps: int) -> Row:
+    """A run of the real driver; seconds a step from the second step on, beside the sums of what slept."""
+    prompts = workers * GROUPS_PER_WORKER
+    config = load(
+        DEMO,
+        [
+            f"steps={steps}",
+            f"rollout.ahead={ahead}",
+            f"rollout.num_workers={workers}",
+            f"rollout.prompts_per_step={prompts}",
+            f"rollout.max_batch_sequences={GROUPS_AT_ONCE * 8}",
+            "evaluation.at_start=false",
+            "leakage.every_steps=0",
+            f"data.minisci_train_size={max(4096, prompts * 2)}",
+        ],
+    )
+    task = task_of(config)
+    with simulated_workers(workers, times) as group:
+        crew = Crew(
+            RolloutGroup(group, config),
+            SimulatedTeacher(times, lessons_per_step=prompts * 8),
+            SimulatedLearners(times),
+            SimulatedWeights(group, times),
+        )
+        log = run(config, crew, task)
+    counted = range(1, steps)
+    asked = [
+        group_seconds(times, f"{train_sampling(config, step).seed}/{prompt.id}")
+        for step in counted
+        for prompt in prompts_of_step(task.train, config, step)
+    ]
+    sample_s = sum(asked) / (workers * GROUPS_AT_ONCE) / len(counted)  # engines never idle
+    lessons = sum(m["rollout/learned_fraction"] for m in log.steps[1:]) / len(counted)
+    stages = {"sample": sample_s, "score": times.score_s * lessons, "learn": times.learn_s + times.publish_s}
+    step_s = (log.step_ends[-1] - log.step_ends[0]) / len(counted)
+    return {
+        "workers": workers,
+        "ahead": ahead,
+        "spread": times.spread,
+        "stages_s": stages,
+        "step_s": step_s,
+        "to_sum": step_s / sum(stages.values()),
+        "to_slowest": step_s / max(stages.values()),
+        "samples_per_s": prompts * 8 / step_s,
+        "age_steps_max": max(m["policy/age_steps_max"] for m in log.steps),
+    }
+
+
+def real(steps: int) -> tuple[Row, Timeline]:
+    config = load(DEMO, [f"steps={steps}", "evaluation.at_start=false", "leakage.every_steps=0"])
+    actors = RayCrew(config, model_folder(config))
+    try:
+        crew = asyncio.run(actors.start())
+        log = run(config, crew, task_of(config))
+    finally:
+        actors.stop()
+    later = log.steps[2:]
+
+    def mean(key: str) -> float:
+        return sum(m.get(key, 0.0) for m in later) / len(later)
+
+    stages = sorted({key for metrics in later for key in metrics if key.startswith("time/")})
+    row = {"step_s": mean("perf/step_s"), "samples_per_s": mean("perf/samples_per_s")}
+    return row | {key: mean(key) for key in stages}, log
+
+
+def plot(log: Timeline, out: Path) -> None:
+    """The stages of the last step but one, as bars over time."""
+    from matplotlib.figure import Figure
+
+    begin, end = log.step_ends[-3], log.step_ends[-2]
+    shown = ["sample", "support", "score", "learn", "publish_weights"]
+    figure = Figure(figsize=(8, 2.6), layout="constrained")
+    axes = figure.subplots()
+    for stage, started, ended in log.spans:
+        if stage in shown and ended > begin and started < end:
+            left = max(started, begin)
+            axes.barh(shown.index(stage), min(ended, end) - left, left=left - begin, color=f"C{shown.index(stage)}")
+    axes.set_yticks(range(len(shown)), shown)
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds since the step before was published")
+    axes.set_title("One step of the demo, real engines on two CPU cores")
+    figure.savefig(out, dpi=120)
+
+
+def report(found: Row) -> str:
+    lines = ["# A step of the driver", ""]
+    if "driver" in found:
+        lines += [
+            f"The driver alone, roles that answer at once: {found['driver']['samples_per_s']:,.0f} samples/s.",
+            "",
+        ]
+    if "stages" in found:
+        lines += [
+            "**Simulated engines** that sleep; driver, hand-over and Ray actors are real. `spread` is the deviation of "
+            "the logarithm of a group's time.",
+            "",
+            "| workers | ahead | spread | sample, s | score, s | learn, publish, s | step, s | / sum | / slowest | age |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        for row in found["stages"]:
+            stages = " | ".join(f"{row['stages_s'][name]:.2f}" for name in ("sample", "score", "learn"))
+            lines.append(
+                f"| {row['workers']} | {row['ahead']} | {row['spread']:g} | {stages} | {row['step_s']:.2f} | "
+                f"{row['to_sum']:.3f} | {row['to_slowest']:.3f} | {row['age_steps_max']:.0f} |"
+            )
+        lines.append("")
+    if "scaling" in found:
+        one = found["scaling"][0]
+        lines += [
+            "Scaling (**simulated**, ahead 1, as many prompts a worker): share of the ideal is samples/s over that of "
+            "engines that are never idle.",
+            "",
+            "| workers | samples/s | share of the ideal | against one worker |",
+            "|---|---|---|---|",
+        ]
+        for row in found["scaling"]:
+            ideal = row["stages_s"]["sample"] / row["step_s"]
+            times = row["samples_per_s"] / one["samples_per_s"] * one["workers"]
+            lines.append(f"| {row['workers']} | {row['samples_per_s']:,.0f} | {ideal:.1%} | {times:.1f}x |")
+        lines.append("")
+    if "real" in found:
+        lines += [
+            "The demo on **real engines**, two CPU cores (stages overlap):",
+            "",
+            "| figure | value |",
+            "|---|---|",
+        ]
+        lines += [f"| {key} | {value:.2f} |" for key, value in found["real"].items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--real", action="store_true", help="also a few steps of the demo on real engines")
+    parser.add_argument("--only-real", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    raw = args.out / "step-cpu.json"
+    found: Row = json.loads(raw.read_text()) if raw.exists() else {}
+    with fenced():
+        cluster.join(load(DEMO))
+        if not args.only_real:
+            found["driver"] = driver_alone(args.steps)
+            even = Times(group_s=0.5, spread=0.0, score_s=1.0, learn_s=1.2, publish_s=0.1)
+            found["stages"] = [simulated(4, ahead, even, args.steps) for ahead in (0, 1)]
+            slow = Times(group_s=1.0, spread=0.5, score_s=1.0, learn_s=1.2, publish_s=0.1)
+            found["stages"] += [simulated(4, ahead, slow, args.steps) for ahead in (0, 1, 2)]
+            found["scaling"] = [simulated(workers, 1, slow, args.steps) for workers in args.workers]
+        if args.real or args.only_real:
+            found["real"], log = real(args.steps)
+            plot(log, args.out / "step-cpu.png")
+    args.out.mkdir(parents=True, exist_ok=True)
+    raw.write_text(json.dumps(found, indent=2) + "\n")
+    (args.out / "step-cpu.md").write_text(report(found))
+    print(report(found))
+
+
+if __name__ == "__main__":
+    main()
