@@ -213,7 +213,7 @@ def report(found: Row) -> str:
             "**Simulated engines** that sleep; driver, hand-over and Ray actors are real. `spread` is the deviation of "
             "the logarithm of a group's time.",
             "",
-            "| workers | ahead | spread | sample, s | score, s | learn, publish, s | step, s | / sum | / slowest | age |",
+            "| workers | ahead | spread | sample, s | score | learn + publish | step, s | / sum | / slowest | age |",
             "|---|---|---|---|---|---|---|---|---|---|",
         ]
         for row in found["stages"]:

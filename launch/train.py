@@ -105,7 +105,8 @@ async def train_with_ray(config, folder, task, log, started: float) -> dict:
         cluster.join(config)  # left, within a bound, by `fenced`
         crew_actors = RayCrew(config, folder)
         crew = await crew_actors.start()
-    log.note(f"roles ready after {time.monotonic() - started:.0f} s: {summary_of_roles(config)}")
+    ready_s = time.monotonic() - started
+    log.note(f"roles ready after {ready_s:.0f} s: {summary_of_roles(config)}; weights by {crew_actors.transport}")
     try:
         await train(config, crew, task, log, RunState())
         with log.timed("export"):

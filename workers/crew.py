@@ -20,6 +20,7 @@ from demopsd_dist.roles import Crew
 from workers import learner, rollout, teacher
 from workers.group import ActorGroup, Placement
 from workers.placement import bundles, rollout_bundles
+from workers.publisher import WeightPublisher
 from workers.pull import RolloutGroup
 
 QUANTILES = (50, 90, 95, 99)
@@ -157,39 +158,6 @@ class LearnerGroup:
         )
 
 
-class WeightPublisher:
-    """Learners -> object store -> rollout workers and teacher, all receivers at once."""
-
-    def __init__(self, learners: ActorGroup, rollouts: ActorGroup, teacher: ActorGroup, call_s: float) -> None:
-        self._learners, self._rollouts, self._teacher, self._call_s = learners, rollouts, teacher, call_s
-
-    async def publish(self, version: int, *, moved: bool = True) -> None:
-        if not moved:
-            await self._rollouts.each(
-                lambda worker, _: worker.adopt.remote(version), within_s=self._call_s, what=f"version {version}"
-            )
-            return
-        receivers = (self._rollouts, self._teacher)
-        refs, *_ = await self._learners.each(
-            lambda worker, _: worker.gather.remote(version), within_s=self._call_s, what=f"weights version {version}"
-        )
-        answers = await asyncio.gather(
-            *(
-                group.each(
-                    lambda worker, _: worker.receive.remote(version, refs),
-                    within_s=self._call_s,
-                    what=f"receipt of weights version {version}",
-                )
-                for group in receivers
-            )
-        )
-        for group, versions in zip(receivers, answers, strict=True):
-            if versions != [version] * len(group):
-                raise WeightSyncError(
-                    f"{group.role} workers hold weights versions {versions} after publishing {version}."
-                )
-
-
 async def start_learners(group: ActorGroup, within_s: float) -> None:
     """Let the ranks meet: rank 0 says where, then all join its process group."""
     addresses = await group.each(lambda worker, _: worker.address.remote(), within_s=within_s, what="an address")
@@ -247,21 +215,30 @@ class RayCrew:
         self._rollouts = group("rollout", rollout.RolloutWorker, rollout.environment(config))
         self._teacher = group("teacher", teacher.TeacherWorker, teacher.environment(config))
         self._learners = group("learner", learner.LearnerWorker, learner.environment(config))
+        self._publisher = WeightPublisher(self._learners, self._rollouts, self._teacher, config)
 
     async def start(self) -> Crew:
-        within_s, call_s = self._config.limits.start_s, self._config.limits.call_s
+        within_s = self._config.limits.start_s
         await self._placement.ready(within_s)
         await asyncio.gather(
-            self._rollouts.each(lambda worker, _: worker.start.remote(), within_s=within_s, what="vLLM engine"),
+            self._rollouts.each(
+                lambda worker, _: worker.start.remote(blank=True), within_s=within_s, what="vLLM engine"
+            ),
             self._teacher.each(lambda worker, _: worker.start.remote(), within_s=within_s, what="EMA model"),
             start_learners(self._learners, within_s),
         )
+        await self._publisher.start()
         return Crew(
             rollouts=RolloutGroup(self._rollouts, self._config),
             teacher=TeacherGroup(self._teacher, self._config),
             learners=LearnerGroup(self._learners, self._config),
-            weights=WeightPublisher(self._learners, self._rollouts, self._teacher, call_s),
+            weights=self._publisher,
         )
+
+    @property
+    def transport(self) -> str:
+        """How weights travel in this run."""
+        return self._publisher.transport.value
 
     async def forwards_run(self) -> dict[str, int]:
         """Responses that went through each forward of teacher and learners since the start."""

@@ -67,6 +67,7 @@ class ActorGroup:
     def __init__(self, role: str, handles: list[Any]) -> None:
         self.role = role
         self._handles = handles
+        self.asked = 0  # remote calls of all actors so far, but for those of `one`
 
     def __len__(self) -> int:
         return len(self._handles)
@@ -97,9 +98,22 @@ class ActorGroup:
         Raises:
             WorkerError: an actor died, raised, or did not answer in time. An actor's own `DemoPSDError` comes as it is.
         """
-        if not self._handles:
+        return await self.answers(self.ask(call), within_s=within_s, what=what)
+
+    def ask(self, call: Call) -> list[ray.ObjectRef]:
+        """Start a call of every actor, in rank order."""
+        self.asked += len(self._handles)
+        return [call(handle, rank) for rank, handle in enumerate(self._handles)]
+
+    async def answers(self, refs: Sequence[ray.ObjectRef], *, within_s: float, what: str) -> list[Any]:
+        """Wait for what was asked, once or several times: `refs` are those of `ask`, one list after the other.
+
+        Raises:
+            WorkerError: as for `each`.
+        """
+        if not refs:
             return []
-        futures = {asyncio.wrap_future(call(handle, rank).future()): rank for rank, handle in enumerate(self._handles)}
+        futures = {asyncio.wrap_future(ref.future()): i % len(self._handles) for i, ref in enumerate(refs)}
         try:
             done, waiting = await asyncio.wait(futures, timeout=within_s, return_when=asyncio.FIRST_EXCEPTION)
             if any(future.exception() for future in done) and waiting:  # a peer's death may show in others first
@@ -108,12 +122,15 @@ class ActorGroup:
         finally:
             for future in futures:
                 future.cancel()  # those still open; also when we are cancelled ourselves
-        failed = {futures[future]: error for future in done if (error := future.exception()) is not None}
+        failed: dict[int, BaseException] = {}
+        for future, rank in futures.items():  # of an actor its first failure
+            if future in done and (error := future.exception()) is not None:
+                failed.setdefault(rank, error)
         if failed:
             rank = min(failed, key=lambda rank: (not isinstance(failed[rank], RayActorError), rank))
             raise self._explained(failed[rank], rank, what) from None
         if waiting:
-            silent = sorted(futures[future] for future in waiting)
+            silent = sorted({futures[future] for future in waiting})
             raise WorkerError(f"{self.role} {silent} did not answer within {within_s:g} s: {what}.")
         return [future.result() for future in futures]
 

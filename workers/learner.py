@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
 import torch
 from torch import Tensor
 
-from demopsd_dist.config import Config
+from demopsd_dist.config import Config, Transport
 from demopsd_dist.data.records import BatchSize, Lesson, Logp, Scored, Tokens
 from demopsd_dist.errors import NonFiniteLossError
 from demopsd_dist.methods import objective_of, recipe
 from demopsd_dist.objective import Loss, Slice, TokenViews, fused_loss, reduced, token_weight
 from workers.forward import Rectangle, ResponseModel, in_slices, load_causal_lm, support_tensor
-from workers.weights import pack_bucket
-from workers.zero import deepspeed_config, extensions_folder, gathered, own_extensions
+from workers.probe import LogpT
+from workers.transports import Plan, Segment, outbox
+from workers.weights import Parcel, layout, pack_bucket
+from workers.zero import buckets_of, deepspeed_config, extensions_folder, full_shape, own_extensions, whole
 
 _EMPTY = np.zeros(1, dtype=np.int32)  # a rank without samples still takes part in every collective
 
@@ -114,7 +116,8 @@ class LearnerWorker:
             model=model, optimizer=optimizer, config=deepspeed_config(self._config), dist_init_required=False
         )
         self._engine.eval()  # no dropout: rollouts, support and loss must see the same student
-        self._named = [(name.removeprefix("module.").removeprefix("model."), p) for name, p in model.named_parameters()]
+        named = [(name.removeprefix("module.").removeprefix("model."), p) for name, p in model.named_parameters()]
+        self._buckets = list(buckets_of(named, self._config.weights.bucket_mib << 20))  # a tied tensor is there once
 
     def support(self, micro_batches: Sequence[Sequence[Sequence[Lesson]]]) -> list[list[Tokens]]:
         """The student's top-k ids (T, K) at each response token; at most all but one, which the tail then is.
@@ -258,24 +261,51 @@ class LearnerWorker:
             f"{what}; the step was refused on every rank. Lower learner.learning_rate ({rate:g})."
         )
 
-    def gather(self, version: int) -> list[ray.ObjectRef]:
-        """Put the whole weights into the object store, bucket by bucket; the refs come from rank 0."""
-        self.version = version
-        refs = []
-        for index, tensors in enumerate(self._buckets()):
-            if self.rank == 0:
-                refs.append(ray.put(pack_bucket(version, index, tensors)))
-        return refs
+    def plan(self) -> Plan:
+        """What every publish will bring."""
+        shapes = [[(name, full_shape(p), p.dtype) for name, p in bucket] for bucket in self._buckets]
+        return Plan(
+            node=ray.get_runtime_context().get_node_id(),
+            buckets=tuple(layout(bucket) for bucket in shapes),
+            vocabulary_size=self._engine.module.model.config.vocab_size,
+        )
 
-    def _buckets(self) -> Any:
-        return gathered(self._named, self._config.weights.bucket_mib << 20, self._config.learner.zero_stage)
+    def open_outbox(self, transport: Transport) -> Segment | None:
+        """Before the first publish. Rank 0 sends; the answer is its shared memory, where that is the transport."""
+        if self.rank:
+            return None
+        self._outbox = outbox(transport, self.plan().sizes)
+        return self._outbox.segment
+
+    def gather(self, version: int, index: int) -> Parcel | None:
+        """Gather a bucket of the whole weights: a collective under ZeRO-3, so all ranks are asked for all, in order.
+        Rank 0 sends it."""
+        self.version = version
+        with whole(self._buckets[index], self._config.learner.zero_stage) as tensors:
+            if self.rank:
+                return None
+            started = time.perf_counter()
+            parcel = self._outbox.send(pack_bucket(version, index, tensors, self._outbox.room(index)))
+            return replace(parcel, packed_s=time.perf_counter() - started)
+
+    def probe(self, tokens: Tokens) -> LogpT:
+        """The model's log-probability of each token after the first. A collective under ZeRO-3."""
+        rectangle = Rectangle([[(tokens[:1], tokens[1:])]], self._device)
+
+        def logp_of(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
+            logits_NV = torch.nn.functional.linear(hidden_NH, weight_VH, bias_V).float()
+            return logits_NV.log_softmax(-1).gather(-1, rectangle.response_N[:, None])[:, 0]
+
+        with torch.no_grad():
+            return self._engine(rectangle, logp_of).cpu().numpy()
 
     def export(self, folder: Path) -> None:
         """Rank 0 writes a Hugging Face model folder: weights, configuration and tokenizer."""
         state: dict[str, Tensor] = {}
-        for tensors in self._buckets():
-            if self.rank == 0:
-                state |= {name: tensor.detach().cpu().clone() for name, tensor in tensors}
+        for bucket in self._buckets:
+            with whole(bucket, self._config.learner.zero_stage) as tensors:
+                if self.rank == 0:
+                    state |= {name: tensor.detach().cpu().clone() for name, tensor in tensors}
         if self.rank == 0:
             from transformers import AutoTokenizer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,9 @@ from demopsd_dist.data.records import Prompt, Rollout, Tokens
 from demopsd_dist.errors import WeightSyncError
 from demopsd_dist.methods import Support, recipe
 from demopsd_dist.roles import Sampling
-from workers.weights import take_buckets
+from workers.probe import LogpT
+from workers.transports import Receiver
+from workers.weights import Receipt
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -37,7 +40,7 @@ def environment(config: Config) -> dict[str, str]:
     }
 
 
-class RolloutWorker:
+class RolloutWorker(Receiver):
     """State: the engine with its unfinished requests, and the version of the weights in it.
 
     An asyncio actor. One coroutine steps the engine while there is something to do; between two steps new prompts are
@@ -45,11 +48,11 @@ class RolloutWorker:
     """
 
     def __init__(self, rank: int, config: Config, model_folder: Path) -> None:
+        super().__init__(f"rollout {rank}")
         self.rank = rank
         self._config = config
         self._folder = model_folder
         self.version = -1
-        self._names: set[str] | None = None  # what a publish must bring: what the first one brought
         self._asked = 0
         self._top_k = 0  # most likely tokens to tell of each step, beside the one sampled
         self._answers: dict[str, asyncio.Future[RequestOutput]] = {}
@@ -57,8 +60,12 @@ class RolloutWorker:
         self._open = asyncio.Event()  # for new prompts; closed while a publish waits for those under way
         self._open.set()
 
-    async def start(self) -> None:
-        """Load the engine. A call of its own, so that a failure comes back as this worker's error."""
+    async def start(self, *, blank: bool = False) -> None:
+        """Load the engine. A call of its own, so that a failure comes back as this worker's error.
+
+        Args:
+            blank: with noise for weights, where a publish is to bring them: what it leaves out cannot pass unnoticed.
+        """
         from vllm import LLM
         from vllm.config.weight_transfer import WeightTransferConfig
 
@@ -70,6 +77,7 @@ class RolloutWorker:
             self._top_k = made.top_k or 0
         engine = LLM(
             model=str(self._folder),
+            load_format="dummy" if blank else "auto",
             dtype=self._config.model.precision.value,
             max_model_len=longest_sequence_tokens(self._config),
             max_num_batched_tokens=settings.max_batch_tokens,
@@ -173,11 +181,12 @@ class RolloutWorker:
         """The weights here are also those of `version`: its step learned nothing."""
         self._stamp(version)
 
-    async def receive(self, version: int, buckets: list[ray.ObjectRef]) -> int:
+    async def receive(self, version: int, parcels: Sequence[ray.ObjectRef], probe: Tokens) -> Receipt:
         """Load published weights. The prefix cache holds keys and values of the old ones, so it is dropped.
 
         Responses under way are waited for, or (`rollout.on_publish=keep`) go on afterwards on the new weights: the
-        keys and values of what they have so far are then computed anew.
+        keys and values of what they have so far are then computed anew. The engine makes no step on half of the
+        weights, and does nothing else from the first bucket's arrival to the last's.
         """
         if self._config.rollout.on_publish is OnPublish.wait and self._stepping is not None:
             self._open.clear()
@@ -185,15 +194,23 @@ class RolloutWorker:
                 await self._stepping
             finally:
                 self._open.set()
-        arrived = take_buckets(buckets, version, f"rollout {self.rank}", self._names)
-        self._names = {spec.name for bucket in arrived for spec in bucket.specs}
         self._engine.collective_rpc("start_weight_update")
-        self._engine.collective_rpc("update_weights", kwargs={"update_info": {"buckets": arrived}})
+        arriving = self.arriving(version, parcels)
+        self._engine.collective_rpc("update_weights", kwargs={"update_info": {"buckets": arriving}})
         self._engine.collective_rpc("finish_weight_update")
         if not self._engine.reset_prefix_cache(reset_running_requests=True):
             raise WeightSyncError(f"rollout {self.rank} could not drop its prefix cache, which holds the old weights'.")
         self._stamp(version)
-        return version
+        return replace(self.receipt(version), probe_logp_T=await self._probe_logp(probe))
+
+    async def _probe_logp(self, tokens_T: Tokens) -> LogpT:
+        """The engine's log-probability of each token of a prompt after the first, at temperature 1."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0)
+        (output,) = await self._outputs([self._add(tokens_T.tolist(), params)])
+        steps = zip(output.prompt_logprobs[1:], tokens_T[1:].tolist(), strict=True)
+        return np.asarray([step[token].logprob for step, token in steps], dtype=np.float32)
 
     def _stamp(self, version: int) -> None:
         """vLLM notes with each token which weights it was sampled from."""

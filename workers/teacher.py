@@ -17,7 +17,8 @@ from demopsd_dist.data.records import Lesson, Logp, Tokens, input_of
 from demopsd_dist.methods import Forwards, held_weights, recipe
 from demopsd_dist.objective import coarsen
 from workers.forward import HEAD_CHUNK_TOKENS, Rectangle, ResponseModel, load_causal_lm, support_tensor
-from workers.weights import take_buckets, unpack_bucket
+from workers.transports import Receiver
+from workers.weights import Receipt, unpack_bucket
 
 
 def environment(config: Config) -> dict[str, str]:
@@ -26,10 +27,11 @@ def environment(config: Config) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(config.teacher.threads), "CUDA_VISIBLE_DEVICES": ""}
 
 
-class TeacherWorker:
+class TeacherWorker(Receiver):
     """State: the weights that the method asks for, in float32 (a bfloat16 EMA would lose small updates)."""
 
     def __init__(self, rank: int, config: Config, model_folder: Path) -> None:
+        super().__init__(f"teacher {rank}")
         self.rank = rank
         self._config = config
         self._folder = model_folder
@@ -42,23 +44,23 @@ class TeacherWorker:
         if self._device.type == "cpu":
             torch.set_num_threads(self._config.teacher.threads)
         self._models = {weights: self._load() for weights in sorted(held_weights(self._config), key=lambda w: w.value)}
+        self._names = frozenset(name for name, _ in next(iter(self._models.values())).model.named_parameters())
 
     def _load(self) -> ResponseModel:
         model = load_causal_lm(self._folder, Precision.float32).to(self._device)
         return ResponseModel(model.eval().requires_grad_(False))
 
-    def receive(self, version: int, buckets: list[ray.ObjectRef]) -> int:
+    def receive(self, version: int, parcels: Sequence[ray.ObjectRef]) -> Receipt:
         """Version 0 replaces all weights; any later one moves each: old + rate (student - old)."""
         named = {weights: dict(model.model.named_parameters()) for weights, model in self._models.items()}
-        names = set(next(iter(named.values())))
-        for bucket in take_buckets(buckets, version, f"teacher {self.rank}", names):
+        for bucket in self.arriving(version, parcels):
             for name, tensor in unpack_bucket(bucket):
                 student = tensor.to(self._device, torch.float32)
                 for weights, parameters in named.items():
                     rate = self._rates[weights] if version else 1.0
                     if rate:
                         parameters[name].lerp_(student, rate)
-        return version
+        return self.receipt(version)
 
     def score(
         self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens] | None, forwards: Forwards

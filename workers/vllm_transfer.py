@@ -1,7 +1,8 @@
-"""vLLM's native weight-transfer API, with the object store as transport. Imported only where vLLM is."""
+"""vLLM's native weight-transfer API, fed with our buckets. Imported only where vLLM is."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -11,41 +12,64 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from demopsd_dist.errors import WeightSyncError
 from workers.weights import Bucket, unpack_bucket
 
-BACKEND = "demopsd_object_store"
+BACKEND = "demopsd_buckets"
 
 
 @dataclass
-class ObjectStoreInit(WeightTransferInitInfo):
+class BucketInit(WeightTransferInitInfo):
     receiver: str  # for messages: "rollout 0"
 
 
 @dataclass
-class ObjectStoreUpdate(WeightTransferUpdateInfo):
-    buckets: list[Bucket] = field(default_factory=list)
+class BucketUpdate(WeightTransferUpdateInfo):
+    """All buckets of a publish, each taken when the one before is loaded."""
+
+    buckets: Iterable[Bucket] = field(default_factory=list)
 
 
-class ObjectStoreEngine(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdate]):
-    """Loads verified buckets of checkpoint-format tensors. vLLM fuses, shards and re-packs them as at first load."""
+class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
+    """Loads verified buckets of checkpoint-format tensors. vLLM fuses, shards and re-packs them as at first load.
 
-    init_info_cls = ObjectStoreInit
-    update_info_cls = ObjectStoreUpdate
+    It holds on to a layer's tensors until the last of them has come, which may be a bucket later: the bytes of a
+    bucket must stay as they are until the update is finished.
+    """
 
-    def init_transfer_engine(self, init_info: ObjectStoreInit) -> None:
+    init_info_cls = BucketInit
+    update_info_cls = BucketUpdate
+
+    def init_transfer_engine(self, init_info: BucketInit) -> None:
         self._receiver = init_info.receiver
 
     def start_weight_update(self) -> None:
-        self._loaded: set[str] = set()
+        self._wanted = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
 
-    def receive_weights(self, update_info: ObjectStoreUpdate) -> None:
-        for bucket in update_info.buckets:
-            self._loaded |= self.model.load_weights(unpack_bucket(bucket)) or set()
+    def receive_weights(self, update_info: BucketUpdate) -> None:
+        """
+        Raises:
+            WeightSyncError: that of a bucket; or a tensor of the model did not come.
+        """
+        loaded: set[str] = set()
+        try:
+            for bucket in update_info.buckets:
+                loaded |= self.model.load_weights(unpack_bucket(bucket)) or set()
+            self._refuse_missing(loaded)
+        except BaseException:
+            self.finish_weight_update()  # forget what waits for the rest of its layer: it would count as the next one's
+            raise
+
+    def _refuse_missing(self, loaded: set[str]) -> None:
+        if missing := self._wanted - loaded:
+            raise WeightSyncError(
+                f"{self._receiver} was not sent {len(missing)} of its tensors, first {min(missing)}; it would go on "
+                "sampling from old ones."
+            )
 
     def update_weights(self, update_info: dict) -> None:
         self.receive_weights(self.parse_update_info(update_info))
@@ -54,18 +78,19 @@ class ObjectStoreEngine(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdate]
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
-        for module in self.model.modules():  # on CPU a head tied to the embedding keeps the packed copy of the old one
-            if isinstance(module, VocabParallelEmbedding) and hasattr(module, "cpu_linear"):
-                module.quant_method.process_weights_after_loading(module)
-        missing = {name for name, _ in self.model.named_parameters()} - self._loaded
-        if missing:
-            raise WeightSyncError(
-                f"{self._receiver} was not sent {len(missing)} of its tensors, first {sorted(missing)[0]}; it "
-                "would go on sampling from old ones."
-            )
+        pack_tied_heads(self.model)
 
     def shutdown(self) -> None:
         pass
 
 
-WeightTransferEngineFactory.register_engine(BACKEND, ObjectStoreEngine)
+def pack_tied_heads(model: torch.nn.Module) -> None:
+    """On CPU a head keeps a packed copy of its weights; where it is tied to the embedding, nothing else renews that."""
+    tables = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+    for head in tables:
+        tied = any(other is not head and other.weight is head.weight for other in tables)
+        if tied and isinstance(head, ParallelLMHead) and hasattr(head, "cpu_linear"):
+            head.quant_method.process_weights_after_loading(head)
+
+
+WeightTransferEngineFactory.register_engine(BACKEND, BucketEngine)

@@ -1,21 +1,29 @@
 """Weights on the way from the learners to everyone who samples or scores: packed buckets, each with a digest.
 
-A bucket is one flat array of bytes and the list of tensors in it. It goes into Ray's object store once, whatever the
-number of receivers; each receiver checks the digest of what it got before it loads anything.
+A bucket is one flat array of bytes and the list of tensors in it. Its bytes go by a transport (`transports.py`); what
+the receivers are told of it, its parcel, goes through Ray. Each receiver checks the digest of what it got before it
+loads anything. The digest (XXH3, 128 bits) is there for accidents: a wrong offset, a page overwritten too early, a
+broken transfer. It is no protection from somebody who means harm.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import ray
 import torch
+import xxhash
 from numpy.typing import NDArray
 
 from demopsd_dist.errors import WeightSyncError
+
+ALIGNMENT_BYTES = 64
+CHUNK_BYTES = 1 << 20  # what is copied is digested while it is still in the processor's cache
+Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -27,61 +35,83 @@ class TensorSpec:
     size: int  # bytes
 
 
+Specs = tuple[TensorSpec, ...]
+
+
 @dataclass(frozen=True)
-class Bucket:
-    """Some tensors of a model, packed. `digest` is of the names, shapes and bytes."""
+class Label:
+    """What a bucket holds. `digest` is of the names, shapes and bytes of its tensors."""
 
     version: int
     index: int
-    specs: tuple[TensorSpec, ...]
-    data: NDArray[np.uint8]
+    specs: Specs
     digest: str
 
 
-def digest_of(specs: tuple[TensorSpec, ...], data: NDArray[np.uint8]) -> str:
-    hasher = hashlib.blake2b(repr(specs).encode(), digest_size=16)
-    hasher.update(data.data)
-    return hasher.hexdigest()
+@dataclass(frozen=True)
+class Bucket:
+    label: Label
+    data: Bytes
 
 
-def pack_bucket(version: int, index: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> Bucket:
-    """Copy named tensors, from any device, into one bucket."""
+@dataclass(frozen=True)
+class Parcel:
+    """A bucket that has been sent: where it lies, and what it took to pack it."""
+
+    label: Label
+    place: Any  # the transport's: an object reference, or a place in shared memory
+    packed_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A receiver has loaded all of a version. `probe_logp_T` is what it now says of the probe; None from a teacher."""
+
+    version: int
+    probe_logp_T: NDArray[np.float32] | None
+    waited_s: float = 0.0  # until buckets were packed and had arrived
+    verified_s: float = 0.0  # beside the loading, where there are several buckets
+    loaded_s: float = 0.0  # what the whole took beyond waiting for the first bucket, without the probe
+
+
+def layout(tensors: Iterable[tuple[str, Sequence[int], torch.dtype]]) -> Specs:
+    """Where named tensors lie in a bucket: one after the other, each where any type may begin."""
     specs: list[TensorSpec] = []
-    parts: list[NDArray[np.uint8]] = []
-    start = 0
-    for name, tensor in tensors:
+    end = 0
+    for name, shape, dtype in tensors:
+        start = -(-end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        size = math.prod(shape) * dtype.itemsize
+        specs.append(TensorSpec(name, tuple(shape), str(dtype).removeprefix("torch."), start, size))
+        end = start + size
+    return tuple(specs)
+
+
+def bytes_of(specs: Specs) -> int:
+    return specs[-1].start + specs[-1].size
+
+
+def pack_bucket(
+    version: int, index: int, tensors: Iterable[tuple[str, torch.Tensor]], room: Bytes | None = None
+) -> Bucket:
+    """Copy named tensors, from any device, into one bucket: into `room` where that is given."""
+    tensors = list(tensors)
+    specs = layout((name, tensor.shape, tensor.dtype) for name, tensor in tensors)
+    data = np.empty(bytes_of(specs), np.uint8) if room is None else room[: bytes_of(specs)]
+    hasher = _hasher(specs)
+    for spec, (_, tensor) in zip(specs, tensors, strict=True):
         flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
-        specs.append(TensorSpec(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), start, flat.size))
-        parts.append(flat)
-        start += flat.size
-    data = np.concatenate(parts)
-    return Bucket(version, index, tuple(specs), data, digest_of(tuple(specs), data))
+        for start in range(0, spec.size, CHUNK_BYTES):
+            part = data[spec.start + start : spec.start + min(start + CHUNK_BYTES, spec.size)]
+            part[:] = flat[start : start + CHUNK_BYTES]
+            hasher.update(part.data)
+    return Bucket(Label(version, index, specs, hasher.hexdigest()), data)
 
 
-def take_buckets(refs: list[ray.ObjectRef], version: int, receiver: str, expected: set[str] | None) -> list[Bucket]:
-    """The buckets of a publish, out of the object store, checked before anything is loaded.
-
-    Args:
-        receiver: "rollout 0", for the messages.
-        expected: names of all tensors that must be there; None where that is not known yet.
-
-    Raises:
-        WeightSyncError: they are of another version, damaged, or not all there.
-    """
-    buckets: list[Bucket] = ray.get(refs)
-    found = [(bucket.version, bucket.index) for bucket in buckets]
-    if found != [(version, index) for index in range(len(buckets))]:
-        raise WeightSyncError(f"{receiver} waits for weights version {version} and got (version, bucket) {found}.")
-    for bucket in buckets:
-        verify_bucket(bucket, receiver)
-    if expected is not None:
-        sent = {spec.name for bucket in buckets for spec in bucket.specs}
-        for names, how in ((expected - sent, "was not sent"), (sent - expected, "does not know")):
-            if names:
-                raise WeightSyncError(
-                    f"{receiver} {how} {len(names)} of the tensors of weights version {version}, first {min(names)}."
-                )
-    return buckets
+def digest_of(specs: Specs, data: Bytes) -> str:
+    hasher = _hasher(specs)
+    for spec in specs:
+        hasher.update(data[spec.start : spec.start + spec.size].data)
+    return hasher.hexdigest()
 
 
 def verify_bucket(bucket: Bucket, receiver: str) -> None:
@@ -89,17 +119,24 @@ def verify_bucket(bucket: Bucket, receiver: str) -> None:
     Raises:
         WeightSyncError: what arrived is not what was packed; names receiver, bucket and tensors.
     """
-    found = digest_of(bucket.specs, bucket.data)
-    if found != bucket.digest:
+    label = bucket.label
+    found = digest_of(label.specs, bucket.data)
+    if found != label.digest:
         raise WeightSyncError(
-            f"{receiver} got bucket {bucket.index} of weights version {bucket.version} damaged: digest {found}, sent "
-            f"{bucket.digest}. It holds {bucket.specs[0].name} to {bucket.specs[-1].name}."
+            f"{receiver} got bucket {label.index} of weights version {label.version} damaged: digest {found}, sent "
+            f"{label.digest}. It holds {label.specs[0].name} to {label.specs[-1].name}."
         )
 
 
+def _hasher(specs: Specs) -> xxhash.xxh3_128:
+    return xxhash.xxh3_128(repr(specs).encode())
+
+
 def unpack_bucket(bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
-    """The named tensors of a bucket, in order."""
-    flat = torch.from_numpy(np.array(bucket.data))  # a copy: the object store's pages are read-only
-    for spec in bucket.specs:
+    """The named tensors of a bucket, in order. They are views of its bytes: to be read, and not to be kept."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        flat = torch.frombuffer(bucket.data, dtype=torch.uint8)
+    for spec in bucket.label.specs:
         piece = flat[spec.start : spec.start + spec.size]
         yield spec.name, piece.view(getattr(torch, spec.dtype)).reshape(spec.shape)

@@ -77,6 +77,10 @@ def full_size(parameter: torch.nn.Parameter) -> int:
     return getattr(parameter, "ds_numel", parameter.numel())
 
 
+def full_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def buckets_of(
     named: list[tuple[str, torch.nn.Parameter]], bucket_bytes: int
 ) -> Iterator[list[tuple[str, torch.nn.Parameter]]]:
@@ -94,18 +98,16 @@ def buckets_of(
         yield bucket
 
 
-def gathered(
-    named: list[tuple[str, torch.nn.Parameter]], bucket_bytes: int, zero_stage: int
-) -> Iterator[list[tuple[str, torch.Tensor]]]:
-    """Buckets of whole tensors. A collective under ZeRO-3: every rank must go through all of them, in order.
+@contextmanager
+def whole(bucket: list[tuple[str, torch.nn.Parameter]], zero_stage: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
+    """The whole tensors of a bucket. A collective under ZeRO-3: every rank must go through all buckets, in order.
 
-    The tensors are valid until the next bucket is asked for: copy them before.
+    The tensors are valid inside alone: copy them there.
     """
     if zero_stage < 3:
-        yield from ([(n, p.data) for n, p in bucket] for bucket in buckets_of(named, bucket_bytes))
+        yield [(name, parameter.data) for name, parameter in bucket]
         return
     from deepspeed.runtime.zero import GatheredParameters
 
-    for bucket in buckets_of(named, bucket_bytes):
-        with GatheredParameters([parameter for _, parameter in bucket], modifier_rank=None):
-            yield [(name, parameter.data) for name, parameter in bucket]
+    with GatheredParameters([parameter for _, parameter in bucket], modifier_rank=None):
+        yield [(name, parameter.data) for name, parameter in bucket]

@@ -144,13 +144,24 @@ class LearnerConfig:
     """Padded tokens in one forward and backward of a rank; > 0. Does not change the result, only memory and time."""
 
 
+class Transport(Enum):
+    """How published weights get from the first learner to the rollout workers and the teacher."""
+
+    auto = "auto"  # shared_memory where all of them are on its node, else object_store
+    shared_memory = "shared_memory"  # memory that all keep mapped for the whole run
+    object_store = "object_store"  # Ray's: across nodes
+
+
 @dataclass
 class WeightsConfig:
+    transport: Transport = Transport.auto
+    """`auto`, `shared_memory` or `object_store`; the run's log says which `auto` has chosen (docs/weights.md)."""
     bucket_mib: int = 64
     """Weights travel in packed buckets of about this size, MiB; > 0."""
     max_logp_diff: float = 1e-3
-    """Largest allowed difference between engine and learner in the log-probability of a sampled token, nats; > 0.
-    More stops the run: the engine is not sampling from the weights just published. bfloat16 needs about 0.5."""
+    """Largest allowed difference between engine and learner in the log-probability of a token, nats; > 0. Measured on
+    a fixed probe at every publish, and on sampled tokens at every step. More stops the run: the engine is not sampling
+    from the weights just published. bfloat16 needs about 0.5."""
 
 
 @dataclass

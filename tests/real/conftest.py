@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+import ray
+import torch
 
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.sources import load_data
@@ -19,6 +21,7 @@ from demopsd_dist.roles import Crew
 from launch.task import build_task
 from workers import cluster
 from workers.crew import RayCrew
+from workers.weights import Parcel, pack_bucket
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo.yaml"
@@ -77,6 +80,12 @@ def crew(ray_here: None) -> Iterator[RealCrew]:
 def task() -> Task:
     config = demo()
     return build_task(config, MODEL_DIR, load_data(config.data).questions)[0]
+
+
+def posted(version: int, *buckets: Iterable[tuple[str, torch.Tensor]]) -> list[ray.ObjectRef]:
+    """Parcels of these tensors in the object store, as `receive` takes them."""
+    packed = [pack_bucket(version, index, tensors) for index, tensors in enumerate(buckets)]
+    return [ray.put(Parcel(bucket.label, ray.put(bucket.data))) for bucket in packed]
 
 
 def marked(mark: str) -> list[psutil.Process]:

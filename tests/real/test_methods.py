@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from demopsd_dist.checkpoint import RunFolder
@@ -21,16 +20,16 @@ from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import coarsen
 from demopsd_dist.roles import Crew
 from demopsd_dist.runlog import RunLog
-from tests.real.conftest import ROOT, SMALL, RealCrew, demo
+from tests.real.conftest import ROOT, SMALL, RealCrew, demo, posted
 from tests.real.test_training import logits_of
 from tests.unit.samples import prompt
 from tests.unit.samples import rollout as a_rollout
 from workers import learner, teacher
-from workers.crew import LearnerGroup, TeacherGroup, WeightPublisher, forwards_run, start_learners
+from workers.crew import LearnerGroup, TeacherGroup, forwards_run, start_learners
 from workers.forward import load_causal_lm
 from workers.group import ActorGroup, Placement
 from workers.placement import bundles
-from workers.weights import pack_bucket
+from workers.publisher import WeightPublisher
 
 STEPS = 2
 FULL = {"reference/ema", "student/support", "teacher/ema"}
@@ -79,13 +78,14 @@ def crew_for(config: Config, engines: RealCrew) -> Iterator[tuple[Crew, list[Act
 
     try:
         asyncio.run(start())
-        rollouts = engines.actors._rollouts
+        publisher = WeightPublisher(learners, engines.actors._rollouts, teachers, config)
+        asyncio.run(publisher.start())
         yield (
             Crew(
                 rollouts=engines.roles.rollouts,
                 teacher=TeacherGroup(teachers, config),
                 learners=LearnerGroup(learners, config),
-                weights=WeightPublisher(learners, rollouts, teachers, 120),
+                weights=publisher,
             ),
             [teachers, learners],
         )
@@ -143,7 +143,7 @@ def test_the_teachers_weights_move_as_they_should(ray_here: None, tmp_path: Path
     worker.start()
     worker._models = {weights: worker._load() for weights in held}
     for version, model in enumerate((old, new)):
-        assert worker.receive(version, [ray.put(pack_bucket(version, 0, model.named_parameters()))]) == version
+        assert worker.receive(version, posted(version, model.named_parameters())).version == version
     for (name, before), after in zip(old.named_parameters(), new.parameters(), strict=True):
         expected = {Weights.ema: 0.95 * before + 0.05 * after, Weights.live: after, Weights.frozen: before}
         for weights in held:

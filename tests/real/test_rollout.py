@@ -8,23 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from demopsd_dist.config import Precision
 from demopsd_dist.driver import Task
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.roles import Sampling
-from tests.real.conftest import demo
+from tests.real.conftest import demo, posted
 from tests.real.test_training import logits_of, logp_of
 from workers import rollout
 from workers.forward import load_causal_lm
 from workers.group import ActorGroup, Placement
 from workers.placement import Bundle
+from workers.probe import probe_tokens
 from workers.pull import RolloutGroup
-from workers.weights import pack_bucket
 
 TOP_K = 20
+PROBE = probe_tokens(256, 32)
 CONFIG = demo("rollout.on_publish=keep", "demopsd.support=rollout", f"demopsd.top_k={TOP_K}")
 
 
@@ -71,8 +71,8 @@ def test_responses_under_way_go_on_with_new_weights(worker: ActorGroup, task: Ta
         while not await unfinished(worker):
             if sampling.done():
                 return sampling.result()
-        refs = [ray.put(pack_bucket(0, 0, new.named_parameters()))]
-        await worker.each(lambda w, _: w.receive.remote(0, refs), within_s=60, what="a receipt")
+        parcels = posted(0, new.named_parameters())
+        await worker.each(lambda w, _: w.receive.remote(0, parcels, PROBE), within_s=60, what="a receipt")
         assert not sampling.done()
         return await sampling
 
