@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,8 +18,10 @@ from demopsd_dist.driver import Task
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.roles import Crew
 from launch.task import build_task
-from workers import cluster
-from workers.crew import RayCrew
+from workers import cluster, learner, teacher
+from workers.crew import RayCrew, start_learners
+from workers.group import ActorGroup, Placement
+from workers.placement import Bundle
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo.yaml"
@@ -29,6 +32,7 @@ SMALL = [
     "rollout.prompts_per_step=8",
     "data.minisci_test_size=16",
     "data.minisci_train_size=64",
+    "evaluation.samples=2",
 ]
 
 
@@ -52,6 +56,26 @@ def ray_here() -> Iterator[None]:
     assert not left, f"still there 10 s after Ray was left: {left}"
 
 
+def renew(group: ActorGroup, config: Config, folder: Path = MODEL_DIR) -> None:
+    """The group's processes as if just made, with these settings; learners and teachers are started again, too.
+
+    A new process spends longer on its imports than a worker on its start, and every test of the session can have one.
+    The number of ranks stays.
+    """
+
+    def make(worker: Any, rank: int) -> None:
+        worker.__init__(rank, config, folder)
+
+    async def again() -> None:
+        await group.each(lambda worker, rank: worker.__ray_call__.remote(make, rank), within_s=60, what="a new worker")
+        if group.role == "learner":
+            await start_learners(group, 120)
+        else:
+            await group.each(lambda worker, _: worker.start.remote(), within_s=120, what="a start")
+
+    asyncio.run(again())
+
+
 @dataclass
 class RealCrew:
     config: Config
@@ -62,6 +86,16 @@ class RealCrew:
     def publish(self) -> None:
         asyncio.run(self.roles.weights.publish(self.version))
 
+    @property
+    def learners(self) -> ActorGroup:
+        return self.actors._learners
+
+    def restart(self) -> None:
+        """Learners from the model folder, and their weights, version 0, in all roles."""
+        renew(self.learners, self.config)
+        self.version = 0
+        self.publish()
+
 
 @pytest.fixture(scope="session")
 def crew(ray_here: None) -> Iterator[RealCrew]:
@@ -71,6 +105,23 @@ def crew(ray_here: None) -> Iterator[RealCrew]:
     crew.publish()
     yield crew
     actors.stop()
+
+
+@pytest.fixture(scope="session")
+def pair(ray_here: None) -> Iterator[tuple[ActorGroup, ActorGroup]]:
+    """Processes of a teacher and of a learner without peers, to be renewed with the settings of each test."""
+    config = demo("learner.num_workers=1")
+    placement = Placement([Bundle("teacher", 0, 0.1, 0), Bundle("learner", 0, 0.1, 0)])
+    teachers = placement.start(
+        "teacher", teacher.TeacherWorker, lambda rank: (rank, config, MODEL_DIR), teacher.environment(config)
+    )
+    learners = placement.start(
+        "learner", learner.LearnerWorker, lambda rank: (rank, config, MODEL_DIR), learner.environment(config)
+    )
+    yield teachers, learners
+    for group in (teachers, learners):
+        group.kill()
+    placement.release()
 
 
 @pytest.fixture(scope="session")
