@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from demopsd_dist.driver import Task
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.roles import Crew
 from launch.task import build_task
-from workers import cluster, learner, teacher
+from workers import cluster, learner, rollout, teacher
 from workers.crew import RayCrew, start_learners
 from workers.group import ActorGroup, Placement
 from workers.placement import Bundle
@@ -57,13 +58,14 @@ def ray_here() -> Iterator[None]:
 
 
 def renew(group: ActorGroup, config: Config, folder: Path = MODEL_DIR) -> None:
-    """The group's processes as if just made, with these settings; learners and teachers are started again, too.
+    """The group's workers as if just made and started, with these settings, in the processes that are there.
 
-    A new process spends longer on its imports than a worker on its start, and every test of the session can have one.
-    The number of ranks stays.
+    A new process spends more time on its imports than a worker on its start. The number of ranks stays.
     """
 
     def make(worker: Any, rank: int) -> None:
+        vars(worker).clear()
+        gc.collect()
         worker.__init__(rank, config, folder)
 
     async def again() -> None:
@@ -107,19 +109,35 @@ def crew(ray_here: None) -> Iterator[RealCrew]:
     actors.stop()
 
 
+class WatchedRollouts(rollout.RolloutWorker):
+    async def unfinished(self) -> int:
+        return self._engine.get_num_unfinished_requests()
+
+
+@dataclass
+class Spares:
+    """Processes for tests that need workers with other settings: `renew` them first."""
+
+    rollout: ActorGroup
+    teacher: ActorGroup
+    learner: ActorGroup  # one rank
+
+
 @pytest.fixture(scope="session")
-def pair(ray_here: None) -> Iterator[tuple[ActorGroup, ActorGroup]]:
-    """Processes of a teacher and of a learner without peers, to be renewed with the settings of each test."""
+def spares(ray_here: None) -> Iterator[Spares]:
     config = demo("learner.num_workers=1")
-    placement = Placement([Bundle("teacher", 0, 0.1, 0), Bundle("learner", 0, 0.1, 0)])
-    teachers = placement.start(
-        "teacher", teacher.TeacherWorker, lambda rank: (rank, config, MODEL_DIR), teacher.environment(config)
-    )
-    learners = placement.start(
-        "learner", learner.LearnerWorker, lambda rank: (rank, config, MODEL_DIR), learner.environment(config)
-    )
-    yield teachers, learners
-    for group in (teachers, learners):
+    roles = {
+        "rollout": (WatchedRollouts, rollout.environment(config)),
+        "teacher": (teacher.TeacherWorker, teacher.environment(config)),
+        "learner": (learner.LearnerWorker, learner.environment(config)),
+    }
+    placement = Placement([Bundle(role, 0, 0.1, 0) for role in roles])
+    groups = {
+        role: placement.start(role, actor, lambda rank: (rank, config, MODEL_DIR), variables)
+        for role, (actor, variables) in roles.items()
+    }
+    yield Spares(**groups)
+    for group in groups.values():
         group.kill()
     placement.release()
 

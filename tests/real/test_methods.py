@@ -21,7 +21,7 @@ from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import coarsen
 from demopsd_dist.roles import Crew
 from demopsd_dist.runlog import RunLog
-from tests.real.conftest import ROOT, SMALL, RealCrew, demo, renew
+from tests.real.conftest import ROOT, SMALL, RealCrew, Spares, demo, renew
 from tests.real.test_training import logits_of
 from tests.unit.samples import prompt
 from tests.unit.samples import rollout as a_rollout
@@ -59,13 +59,11 @@ CONTROLS: dict[str, set[str]] = {
 }
 
 
-Pair = tuple[ActorGroup, ActorGroup]
-
-
 @contextmanager
-def crew_for(config: Config, engines: RealCrew, pair: Pair) -> Iterator[tuple[Crew, Pair]]:
+def crew_for(config: Config, engines: RealCrew, spares: Spares) -> Iterator[tuple[Crew, list[ActorGroup]]]:
     """Teacher and learner of this config, with the rollout engines that are there."""
-    teachers, learners = pair if held_weights(config) else (ActorGroup("teacher", []), pair[1])
+    teachers = spares.teacher if held_weights(config) else ActorGroup("teacher", [])
+    learners = spares.learner
     for group in (teachers, learners):
         renew(group, config)
     rollouts = engines.actors._rollouts
@@ -76,16 +74,14 @@ def crew_for(config: Config, engines: RealCrew, pair: Pair) -> Iterator[tuple[Cr
             learners=LearnerGroup(learners, config),
             weights=WeightPublisher(learners, rollouts, teachers, 120),
         )
-        yield roles, (teachers, learners)
+        yield roles, [teachers, learners]
     finally:
         engines.publish()  # the engines' own learners' weights again
 
 
-def trains(
-    config: Config, crew: RealCrew, pair: Pair, task: Task, forwards: set[str]
-) -> list[dict[str, float]]:
+def trains(config: Config, crew: RealCrew, spares: Spares, task: Task, forwards: set[str]) -> list[dict[str, float]]:
     """Two steps; exactly these forwards beside the one with the gradient, one for each lesson."""
-    with crew_for(config, crew, pair) as (roles, groups), RunLog(RunFolder.create(config), STEPS) as log:
+    with crew_for(config, crew, spares) as (roles, groups), RunLog(RunFolder.create(config), STEPS) as log:
         asyncio.run(train(config, roles, task, log, RunState()))
         ran = asyncio.run(forwards_run(groups, 60))
     assert set(ran) == forwards | {"student/gradient"}
@@ -107,15 +103,15 @@ SHORT = [
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_methods_by_one_key(name: str, crew: RealCrew, pair: Pair, task: Task, tmp_path: Path) -> None:
+def test_methods_by_one_key(name: str, crew: RealCrew, spares: Spares, task: Task, tmp_path: Path) -> None:
     words, forwards = RUNS[name]
-    trains(demo(*SHORT, *words, f"output_dir={tmp_path}"), crew, pair, task, forwards)
+    trains(demo(*SHORT, *words, f"output_dir={tmp_path}"), crew, spares, task, forwards)
 
 
 @pytest.mark.parametrize("name", CONTROLS)
-def test_controls_by_one_file(name: str, crew: RealCrew, pair: Pair, task: Task, tmp_path: Path) -> None:
+def test_controls_by_one_file(name: str, crew: RealCrew, spares: Spares, task: Task, tmp_path: Path) -> None:
     config = load(ROOT / "configs" / "controls" / f"{name}.yaml", [*SMALL, *SHORT, f"output_dir={tmp_path}"])
-    steps = trains(config, crew, pair, task, CONTROLS[name])
+    steps = trains(config, crew, spares, task, CONTROLS[name])
     if name == "constant_alpha":
         assert [step["demopsd/alpha_p50"] for step in steps] == pytest.approx([config.demopsd.alpha_max] * STEPS)
     if name == "alpha_max_1":

@@ -6,8 +6,6 @@ import asyncio
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +26,9 @@ from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import coarsen
 from demopsd_dist.roles import Sampling
 from demopsd_dist.runlog import RunLog
-from tests.real.conftest import RealCrew, demo
-from workers import rollout as rollout_module
+from tests.real.conftest import RealCrew, Spares, demo, renew
 from workers import teacher as teacher_module
 from workers.forward import load_causal_lm
-from workers.group import ActorGroup, Placement
-from workers.placement import Bundle
 from workers.pull import RolloutGroup
 from workers.weights import Bucket, pack_bucket, unpack_bucket
 
@@ -67,22 +62,6 @@ def trained(crew: RealCrew, task: Task, config: Config) -> tuple[list[dict[str, 
         summary = log.summary()
     records = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     return [record for record in records if "evaluation" not in record], summary
-
-
-@contextmanager
-def engine(folder: Path) -> Iterator[ActorGroup]:
-    """One more rollout worker, on another model folder."""
-    config = demo()
-    placement = Placement([Bundle("rollout", 0, 0.1, 0)])
-    group = placement.start(
-        "rollout", rollout_module.RolloutWorker, lambda rank: (rank, config, folder), rollout_module.environment(config)
-    )
-    try:
-        asyncio.run(group.each(lambda worker, _: worker.start.remote(), within_s=120, what="vLLM engine"))
-        yield group
-    finally:
-        group.kill()
-        placement.release()
 
 
 def test_engines_sample_from_the_model_they_say(crew: RealCrew, task: Task) -> None:
@@ -162,7 +141,7 @@ def test_damaged_and_incomplete_weights_are_refused(crew: RealCrew) -> None:
     crew.publish()
 
 
-def test_a_few_real_steps(crew: RealCrew, task: Task, tmp_path: Path) -> None:
+def test_a_few_real_steps(crew: RealCrew, spares: Spares, task: Task, tmp_path: Path) -> None:
     """The whole loop; afterwards every engine, the export and a fresh vLLM agree on the student."""
     config = demo("steps=3", f"output_dir={tmp_path}", "evaluation.every_steps=2")
     steps, summary = trained(crew, task, config)
@@ -188,8 +167,8 @@ def test_a_few_real_steps(crew: RealCrew, task: Task, tmp_path: Path) -> None:
         moved = max(moved, float(np.abs(rollout.logp_T - logp_of(old, rollout)).max()))
     assert moved > 1e-2, "training moved the weights, and the engines went along"
 
-    with engine(student) as fresh:
-        groups = asyncio.run(RolloutGroup(fresh, demo()).sample(task.test, SAMPLING))
+    renew(spares.rollout, config, student)
+    groups = asyncio.run(RolloutGroup(spares.rollout, config).sample(task.test, SAMPLING))
     loaded = [rollout for group in groups for rollout in group]
     for one, other in zip(rollouts, loaded, strict=True):
         assert one.tokens_T.tolist() == other.tokens_T.tolist()
@@ -226,7 +205,7 @@ def test_rollouts_ahead_of_the_learners(crew: RealCrew, task: Task, tmp_path: Pa
     assert summary["logp_diff_max"] <= 1e-3
 
 
-def test_a_tied_head_follows_its_embedding(ray_here: None, task: Task, tmp_path: Path) -> None:
+def test_a_tied_head_follows_its_embedding(spares: Spares, task: Task, tmp_path: Path) -> None:
     """An engine that packs its weights keeps the old head where it is tied, unless it is packed again."""
     model = load_causal_lm(MODEL_DIR, Precision.float32)
     config = Qwen3Config(**{**model.config.to_dict(), "tie_word_embeddings": True})
@@ -238,10 +217,11 @@ def test_a_tied_head_follows_its_embedding(ray_here: None, task: Task, tmp_path:
         for parameter in tied.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     tied.save_pretrained(tmp_path / "new")
-    with engine(tmp_path / "old") as group:
-        refs = [ray.put(pack_bucket(0, 0, tied.named_parameters()))]
-        asyncio.run(group.each(lambda worker, _: worker.receive.remote(0, refs), within_s=60, what="a receipt"))
-        groups = asyncio.run(RolloutGroup(group, demo()).sample(task.test[:3], SAMPLING))
+    group = spares.rollout
+    renew(group, demo(), tmp_path / "old")
+    refs = [ray.put(pack_bucket(0, 0, tied.named_parameters()))]
+    asyncio.run(group.each(lambda worker, _: worker.receive.remote(0, refs), within_s=60, what="a receipt"))
+    groups = asyncio.run(RolloutGroup(group, demo()).sample(task.test[:3], SAMPLING))
     rollouts = [rollout for siblings in groups for rollout in siblings]
     pairs = [(rollout.prompt.tokens, rollout.tokens_T) for rollout in rollouts]
     for rollout, logits in zip(rollouts, logits_of(tmp_path / "new", pairs), strict=True):

@@ -20,7 +20,7 @@ from demopsd_dist.driver import Task
 from demopsd_dist.errors import NonFiniteLossError
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import coarsen
-from tests.real.conftest import RealCrew, demo, renew
+from tests.real.conftest import RealCrew, Spares, demo, renew
 from tests.unit.samples import packed
 from workers.crew import LearnerGroup
 from workers.forward import HEAD_CHUNK_TOKENS, Rectangle, ResponseModel, load_causal_lm
@@ -68,8 +68,8 @@ class Ranks:
 
 
 @pytest.fixture(scope="module")
-def ranks(crew: RealCrew, pair: tuple[ActorGroup, ActorGroup]) -> Iterator[Ranks]:
-    yield Ranks(pair[1], crew.learners)
+def ranks(crew: RealCrew, spares: Spares) -> Iterator[Ranks]:
+    yield Ranks(spares.learner, crew.learners)
     crew.restart()
 
 
