@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,8 +21,11 @@ from demopsd_dist.driver import Task
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.roles import Crew
 from launch.task import build_task
-from workers import cluster
-from workers.crew import RayCrew
+from workers import cluster, learner, rollout, teacher
+from workers.crew import LearnerGroup, RayCrew, start_learners
+from workers.group import ActorGroup, Placement
+from workers.placement import Bundle
+from workers.publisher import WeightPublisher
 from workers.weights import Parcel, pack_bucket
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +37,7 @@ SMALL = [
     "rollout.prompts_per_step=8",
     "data.minisci_test_size=16",
     "data.minisci_train_size=64",
+    "evaluation.samples=2",
 ]
 
 
@@ -55,6 +61,27 @@ def ray_here() -> Iterator[None]:
     assert not left, f"still there 10 s after Ray was left: {left}"
 
 
+def renew(group: ActorGroup, config: Config, folder: Path = MODEL_DIR, **start: Any) -> None:
+    """The group's workers as if just made and started, with these settings, in the processes that are there.
+
+    A new process spends more time on its imports than a worker on its start. The number of ranks stays.
+    """
+
+    def make(worker: Any, rank: int) -> None:
+        vars(worker).clear()
+        gc.collect()
+        worker.__init__(rank, config, folder)
+
+    async def again() -> None:
+        await group.each(lambda worker, rank: worker.__ray_call__.remote(make, rank), within_s=60, what="a new worker")
+        if group.role == "learner":
+            await start_learners(group, 120)
+        else:
+            await group.each(lambda worker, _: worker.start.remote(**start), within_s=120, what="a start")
+
+    asyncio.run(again())
+
+
 @dataclass
 class RealCrew:
     config: Config
@@ -65,6 +92,19 @@ class RealCrew:
     def publish(self) -> None:
         asyncio.run(self.roles.weights.publish(self.version))
 
+    @property
+    def learners(self) -> ActorGroup:
+        return self.actors._learners
+
+    def restart(self) -> None:
+        """Learners from the model folder, and their weights, version 0, in all roles."""
+        renew(self.learners, self.config)
+        publisher = self.roles.weights
+        assert isinstance(publisher, WeightPublisher)
+        asyncio.run(publisher.start())
+        self.version = 0
+        self.publish()
+
 
 @pytest.fixture(scope="session")
 def crew(ray_here: None) -> Iterator[RealCrew]:
@@ -74,6 +114,58 @@ def crew(ray_here: None) -> Iterator[RealCrew]:
     crew.publish()
     yield crew
     actors.stop()
+
+
+class WatchedRollouts(rollout.RolloutWorker):
+    async def unfinished(self) -> int:
+        return self._engine.get_num_unfinished_requests()
+
+
+@dataclass
+class Spares:
+    """Processes for tests that need workers with other settings: `renew` them first."""
+
+    rollout: ActorGroup
+    teacher: ActorGroup
+    learner: ActorGroup  # one rank
+
+
+@pytest.fixture(scope="session")
+def spares(ray_here: None) -> Iterator[Spares]:
+    config = demo("learner.num_workers=1")
+    roles = {
+        "rollout": (WatchedRollouts, rollout.environment(config)),
+        "teacher": (teacher.TeacherWorker, teacher.environment(config)),
+        "learner": (learner.LearnerWorker, learner.environment(config)),
+    }
+    placement = Placement([Bundle(role, 0, 0.1, 0) for role in roles])
+    groups = {
+        role: placement.start(role, actor, lambda rank: (rank, config, MODEL_DIR), variables)
+        for role, (actor, variables) in roles.items()
+    }
+    yield Spares(**groups)
+    for group in groups.values():
+        group.kill()
+    placement.release()
+
+
+class Ranks:
+    """Learners without the other roles: one rank, or two."""
+
+    def __init__(self, one: ActorGroup, two: ActorGroup) -> None:
+        self._groups = {1: one, 2: two}
+
+    def start(self, *words: str, folder: Path = MODEL_DIR) -> LearnerGroup:
+        config = demo("learner.learning_rate=3e-4", "learner.warmup_steps=0", *words)
+        group = self._groups[config.learner.num_workers]
+        renew(group, config, folder)
+        return LearnerGroup(group, config)
+
+
+@pytest.fixture(scope="module")
+def ranks(crew: RealCrew, spares: Spares) -> Iterator[Ranks]:
+    yield Ranks(spares.learner, crew.learners)
+    crew.restart()
 
 
 @pytest.fixture(scope="session")

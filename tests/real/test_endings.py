@@ -17,12 +17,16 @@ import pytest
 
 from tests.real.conftest import DEMO, ROOT, SMALL, marked
 
+FEW = ("rollout.num_workers=1", "learner.num_workers=1", "evaluation.at_start=false")  # starts faster
+
 
 class Launched:
     """`python -m launch.train` in its own session, its output in a file."""
 
     def __init__(self, folder: Path, *words: str) -> None:
+        folder.mkdir()
         self.mark = uuid.uuid4().hex
+        self.folder = folder / "demo"
         self.log = folder / "log"
         command = [sys.executable, "-m", "launch.train", str(DEMO), *SMALL, f"output_dir={folder}", *words]
         self.process = subprocess.Popen(
@@ -35,7 +39,10 @@ class Launched:
             start_new_session=True,
         )
 
-    def wait_until(self, what: str, ready: Callable[[], object], within_s: float = 180) -> None:
+    def has_said(self, text: str) -> Callable[[], bool]:
+        return lambda: text in self.log.read_text()
+
+    def wait_until(self, what: str, ready: Callable[[], object], within_s: float = 300) -> None:
         deadline = time.monotonic() + within_s
         while not ready():
             assert self.process.poll() is None, self.log.read_text()
@@ -58,7 +65,7 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
     started: list[Launched] = []
 
     def start(*words: str) -> Launched:
-        started.append(Launched(tmp_path, *words))
+        started.append(Launched(tmp_path / f"{len(started)}", *words))
         return started[-1]
 
     yield start
@@ -75,30 +82,31 @@ def test_ctrl_c_while_the_engines_start(launch: Callable[..., Launched]) -> None
     assert run.log.read_text().rstrip().endswith("interrupted")
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_in_training(launch: Callable[..., Launched], how: signal.Signals) -> None:
-    run = launch()
-    run.wait_until("the second step", lambda: "step  2/40" in run.log.read_text())
-    run.process.send_signal(how)
-    assert run.end() == 130
-    said = run.log.read_text()
-    assert said.rstrip().endswith("interrupted")
-    assert "Traceback" not in said
+def test_ctrl_c_and_sigterm_in_training(launch: Callable[..., Launched]) -> None:
+    """Two runs side by side: neither the signal nor the end of one reaches the other."""
+    ends = {signal.SIGINT: launch(*FEW), signal.SIGTERM: launch(*FEW)}
+    for how, run in ends.items():
+        run.wait_until("the second step", run.has_said("step  2/40"))
+        run.process.send_signal(how)
+        assert run.end() == 130
+        said = run.log.read_text()
+        assert said.rstrip().endswith("interrupted")
+        assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("role", ["rollout", "learner"])
-def test_a_killed_worker_ends_the_run_by_name(launch: Callable[..., Launched], role: str) -> None:
-    run = launch()
-    run.wait_until("the first step", lambda: "step  1/40" in run.log.read_text())
-    run.actors(f"{role.capitalize()}Worker")[0].kill()
-    assert run.end() == 1
-    (error,) = re.findall(r"^error: .*$", run.log.read_text(), flags=re.MULTILINE)
-    assert re.match(rf"error: {role} \d died while it was asked for ", error)
+def test_a_killed_worker_ends_the_run_by_name(launch: Callable[..., Launched]) -> None:
+    """Also one of two learners, whose peer then waits for it."""
+    runs = {"rollout": launch(*FEW), "learner": launch(*FEW, "learner.num_workers=2")}
+    for role, run in runs.items():
+        run.wait_until("the first step", run.has_said("step  1/40"))
+        run.actors(f"{role.capitalize()}Worker")[0].kill()
+        assert run.end() == 1
+        (error,) = re.findall(r"^error: .*$", run.log.read_text(), flags=re.MULTILINE)
+        assert re.match(rf"error: {role} \d died while it was asked for ", error)
 
 
-def test_a_run_that_ends_well_leaves_a_student_and_figures(launch: Callable[..., Launched], tmp_path: Path) -> None:
+def test_a_run_that_ends_well_leaves_a_student_and_figures(launch: Callable[..., Launched]) -> None:
     run = launch("steps=1", "data.ood=null")
-    assert run.end(within_s=240) == 0, run.log.read_text()
-    folder = tmp_path / "demo"
-    assert {path.name for path in folder.iterdir()} == {"config.yaml", "metrics.jsonl", "summary.json", "student"}
+    assert run.end(within_s=300) == 0, run.log.read_text()
+    assert {path.name for path in run.folder.iterdir()} == {"config.yaml", "metrics.jsonl", "summary.json", "student"}
     assert "Traceback" not in run.log.read_text()

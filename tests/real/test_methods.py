@@ -15,20 +15,19 @@ from demopsd_dist.checkpoint import RunFolder
 from demopsd_dist.config import Config, Precision, Weights, load
 from demopsd_dist.data.records import Lesson
 from demopsd_dist.driver import RunState, Task, train
-from demopsd_dist.methods import Forwards, Support
+from demopsd_dist.methods import Forwards, Support, held_weights
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import coarsen
 from demopsd_dist.roles import Crew
 from demopsd_dist.runlog import RunLog
-from tests.real.conftest import ROOT, SMALL, RealCrew, demo, posted
+from tests.real.conftest import ROOT, SMALL, RealCrew, Spares, demo, posted, renew
 from tests.real.test_training import logits_of
 from tests.unit.samples import prompt
 from tests.unit.samples import rollout as a_rollout
-from workers import learner, teacher
-from workers.crew import LearnerGroup, TeacherGroup, forwards_run, start_learners
+from workers import teacher
+from workers.crew import LearnerGroup, TeacherGroup, forwards_run
 from workers.forward import load_causal_lm
-from workers.group import ActorGroup, Placement
-from workers.placement import bundles
+from workers.group import ActorGroup
 from workers.publisher import WeightPublisher
 
 STEPS = 2
@@ -60,45 +59,30 @@ CONTROLS: dict[str, set[str]] = {
 
 
 @contextmanager
-def crew_for(config: Config, engines: RealCrew) -> Iterator[tuple[Crew, list[ActorGroup]]]:
+def crew_for(config: Config, engines: RealCrew, spares: Spares) -> Iterator[tuple[Crew, list[ActorGroup]]]:
     """Teacher and learner of this config, with the rollout engines that are there."""
-    placement = Placement([bundle for bundle in bundles(config) if bundle.role != "rollout"])
-    teachers = placement.start(
-        "teacher", teacher.TeacherWorker, lambda rank: (rank, config, MODEL_DIR), teacher.environment(config)
-    )
-    learners = placement.start(
-        "learner", learner.LearnerWorker, lambda rank: (rank, config, MODEL_DIR), learner.environment(config)
-    )
-
-    async def start() -> None:
-        await asyncio.gather(
-            teachers.each(lambda worker, _: worker.start.remote(), within_s=120, what="a model"),
-            start_learners(learners, 120),
-        )
-
+    teachers = spares.teacher if held_weights(config) else ActorGroup("teacher", [])
+    learners = spares.learner
+    for group in (teachers, learners):
+        renew(group, config)
+    rollouts = engines.actors._rollouts
     try:
-        asyncio.run(start())
-        publisher = WeightPublisher(learners, engines.actors._rollouts, teachers, config)
+        publisher = WeightPublisher(learners, rollouts, teachers, config)
         asyncio.run(publisher.start())
-        yield (
-            Crew(
-                rollouts=engines.roles.rollouts,
-                teacher=TeacherGroup(teachers, config),
-                learners=LearnerGroup(learners, config),
-                weights=publisher,
-            ),
-            [teachers, learners],
+        roles = Crew(
+            rollouts=engines.roles.rollouts,
+            teacher=TeacherGroup(teachers, config),
+            learners=LearnerGroup(learners, config),
+            weights=publisher,
         )
+        yield roles, [teachers, learners]
     finally:
-        for group in (teachers, learners):
-            group.kill()
-        placement.release()
         engines.publish()  # the engines' own learners' weights again
 
 
-def trains(config: Config, crew: RealCrew, task: Task, forwards: set[str]) -> list[dict[str, float]]:
+def trains(config: Config, crew: RealCrew, spares: Spares, task: Task, forwards: set[str]) -> list[dict[str, float]]:
     """Two steps; exactly these forwards beside the one with the gradient, one for each lesson."""
-    with crew_for(config, crew) as (roles, groups), RunLog(RunFolder.create(config), STEPS) as log:
+    with crew_for(config, crew, spares) as (roles, groups), RunLog(RunFolder.create(config), STEPS) as log:
         asyncio.run(train(config, roles, task, log, RunState()))
         ran = asyncio.run(forwards_run(groups, 60))
     assert set(ran) == forwards | {"student/gradient"}
@@ -110,19 +94,25 @@ def trains(config: Config, crew: RealCrew, task: Task, forwards: set[str]) -> li
     return log.steps
 
 
-SHORT = [f"steps={STEPS}", "learner.num_workers=1", "data.ood=null", "leakage.every_steps=0"]
+SHORT = [
+    f"steps={STEPS}",
+    "learner.num_workers=1",
+    "data.ood=null",
+    "evaluation.at_start=false",
+    "leakage.every_steps=0",
+]
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_methods_by_one_key(name: str, crew: RealCrew, task: Task, tmp_path: Path) -> None:
+def test_methods_by_one_key(name: str, crew: RealCrew, spares: Spares, task: Task, tmp_path: Path) -> None:
     words, forwards = RUNS[name]
-    trains(demo(*SHORT, *words, f"output_dir={tmp_path}"), crew, task, forwards)
+    trains(demo(*SHORT, *words, f"output_dir={tmp_path}"), crew, spares, task, forwards)
 
 
 @pytest.mark.parametrize("name", CONTROLS)
-def test_controls_by_one_file(name: str, crew: RealCrew, task: Task, tmp_path: Path) -> None:
+def test_controls_by_one_file(name: str, crew: RealCrew, spares: Spares, task: Task, tmp_path: Path) -> None:
     config = load(ROOT / "configs" / "controls" / f"{name}.yaml", [*SMALL, *SHORT, f"output_dir={tmp_path}"])
-    steps = trains(config, crew, task, CONTROLS[name])
+    steps = trains(config, crew, spares, task, CONTROLS[name])
     if name == "constant_alpha":
         assert [step["demopsd/alpha_p50"] for step in steps] == pytest.approx([config.demopsd.alpha_max] * STEPS)
     if name == "alpha_max_1":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,10 @@ from demopsd_dist.config import Precision
 from demopsd_dist.driver import Task
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.roles import Sampling
-from tests.real.conftest import demo, posted
+from tests.real.conftest import Spares, demo, posted, renew
 from tests.real.test_training import logits_of, logp_of
-from workers import rollout
 from workers.forward import load_causal_lm
-from workers.group import ActorGroup, Placement
-from workers.placement import Bundle
+from workers.group import ActorGroup
 from workers.probe import probe_tokens
 from workers.pull import RolloutGroup
 
@@ -28,21 +25,10 @@ PROBE = probe_tokens(256, 32)
 CONFIG = demo("rollout.on_publish=keep", "demopsd.support=rollout", f"demopsd.top_k={TOP_K}")
 
 
-class Watched(rollout.RolloutWorker):
-    async def unfinished(self) -> int:
-        return self._engine.get_num_unfinished_requests()
-
-
 @pytest.fixture(scope="module")
-def worker(ray_here: None) -> Iterator[ActorGroup]:
-    placement = Placement([Bundle("rollout", 0, 0.1, 0)])
-    group = placement.start("rollout", Watched, lambda rank: (rank, CONFIG, MODEL_DIR), rollout.environment(CONFIG))
-    try:
-        asyncio.run(group.each(lambda worker, _: worker.start.remote(), within_s=120, what="vLLM engine"))
-        yield group
-    finally:
-        group.kill()
-        placement.release()
+def worker(spares: Spares) -> ActorGroup:
+    renew(spares.rollout, CONFIG)
+    return spares.rollout
 
 
 async def unfinished(worker: ActorGroup) -> int:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +21,9 @@ from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import coarsen
 from demopsd_dist.roles import Sampling
 from demopsd_dist.runlog import RunLog
-from tests.real.conftest import RealCrew, demo
-from workers import rollout as rollout_module
+from tests.real.conftest import RealCrew, Spares, demo, renew
 from workers import teacher as teacher_module
 from workers.forward import load_causal_lm
-from workers.group import ActorGroup, Placement
-from workers.placement import Bundle
 from workers.pull import RolloutGroup
 
 SAMPLING = Sampling(samples=4, temperature=1.0, top_p=1.0, max_response_tokens=64, seed="test")
@@ -61,22 +56,6 @@ def trained(crew: RealCrew, task: Task, config: Config) -> tuple[list[dict[str, 
         summary = log.summary()
     records = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     return [record for record in records if "evaluation" not in record], summary
-
-
-@contextmanager
-def engine(folder: Path, *, blank: bool = False) -> Iterator[ActorGroup]:
-    """One more rollout worker, on another model folder."""
-    config = demo()
-    placement = Placement([Bundle("rollout", 0, 0.1, 0)])
-    group = placement.start(
-        "rollout", rollout_module.RolloutWorker, lambda rank: (rank, config, folder), rollout_module.environment(config)
-    )
-    try:
-        asyncio.run(group.each(lambda worker, _: worker.start.remote(blank=blank), within_s=120, what="vLLM engine"))
-        yield group
-    finally:
-        group.kill()
-        placement.release()
 
 
 def test_engines_sample_from_the_model_they_say(crew: RealCrew, task: Task) -> None:
@@ -130,7 +109,7 @@ def test_support_and_teacher_values_are_those_of_plain_forwards(crew: RealCrew, 
         np.testing.assert_allclose(item.teacher_logp_TA, coarsen(z_r, ids).numpy(), atol=1e-4)
 
 
-def test_a_few_real_steps(crew: RealCrew, task: Task, tmp_path: Path) -> None:
+def test_a_few_real_steps(crew: RealCrew, spares: Spares, task: Task, tmp_path: Path) -> None:
     """The whole loop; afterwards every engine, the export and a fresh vLLM agree on the student."""
     config = demo("steps=3", f"output_dir={tmp_path}", "evaluation.every_steps=2")
     steps, summary = trained(crew, task, config)
@@ -156,8 +135,8 @@ def test_a_few_real_steps(crew: RealCrew, task: Task, tmp_path: Path) -> None:
         moved = max(moved, float(np.abs(rollout.logp_T - logp_of(old, rollout)).max()))
     assert moved > 1e-2, "training moved the weights, and the engines went along"
 
-    with engine(student) as fresh:
-        groups = asyncio.run(RolloutGroup(fresh, demo()).sample(task.test, SAMPLING))
+    renew(spares.rollout, config, student)
+    groups = asyncio.run(RolloutGroup(spares.rollout, config).sample(task.test, SAMPLING))
     loaded = [rollout for group in groups for rollout in group]
     for one, other in zip(rollouts, loaded, strict=True):
         assert one.tokens_T.tolist() == other.tokens_T.tolist()

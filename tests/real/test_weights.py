@@ -21,9 +21,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from demopsd_dist.config import Precision, Transport
 from demopsd_dist.errors import WeightSyncError
 from demopsd_dist.minisci import MODEL_DIR
-from tests.real.conftest import RealCrew, demo, posted
-from tests.real.test_training import engine
-from tests.real.test_zero import learners
+from tests.real.conftest import Ranks, RealCrew, Spares, demo, posted, renew
 from workers.forward import load_causal_lm
 from workers.group import ActorGroup
 from workers.probe import probe_tokens
@@ -164,7 +162,7 @@ def test_weights_of_another_version(published: RealCrew) -> None:
         asyncio.run(rollouts.each(lambda w, _: w.receive.remote(3, parcels, probe), within_s=60, what="a receipt"))
 
 
-def test_a_tied_head(ray_here: None, tmp_path: Path) -> None:
+def test_a_tied_head(ranks: Ranks, spares: Spares, tmp_path: Path) -> None:
     """It is sent once, as the embedding. An engine that packs its weights keeps the old head unless it packs again;
     where it does not, the probe tells."""
     small_model(tmp_path, tie_word_embeddings=True)
@@ -180,39 +178,38 @@ def test_a_tied_head(ray_here: None, tmp_path: Path) -> None:
 
         vllm_transfer.pack_tied_heads = worker._pack
 
-    with (
-        learners("learner.num_workers=1", "learner.zero_stage=0", folder=tmp_path) as group,
-        engine(tmp_path, blank=True) as rollouts,
-    ):
-        publisher = WeightPublisher(group._group, rollouts, NOBODY, demo())
-        asyncio.run(publisher.start())
-        assert "lm_head.weight" not in publisher.plan.names
-        asyncio.run(publisher.publish(0))
-        with moved(group._group, 1.1):
-            message = "rollout 0 does not have the weights of version 1"
-            with planted(rollouts, 0, forget_it, remember_it), pytest.raises(WeightSyncError, match=message):
-                asyncio.run(publisher.publish(1))
+    group = ranks.start("learner.num_workers=1", "learner.zero_stage=0", folder=tmp_path)._group
+    rollouts = spares.rollout
+    renew(rollouts, demo(), tmp_path, blank=True)
+    publisher = WeightPublisher(group, rollouts, NOBODY, demo())
+    asyncio.run(publisher.start())
+    assert "lm_head.weight" not in publisher.plan.names
+    asyncio.run(publisher.publish(0))
+    with moved(group, 1.1):
+        message = "rollout 0 does not have the weights of version 1"
+        with planted(rollouts, 0, forget_it, remember_it), pytest.raises(WeightSyncError, match=message):
             asyncio.run(publisher.publish(1))
+        asyncio.run(publisher.publish(1))
 
 
-def test_zero_3_publishes_what_is_gathered(ray_here: None, tmp_path: Path) -> None:
+def test_zero_3_publishes_what_is_gathered(ranks: Ranks, tmp_path: Path) -> None:
     """Two ranks that hold half of each tensor, several buckets, both transports: bit for bit the whole model."""
     large = small_model(tmp_path, hidden_size=512)
     words = ["learner.num_workers=2", "learner.zero_stage=3", "weights.bucket_mib=4"]
-    with learners(*words, folder=tmp_path) as group:
-        for version, transport in enumerate((Transport.shared_memory, Transport.object_store)):
-            config = demo(*words, f"weights.transport={transport.name}")
-            publisher = WeightPublisher(group._group, NOBODY, NOBODY, config)
-            asyncio.run(publisher.start())
-            before = group._group.asked
-            asyncio.run(publisher.publish(version))
-            count = len(publisher.plan.buckets)
-            assert count > 3
-            assert group._group.asked - before == 2 * (count + 1)
-            found = received(publisher, version)
-            assert found.keys() == dict(large.named_parameters()).keys()
-            for name, parameter in large.named_parameters():
-                assert torch.equal(found[name], parameter), name
+    group = ranks.start(*words, folder=tmp_path)._group
+    for version, transport in enumerate((Transport.shared_memory, Transport.object_store)):
+        config = demo(*words, f"weights.transport={transport.name}")
+        publisher = WeightPublisher(group, NOBODY, NOBODY, config)
+        asyncio.run(publisher.start())
+        before = group.asked
+        asyncio.run(publisher.publish(version))
+        count = len(publisher.plan.buckets)
+        assert count > 3
+        assert group.asked - before == 2 * (count + 1)
+        found = received(publisher, version)
+        assert found.keys() == dict(large.named_parameters()).keys()
+        for name, parameter in large.named_parameters():
+            assert torch.equal(found[name], parameter), name
 
 
 def received(publisher: WeightPublisher, version: int) -> dict[str, torch.Tensor]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +19,9 @@ from demopsd_dist.driver import Task
 from demopsd_dist.errors import NonFiniteLossError
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import coarsen
-from tests.real.conftest import demo
+from tests.real.conftest import Ranks
 from tests.unit.samples import packed
-from workers import learner
-from workers.crew import LearnerGroup, start_learners
 from workers.forward import HEAD_CHUNK_TOKENS, Rectangle, ResponseModel, load_causal_lm
-from workers.group import Placement
-from workers.placement import Bundle
 
 STEPS = 5
 
@@ -57,37 +51,24 @@ def scored(task: Task) -> list[Scored]:
     return found
 
 
-@contextmanager
-def learners(*words: str, folder: Path = MODEL_DIR) -> Iterator[LearnerGroup]:
-    config = demo("learner.learning_rate=3e-4", "learner.warmup_steps=0", *words)
-    placement = Placement([Bundle("learner", i, 0.1, 0) for i in range(config.learner.num_workers)])
-    group = placement.start(
-        "learner", learner.LearnerWorker, lambda rank: (rank, config, folder), learner.environment(config)
-    )
-    try:
-        asyncio.run(start_learners(group, 120))
-        yield LearnerGroup(group, config)
-    finally:
-        group.kill()
-        placement.release()
-
-
-def losses(scored: list[Scored], micro_batch_tokens: int, *words: str, export: Path | None = None) -> np.ndarray:
+def losses(
+    ranks: Ranks, scored: list[Scored], micro_batch_tokens: int, *words: str, export: Path | None = None
+) -> np.ndarray:
     """The loss of each of five steps on the same batch, and the norm of its gradient."""
-    with learners(*words) as group:
-        batch = packed(scored, group.dp_size, micro_batch_tokens)
-        found = []
-        for _ in range(STEPS):
-            metrics = asyncio.run(group.step(batch)).metrics
-            found.append((metrics["learner/loss"], metrics["learner/grad_norm"]))
-        if export:
-            asyncio.run(group.export(export))
+    group = ranks.start(*words)
+    batch = packed(scored, group.dp_size, micro_batch_tokens)
+    found = []
+    for _ in range(STEPS):
+        metrics = asyncio.run(group.step(batch)).metrics
+        found.append((metrics["learner/loss"], metrics["learner/grad_norm"]))
+    if export:
+        asyncio.run(group.export(export))
     return np.array(found)
 
 
 @pytest.fixture(scope="module")
-def one_rank(ray_here: None, scored: list[Scored]) -> np.ndarray:
-    return losses(scored, 10_000, "learner.num_workers=1", "learner.zero_stage=0")
+def one_rank(ranks: Ranks, scored: list[Scored]) -> np.ndarray:
+    return losses(ranks, scored, 10_000, "learner.num_workers=1", "learner.zero_stage=0")
 
 
 def test_it_learns(one_rank: np.ndarray) -> None:
@@ -96,11 +77,11 @@ def test_it_learns(one_rank: np.ndarray) -> None:
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_ranks_at_every_stage_are_one_rank(
-    stage: int, one_rank: np.ndarray, scored: list[Scored], tmp_path: Path
+    stage: int, one_rank: np.ndarray, ranks: Ranks, scored: list[Scored], tmp_path: Path
 ) -> None:
     """Also with another cut into micro-batches: 150 padded tokens instead of all at once."""
     folder = tmp_path / "student"
-    found = losses(scored, 150, "learner.num_workers=2", f"learner.zero_stage={stage}", export=folder)
+    found = losses(ranks, scored, 150, "learner.num_workers=2", f"learner.zero_stage={stage}", export=folder)
     np.testing.assert_allclose(found[0, 0], one_rank[0, 0], atol=1e-5)
     np.testing.assert_allclose(found[:, 0], one_rank[:, 0], atol=1e-4)
     np.testing.assert_allclose(found[0, 1], one_rank[0, 1], rtol=1e-3)
@@ -110,32 +91,32 @@ def test_two_ranks_at_every_stage_are_one_rank(
     assert all((exported[name] != base[name]).any() for name in base if "layernorm" not in name and "norm" not in name)
 
 
-def test_a_loss_that_is_not_finite_is_refused_before_the_step(ray_here: None, scored: list[Scored]) -> None:
+def test_a_loss_that_is_not_finite_is_refused_before_the_step(ranks: Ranks, scored: list[Scored]) -> None:
     poisoned = list(scored)
     values = poisoned[0].teacher_logp_TA
     assert values is not None
     values = values.copy()
     values[0, 0] = np.nan
     poisoned[0] = Scored(poisoned[0].lesson, poisoned[0].support_TK, poisoned[0].reference_logp_TA, values)
-    with learners("learner.num_workers=2") as group:
-        before = asyncio.run(group.support([item.lesson for item in scored]))
-        with pytest.raises(NonFiniteLossError, match="the step was refused on every rank"):
-            asyncio.run(group.step(packed(poisoned, 2, 10_000)))
-        after = asyncio.run(group.support([item.lesson for item in scored]))
+    group = ranks.start("learner.num_workers=2")
+    before = asyncio.run(group.support([item.lesson for item in scored]))
+    with pytest.raises(NonFiniteLossError, match="the step was refused on every rank"):
+        asyncio.run(group.step(packed(poisoned, 2, 10_000)))
+    after = asyncio.run(group.support([item.lesson for item in scored]))
     assert before is not None
     assert after is not None
     for one, other in zip(before, after, strict=True):
         assert (one == other).all(), "the weights are as they were"
 
 
-def test_a_batch_without_tokens_is_no_step(ray_here: None) -> None:
-    with learners("learner.num_workers=2") as group:
-        report = asyncio.run(group.step(packed([], 2, 100)))
+def test_a_batch_without_tokens_is_no_step(ranks: Ranks) -> None:
+    group = ranks.start("learner.num_workers=2")
+    report = asyncio.run(group.step(packed([], 2, 100)))
     assert not report.stepped
     assert report.metrics == {}
 
 
-def test_zero_3_with_tensors_that_really_are_sharded(ray_here: None, scored: list[Scored], tmp_path: Path) -> None:
+def test_zero_3_with_tensors_that_really_are_sharded(ranks: Ranks, scored: list[Scored], tmp_path: Path) -> None:
     """DeepSpeed keeps small tensors whole on every rank; this model's are larger. One rank has a response that takes
     two slices of the head, the other none at all: both must gather the head as often."""
     torch.manual_seed(0)
@@ -154,13 +135,13 @@ def test_zero_3_with_tensors_that_really_are_sharded(ray_here: None, scored: lis
         expected = ResponseModel(large.eval())(rectangle, linear).topk(100)
     batch = packed(scored, 2, 150)
     one = packed(scored, 1, 10_000)
-    with learners(*words, "learner.num_workers=2", "learner.zero_stage=3", folder=folder) as group:
-        supports = asyncio.run(group.support([lesson]))
-        assert supports is not None
-        (found,) = supports
-        assert (found == expected.indices.numpy()).mean() > 0.99, "but for ties"
-        sharded = [asyncio.run(group.step(batch)).metrics["learner/loss"] for _ in range(3)]
-    with learners(*words, "learner.num_workers=1", "learner.zero_stage=0", folder=folder) as group:
-        whole = [asyncio.run(group.step(one)).metrics["learner/loss"] for _ in range(3)]
+    group = ranks.start(*words, "learner.num_workers=2", "learner.zero_stage=3", folder=folder)
+    supports = asyncio.run(group.support([lesson]))
+    assert supports is not None
+    (found,) = supports
+    assert (found == expected.indices.numpy()).mean() > 0.99, "but for ties"
+    sharded = [asyncio.run(group.step(batch)).metrics["learner/loss"] for _ in range(3)]
+    group = ranks.start(*words, "learner.num_workers=1", "learner.zero_stage=0", folder=folder)
+    whole = [asyncio.run(group.step(one)).metrics["learner/loss"] for _ in range(3)]
     np.testing.assert_allclose(sharded[0], whole[0], atol=1e-5)
     np.testing.assert_allclose(sharded, whole, atol=1e-3)
