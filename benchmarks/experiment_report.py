@@ -47,7 +47,7 @@ def figures(table: Table) -> dict[str, Figure]:
         "test best@k (verl)": lambda r: _of_test(r)["best"]["average"],
         "ood mean@k": _split("ood"),
         "entropy, nats": lambda r: _of_test(r)["entropy_nats"],
-        "KL(q|s) / KL(r|s)": _ratio,
+        "KL(q‖s) / KL(r‖s)": _ratio,
         "I(answer), teacher, nats": _summary("answers_teacher_nats"),
         "I(answer), target, nats": _summary("answers_target_nats"),
         "I(answer), M": _summary("answers_contexts_mean"),
@@ -192,7 +192,7 @@ def plot(table: Table, columns: dict[str, Figure], path: Path) -> None:
             axis.plot(values, [i] * len(values), "k.", ms=4)
         axis.set_yticks(range(len(table)), list(table))
         axis.invert_yaxis()
-        axis.set(title=f"{name}, %: mean, 95 % interval over seeds, each seed", xlim=(0, None))
+        axis.set(title=f"{name}, %, each seed and 95 % interval", xlim=(0, None))
         axis.grid(alpha=0.3, axis="x")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
