@@ -119,8 +119,8 @@ def test_the_report_pairs_seeds_and_leaves_out_what_was_not_measured(tmp_path: P
     assert "| sdpo | 0.0002 | 60.0% ± 24.8 |" in text, "over seeds it spreads; paired by seed it does not"
     rows = list(csv.DictReader((tmp_path / "seeds-0-1-2.csv").open()))
     assert len(rows) == 9
-    assert {row["KL(q|s) / KL(r|s)"] for row in rows if row["arm"] == "demopsd"} == {"0.5"}
-    assert {row["KL(q|s) / KL(r|s)"] for row in rows if row["arm"] == "sdpo"} == {""}
+    assert {row["KL(q‖s) / KL(r‖s)"] for row in rows if row["arm"] == "demopsd"} == {"0.5"}
+    assert {row["KL(q‖s) / KL(r‖s)"] for row in rows if row["arm"] == "sdpo"} == {""}
     assert (tmp_path / "seeds-0-1-2.png").stat().st_size > 10_000
 
 
