@@ -20,8 +20,10 @@ from demopsd_dist.data.records import BatchSize, Lesson, Logp, Scored, Tokens
 from demopsd_dist.errors import NonFiniteLossError
 from demopsd_dist.methods import objective_of, recipe
 from demopsd_dist.objective import Loss, Slice, TokenViews, fused_loss, reduced, token_weight
+from demopsd_dist.schedule import learning_rate
 from workers.forward import Rectangle, ResponseModel, in_slices, load_causal_lm, support_tensor
 from workers.probe import LogpT
+from workers.recompute import recompute_layers
 from workers.transports import Plan, Segment, outbox
 from workers.weights import Parcel, layout, pack_bucket
 from workers.zero import buckets_of, deepspeed_config, extensions_folder, full_shape, own_extensions, whole
@@ -116,6 +118,8 @@ class LearnerWorker:
             model=model, optimizer=optimizer, config=deepspeed_config(self._config), dist_init_required=False
         )
         self._engine.eval()  # no dropout: rollouts, support and loss must see the same student
+        if settings.activation_checkpointing:
+            recompute_layers(model.model)
         named = [(name.removeprefix("module.").removeprefix("model."), p) for name, p in model.named_parameters()]
         self._buckets = list(buckets_of(named, self._config.weights.bucket_mib << 20))  # a tied tensor is there once
 
@@ -246,8 +250,7 @@ class LearnerWorker:
         self._refuse_infinite_gradient(float(self._grad_norm))
 
     def _learning_rate(self) -> float:
-        settings = self._config.learner
-        return settings.learning_rate * min(1.0, self.version / max(settings.warmup_steps, 1))
+        return learning_rate(self._config.learner, self.version, self._config.steps)
 
     def _refuse_non_finite(self, loss: float) -> None:
         flag = torch.tensor(float(np.isfinite(loss)), device=self._device)

@@ -4,7 +4,7 @@ from demopsd_dist.config.checks import longest_sequence_tokens
 from demopsd_dist.config.data import MINISCI, SPLIT, DataConfig, Duplicates, FieldNames, Format
 from demopsd_dist.config.methods import Aggregation, Divergence, Gate, Method, SupportOf, Variant, Weights
 from demopsd_dist.config.reading import load, to_yaml
-from demopsd_dist.config.tree import Config, OnPublish, Precision, Transport
+from demopsd_dist.config.tree import Config, LearnerConfig, OnPublish, Precision, Schedule, Transport
 
 __all__ = [
     "MINISCI",
@@ -17,9 +17,11 @@ __all__ = [
     "FieldNames",
     "Format",
     "Gate",
+    "LearnerConfig",
     "Method",
     "OnPublish",
     "Precision",
+    "Schedule",
     "SupportOf",
     "Transport",
     "Variant",

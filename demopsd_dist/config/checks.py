@@ -6,7 +6,7 @@ import re
 
 from demopsd_dist.config.data import SPLIT, DataConfig, FieldNames, Format
 from demopsd_dist.config.methods import Method, SupportOf, Weights
-from demopsd_dist.config.tree import Config, Precision
+from demopsd_dist.config.tree import Config, Precision, Schedule
 from demopsd_dist.errors import ConfigError
 
 
@@ -60,6 +60,7 @@ def check(config: Config) -> None:
     _within("teacher.trust_region_rate", teacher.trust_region_rate, 0.0, 1.0)
     _within("leakage.contexts", config.leakage.contexts, 2, float("inf"))
     _within("learner.zero_stage", learner.zero_stage, 0, 3)
+    _within("learner.final_learning_rate_fraction", learner.final_learning_rate_fraction, 0.0, 1.0)
     for key, value in {
         "steps": config.steps,
         "model.tree_tokens": config.model.tree_tokens,
@@ -107,6 +108,11 @@ def check(config: Config) -> None:
             )
         if learner.zero_stage == 0:
             raise ConfigError("learner.zero_stage=0 cannot add up bfloat16 gradients in float32. Set it to 1, 2 or 3.")
+    if learner.schedule is not Schedule.constant and 0 < config.steps <= learner.warmup_steps:
+        raise ConfigError(
+            f"learner.schedule={learner.schedule.value} begins after learner.warmup_steps={learner.warmup_steps}, and "
+            f"steps={config.steps}. Raise steps or lower learner.warmup_steps."
+        )
     _check_privileged(config)
     if not re.fullmatch(r"[\w.-]+", config.name):
         raise ConfigError(f"name={config.name!r} names a folder: use letters, digits, '.', '_' and '-'.")

@@ -120,6 +120,14 @@ class TeacherConfig:
     """`float32` or `float16`: the log-probabilities as they are sent."""
 
 
+class Schedule(Enum):
+    """The learning rate after warm-up."""
+
+    constant = "constant"  # it stays
+    linear = "linear"  # falls by the same amount every step
+    cosine = "cosine"  # falls along half a cosine: slowly, fast, slowly
+
+
 @dataclass
 class LearnerConfig:
     num_workers: int = 1
@@ -136,12 +144,19 @@ class LearnerConfig:
     """AdamW's, after warm-up; > 0."""
     warmup_steps: int = 10
     """Steps of linear warm-up from 0; >= 0."""
+    schedule: Schedule = Schedule.constant
+    """After warm-up: `constant`, `linear` or `cosine`."""
+    final_learning_rate_fraction: float = 0.0
+    """Part of learning_rate that `linear` and `cosine` reach at the last of `steps`; in [0, 1]."""
     weight_decay: float = 0.01
     """AdamW's; >= 0."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; > 0."""
     micro_batch_tokens: int = 16384
     """Padded tokens in one forward and backward of a rank; > 0. Does not change the result, only memory and time."""
+    activation_checkpointing: bool = False
+    """Keep only what goes into each layer, and compute the rest again in the backward pass. Does not change the
+    result: less memory for long sequences, for about a third more computation."""
 
 
 class Transport(Enum):

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,16 +15,18 @@ from torch.nn.functional import linear
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from demopsd_dist.config import Precision
-from demopsd_dist.data.records import Lesson, Rollout, Scored
+from demopsd_dist.data.records import Lesson, Rollout, Scored, TrainBatch
 from demopsd_dist.driver import Task
 from demopsd_dist.errors import NonFiniteLossError
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import coarsen
 from tests.real.conftest import Ranks
 from tests.unit.samples import packed
+from workers.crew import LearnerGroup
 from workers.forward import HEAD_CHUNK_TOKENS, Rectangle, ResponseModel, load_causal_lm
 
 STEPS = 5
+SHARDED = ("learner.num_workers=2", "learner.zero_stage=3")
 
 
 @pytest.fixture(scope="module")
@@ -56,19 +59,31 @@ def losses(
 ) -> np.ndarray:
     """The loss of each of five steps on the same batch, and the norm of its gradient."""
     group = ranks.start(*words)
-    batch = packed(scored, group.dp_size, micro_batch_tokens)
-    found = []
-    for _ in range(STEPS):
-        metrics = asyncio.run(group.step(batch)).metrics
-        found.append((metrics["learner/loss"], metrics["learner/grad_norm"]))
+    found = followed(group, packed(scored, group.dp_size, micro_batch_tokens), STEPS)
     if export:
         asyncio.run(group.export(export))
-    return np.array(found)
+    return found
+
+
+def followed(group: LearnerGroup, batch: TrainBatch, steps: int) -> np.ndarray:
+    metrics = [asyncio.run(group.step(batch)).metrics for _ in range(steps)]
+    return np.array([(step["learner/loss"], step["learner/grad_norm"]) for step in metrics])
 
 
 @pytest.fixture(scope="module")
 def one_rank(ranks: Ranks, scored: list[Scored]) -> np.ndarray:
     return losses(ranks, scored, 10_000, "learner.num_workers=1", "learner.zero_stage=0")
+
+
+def recomputes(group: LearnerGroup) -> list[bool]:
+    """Whether each rank's layers are set to be computed again."""
+
+    def look(worker: Any) -> bool:
+        return all(
+            layer.training and layer.gradient_checkpointing for layer in worker._engine.module.model.model.layers
+        )
+
+    return asyncio.run(group._group.each(lambda w, _: w.__ray_call__.remote(look), within_s=60, what="its layers"))
 
 
 def test_it_learns(one_rank: np.ndarray) -> None:
@@ -135,13 +150,17 @@ def test_zero_3_with_tensors_that_really_are_sharded(ranks: Ranks, scored: list[
         expected = ResponseModel(large.eval())(rectangle, linear).topk(100)
     batch = packed(scored, 2, 150)
     one = packed(scored, 1, 10_000)
-    group = ranks.start(*words, "learner.num_workers=2", "learner.zero_stage=3", folder=folder)
+    group = ranks.start(*words, *SHARDED, folder=folder)
     supports = asyncio.run(group.support([lesson]))
     assert supports is not None
     (found,) = supports
     assert (found == expected.indices.numpy()).mean() > 0.99, "but for ties"
-    sharded = [asyncio.run(group.step(batch)).metrics["learner/loss"] for _ in range(3)]
+    sharded = followed(group, batch, 3)
+    group = ranks.start(*words, *SHARDED, "learner.activation_checkpointing=true", folder=folder)
+    assert recomputes(group) == [True, True]
+    recomputed = followed(group, batch, 3)
     group = ranks.start(*words, "learner.num_workers=1", "learner.zero_stage=0", folder=folder)
-    whole = [asyncio.run(group.step(one)).metrics["learner/loss"] for _ in range(3)]
-    np.testing.assert_allclose(sharded[0], whole[0], atol=1e-5)
-    np.testing.assert_allclose(sharded, whole, atol=1e-3)
+    whole = followed(group, one, 3)
+    np.testing.assert_allclose(sharded[0], whole[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(sharded, whole, rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(recomputed, sharded, rtol=1e-5, atol=1e-5)

@@ -63,6 +63,8 @@ def test_words_go_over_the_file_and_the_file_over_the_defaults() -> None:
         ("sdpo.divergence=jsd", "sdpo.divergence=jsd has no effect with method=demopsd. Add method=sdpo, or drop it."),
         ("demopsd.reference=trust_region", "only a teacher can be that"),
         ("demopsd.gate=linear", "linear"),
+        ("learner.schedule=triangle", "triangle"),
+        ("learner.final_learning_rate_fraction=2", "final_learning_rate_fraction=2.0 must be between 0 and 1"),
         ("leakage.contexts=1", "leakage.contexts=1 must be at least 2"),
     ],
 )
@@ -75,6 +77,12 @@ def test_a_wrong_word_is_refused_in_one_line(word: str, message: str) -> None:
 def test_an_early_answer_needs_a_reward_that_reads_it() -> None:
     with pytest.raises(ConfigError, match="begins responses by <answer>; reward=boxed reads another form"):
         load(DEMO, ["evaluation.early_answer_samples=2", "reward=boxed"])
+
+
+def test_a_schedule_needs_steps_after_the_warm_up() -> None:
+    with pytest.raises(ConfigError, match=r"schedule=cosine begins after learner.warmup_steps=5, and steps=5. Raise"):
+        load(DEMO, ["learner.schedule=cosine", "steps=5"])
+    load(DEMO, ["steps=5"])
 
 
 def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path) -> None:
