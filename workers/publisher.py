@@ -110,9 +110,9 @@ async def first_to_blame(*waits: Any) -> list[Any]:
         _, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         if waiting:
             await asyncio.wait(waiting, timeout=SECOND_LOOK_S + 1)
-        for task in tasks:
-            if task.done() and (error := task.exception()):
-                raise error
+        errors = [error for task in tasks if task.done() and (error := task.exception())]
+        if errors:
+            raise errors[0]
         return [task.result() for task in tasks]
     finally:
         for task in tasks:

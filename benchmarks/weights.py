@@ -1,0 +1,324 @@
+"""Publishing weights: `python -m benchmarks.weights [--models 100M 500M] [--receivers 1 2] [--repeats 5]`
+
+A randomly initialised Qwen3 model is published on one machine, by each transport, to one and to two receivers:
+
+* `transport`: the receivers check the digest of every bucket in the memory where it arrives, and do nothing else;
+* `full`: the receivers are vLLM engines, which load and re-pack the weights and answer the probe.
+
+Between the publishes the rate at which this machine copies memory is measured, so that both see the same load. Writes
+the raw figures and a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+
+from demopsd_dist.config import Config, Precision, load
+from demopsd_dist.minisci import MODEL_DIR
+from workers import cluster, learner, rollout
+from workers.forward import ResponseModel, load_causal_lm
+from workers.group import ActorGroup, Placement
+from workers.placement import Bundle
+from workers.publisher import WeightPublisher
+from workers.transports import Receiver
+from workers.weights import Receipt
+from workers.zero import buckets_of
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+COPIED_BYTES = 256 << 20
+START_S = 1200.0
+MODELS: dict[str, tuple[Precision, dict[str, int]]] = {
+    "100M": (
+        Precision.float32,
+        {"hidden_size": 768, "num_hidden_layers": 8, "intermediate_size": 2304, "num_attention_heads": 12}
+        | {"num_key_value_heads": 4, "head_dim": 64, "vocab_size": 32768},
+    ),
+    "500M": (
+        Precision.bfloat16,
+        {"hidden_size": 1536, "num_hidden_layers": 13, "intermediate_size": 4608, "num_attention_heads": 24}
+        | {"num_key_value_heads": 8, "head_dim": 64, "vocab_size": 49152},
+    ),
+}
+Row = dict[str, Any]
+
+
+class Sender(learner.LearnerWorker):
+    """A learner without DeepSpeed and so without an optimizer's memory: it packs and sends as any other."""
+
+    def start(self, meeting_point: tuple[str, int]) -> None:
+        self._device = torch.device("cpu")
+        torch.set_num_threads(1)
+        model = ResponseModel(load_causal_lm(self._folder, self._config.model.precision).eval())
+        self._engine = _Bare(model)
+        named = list(model.model.named_parameters())
+        self._buckets = list(buckets_of(named, self._config.weights.bucket_mib << 20))
+
+
+class _Bare:
+    def __init__(self, module: ResponseModel) -> None:
+        self.module = module
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.module(*arguments)
+
+
+class SilentSender(Sender):
+    """Without the forward for the probe."""
+
+    def probe(self, tokens: Any) -> Any:
+        return np.zeros(len(tokens) - 1, np.float32)
+
+
+class Reader(Receiver):
+    """Verifies what arrives."""
+
+    def __init__(self, rank: int, config: Config, folder: Path) -> None:
+        super().__init__(f"reader {rank}")
+
+    def start(self, blank: bool) -> None:
+        pass
+
+    def receive(self, version: int, parcels: Any, probe: Any) -> Receipt:
+        for _ in self.arriving(version, parcels):
+            pass
+        said = np.zeros(len(probe) - 1, np.float32)
+        return Receipt(version, said, self.waited_s, self.verified_s, time.perf_counter() - self.began_s)
+
+    def repacking_s(self) -> float:
+        return 0.0
+
+
+class Engine(rollout.RolloutWorker):
+    """A rollout worker that knows how long vLLM took to re-pack weights for its kernels."""
+
+    async def start(self, *, blank: bool = False) -> None:
+        from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+        from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+
+        self._repacking_s = 0.0
+        for method in (UnquantizedLinearMethod, UnquantizedEmbeddingMethod):
+            method.process_weights_after_loading = self._timed(method.process_weights_after_loading)
+        await super().start(blank=blank)
+
+    def _timed(self, work: Callable[..., None]) -> Callable[..., None]:
+        def timed(*arguments: Any) -> None:
+            started = time.perf_counter()
+            work(*arguments)
+            self._repacking_s += time.perf_counter() - started
+
+        return timed
+
+    async def repacking_s(self) -> float:
+        """Since the last call."""
+        taken, self._repacking_s = self._repacking_s, 0.0
+        return taken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--receivers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--transports", nargs="+", default=["shared_memory", "object_store"])
+    parser.add_argument("--kinds", nargs="+", choices=["transport", "full"], default=["transport", "full"])
+    parser.add_argument("--repeats", type=int, default=5, help="publishes after the first")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--add", action="store_true", help="keep the rows of other cases that are there")
+    args = parser.parse_args()
+    raw = args.out / "weights-cpu.json"
+    rows: list[Row] = json.loads(raw.read_text())["rows"] if args.add and raw.exists() else []
+    cluster.join(load(ROOT / "configs" / "demo.yaml", []))
+    try:
+        for name in args.models:
+            with model_folder(name) as folder:
+                for kind in args.kinds:
+                    for receivers in args.receivers:
+                        case = {"model": name, "kind": kind, "receivers": receivers}
+                        for row in asyncio.run(measured(case, folder, args.transports, args.repeats)):
+                            rows = [old for old in rows if not same_case(old, row)] + [row]
+                            print(line(row), flush=True)
+                            write(rows, args.out)
+    finally:
+        cluster.leave()
+
+
+def same_case(one: Row, other: Row) -> bool:
+    return all(one[key] == other[key] for key in ("model", "kind", "receivers", "transport"))
+
+
+@contextmanager
+def model_folder(name: str) -> Iterator[Path]:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    precision, sizes = MODELS[name]
+    torch.manual_seed(0)
+    settings = json.loads((MODEL_DIR / "config.json").read_text())
+    for key in ("layer_types", "dtype"):
+        settings.pop(key, None)
+    model = Qwen3ForCausalLM(Qwen3Config(**{**settings, **sizes})).to(getattr(torch, precision.value))
+    with tempfile.TemporaryDirectory(prefix="demopsd-weights-") as folder:
+        model.save_pretrained(folder)
+        del model
+        left_out = shutil.ignore_patterns("*.safetensors", "config.json")
+        shutil.copytree(MODEL_DIR, folder, ignore=left_out, dirs_exist_ok=True)
+        yield Path(folder)
+
+
+async def measured(case: Row, folder: Path, transports: list[str], repeats: int) -> list[Row]:
+    """A row for each transport, all with the same actors."""
+    precision, _ = MODELS[case["model"]]
+    words = [f"model.path={folder}", f"model.precision={precision.value}", "rollout.kv_cache_gib=0.25"]
+    words += ["learner.num_workers=1", "learner.zero_stage=1", "weights.max_logp_diff=0.5"]
+    config = load(ROOT / "configs" / "demo.yaml", words)
+    full = case["kind"] == "full"
+    placement = Placement(
+        [Bundle("sender", 0, 0.1, 0), *(Bundle("receiver", i, 0.1, 0) for i in range(case["receivers"]))]
+    )
+    sender = placement.start(
+        "sender", Sender if full else SilentSender, lambda rank: (rank, config, folder), learner.environment(config)
+    )
+    receivers = placement.start(
+        "receiver", Engine if full else Reader, lambda rank: (rank, config, folder), rollout.environment(config)
+    )
+    try:
+        await placement.ready(START_S)
+        await sender.each(lambda worker, _: worker.start.remote(("", 0)), within_s=START_S, what="a model")
+        await receivers.each(lambda worker, _: worker.start.remote(blank=True), within_s=START_S, what="an engine")
+        rows = []
+        for transport in transports:
+            config.weights.transport = type(config.weights.transport)(transport)
+            publisher = WeightPublisher(sender, receivers, ActorGroup("teacher", []), config)
+            await publisher.start()
+            rows.append(case | {"transport": transport} | await timed(publisher, sender, receivers, repeats))
+        return rows
+    finally:
+        sender.kill()
+        receivers.kill()
+        placement.release()
+
+
+async def timed(publisher: WeightPublisher, sender: ActorGroup, receivers: ActorGroup, repeats: int) -> Row:
+    """Medians over the publishes after the first, which touches fresh memory."""
+    gigabytes = sum(publisher.plan.sizes) / 1e9
+    found: list[dict[str, float]] = []
+    first_s = 0.0
+    for version in range(1 + repeats):
+        before = copy_gb_per_s()
+        asked = sender.asked + receivers.asked
+        started = time.perf_counter()
+        await publisher.publish(version)
+        seconds = time.perf_counter() - started
+        calls = sender.asked + receivers.asked - asked
+        repacking = await receivers.each(lambda w, _: w.repacking_s.remote(), within_s=60, what="its times")
+        if version == 0:
+            first_s = seconds
+            continue
+        slowest = max(range(len(receivers)), key=lambda i: publisher.receipts[i].loaded_s)
+        receipt = publisher.receipts[slowest]
+        copied = (before + copy_gb_per_s()) / 2
+        found.append(
+            {
+                "seconds": seconds,
+                "gb_per_s": gigabytes / seconds,
+                "copy_gb_per_s": copied,
+                "of_copy_rate": gigabytes / seconds / copied,
+                "packed_s": sum(parcel.packed_s for parcel in publisher.parcels),
+                "verified_s": receipt.verified_s,
+                "loaded_s": receipt.loaded_s,
+                "repacked_s": repacking[slowest],
+                "calls": calls,
+            }
+        )
+    medians = {key: statistics.median(one[key] for one in found) for key in found[0]}
+    return {"gigabytes": gigabytes, "buckets": len(publisher.plan.buckets), "first_s": first_s} | medians
+
+
+def copy_gb_per_s() -> float:
+    """Bytes copied a second with all threads, the best of three."""
+    source, target = (torch.full((COPIED_BYTES,), i, dtype=torch.uint8) for i in range(2))
+
+    def once() -> float:
+        started = time.perf_counter()
+        target.copy_(source)
+        return time.perf_counter() - started
+
+    return COPIED_BYTES / min(once() for _ in range(3)) / 1e9
+
+
+def digest_gb_per_s() -> float:
+    data = np.ones(COPIED_BYTES, np.uint8)
+    started = time.perf_counter()
+    xxhash.xxh3_128_digest(data.data)
+    return COPIED_BYTES / (time.perf_counter() - started) / 1e9
+
+
+def write(rows: list[Row], out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    load_1, *_ = os.getloadavg()
+    machine = {
+        "cores": len(os.sched_getaffinity(0)),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "digest_gb_per_s": digest_gb_per_s(),
+        "load_average_at_end": load_1,
+    }
+    (out / "weights-cpu.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+    (out / "weights-cpu.md").write_text(report(rows, machine))
+
+
+def report(rows: list[Row], machine: Row) -> str:
+    kinds = {
+        "transport": "Bytes arrived and their digest checked, by receivers that do nothing else.",
+        "full": "vLLM engines as receivers: load, re-pack, and the probe compared.",
+    }
+    lines = [
+        "# Publishing weights",
+        "",
+        f"{machine['cores']} cores ({machine['machine']}), load average {machine['load_average_at_end']:.0f}, torch "
+        f"{machine['torch']}; XXH3 digests {machine['digest_gb_per_s']:.1f} GB/s on one core. Seconds are medians of a "
+        "whole publish, seen from the driver; GB/s counts the model once, whatever the number of receivers. `of copy` "
+        "is relative to the rate at which the machine copies memory, measured between the publishes. `x 1` is the time "
+        "relative to one receiver. The columns after it say where the time goes, and overlap: pack (copy and digest "
+        "at the sender), verify (digest at the slowest receiver), load (from its first bucket to its last "
+        "tensor in place), of which re-pack for the kernels.",
+    ]
+    for kind, meaning in kinds.items():
+        lines += ["", f"## {kind.capitalize()}", "", meaning, ""]
+        lines += ["| model | GB | transport | receivers | s | GB/s | copy GB/s | of copy | x 1 | first s | pack s |"]
+        lines[-1] += " verify s | load s | re-pack s | calls |"
+        lines += ["|" + "---|" * 15]
+        for row in rows:
+            if row["kind"] == kind:
+                lines.append(line(row, rows))
+    return "\n".join(lines) + "\n"
+
+
+def line(row: Row, rows: list[Row] | None = None) -> str:
+    alone = [other for other in rows or [] if same_case(other, row | {"receivers": 1})]
+    ratio = f"{row['seconds'] / alone[0]['seconds']:.2f}" if alone else "–"
+    return (
+        f"| {row['model']} | {row['gigabytes']:.2f} | {row['transport']} | {row['receivers']} | {row['seconds']:.2f} | "
+        f"{row['gb_per_s']:.2f} | {row['copy_gb_per_s']:.1f} | {row['of_copy_rate']:.0%} | {ratio} | "
+        f"{row['first_s']:.2f} | {row['packed_s']:.2f} | {row['verified_s']:.2f} | {row['loaded_s']:.2f} | "
+        f"{row['repacked_s']:.2f} | {row['calls']:.0f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
