@@ -183,7 +183,7 @@ def model_folder(name: str) -> Iterator[Path]:
 async def measured(case: Row, folder: Path, transports: list[str], repeats: int) -> list[Row]:
     """A row for each transport, all with the same actors."""
     precision, _ = MODELS[case["model"]]
-    words = [f"model.path={folder}", f"model.precision={precision.value}", "rollout.kv_cache_gib=0.25"]
+    words = [f"model.path={folder}", f"model.precision={precision.value}", "rollout.kv_cache_gib=1"]
     words += ["learner.num_workers=1", "learner.zero_stage=1", "weights.max_logp_diff=0.5"]
     config = load(ROOT / "configs" / "demo.yaml", words)
     full = case["kind"] == "full"
