@@ -17,7 +17,7 @@ import pytest
 
 from tests.real.conftest import DEMO, ROOT, SMALL, marked
 
-FEW = ("rollout.num_workers=1", "learner.num_workers=1", "evaluation.at_start=false")  # starts faster
+FEW = ("rollout.num_workers=1", "learner.num_workers=1", "evaluation.at_start=false", "steps=9000")  # starts faster
 
 
 class Launched:
@@ -86,7 +86,7 @@ def test_ctrl_c_and_sigterm_in_training(launch: Callable[..., Launched]) -> None
     """Two runs side by side: neither the signal nor the end of one reaches the other."""
     ends = {signal.SIGINT: launch(*FEW), signal.SIGTERM: launch(*FEW)}
     for how, run in ends.items():
-        run.wait_until("the second step", run.has_said("step  2/40"))
+        run.wait_until("the second step", run.has_said("step    2/9000"))
         run.process.send_signal(how)
         assert run.end() == 130
         said = run.log.read_text()
@@ -98,7 +98,7 @@ def test_a_killed_worker_ends_the_run_by_name(launch: Callable[..., Launched]) -
     """Also one of two learners, whose peer then waits for it."""
     runs = {"rollout": launch(*FEW), "learner": launch(*FEW, "learner.num_workers=2")}
     for role, run in runs.items():
-        run.wait_until("the first step", run.has_said("step  1/40"))
+        run.wait_until("the first step", run.has_said("step    1/9000"))
         run.actors(f"{role.capitalize()}Worker")[0].kill()
         assert run.end() == 1
         (error,) = re.findall(r"^error: .*$", run.log.read_text(), flags=re.MULTILINE)
