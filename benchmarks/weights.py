@@ -5,8 +5,8 @@ A randomly initialised Qwen3 model is published on one machine, by each transpor
 * `transport`: the receivers check the digest of every bucket in the memory where it arrives, and do nothing else;
 * `full`: the receivers are vLLM engines, which load and re-pack the weights and answer the probe.
 
-Between the publishes the rate at which this machine copies memory is measured, so that both see the same load. Writes
-the raw figures and a table.
+Publishes to one and to two receivers take turns, and between them the rate at which this machine copies memory is
+measured, so that all see the same load. Writes the raw figures and a table.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import numpy as np
 import torch
 import xxhash
 
-from demopsd_dist.config import Config, Precision, load
+from demopsd_dist.config import Config, Precision, Transport, load
 from demopsd_dist.minisci import MODEL_DIR
 from workers import cluster, learner, rollout
 from workers.forward import ResponseModel, load_causal_lm
@@ -44,6 +44,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 COPIED_BYTES = 256 << 20
 START_S = 1200.0
+NOBODY = ActorGroup("teacher", [])
 MODELS: dict[str, tuple[Precision, dict[str, int]]] = {
     "100M": (
         Precision.float32,
@@ -148,12 +149,11 @@ def main() -> None:
         for name in args.models:
             with model_folder(name) as folder:
                 for kind in args.kinds:
-                    for receivers in args.receivers:
-                        case = {"model": name, "kind": kind, "receivers": receivers}
-                        for row in asyncio.run(measured(case, folder, args.transports, args.repeats)):
-                            rows = [old for old in rows if not same_case(old, row)] + [row]
-                            print(line(row), flush=True)
-                            write(rows, args.out)
+                    case = {"model": name, "kind": kind}
+                    for row in asyncio.run(measured(case, folder, args.transports, args.receivers, args.repeats)):
+                        rows = [old for old in rows if not same_case(old, row)] + [row]
+                        print(line(row), flush=True)
+                        write(rows, args.out)
     finally:
         cluster.leave()
 
@@ -180,16 +180,14 @@ def model_folder(name: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-async def measured(case: Row, folder: Path, transports: list[str], repeats: int) -> list[Row]:
-    """A row for each transport, all with the same actors."""
+async def measured(case: Row, folder: Path, transports: list[str], counts: list[int], repeats: int) -> list[Row]:
+    """A row for each transport and number of receivers, all with the same actors."""
     precision, _ = MODELS[case["model"]]
     words = [f"model.path={folder}", f"model.precision={precision.value}", "rollout.kv_cache_gib=1"]
     words += ["learner.num_workers=1", "learner.zero_stage=1", "weights.max_logp_diff=0.5"]
     config = load(ROOT / "configs" / "demo.yaml", words)
     full = case["kind"] == "full"
-    placement = Placement(
-        [Bundle("sender", 0, 0.1, 0), *(Bundle("receiver", i, 0.1, 0) for i in range(case["receivers"]))]
-    )
+    placement = Placement([Bundle("sender", 0, 0.1, 0), *(Bundle("receiver", i, 0.1, 0) for i in range(max(counts)))])
     sender = placement.start(
         "sender", Sender if full else SilentSender, lambda rank: (rank, config, folder), learner.environment(config)
     )
@@ -200,12 +198,13 @@ async def measured(case: Row, folder: Path, transports: list[str], repeats: int)
         await placement.ready(START_S)
         await sender.each(lambda worker, _: worker.start.remote(("", 0)), within_s=START_S, what="a model")
         await receivers.each(lambda worker, _: worker.start.remote(blank=True), within_s=START_S, what="an engine")
-        rows = []
+        rows: list[Row] = []
         for transport in transports:
-            config.weights.transport = type(config.weights.transport)(transport)
-            publisher = WeightPublisher(sender, receivers, ActorGroup("teacher", []), config)
+            config.weights.transport = Transport(transport)
+            publisher = WeightPublisher(sender, receivers, NOBODY, config)
             await publisher.start()
-            rows.append(case | {"transport": transport} | await timed(publisher, sender, receivers, repeats))
+            found = await in_turn(publisher, sender, receivers, counts, repeats)
+            rows += [case | {"transport": transport, "receivers": count} | found[count] for count in counts]
         return rows
     finally:
         sender.kill()
@@ -213,40 +212,60 @@ async def measured(case: Row, folder: Path, transports: list[str], repeats: int)
         placement.release()
 
 
-async def timed(publisher: WeightPublisher, sender: ActorGroup, receivers: ActorGroup, repeats: int) -> Row:
-    """Medians over the publishes after the first, which touches fresh memory."""
-    gigabytes = sum(publisher.plan.sizes) / 1e9
-    found: list[dict[str, float]] = []
-    first_s = 0.0
-    for version in range(1 + repeats):
-        before = copy_gb_per_s()
-        asked = sender.asked + receivers.asked
-        started = time.perf_counter()
-        await publisher.publish(version)
-        seconds = time.perf_counter() - started
-        calls = sender.asked + receivers.asked - asked
-        repacking = await receivers.each(lambda w, _: w.repacking_s.remote(), within_s=60, what="its times")
-        if version == 0:
-            first_s = seconds
-            continue
-        slowest = max(range(len(receivers)), key=lambda i: publisher.receipts[i].loaded_s)
-        receipt = publisher.receipts[slowest]
-        copied = (before + copy_gb_per_s()) / 2
-        found.append(
-            {
-                "seconds": seconds,
-                "gb_per_s": gigabytes / seconds,
-                "copy_gb_per_s": copied,
-                "of_copy_rate": gigabytes / seconds / copied,
-                "packed_s": sum(parcel.packed_s for parcel in publisher.parcels),
-                "verified_s": receipt.verified_s,
-                "loaded_s": receipt.loaded_s,
-                "repacked_s": repacking[slowest],
-                "calls": calls,
-            }
-        )
-    medians = {key: statistics.median(one[key] for one in found) for key in found[0]}
-    return {"gigabytes": gigabytes, "buckets": len(publisher.plan.buckets), "first_s": first_s} | medians
+class ToSome(WeightPublisher):
+    """A publisher that has started, to some of its receivers."""
+
+    def __init__(self, publisher: WeightPublisher, receivers: ActorGroup) -> None:
+        vars(self).update(vars(publisher), _rollouts=receivers, _said={})
+
+
+async def in_turn(
+    publisher: WeightPublisher, sender: ActorGroup, receivers: ActorGroup, counts: list[int], repeats: int
+) -> dict[int, Row]:
+    """For each number of receivers medians over the publishes, which take turns. The first, which touches fresh memory,
+    goes to all receivers and is told apart."""
+    started = time.perf_counter()
+    await publisher.publish(0)
+    first_s = time.perf_counter() - started
+    await receivers.each(lambda w, _: w.repacking_s.remote(), within_s=60, what="its times")
+    some = {count: ActorGroup("receiver", receivers._handles[:count]) for count in counts}
+    found: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
+    for turn in range(repeats):
+        for count, group in some.items():
+            before = copy_gb_per_s()
+            figures = await timed(ToSome(publisher, group), turn + 1, sender, group)
+            copied = (before + copy_gb_per_s()) / 2
+            found[count].append(figures | {"copy_gb_per_s": copied, "of_copy_rate": figures["gb_per_s"] / copied})
+    size = {"gigabytes": gigabytes(publisher), "buckets": len(publisher.plan.buckets), "first_s": first_s}
+    return {
+        count: size | {key: statistics.median(one[key] for one in figures) for key in figures[0]}
+        for count, figures in found.items()
+    }
+
+
+def gigabytes(publisher: WeightPublisher) -> float:
+    return sum(publisher.plan.sizes) / 1e9
+
+
+async def timed(
+    publisher: WeightPublisher, version: int, sender: ActorGroup, receivers: ActorGroup
+) -> dict[str, float]:
+    asked = sender.asked + receivers.asked
+    started = time.perf_counter()
+    await publisher.publish(version)
+    seconds = time.perf_counter() - started
+    calls = sender.asked + receivers.asked - asked
+    repacking = await receivers.each(lambda w, _: w.repacking_s.remote(), within_s=60, what="its times")
+    slowest = max(range(len(receivers)), key=lambda i: publisher.receipts[i].loaded_s)
+    return {
+        "seconds": seconds,
+        "gb_per_s": gigabytes(publisher) / seconds,
+        "packed_s": sum(parcel.packed_s for parcel in publisher.parcels),
+        "verified_s": publisher.receipts[slowest].verified_s,
+        "loaded_s": publisher.receipts[slowest].loaded_s,
+        "repacked_s": repacking[slowest],
+        "calls": calls,
+    }
 
 
 def copy_gb_per_s() -> float:
@@ -294,7 +313,8 @@ def report(rows: list[Row], machine: Row) -> str:
         f"{machine['torch']}; XXH3 digests {machine['digest_gb_per_s']:.1f} GB/s on one core. Seconds are medians of a "
         "whole publish, seen from the driver; GB/s counts the model once, whatever the number of receivers. `of copy` "
         "is relative to the rate at which the machine copies memory, measured between the publishes. `x 1` is the time "
-        "relative to one receiver. The columns after it say where the time goes, and overlap: pack (copy and digest "
+        "relative to one receiver, in turn with it; `first s` that of the very first publish, "
+        "to all receivers. The columns after it say where the time goes, and overlap: pack (copy and digest "
         "at the sender), verify (digest at the slowest receiver), load (from its first bucket to its last "
         "tensor in place), of which re-pack for the kernels.",
     ]
