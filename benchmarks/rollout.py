@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results_files import RESULTS, save
 from demopsd_dist.config import load
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.model_folder import model_folder
@@ -26,7 +26,6 @@ from workers.crew import RayRollouts
 from workers.pull import RolloutGroup
 
 ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
@@ -82,11 +81,7 @@ def main() -> None:
     for row in rows:
         workers = ", ".join(f"{value:,.0f}" for value in row["by_worker"].values())
         lines.append(f"| {row['workers']} | {row['tokens_per_s']:,.0f} | {row['ratio']:.2f} | {workers} |")
-    report = "\n".join(lines) + "\n"
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "rollout-cpu.json").write_text(json.dumps(rows, indent=2) + "\n")
-    (args.out / "rollout-cpu.md").write_text(report)
-    print(report)
+    save(args.out, "rollout-cpu", rows, lines)
 
 
 if __name__ == "__main__":

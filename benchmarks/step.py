@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.results_files import RESULTS, save
 from benchmarks.simulated import SimulatedLearners, SimulatedRollout, SimulatedTeacher, Times, group_seconds
 from demopsd_dist.checkpoint import RunFolder
 from demopsd_dist.config import Config, load
@@ -41,7 +42,6 @@ from workers.pull import RolloutGroup
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
-RESULTS = Path(__file__).parent / "results"
 GROUPS_AT_ONCE = 2  # in a simulated engine
 GROUPS_PER_WORKER = 8  # of a step
 Row = dict[str, Any]
@@ -201,7 +201,7 @@ def plot(log: Timeline, out: Path) -> None:
     figure.savefig(out, dpi=120)
 
 
-def report(found: Row) -> str:
+def report(found: Row) -> list[str]:
     lines = ["# A step of the driver", ""]
     if "driver" in found:
         lines += [
@@ -246,7 +246,7 @@ def report(found: Row) -> str:
         ]
         lines += [f"| {key} | {value:.2f} |" for key, value in found["real"].items()]
         lines.append("")
-    return "\n".join(lines)
+    return lines
 
 
 def main() -> None:
@@ -271,10 +271,7 @@ def main() -> None:
         if args.real or args.only_real:
             found["real"], log = real(args.steps)
             plot(log, args.out / "step-cpu.png")
-    args.out.mkdir(parents=True, exist_ok=True)
-    raw.write_text(json.dumps(found, indent=2) + "\n")
-    (args.out / "step-cpu.md").write_text(report(found))
-    print(report(found))
+    save(args.out, "step-cpu", found, report(found))
 
 
 if __name__ == "__main__":

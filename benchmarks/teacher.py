@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import time
 from pathlib import Path
 
+from benchmarks.results_files import RESULTS, save
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.lessons import lessons_from_siblings, rewarded
 from demopsd_dist.data.pack import pack
@@ -29,7 +29,6 @@ from workers import cluster
 from workers.crew import RayCrew
 
 ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results"
 STAGES = ("sample", "support", "score", "learn")
 VARIANTS: dict[str, list[str]] = {
     "learner's support, merged": [],
@@ -108,11 +107,7 @@ def main() -> None:
     for name, row in rows.items():
         cells = " | ".join(f"{row[key]:.2f}" for key in (*STAGES, "all"))
         lines.append(f"| {name} | {cells} | {row['all'] / default['all']:.2f} | {row['bytes_per_token']:.0f} |")
-    report = "\n".join(lines) + "\n"
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "teacher-cpu.json").write_text(json.dumps(rows, indent=2) + "\n")
-    (args.out / "teacher-cpu.md").write_text(report)
-    print(report)
+    save(args.out, "teacher-cpu", rows, lines)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from demopsd_dist.config import Config
-from demopsd_dist.data.pack import Layout, shard
+from demopsd_dist.data.pack import Layout, by_question, deal, shard
 from demopsd_dist.data.records import LearnReport, Lesson, Scored, Tokens, TrainBatch
 from demopsd_dist.errors import WeightSyncError
 from demopsd_dist.methods import Forwards, Support, recipe
@@ -73,11 +73,10 @@ class TeacherGroup:
 
     def _hands(self, lessons: Sequence[Lesson]) -> list[list[int]]:
         """Indices for each replica: about as many tokens each, siblings together as far as that allows."""
-        layout: Layout[int] = Layout(
-            lambda i: lessons[i].rollout.prompt.id, lambda i: lessons[i].student_input, self._config.model.tree_tokens
+        ranks = deal(
+            range(len(lessons)), by_question(lambda i: lessons[i], self._config.model.tree_tokens), len(self._group)
         )
-        places = shard(range(len(lessons)), layout, dp_size=len(self._group), micro_batch_tokens=1)
-        return [[i for batch in rank for row in batch for i in row.items] for rank in places]
+        return [[i for row in rank for i in row.items] for rank in ranks]
 
 
 class LearnerGroup:
@@ -100,9 +99,7 @@ class LearnerGroup:
                 return await self._student_support(lessons)
 
     async def _student_support(self, lessons: Sequence[Lesson]) -> list[Tokens]:
-        layout: Layout[int] = Layout(
-            lambda i: lessons[i].rollout.prompt.id, lambda i: lessons[i].student_input, self._config.model.tree_tokens
-        )
+        layout: Layout[int] = by_question(lambda i: lessons[i], self._config.model.tree_tokens)
         places = shard(
             range(len(lessons)),
             layout,

@@ -158,7 +158,9 @@ class LearnerWorker:
         report = account.report()
         self._refuse_non_finite(report.sums.get("learner/loss", 0.0))
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = report.maxima["learner/learning_rate"] = self._learning_rate()
+            group["lr"] = report.maxima["learner/learning_rate"] = learning_rate(
+                self._config.learner, self.version, self._config.steps
+            )
         self._engine.step()
         norm = self._grad_norm if self._config.learner.zero_stage == 0 else self._engine.get_global_grad_norm()
         self._refuse_infinite_gradient(float(norm))
@@ -248,9 +250,6 @@ class LearnerWorker:
         gradients = [p for group in optimizer.param_groups for p in group["params"]]
         self._grad_norm = torch.nn.utils.clip_grad_norm_(gradients, self._config.learner.max_grad_norm)
         self._refuse_infinite_gradient(float(self._grad_norm))
-
-    def _learning_rate(self) -> float:
-        return learning_rate(self._config.learner, self.version, self._config.steps)
 
     def _refuse_non_finite(self, loss: float) -> None:
         flag = torch.tensor(float(np.isfinite(loss)), device=self._device)

@@ -142,11 +142,8 @@ class RolloutWorker(Receiver):
         try:
             return await asyncio.gather(*(self._answers[request] for request in requests))
         finally:
-            dropped = [request for request in requests if not self._answers[request].done()]
-            dropped += [request for request in requests if self._answers[request].cancelled()]
-            self._engine.abort_request(dropped)
-            for request in requests:
-                del self._answers[request]
+            answers = {request: self._answers.pop(request) for request in requests}
+            self._engine.abort_request([r for r, answer in answers.items() if not answer.done() or answer.cancelled()])
 
     async def _step_while_busy(self) -> None:
         try:

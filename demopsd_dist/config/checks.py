@@ -91,10 +91,8 @@ def check(config: Config) -> None:
             f"evaluation.early_answer_samples={config.evaluation.early_answer_samples} begins responses by <answer>; "
             f"reward={config.reward} reads another form. Set it to 0, or reward to answer or auto."
         )
-    if rollout.late_group_s is not None:
-        _above_zero({"rollout.late_group_s": rollout.late_group_s})
-    if config.evaluation.max_response_tokens is not None:
-        _above_zero({"evaluation.max_response_tokens": config.evaluation.max_response_tokens})
+    _above_zero({"rollout.late_group_s": rollout.late_group_s})
+    _above_zero({"evaluation.max_response_tokens": config.evaluation.max_response_tokens})
     if rollout.max_batch_tokens < rollout.max_batch_sequences:
         raise ConfigError(
             f"rollout.max_batch_tokens={rollout.max_batch_tokens} is below rollout.max_batch_sequences="
@@ -167,8 +165,7 @@ def _check_methods(config: Config) -> None:
     """All methods' sections, also of those not chosen: a config is right as a whole or not at all."""
     for name, section in {"demopsd": config.demopsd, "sdpo": config.sdpo, "opsd": config.opsd}.items():
         _within(f"{name}.importance_clip", section.importance_clip, 1.0, float("inf"))
-        if section.top_k is not None:
-            _above_zero({f"{name}.top_k": section.top_k})
+        _above_zero({f"{name}.top_k": section.top_k})
         if section.support is SupportOf.reference and name != "demopsd":
             raise ConfigError(
                 f"{name}.support=reference: {name} runs no forward of a reference. Set it to learner or rollout."
@@ -180,15 +177,12 @@ def _check_methods(config: Config) -> None:
     if config.demopsd.reference is Weights.trust_region:
         raise ConfigError("demopsd.reference=trust_region: only a teacher can be that. Set it to ema, live or frozen.")
     _within("opsd.beta", config.opsd.beta, 0.0, 1.0)
-    if config.opsd.term_clip is not None:
-        _above_zero({"opsd.term_clip": config.opsd.term_clip})
+    _above_zero({"opsd.term_clip": config.opsd.term_clip})
     grpo = config.grpo
     _within("grpo.clip_low", grpo.clip_low, 0.0, 1.0)
     _within("grpo.dual_clip", grpo.dual_clip, 1.0, float("inf"))
-    if grpo.clip_high is not None:
-        _above_zero({"grpo.clip_high": grpo.clip_high})
-    if grpo.sampling_rounds is not None:
-        _above_zero({"grpo.sampling_rounds": grpo.sampling_rounds})
+    _above_zero({"grpo.clip_high": grpo.clip_high})
+    _above_zero({"grpo.sampling_rounds": grpo.sampling_rounds})
     size = config.rollout.group_size
     if config.method is Method.grpo:
         if size < 2:
@@ -202,9 +196,10 @@ def _check_methods(config: Config) -> None:
         )
 
 
-def _above_zero(values: dict[str, float]) -> None:
+def _above_zero(values: dict[str, float | None]) -> None:
+    """None is no bound of the user's, and so not wrong."""
     for key, value in values.items():
-        if not 0 < value < float("inf"):
+        if value is not None and not 0 < value < float("inf"):
             raise ConfigError(f"{key}={value} must be greater than 0 and finite.")
 
 

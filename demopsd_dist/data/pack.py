@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from demopsd_dist.data.records import BatchSize, Scored, Tokens, TrainBatch
+from demopsd_dist.data.records import BatchSize, Lesson, Scored, Tokens, TrainBatch
 from demopsd_dist.data.tree import new_nodes
 
 T = TypeVar("T")
@@ -53,22 +53,36 @@ class Layout(Generic[T]):
         return rows
 
 
-def shard(items: Sequence[T], layout: Layout[T], *, dp_size: int, micro_batch_tokens: int) -> list[list[list[Row[T]]]]:
-    """`[rank][micro_batch]` lists of rows. Every rank gets the same number of micro-batches, since ranks must meet in
-    collectives; short ones are empty.
+def by_question(lesson_of: Callable[[T], Lesson], tree_tokens: int) -> Layout[T]:
+    """The student's view: what belongs to one question may share a row."""
+    return Layout(
+        lambda item: lesson_of(item).rollout.prompt.id, lambda item: lesson_of(item).student_input, tree_tokens
+    )
 
-    The longest row goes to the rank with the fewest tokens so far; then each rank's rows, longest first, fill padded
-    rectangles of at most `micro_batch_tokens` (one row alone may exceed it). Every item is placed exactly once.
-    """
-    whole = sum(row.tokens for row in layout.rows(items))
+
+def deal(items: Sequence[T], layout: Layout[T], dp_size: int) -> list[list[Row[T]]]:
+    """Rows by rank: the longest goes to the rank with the fewest tokens so far. Every item is placed exactly once."""
+    rows = layout.rows(items)
+    most_tokens = sum(row.tokens for row in rows) // (2 * dp_size)
+    if any(row.tokens > most_tokens for row in rows):
+        rows = layout.rows(items, most_tokens)  # shorter ones balance better
     ranks: list[list[Row[T]]] = [[] for _ in range(dp_size)]
     tokens = [0] * dp_size
-    rows = layout.rows(items, most_tokens=whole // (2 * dp_size))  # shorter ones balance better
     for row in sorted(rows, key=lambda row: row.tokens, reverse=True):
         lightest = tokens.index(min(tokens))
         ranks[lightest].append(row)
         tokens[lightest] += row.tokens
-    cut = [rectangles(rank, micro_batch_tokens) for rank in ranks]
+    return ranks
+
+
+def shard(items: Sequence[T], layout: Layout[T], *, dp_size: int, micro_batch_tokens: int) -> list[list[list[Row[T]]]]:
+    """`[rank][micro_batch]` lists of rows. Every rank gets the same number of micro-batches, since ranks must meet in
+    collectives; short ones are empty.
+
+    Each rank's rows, longest first, fill padded rectangles of at most `micro_batch_tokens` (one row alone may exceed
+    it).
+    """
+    cut = [rectangles(rank, micro_batch_tokens) for rank in deal(items, layout, dp_size)]
     most = max((len(batches) for batches in cut), default=0)
     return [batches + [[] for _ in range(most - len(batches))] for batches in cut]
 
@@ -88,9 +102,7 @@ def pack(
     scored: Sequence[Scored], size: BatchSize, dp_size: int, micro_batch_tokens: int, tree_tokens: int
 ) -> TrainBatch:
     """The training batch of one step, with the counts that make every shard's loss a part of one global mean."""
-    layout: Layout[Scored] = Layout(
-        lambda item: item.lesson.rollout.prompt.id, lambda item: item.lesson.student_input, tree_tokens
-    )
+    layout: Layout[Scored] = by_question(lambda item: item.lesson, tree_tokens)
     shards = shard(scored, layout, dp_size=dp_size, micro_batch_tokens=micro_batch_tokens)
     return TrainBatch(
         shards=tuple(tuple(tuple(row.items for row in batch) for batch in rank) for rank in shards),

@@ -1,0 +1,19 @@
+"""Where a benchmark leaves what it found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def save(out: Path, name: str, raw: Any, report: Sequence[str]) -> None:
+    """Raw figures as `name.json`, the lines of a report as `name.md` and on the console."""
+    text = "\n".join(report).rstrip() + "\n"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(raw, indent=2) + "\n")
+    (out / f"{name}.md").write_text(text)
+    print(text)
