@@ -97,9 +97,15 @@ def task_of(config: Config) -> Task:
 
 
 def driver_alone(steps: int) -> Row:
-    """Stand-ins that answer at once: what is left is prompts, rewards, lessons, packing and the log."""
+    """Roles that answer at once: what is left is prompts, rewards, lessons, packing and the log."""
     config = load(DEMO, [f"steps={steps}", "rollout.prompts_per_step=256", "evaluation.at_start=false"])
-    log = run(config, stand_in_crew(World()), task_of(config))
+    at_once = Times(group_s=0, spread=0, score_s=0, learn_s=0, publish_s=0)
+    crew = replace(
+        stand_in_crew(World()),
+        teacher=SimulatedTeacher(at_once, lessons_per_step=1),
+        learners=SimulatedLearners(at_once),
+    )
+    log = run(config, crew, task_of(config))
     seconds = log.step_ends[-1] - log.step_ends[0]
     return {"samples_per_s": 256 * config.rollout.group_size * (steps - 1) / seconds}
 
@@ -151,6 +157,7 @@ def simulated(workers: int, ahead: int, times: Times, steps: int) -> Row:
     lessons = sum(m["rollout/learned_fraction"] for m in log.steps[1:]) / len(counted)
     stages = {"sample": sample_s, "score": times.score_s * lessons, "learn": times.learn_s + times.publish_s}
     step_s = (log.step_ends[-1] - log.step_ends[0]) / len(counted)
+    print(f"{workers} workers, ahead {ahead}: {step_s:.2f} s a step, its stages {stages}", flush=True)
     return {
         "workers": workers,
         "ahead": ahead,
