@@ -17,5 +17,6 @@ setup(
         "torch>=2.13",
         "transformers>=5.16",
         "rich",
+        "xxhash",
     ],
 )

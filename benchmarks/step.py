@@ -23,17 +23,18 @@ from rich.console import Console
 
 from benchmarks.results_files import RESULTS, save
 from benchmarks.simulated import SimulatedLearners, SimulatedRollout, SimulatedTeacher, Times, group_seconds
-from demopsd_dist.checkpoint import RunFolder
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.sources import load_data
-from demopsd_dist.driver import RunState, Task, train
+from demopsd_dist.driver import train_through_failures
 from demopsd_dist.model_folder import model_folder
 from demopsd_dist.roles import Crew
+from demopsd_dist.run import RunState, Task
+from demopsd_dist.run_folder import RunFolder
 from demopsd_dist.runlog import RunLog
 from demopsd_dist.sampling import prompts_of_step, train_sampling
 from demopsd_dist.testing import World, stand_in_crew
 from launch.processes import fenced
-from launch.task import build_task
+from launch.task import build_task, run_of
 from workers import cluster
 from workers.crew import RayCrew
 from workers.group import ActorGroup, Placement
@@ -87,8 +88,11 @@ class SimulatedWeights:
 def run(config: Config, crew: Crew, task: Task) -> Timeline:
     with tempfile.TemporaryDirectory() as folder:
         config = replace(config, output_dir=folder)
-        with Timeline(RunFolder.create(config), config.steps, Console(file=StringIO())) as log:
-            asyncio.run(train(config, crew, replace(task, test=[], ood=[]), log, RunState()))
+        path = RunFolder.create(config)
+        with Timeline(path, config.steps, Console(file=StringIO())) as log:
+            made = run_of(config, path, crew, replace(task, test=[], ood=[]), log)
+            asyncio.run(train_through_failures(made, RunState(), "started"))
+            made.ledger.close()
     return log
 
 

@@ -36,3 +36,17 @@ class WeightSyncError(DemoPSDError):
 
 class NonFiniteLossError(DemoPSDError):
     """The loss or its gradient is not finite; the optimizer step was refused on every rank."""
+
+
+class RunFolderError(DemoPSDError):
+    """The run folder can no longer be written: disk full, read-only, over quota. What was saved is intact."""
+
+
+class CheckpointError(DemoPSDError):
+    """There is no checkpoint that can be resumed from, or it does not fit this run."""
+
+    exit_code = 2
+
+
+class LostStateError(WorkerError):
+    """A learner or the teacher died or hung: weights that only it held are gone since the last checkpoint."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
+from typing import Any
 
 from demopsd_dist.accuracy import (
     Figure,
@@ -82,3 +83,11 @@ async def evaluate(
             "response": texts[0][0],
         },
     )
+
+
+def evaluation_of(record: dict[str, Any]) -> Evaluation:
+    """An evaluation from what JSON kept of it, `asdict`."""
+    known = {item.name: record[item.name] for item in fields(Evaluation)}
+    figures = {name: Figure(**known[name]) for name in ("mean", "majority", "best")}
+    passes = {int(samples): Figure(**found) for samples, found in known["passes"].items()}
+    return Evaluation(**(known | figures | {"passes": passes}))

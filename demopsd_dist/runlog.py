@@ -12,8 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from demopsd_dist.checkpoint import RunFolder
-from demopsd_dist.evaluate import Evaluation
+from demopsd_dist.errors import RunFolderError
+from demopsd_dist.evaluate import Evaluation, evaluation_of
+from demopsd_dist.run_folder import RunFolder, replace_text
 
 SUMMARISED = {
     "active_fraction": "rollout/learned_fraction",
@@ -88,6 +89,31 @@ class RunLog:
         self._step_stage_s = {}
         self._progress.update(self._bar, visible=True)
 
+    def go_back(self, step: int) -> None:
+        """To the state after this step, with what the run folder has up to there: at a resume, and where later steps
+        are undone. Their lines go to `metrics-undone.jsonl`."""
+        self._file.close()
+        kept, undone = [], []
+        for line in self.folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True):
+            (kept if _whole(line) and json.loads(line)["step"] <= step else undone).append(line)
+        if undone:
+            with (self.folder.path / "metrics-undone.jsonl").open("a", encoding="utf-8") as file:
+                file.writelines(undone)
+            replace_text(self.folder.metrics, "".join(kept))
+        self._file = self.folder.metrics.open("a", encoding="utf-8")
+        self.steps, self.evaluations = [], {}
+        for record in map(json.loads, kept):
+            if (split := record.pop("evaluation", None)) is not None:
+                self.evaluations.setdefault(split, []).append(evaluation_of(record))
+            else:
+                self.steps.append({key: value for key, value in record.items() if key != "step"})
+        self._training_s = sum(metrics["perf/step_s"] for metrics in self.steps)
+        self._progress.update(self._bar, completed=step)
+
+    @property
+    def last_step(self) -> int:
+        return len(self.steps)
+
     def step(self, step: int, metrics: dict[str, float]) -> None:
         """Record a step; its time runs from the previous call to this one."""
         now = time.monotonic()
@@ -149,8 +175,21 @@ class RunLog:
         return sum(values) / len(values) if values else None
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.folder.metrics} cannot be written: {error}. Make room or mend the disk, then resume."
+            ) from None
+
+
+def _whole(line: str) -> bool:
+    """Not the half that a process left which was killed while it wrote."""
+    try:
+        return line.endswith("\n") and "step" in json.loads(line)
+    except ValueError:
+        return False
 
 
 def told(result: Evaluation) -> str:

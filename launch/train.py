@@ -56,7 +56,7 @@ def run(config: Config, folder: Path, data: Data) -> int:
     from launch.processes import fenced
 
     with fenced():
-        from demopsd_dist.checkpoint import RunFolder
+        from demopsd_dist.run_folder import RunFolder
         from demopsd_dist.runlog import RunLog
         from launch.task import build_task, over_long
 

@@ -48,6 +48,10 @@ def check(config: Config) -> None:
             "evaluation.samples": config.evaluation.samples,
             "limits.start_s": config.limits.start_s,
             "limits.call_s": config.limits.call_s,
+            "limits.silence_s": config.limits.silence_s,
+            "limits.stop_s": config.limits.stop_s,
+            "limits.attempts": config.limits.attempts,
+            "checkpoint.keep": config.checkpoint.keep,
         }
     )
     _within("demopsd.alpha_max", config.demopsd.alpha_max, 0.0, 1.0)
@@ -70,6 +74,8 @@ def check(config: Config) -> None:
         "evaluation.every_steps": config.evaluation.every_steps,
         "evaluation.early_answer_samples": config.evaluation.early_answer_samples,
         "leakage.every_steps": config.leakage.every_steps,
+        "checkpoint.every_steps": config.checkpoint.every_steps,
+        "limits.restarts": config.limits.restarts,
         "demopsd.gate_threshold_nats": config.demopsd.gate_threshold_nats,
         "grpo.kl_coefficient": config.grpo.kl_coefficient,
         "seed": config.seed,
@@ -90,6 +96,14 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"evaluation.early_answer_samples={config.evaluation.early_answer_samples} begins responses by <answer>; "
             f"reward={config.reward} reads another form. Set it to 0, or reward to answer or auto."
+        )
+    if rollout.min_workers is not None:
+        _within("rollout.min_workers", rollout.min_workers, 1, rollout.num_workers)
+    if config.deterministic and (rollout.ahead or rollout.late_group_s is not None):
+        key, value = ("ahead", rollout.ahead) if rollout.ahead else ("late_group_s", rollout.late_group_s)
+        raise ConfigError(
+            f"rollout.{key}={value} makes what is learned hang on how fast the workers are; deterministic=true needs "
+            f"rollout.{key}={'0' if key == 'ahead' else 'null'}."
         )
     _above_zero({"rollout.late_group_s": rollout.late_group_s})
     _above_zero({"evaluation.max_response_tokens": config.evaluation.max_response_tokens})

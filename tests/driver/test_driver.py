@@ -12,20 +12,22 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from demopsd_dist.checkpoint import RunFolder
+from demopsd_dist.audit import audit
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.records import Mark, Question
 from demopsd_dist.data.rewards import Reward
 from demopsd_dist.data.sources import load_data
-from demopsd_dist.driver import RunState, Task, train
-from demopsd_dist.errors import RewardError
+from demopsd_dist.driver import train_through_failures
+from demopsd_dist.errors import RewardError, WorkerError
 from demopsd_dist.feed import open_feed
 from demopsd_dist.minisci import MODEL_DIR
+from demopsd_dist.run import RunState, Task
+from demopsd_dist.run_folder import RunFolder
 from demopsd_dist.runlog import RunLog
 from demopsd_dist.sampling import prompts_of_step
 from demopsd_dist.scoring import InTurn
 from demopsd_dist.testing import StandInLearners, World, stand_in_crew
-from launch.task import build_task
+from launch.task import build_task, run_of
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 SMALL = ["rollout.prompts_per_step=6", "rollout.group_size=4", "data.minisci_test_size=8", "data.minisci_train_size=40"]
@@ -45,8 +47,13 @@ class Run:
         self.folder = RunFolder.create(self.config)
         self.console = StringIO()
         with RunLog(self.folder, self.config.steps, Console(file=self.console, width=200)) as log:
-            self.state = asyncio.run(train(self.config, self.crew, task, log, RunState()))
+            run = run_of(self.config, self.folder, self.crew, task, log)
+            try:
+                self.state = asyncio.run(train_through_failures(run, RunState(), "started"))
+            finally:
+                run.ledger.close()
             self.summary = log.summary()
+        assert audit(self.folder).faults == []
 
     @property
     def batches(self) -> list:
@@ -168,8 +175,8 @@ def test_metrics_console_and_summary_tell_the_run(tmp_path: Path, task: Task) ->
 
 
 def test_a_failing_role_ends_the_run_and_leaves_nothing_in_flight(tmp_path: Path, task: Task) -> None:
-    with pytest.raises(RuntimeError, match="told to fail"):
-        Run(tmp_path, task, "steps=8", "rollout.ahead=3", fail_at_step=2)
+    with pytest.raises(WorkerError, match=r"lost 1 times without a step beyond 2 .*told to die"):
+        Run(tmp_path, task, "steps=8", "rollout.ahead=3", "limits.restarts=0", lost_at_steps=[2])
     steps = [
         r
         for line in (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from demopsd_dist.checkpoint import RunFolder
 from demopsd_dist.config import Config, Precision, Weights, load
 from demopsd_dist.data.records import Lesson
 from demopsd_dist.driver import RunState, Task, train
@@ -19,6 +18,7 @@ from demopsd_dist.methods import Forwards, Support, held_weights
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import coarsen
 from demopsd_dist.roles import Crew
+from demopsd_dist.run_folder import RunFolder
 from demopsd_dist.runlog import RunLog
 from tests.real.conftest import ROOT, SMALL, RealCrew, Spares, demo, posted, renew
 from tests.real.test_training import logits_of

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from demopsd_dist.checkpoint import RunFolder
 from demopsd_dist.config import Config, Precision
 from demopsd_dist.data.lessons import lessons_from_siblings, rewarded
 from demopsd_dist.data.records import Rollout
@@ -20,6 +19,7 @@ from demopsd_dist.methods import recipe
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import coarsen
 from demopsd_dist.roles import Sampling
+from demopsd_dist.run_folder import RunFolder
 from demopsd_dist.runlog import RunLog
 from tests.real.conftest import RealCrew, Spares, demo, renew
 from workers import teacher as teacher_module
