@@ -37,6 +37,7 @@ from launch.processes import fenced
 from launch.task import build_task, run_of
 from workers import cluster
 from workers.crew import RayCrew
+from workers.fleet import StandingFleet
 from workers.group import ActorGroup, Placement
 from workers.placement import Bundle
 from workers.pull import RolloutGroup
@@ -90,7 +91,7 @@ def run(config: Config, crew: Crew, task: Task) -> Timeline:
         config = replace(config, output_dir=folder)
         path = RunFolder.create(config)
         with Timeline(path, config.steps, Console(file=StringIO())) as log:
-            made = run_of(config, path, crew, replace(task, test=[], ood=[]), log)
+            made = run_of(config, crew, replace(task, test=[], ood=[]), log)
             asyncio.run(train_through_failures(made, RunState(), "started"))
             made.ledger.close()
     return log
@@ -112,6 +113,10 @@ def driver_alone(steps: int) -> Row:
     log = run(config, crew, task_of(config))
     seconds = log.step_ends[-1] - log.step_ends[0]
     return {"samples_per_s": 256 * config.rollout.group_size * (steps - 1) / seconds}
+
+
+async def nobody_is_lost() -> None:
+    raise AssertionError("nothing dies here")
 
 
 @contextmanager
@@ -145,10 +150,11 @@ def simulated(workers: int, ahead: int, times: Times, steps: int) -> Row:
     task = task_of(config)
     with simulated_workers(workers, times) as group:
         crew = Crew(
-            RolloutGroup(group, config),
+            RolloutGroup(StandingFleet(group, config), config),
             SimulatedTeacher(times, lessons_per_step=prompts * 8),
             SimulatedLearners(times),
             SimulatedWeights(group, times),
+            revive=nobody_is_lost,
         )
         log = run(config, crew, task)
     counted = range(1, steps)

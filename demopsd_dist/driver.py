@@ -23,8 +23,9 @@ async def train(run: Run, state: RunState) -> RunState:
     cfg, crew, log = run.cfg, run.crew, run.log
     with log.timed("publish_weights"):
         await crew.weights.publish(state.version)
+    saved = state.step
     if cfg.evaluation.at_start and state.step == 0:
-        await evaluate_all(run, state)
+        await run.stop.before(evaluate_all(run, state))
     async with scored_rollouts(run, state) as feed:  # ahead=0: on-policy
         log.training_starts()
         while state.step < cfg.steps and not run.stop.asked:
@@ -42,11 +43,13 @@ async def train(run: Run, state: RunState) -> RunState:
             feed.admit()  # the next prompts are born on these weights
             log.step(state.step, step_metrics(rollouts, state) | report.metrics)
             if due(cfg.evaluation.every_steps, state, cfg) and state.step < cfg.steps:
-                await evaluate_all(run, state)
-            if due(cfg.checkpoint.every_steps, state, cfg) or run.stop.asked:
+                await run.stop.before(evaluate_all(run, state))
+            if due(cfg.checkpoint.every_steps, state, cfg):
                 await save(run, state)
-    if not run.stop.asked:
-        await evaluate_all(run, state)
+                saved = state.step
+    if run.stop.asked and saved < state.step:
+        await save(run, state)
+    await run.stop.before(evaluate_all(run, state))
     return state
 
 

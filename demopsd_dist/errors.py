@@ -50,3 +50,7 @@ class CheckpointError(DemoPSDError):
 
 class LostStateError(WorkerError):
     """A learner or the teacher died or hung: weights that only it held are gone since the last checkpoint."""
+
+
+class LostWorkerError(WorkerError):
+    """A rollout worker died, hung or gave what cannot be right: it is replaced, and its work done by another."""

@@ -59,7 +59,8 @@ class Stop:
         return self._asked.is_set()
 
     async def before(self, work: Awaitable[T]) -> T | None:
-        """What the work gives; or None, and the work cancelled, as soon as the run is asked to stop."""
+        """What the work gives; or None, and the work cancelled, as soon as the run is asked to stop, if it has not
+        been before."""
         working, asked = asyncio.ensure_future(work), asyncio.ensure_future(self._asked.wait())
         try:
             await asyncio.wait([working, asked], return_when=asyncio.FIRST_COMPLETED)

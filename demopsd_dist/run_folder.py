@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +47,32 @@ class RunFolder:
         parent, name = Path(config.output_dir), re.compile(rf"{re.escape(config.name)}(?:-(\d+))?")
         found = [path for path in parent.glob("*") if name.fullmatch(path.name) and (path / CONFIG).is_file()]
         return cls(max(found, key=lambda path: (path / CONFIG).stat().st_mtime_ns)) if found else None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Inside, this process alone runs in the folder.
+
+        Raises:
+            ConfigError: another does.
+        """
+        with self._lock.open("a", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(f"{self.path} is in use: a run is under way in it. Stop that one first.") from None
+            yield
+
+    def in_use(self) -> bool:
+        """Whether a process on this machine, or one that shares its file locks, runs in the folder."""
+        try:
+            with self.locked():
+                return False
+        except ConfigError:
+            return True
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
 
     @property
     def config(self) -> Path:

