@@ -37,7 +37,9 @@ class TeacherGroup:
     async def score(
         self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens] | None, forwards: Forwards
     ) -> list[Scored]:
-        if not lessons or not forwards.weights:
+        if not lessons:
+            return []
+        if not forwards.weights:
             assert supports_TK is not None
             return [Scored(*row, None, None) for row in zip(lessons, supports_TK, strict=True)]
         hands = self._hands(lessons)
@@ -244,7 +246,7 @@ class RayCrew:
         self._learners.kill()
         self._teacher.kill()
         await self._start_core()
-        await self._publisher.start()
+        await self._publisher.renew()
 
     async def _start_core(self) -> None:
         within_s = self._config.limits.start_s

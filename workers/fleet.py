@@ -65,7 +65,7 @@ class RolloutFleet:
         self, config: Config, model_folder: Path, *, blank: bool, say: Say, actor: type = rollout.RolloutWorker
     ) -> None:
         self._config, self._folder, self._blank, self._say, self._actor = config, model_folder, blank, say, actor
-        self.group = ActorGroup("rollout", {})  # those who serve
+        self.group = self._of({})  # those who serve
         self.slots = Slots(config.rollout.max_batch_sequences)
         self.welcome: Welcome | None = None
         self._members: dict[int, Member] = {}
@@ -169,11 +169,21 @@ class RolloutFleet:
         for rank in list(self._members):
             self._forget(rank)
 
+    def _placed(self, rank: int) -> Placement:
+        return Placement([rollout_bundle(self._config, rank)])
+
+    def _spawned(self, placement: Placement) -> dict[int, Any]:
+        env = rollout.environment(self._config)
+        return placement.spawn("rollout", self._actor, lambda rank: (rank, self._config, self._folder), env)
+
+    def _of(self, handles: dict[int, Any]) -> ActorGroup:
+        return ActorGroup("rollout", handles)
+
     def _add(self, count: int) -> list[int]:
         first = max(self._members, default=-1) + 1
         added = list(range(first, first + count))
         for rank in added:
-            self._members[rank] = Member(Placement([rollout_bundle(self._config, rank)]))
+            self._members[rank] = Member(self._placed(rank))
             self._members[rank].coming = asyncio.ensure_future(self._bring_up(rank))
         return added
 
@@ -184,15 +194,7 @@ class RolloutFleet:
         """
         limits, member = self._config.limits, self._members[rank]
         await member.placement.ready(limits.start_s)
-        newcomer = ActorGroup(
-            "rollout",
-            member.placement.spawn(
-                "rollout",
-                self._actor,
-                lambda rank: (rank, self._config, self._folder),
-                rollout.environment(self._config),
-            ),
-        )
+        newcomer = self._of(self._spawned(member.placement))
 
         def serve() -> None:
             self.group.put(newcomer.handles)
@@ -220,6 +222,9 @@ class RolloutFleet:
                 if self._too_often(rank):
                     return
                 self._say(f"warning: rollout {rank} could not be replaced, and is tried again: {error}")
+            except Exception as error:  # of a kind that trying again does not mend: wrong weights, for example
+                self.slots.fail(error)
+                return
             else:
                 self._say(f"rollout {rank} is back after {time.monotonic() - began:.1f} s")
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from demopsd_dist.errors import DemoPSDError, LostStateError, LostWorkerError, W
 from workers.placement import Bundle
 
 SECOND_LOOK_S = 2.0
+PEER_GONE = re.compile(r"gloo|nccl|connection (closed|reset|refused)|peer", re.IGNORECASE)  # in a collective's error
 Call = Callable[[Any, int], Any]  # (actor handle, rank) -> object ref
 
 
@@ -179,7 +181,8 @@ class ActorGroup:
         if isinstance(error, RayActorError):
             return self._lost(f"{self.role} {rank} died while it was asked for {what}. {_last_words(error)}")
         if isinstance(error, RayTaskError):
-            kind = LostWorkerError if self._lost is LostWorkerError else WorkerError
+            peer_gone = len(self) > 1 and PEER_GONE.search(str(error))
+            kind = self._lost if peer_gone or self._lost is LostWorkerError else WorkerError
             return kind(f"{self.role} {rank} failed on {what}.\n{error}")
         return error
 
@@ -191,6 +194,7 @@ class ActorGroup:
 def _last_words(error: RayActorError) -> str:
     """Ray's account of a death on one line, without its list of possible causes and where to read more."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next(
+    told = next(
         (line for line in lines if "exit" in line.lower() or "killed" in line.lower()), lines[0] if lines else ""
     )
+    return told.partition(" Some common causes")[0]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from demopsd_dist.config import Config, Transport
-from demopsd_dist.errors import LostWorkerError
+from demopsd_dist.errors import LostStateError, LostWorkerError
 from workers.group import SECOND_LOOK_S, ActorGroup
 from workers.probe import LogpT, probe_tokens, refuse_kept_weights, refuse_other_weights
 from workers.pull import Fleet
@@ -72,6 +72,11 @@ class WeightPublisher:
             await self._attach(group)
         self._probe = probe_tokens(self.plan.vocabulary_size, self._config.rollout.max_prompt_tokens)
 
+    async def renew(self) -> None:
+        """`start`, with learners that have taken the place of others."""
+        async with self._busy:
+            await self.start()
+
     async def _attach(self, group: ActorGroup) -> None:
         plan, segment = self.plan, self.segment
         await group.each(
@@ -89,6 +94,15 @@ class WeightPublisher:
         """
         if not hasattr(self, "plan"):  # before the learners have said what they will publish
             return serve()
+        while True:
+            segment = self.segment
+            try:
+                return await self._welcomed(newcomer, serve)
+            except LostStateError:  # the learners are gone; others will take their place, or the run ends
+                while self.segment == segment:
+                    await asyncio.sleep(0.1)
+
+    async def _welcomed(self, newcomer: ActorGroup, serve: Callable[[], None]) -> None:
         nodes = await nodes_of(newcomer, self._config.limits.start_s)
         if chosen(self._wanted, self.plan.node, nodes) is not self.transport is Transport.shared_memory:
             self._wanted = Transport.object_store

@@ -26,7 +26,7 @@ class Slots:
         self._taken: Counter[int] = Counter()
         self._open: set[int] = set()
         self._queue: deque[tuple[int, asyncio.Future[int]]] = deque()
-        self._failure: WorkerError | None = None
+        self._failure: Exception | None = None
 
     def open(self, worker: int) -> None:
         self._open.add(worker)
@@ -36,7 +36,7 @@ class Slots:
         """It gets nothing more; what it has is given back as it ends."""
         self._open.discard(worker)
 
-    def fail(self, error: WorkerError) -> None:
+    def fail(self, error: Exception) -> None:
         """Nobody will serve any more: all who wait, and whoever comes, get this."""
         self._failure = error
         for _, place in self._queue:
