@@ -52,6 +52,11 @@ class Launched:
     def has_said(self, text: str) -> Callable[[], bool]:
         return lambda: text in self.log.read_text()
 
+    def has_said_more(self, text: str, times: int) -> Callable[[], bool]:
+        """From now on."""
+        before = self.log.read_text().count(text)
+        return lambda: self.log.read_text().count(text) >= before + times
+
     def wait_until(self, what: str, ready: Callable[[], object], within_s: float = 300) -> None:
         deadline = time.monotonic() + within_s
         while not ready():

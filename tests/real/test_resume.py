@@ -46,10 +46,9 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(
     calm = launch(*words)
     assert calm.end(within_s=400) == 0, calm.log.read_text()
     struck = launch(*words)
-    struck.wait_until(
-        "a step or two after the checkpoint", struck.has_said(f"step {random.Random(stage).randint(6, 9):>2}/12")
-    )
-    time.sleep(random.Random(stage).random())
+    moment = random.Random(stage)
+    struck.wait_until("a step after the checkpoint", struck.has_said(f"step {moment.randint(6, 9):>2}/12"))
+    time.sleep(moment.random())
     for process in marked(struck.mark):
         process.kill()
     struck.process.wait(10)
@@ -95,8 +94,7 @@ def test_workers_come_and_go_while_it_trains(launch: Callable[..., Launched]) ->
     for count in (2, 1):
         assert scale.main([str(run.folder), "--rollout-workers", str(count)]) == 0
         assert len(run.actors("RolloutWorker")) == count
-        before = run.log.read_text().count("samples/s")
-        run.wait_until("two more steps", lambda before=before: run.log.read_text().count("samples/s") > before + 1)
+        run.wait_until("two more steps", run.has_said_more("samples/s", 2))
     run.process.send_signal(signal.SIGTERM)
     assert run.end() == 130
     assert "warning" not in run.log.read_text()
