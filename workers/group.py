@@ -107,7 +107,13 @@ class ActorGroup:
 
     def remove(self, rank: int) -> None:
         """End the actor, if it has not ended."""
-        ray.kill(self._handles.pop(rank))
+        self._end(self._handles.pop(rank))
+
+    def _end(self, handle: Any) -> None:
+        ray.kill(handle)
+
+    def _cancel(self, ref: Any) -> None:
+        ray.cancel(ref)
 
     async def one(self, rank: int, call: Callable[[Any], Any], *, what: str) -> Any:
         """Ask one actor. Cancelling the wait cancels the call. Whoever waits sets the bound.
@@ -121,7 +127,7 @@ class ActorGroup:
         try:
             return await asyncio.wrap_future(ref.future())
         except asyncio.CancelledError:
-            ray.cancel(ref)
+            self._cancel(ref)
             raise
         except Exception as error:
             raise self._explained(error, rank, what) from None

@@ -195,10 +195,11 @@ class RolloutGroup:
 
     async def _ask(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
         sequences = len(prompts) * sampling.samples
+        room = self._config.rollout.max_batch_sequences if self._config.deterministic else sequences
         what = f"{sequences} responses to {prompts[0].id}" + (f" and {len(prompts) - 1} more" if prompts[1:] else "")
         failures: list[str] = []
         for attempt in range(1, self._config.limits.attempts + 1):
-            worker = await self._fleet.slots.take(sequences)
+            worker = await self._fleet.slots.take(room)
             self._throughput.begins(worker)
             groups: list[list[Rollout]] = []
             try:
@@ -212,7 +213,7 @@ class RolloutGroup:
                 self._fleet.lost(worker, error)
             finally:
                 self._throughput.ends(worker, [rollout for group in groups for rollout in group])
-                self._fleet.slots.give_back(worker, sequences)
+                self._fleet.slots.give_back(worker, room)
         raise WorkerError(
             f"{what} were asked for in vain {len(failures)} times (limits.attempts): " + "  ".join(failures)
         )
