@@ -29,7 +29,7 @@ from demopsd_dist.checkpoints import Checkpoints
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.records import LearnReport, Lesson, Prompt, Rollout, Scored, TrainBatch
 from demopsd_dist.driver import restore, train_through_failures
-from demopsd_dist.errors import LostStateError
+from demopsd_dist.errors import LostStateError, LostWorkerError
 from demopsd_dist.roles import Crew, Sampling
 from demopsd_dist.run import RunState, Task
 from demopsd_dist.run_folder import RunFolder
@@ -231,7 +231,11 @@ class FaultyWeights:
 
     async def publish(self, version: int, *, moved: bool = True) -> None:
         self.version = version
-        await self.fleet.group.each(lambda worker, _: worker.adopt.remote(version), within_s=10, what="a version")
+        for rank in self.fleet.group.ranks:
+            try:
+                await self.fleet.ask(rank, lambda worker: worker.adopt.remote(version), what="a version")
+            except LostWorkerError as error:
+                self.fleet.lost(rank, error)
 
     async def welcome(self, newcomer: ActorGroup, serve: Callable[[], None]) -> None:
         await newcomer.each(lambda worker, _: worker.adopt.remote(self.version), within_s=10, what="a version")

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from benchmarks.chaos import task_of_chaos
+from benchmarks.chaos_simulated import survive
 from demopsd_dist import driver
 from demopsd_dist.audit import Account, audit
 from demopsd_dist.checkpoints import Checkpoint, Checkpoints
@@ -234,3 +236,15 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
     monkeypatch.undo()
     assert run.go(resume=True).step == 8
     assert run.account().sound
+
+
+def test_dozens_of_random_faults_lose_and_double_nothing(tmp_path: Path) -> None:
+    steps, made = 20, task_of_chaos()
+    calm = survive(0, seed=-1, task=made, output=tmp_path, steps=steps)
+    assert calm.account.sound
+    for seed in (100, 101):
+        found = survive(25, seed, made, tmp_path, steps, ahead=seed % 2)
+        assert found.struck.total() == 25
+        assert found.account.faults == []
+        assert found.account.again > 0
+        assert found.learned == calm.learned
