@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 from demopsd_dist.config.data import SPLIT, DataConfig, FieldNames, Format
 from demopsd_dist.config.methods import Method, SupportOf, Weights
 from demopsd_dist.config.tree import Config, Precision, Schedule
 from demopsd_dist.errors import ConfigError
+
+LARGEST = 2**32 - 1  # as a seed, what NumPy takes
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def check(config: Config) -> None:
@@ -16,6 +23,8 @@ def check(config: Config) -> None:
         ConfigError: one value out of its range, or several that do not go together.
     """
     rollout, teacher, learner = config.rollout, config.teacher, config.learner
+    for key, plain in _values(config):
+        _check_plain(key, plain)
     _above_zero(
         {
             "data.minisci_train_size": config.data.minisci_train_size,
@@ -92,6 +101,11 @@ def check(config: Config) -> None:
             f"rollout.max_batch_tokens={rollout.max_batch_tokens} is below rollout.max_prompt_tokens + "
             f"rollout.max_response_tokens = {whole}: a CPU engine cannot cut a prompt. Set it to {whole} or more."
         )
+    if not rollout.gpus_per_worker and rollout.kv_cache_gib != int(rollout.kv_cache_gib):
+        raise ConfigError(
+            f"rollout.kv_cache_gib={rollout.kv_cache_gib:g}: a CPU engine takes whole GiB. Set it to "
+            f"{math.ceil(rollout.kv_cache_gib)}."
+        )
     if config.evaluation.early_answer_samples and config.reward in ("boxed", "letter"):
         raise ConfigError(
             f"evaluation.early_answer_samples={config.evaluation.early_answer_samples} begins responses by <answer>; "
@@ -129,14 +143,39 @@ def check(config: Config) -> None:
             f"steps={config.steps}. Raise steps or lower learner.warmup_steps."
         )
     _check_privileged(config)
-    if not re.fullmatch(r"[\w.-]+", config.name):
-        raise ConfigError(f"name={config.name!r} names a folder: use letters, digits, '.', '_' and '-'.")
+    if not re.fullmatch(r"\w[\w.-]*", config.name):
+        raise ConfigError(
+            f"name={config.name!r} names a folder: use letters, digits, '.', '_' and '-'; not '.' or '-' first."
+        )
 
 
 def longest_sequence_tokens(config: Config) -> int:
     """What an engine must have room for: a prompt and the longer of training's and evaluation's responses."""
     longest = max(config.rollout.max_response_tokens, config.evaluation.max_response_tokens or 0)
     return config.rollout.max_prompt_tokens + longest
+
+
+def _values(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, value) of every leaf; of a list each element."""
+    if is_dataclass(node):
+        for item in fields(node):
+            yield from _values(getattr(node, item.name), f"{prefix}.{item.name}" if prefix else item.name)
+    elif isinstance(node, list):
+        yield from ((prefix, value) for value in node)
+    else:
+        yield prefix, node
+
+
+def _check_plain(key: str, value: Any) -> None:
+    """What no setting may be, whatever it means."""
+    if isinstance(value, (list, dict)):
+        raise ConfigError(f"{key} holds {value!r}; it takes a plain list.")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ConfigError(f"{key} is a number of {value.bit_length()} bits; it may have 32.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}={value} must be finite.")
+    if isinstance(value, str) and _UNWRITABLE.search(value):
+        raise ConfigError(f"{key}={value!r} holds a zero byte or half a character, which can stand in no file.")
 
 
 def _check_privileged(config: Config) -> None:
@@ -216,8 +255,8 @@ def _check_methods(config: Config) -> None:
 def _above_zero(values: dict[str, float | None]) -> None:
     """None is no bound of the user's, and so not wrong."""
     for key, value in values.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise ConfigError(f"{key}={value} must be greater than 0 and finite.")
+        if value is not None and not value > 0:
+            raise ConfigError(f"{key}={value} must be greater than 0.")
 
 
 def _within(key: str, value: float, low: float, high: float) -> None:

@@ -93,7 +93,7 @@ class RolloutConfig:
     on_publish: OnPublish = OnPublish.wait
     """`wait` or `keep`: what a publish does to responses still being sampled, of which there are some if ahead > 0."""
     kv_cache_gib: float = 1.0
-    """KV cache of a CPU engine, GiB; > 0."""
+    """KV cache of a CPU engine, whole GiB; > 0."""
     gpu_memory_fraction: float = 0.85
     """Share of its GPUs' memory that an engine takes; in (0, 1]."""
     max_batch_tokens: int = 32768
@@ -242,13 +242,13 @@ class Limits:
 @dataclass
 class Config:
     name: str = "run"
-    """Names the run folder."""
+    """Names the run folder: letters, digits, `.`, `_` and `-`."""
     output_dir: str = "runs"
     """Run folders are made in here; an existing one is never overwritten."""
     steps: int = 100
     """Optimizer steps; >= 0. 0 only evaluates the model."""
     seed: int = 0
-    """Everything random follows from it: data order, sampling, choice of sibling."""
+    """Everything random follows from it: data order, sampling, choice of sibling; from 0 to 2**32 - 1."""
     deterministic: bool = False
     """Bit for bit the same at every run and after every resume: fixed prompts for each rollout worker, nothing scored
     before all is sampled. Costs overlap; needs rollout.ahead=0."""
