@@ -10,7 +10,7 @@ from typing import Any
 
 from demopsd_dist.config.data import SPLIT, DataConfig, FieldNames, Format
 from demopsd_dist.config.methods import Method, SupportOf, Weights
-from demopsd_dist.config.tree import Config, Precision, Schedule
+from demopsd_dist.config.tree import Config, Precision, RewardErrors, Schedule
 from demopsd_dist.errors import ConfigError
 
 LARGEST = 2**32 - 1  # as a seed, what NumPy takes
@@ -57,6 +57,7 @@ def check(config: Config) -> None:
             "evaluation.samples": config.evaluation.samples,
             "limits.start_s": config.limits.start_s,
             "limits.call_s": config.limits.call_s,
+            "limits.reward_s": config.limits.reward_s,
             "limits.silence_s": config.limits.silence_s,
             "limits.stop_s": config.limits.stop_s,
             "limits.attempts": config.limits.attempts,
@@ -142,7 +143,7 @@ def check(config: Config) -> None:
             f"learner.schedule={learner.schedule.value} begins after learner.warmup_steps={learner.warmup_steps}, and "
             f"steps={config.steps}. Raise steps or lower learner.warmup_steps."
         )
-    _check_privileged(config)
+    _check_privileged_and_reward(config)
     if not re.fullmatch(r"\w[\w.-]*", config.name):
         raise ConfigError(
             f"name={config.name!r} names a folder: use letters, digits, '.', '_' and '-'; not '.' or '-' first."
@@ -178,7 +179,7 @@ def _check_plain(key: str, value: Any) -> None:
         raise ConfigError(f"{key}={value!r} holds a zero byte or half a character, which can stand in no file.")
 
 
-def _check_privileged(config: Config) -> None:
+def _check_privileged_and_reward(config: Config) -> None:
     privileged = config.privileged
     for key, template, placeholder in (
         ("template", privileged.template, "{prompt}"),
@@ -195,6 +196,11 @@ def _check_privileged(config: Config) -> None:
         raise ConfigError(
             f"privileged.template holds {{feedback}} {places} times; it must hold it once where privileged.feedback is "
             "true, and never more."
+        )
+    if config.reward_errors is RewardErrors.drop and "." not in config.reward:
+        raise ConfigError(
+            f"reward_errors=drop has no effect with reward={config.reward}, which never fails. Drop it, or set reward "
+            "to the dotted path of your own function."
         )
     if privileged.feedback and "." not in config.reward:
         raise ConfigError(

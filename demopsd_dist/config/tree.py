@@ -229,6 +229,8 @@ class Limits:
     """For the roles to start: cluster, engines, process groups. Seconds, > 0."""
     call_s: float = 1800.0
     """For one call to a role: sampling, scoring, a step, a publish. Seconds, > 0."""
+    reward_s: float = 60.0
+    """For your own `reward` to mark one response. Seconds, > 0."""
     silence_s: float = 120.0
     """A rollout worker that has something to do and gets no further for so long hangs: it is replaced. Seconds, > 0."""
     stop_s: float = 25.0
@@ -237,6 +239,13 @@ class Limits:
     """How often a prompt is asked for, each time of another or a new worker, until the run gives up; > 0."""
     restarts: int = 3
     """How often a worker, or learners and teacher, are started again without getting further in between; >= 0."""
+
+
+class RewardErrors(Enum):
+    """What happens where your own reward raises, gives no mark, or takes longer than limits.reward_s."""
+
+    stop = "stop"  # the run ends and shows the sample
+    drop = "drop"  # the response is left out of its group
 
 
 @dataclass
@@ -261,6 +270,8 @@ class Config:
     reward: str = "answer"
     """What marks a response. By its last `<answer>` (`answer`), its last `\\boxed{}` (`boxed`), the letter that its
     last line states (`letter`), the first of these that is there (`auto`); or the dotted path of your own function."""
+    reward_errors: RewardErrors = RewardErrors.stop
+    """`stop` or `drop`: what happens to a response that your own reward fails to mark."""
     privileged: PrivilegedConfig = field(default_factory=PrivilegedConfig)
     demopsd: DemoPSDConfig = field(default_factory=DemoPSDConfig)
     sdpo: SDPOConfig = field(default_factory=SDPOConfig)
