@@ -18,7 +18,7 @@ from demopsd_dist.accuracy import (
     pass_sizes,
 )
 from demopsd_dist.behaviour import behaviour
-from demopsd_dist.data.records import Prompt
+from demopsd_dist.data.records import Mark, Prompt
 from demopsd_dist.data.rewards import Reward, same_answer
 from demopsd_dist.roles import Rollouts, Sampling
 
@@ -39,6 +39,7 @@ class Evaluation:
     response_tokens_mean: float
     truncated_fraction: float
     unparsed_fraction: float  # without an answer in the reward's form
+    reward_errors: int  # responses that the reward failed on, which count as wrong
     behaviour: dict[str, float]
     questions: int
     samples: int
@@ -55,13 +56,16 @@ async def evaluate(
     """
     groups = await rollouts.sample(prompts, sampling)
     texts = [[begun + rollout.text for rollout in group] for group in groups]
+    marks = [
+        [reward.mark(text, prompt.question) for text in group] for prompt, group in zip(prompts, texts, strict=True)
+    ]
     marked = [
         Marked(
             prompt.question.field,
-            [reward(text, prompt.question).score for text in group],
-            [reward.extract(text) for text in group],
+            [mark.score if isinstance(mark, Mark) else 0.0 for mark in group],
+            [reward.extract(text) for text in own],
         )
-        for prompt, group in zip(prompts, texts, strict=True)
+        for prompt, group, own in zip(prompts, marks, texts, strict=True)
     ]
     responses = [rollout for group in groups for rollout in group]
     tokens = sum(len(rollout.tokens_T) for rollout in responses)
@@ -74,6 +78,7 @@ async def evaluate(
         response_tokens_mean=tokens / len(responses),
         truncated_fraction=sum(rollout.truncated for rollout in responses) / len(responses),
         unparsed_fraction=sum(answer is None for m in marked for answer in m.answers) / len(responses),
+        reward_errors=sum(not isinstance(mark, Mark) for group in marks for mark in group),
         behaviour=behaviour([text for group in texts for text in group]),
         questions=len(prompts),
         samples=sampling.samples,

@@ -47,6 +47,7 @@ class Reason(Enum):
     """Why a sample was not trained."""
 
     no_lesson = "no lesson"  # nothing in its group to learn from
+    no_mark = "no mark"  # the user's own reward failed on it, and reward_errors is drop
     late = "late"  # not there when the step's time for late groups was over
     not_needed = "not needed"  # its step had enough groups with a signal without it
 
@@ -89,14 +90,16 @@ class Ledger:
         self._note(step, Event.issued, ((prompt.id, sample) for prompt in prompts for sample in range(samples)))
         self._flush()
 
-    def generated(self, step: int, rollouts: Sequence[Rollout]) -> None:
-        for rollout in rollouts:
+    def generated(self, step: int, rollouts: Sequence[Rollout], unmarked: Sequence[Rollout] = ()) -> None:
+        """These have come and been marked; those `unmarked` have come and are dropped."""
+        for rollout in [*rollouts, *unmarked]:
             versions = int(rollout.version_T[0]), int(rollout.version_T[-1])
             name = rollout.prompt.id, rollout.sample
             self._waiting.append(
                 (self._life, step, Event.generated.value, *name, rollout.attempt, rollout.worker, *versions, None)
             )
         self._note(step, Event.rewarded, _names(rollouts))
+        self.dropped(step, _names(unmarked), Reason.no_mark)
 
     def scored(self, step: int, lessons: Sequence[Lesson]) -> None:
         self._note(step, Event.scored, _names([lesson.rollout for lesson in lessons]))

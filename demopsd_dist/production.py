@@ -10,6 +10,7 @@ from demopsd_dist import probe
 from demopsd_dist.config import Config
 from demopsd_dist.data.lessons import Group, Lessons, lessons_from_rewards, lessons_from_siblings
 from demopsd_dist.data.records import BatchSize, Rollout, Scored
+from demopsd_dist.errors import RewardError
 from demopsd_dist.feed import Feed, open_feed
 from demopsd_dist.ledger import Reason
 from demopsd_dist.methods import recipe
@@ -66,6 +67,7 @@ async def batch_of_step(run: Run, step: int) -> ScoredRollouts:
                 if not at_the_end:
                     scoring.add(group)
         groups = [found[place] for place in sorted(found)]
+        look_at_marks(run, step, groups)
         if at_the_end:
             for group in kept_groups(run, step, groups):
                 scoring.add(group)
@@ -80,6 +82,23 @@ async def batch_of_step(run: Run, step: int) -> ScoredRollouts:
         with run.log.timed("probe"):
             leakage = await probe.measure(cfg, crew.teacher, run.task.prompts, groups, scored)
     return ScoredRollouts(groups, size, scored, leakage | crew.rollouts.figures() | crew.teacher.figures())
+
+
+def look_at_marks(run: Run, step: int, groups: Sequence[Group]) -> None:
+    """Tell of the responses that the reward has failed on, and were left out.
+
+    Raises:
+        RewardError: it has failed on every response of the step.
+    """
+    errors = [error for group in groups for _, error in group.failed]
+    if not errors:
+        return
+    told = (
+        f"{len(errors)} of {run.task.reward.name}'s marks of step {step + 1} are missing, the first since {errors[0]}"
+    )
+    if not any(group.rollouts for group in groups):
+        raise RewardError(f"All {told}")
+    run.log.note(f"warning: {told}")
 
 
 def kept_groups(run: Run, step: int, groups: list[Group]) -> list[Group]:
@@ -133,6 +152,7 @@ def step_metrics(step: ScoredRollouts, state: RunState) -> dict[str, float]:
         "rollout/tokens": float(sum(tokens)),
         "rollout/groups_differing_fraction": sum(group.differs for group in step.groups) / len(step.groups),
         "rollout/learned_fraction": len(step.scored) / len(rollouts),
+        "rollout/reward_errors": float(sum(len(group.failed) for group in step.groups)),
         "rollout/groups": float(len(step.groups)),
         "policy/age_steps_max": float(state.step - 1 - min(rollout.oldest_version for rollout in rollouts)),
         "policy/age_steps_mean": state.step - 1 - sum(int(r.version_T.sum()) for r in rollouts) / sum(tokens),

@@ -203,6 +203,7 @@ def told(result: Evaluation) -> str:
     return (
         f"{result.mean.average:.1%} right (mean@{result.samples}, {result.questions} questions, "
         f"95 % interval {result.mean.low:.1%} to {result.mean.high:.1%}){fields}  entropy {result.entropy_nats:.3f}"
+        + (f"  {result.reward_errors} not marked, taken as wrong" if result.reward_errors else "")
         + (f"  no answer in {result.unparsed_fraction:.0%}" if result.unparsed_fraction > 0.05 else "")
     )
 

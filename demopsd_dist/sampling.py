@@ -33,7 +33,7 @@ async def step_groups(
         ledger.issued(step + 1, asked, cfg.rollout.group_size)
         async for index, sampled in punctual(rollouts.stream(asked, train_sampling(cfg, step)), len(asked), cfg):
             group = rewarded(sampled, task.reward)
-            ledger.generated(step + 1, sampled)
+            ledger.generated(step + 1, group.rollouts, group.unmarked)
             missing -= group.differs
             late.remove(group.prompt.id)
             yield first_place + index, group

@@ -67,7 +67,7 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
             f"Lower it to {there} or less."
         )
     train, test, ood = (fitting.get(split, []) for split in SPLITS)
-    return Task(train, test, ood, builder, reward_of(config.reward)), skipped
+    return Task(train, test, ood, builder, reward_of(config.reward, config.limits, config.reward_errors)), skipped
 
 
 def run_of(config: Config, crew: Crew, task: Task, log: RunLog) -> Run:

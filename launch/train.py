@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def checked(arguments: argparse.Namespace) -> int:
     """Look at everything, then run it or say what would run."""
     config = load(arguments.config, arguments.overrides)
-    reward_of(config.reward)  # a user's own is imported here, in the dry run too
+    reward_of(config.reward, config.limits)  # a user's own is imported here, in the dry run too
     folder = model_folder(config)
     data = load_data(config.data)
     if config.ray_address is None:

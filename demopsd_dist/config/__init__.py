@@ -5,7 +5,16 @@ from demopsd_dist.config.checks import longest_sequence_tokens
 from demopsd_dist.config.data import MINISCI, SPLIT, DataConfig, Duplicates, FieldNames, Format
 from demopsd_dist.config.methods import Aggregation, Divergence, Gate, Method, SupportOf, Variant, Weights
 from demopsd_dist.config.reading import load, to_yaml
-from demopsd_dist.config.tree import Config, LearnerConfig, OnPublish, Precision, Schedule, Transport
+from demopsd_dist.config.tree import (
+    Config,
+    LearnerConfig,
+    Limits,
+    OnPublish,
+    Precision,
+    RewardErrors,
+    Schedule,
+    Transport,
+)
 
 __all__ = [
     "MINISCI",
@@ -19,9 +28,11 @@ __all__ = [
     "Format",
     "Gate",
     "LearnerConfig",
+    "Limits",
     "Method",
     "OnPublish",
     "Precision",
+    "RewardErrors",
     "Schedule",
     "SupportOf",
     "Transport",

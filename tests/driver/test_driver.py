@@ -13,13 +13,14 @@ import pytest
 from rich.console import Console
 
 from demopsd_dist.audit import audit
-from demopsd_dist.config import Config, load
+from demopsd_dist.config import Config, RewardErrors, load
 from demopsd_dist.data.records import Mark, Question
 from demopsd_dist.data.rewards import Reward
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.driver import train_through_failures
 from demopsd_dist.errors import RewardError, WorkerError
 from demopsd_dist.feed import open_feed
+from demopsd_dist.ledger import Reason
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.run import RunState, Task
 from demopsd_dist.run_folder import RunFolder
@@ -191,6 +192,36 @@ def test_a_reward_that_raises_ends_the_run_and_shows_the_sample(tmp_path: Path, 
 
     with pytest.raises(RewardError, match=r"reward=mine.broken failed at .*KeyError.*expected answer .*response of"):
         Run(tmp_path, replace(task, reward=Reward("mine.broken", broken, lambda response: response)), "steps=2")
+
+
+def test_what_a_reward_fails_on_is_left_out_counted_and_accounted_for(tmp_path: Path, task: Task) -> None:
+    def picky(response: str, question: Question) -> float:
+        if "no idea" in response and len(question.text) % 2:
+            raise KeyError("no such unit")
+        return float("no idea" not in response)
+
+    reward = Reward("mine.picky", picky, lambda response: response, RewardErrors.drop)
+    run = Run(tmp_path, replace(task, reward=reward), "steps=3", "reward=mine.picky", "reward_errors=drop")
+    steps = run.log_of_steps()
+    assert all(step["rollout/reward_errors"] + step["rollout/samples"] == 24 for step in steps)
+    missing = int(sum(step["rollout/reward_errors"] for step in steps))
+    assert missing > 0
+    assert (
+        "of mine.picky's marks of step 1 are missing, the first since reward=mine.picky failed"
+        in run.console.getvalue()
+    )
+    assert audit(run.folder).dropped[Reason.no_mark.value] == missing
+    assert run.summary["evaluation"]["test"]["reward_errors"] > 0
+
+
+def test_a_reward_that_fails_on_all_responses_of_a_step_ends_the_run(tmp_path: Path, task: Task) -> None:
+    def broken(response: str, question: Question) -> float:
+        raise KeyError("no such unit")
+
+    reward = Reward("mine.broken", broken, lambda response: response, RewardErrors.drop)
+    message = r"All 24 of mine.broken's marks of step 1 are missing, the first since .*KeyError"
+    with pytest.raises(RewardError, match=message):
+        Run(tmp_path, replace(task, reward=reward), "steps=2", "reward=mine.broken", "reward_errors=drop")
 
 
 def test_feedback_alone_makes_a_lesson(tmp_path: Path, task: Task) -> None:
