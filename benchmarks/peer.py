@@ -2,7 +2,7 @@
 
 The same model, prompts, group size, response length, loss and optimizer settings, in float32 on the same two cores, one
 after the other: samples/s end to end over the steps after warm-up, and where the time of a step goes. TRL is set up in
-an environment of its own (`benchmarks/.peers`), which sees this one's torch and transformers. How many processes and
+an environment of its own (`.peers`), which sees this one's torch and transformers. How many processes and
 samples a forward suit TRL best is tried first, in short runs; it then runs with what was fastest.
 """
 
@@ -119,7 +119,7 @@ def ours(words: Sequence[str]) -> list[Step]:
 
 def trl_python() -> Path:
     """The interpreter of TRL's environment, made where there is none yet."""
-    folder = Path(__file__).parent / ".peers" / REQUIREMENTS.read_text().strip().replace("==", "-")
+    folder = ROOT / ".peers" / REQUIREMENTS.read_text().strip().replace("==", "-")
     python, done = folder / "bin" / "python", folder / "installed"
     if not done.exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
