@@ -68,7 +68,7 @@ def test_any_damage_to_any_file_is_found(tmp_path: Path, how: str) -> None:
             shutil.rmtree(damaged)
 
 
-def _says_the_same(content: bytes, whole: Checkpoint) -> bool:
+def _says_the_same(content: bytes | bytearray, whole: Checkpoint) -> bool:
     """A manifest may lose its last line end, or have another blank, and say what it said."""
     try:
         return json.loads(content) == json.loads((whole.path / "manifest.json").read_text())
