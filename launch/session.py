@@ -135,8 +135,8 @@ async def train_with_ray(
             await crew.learners.export(log.folder.student)
         forwards = await actors.forwards_run()
     finally:
-        run.ledger.close()
         actors.stop()
+        run.ledger.close()
     return {
         **log.summary(),
         "wall_s": round(time.monotonic() - started, 1),
