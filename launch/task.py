@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from demopsd_dist.alarm import Alarm
 from demopsd_dist.checkpoints import Checkpoints
 from demopsd_dist.config import Config
 from demopsd_dist.data.prompts import PromptBuilder
@@ -73,7 +74,7 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
 def run_of(config: Config, crew: Crew, task: Task, log: RunLog) -> Run:
     """A run of this crew, with the ledger and the checkpoints of the log's folder."""
     checkpoints = Checkpoints(log.folder.checkpoints, config.checkpoint.keep)
-    return Run(config, crew, task, log, Ledger(log.folder.ledger), checkpoints)
+    return Run(config, crew, task, log, Ledger(log.folder.ledger), checkpoints, Alarm(config.alarm))
 
 
 def over_long(config: Config, split: Split) -> str:

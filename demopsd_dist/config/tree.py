@@ -1,11 +1,12 @@
-"""The tree of settings. Every default and every meaning is here and in `data.py` and `methods.py`, and nowhere else;
-ranges are in `checks.py`."""
+"""The tree of settings. Every default and every meaning is here and in `alarm.py`, `data.py` and `methods.py`, and
+nowhere else; ranges are in `checks.py`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
 
+from demopsd_dist.config.alarm import AlarmConfig
 from demopsd_dist.config.data import MINISCI, DataConfig
 from demopsd_dist.config.methods import DemoPSDConfig, GRPOConfig, Method, OPSDConfig, SDPOConfig
 
@@ -284,4 +285,5 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     leakage: LeakageConfig = field(default_factory=LeakageConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    alarm: AlarmConfig = field(default_factory=AlarmConfig)
     limits: Limits = field(default_factory=Limits)
