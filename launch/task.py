@@ -32,12 +32,16 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
         ConfigError: the tokenizer cannot be loaded or has no chat template; or the reward cannot be used.
         DataError: every question of a split is over-long.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     try:
+        AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        raise ConfigError(f"model.path={folder}: its tokenizer cannot be loaded: {error}") from None
+        raise ConfigError(
+            f"model.path={folder}: transformers cannot load it without running code that it brings along, which is "
+            f"never done, or cannot load it at all: {' '.join(str(error).split())}"
+        ) from None
     if not tokenizer.chat_template:
         raise ConfigError(
             f"model.path={folder}: its tokenizer has no chat template. Use an instruct model, or add one."

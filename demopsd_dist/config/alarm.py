@@ -14,7 +14,7 @@ class AlarmAction(Enum):
 
 @dataclass
 class AlarmConfig:
-    """Bands are `[low, high]`, either of which may be null; null is no band. A step that lacks a figure says nothing."""
+    """A band is `[low, high]`, either of which may be null; null is no band. Steps that lack a figure do not count."""
 
     entropy_nats: list[float | None] | None = field(default_factory=lambda: [0.005, None])
     """Of `policy/entropy_nats`, the policy's entropy a token: low where it has collapsed on few answers."""

@@ -96,6 +96,7 @@ def check(config: Config) -> None:
     }.items():
         _within(key, value, 0, float("inf"))
     _within("alarm.rollback_learning_rate_factor", config.alarm.rollback_learning_rate_factor, 0.0, 1.0)
+    _check_address(config.ray_address)
     _check_alarm(config.alarm)
     _check_data(config.data)
     _check_methods(config)
@@ -160,6 +161,15 @@ def longest_sequence_tokens(config: Config) -> int:
     """What an engine must have room for: a prompt and the longer of training's and evaluation's responses."""
     longest = max(config.rollout.max_response_tokens, config.evaluation.max_response_tokens or 0)
     return config.rollout.max_prompt_tokens + longest
+
+
+def _check_address(address: str | None) -> None:
+    """The message does not repeat the address: there may be a password in it."""
+    if address not in (None, "auto") and not re.fullmatch(r"(ray://)?([\w.-]+|\[[\da-fA-F:]+\]):\d+", address):
+        raise ConfigError(
+            "ray_address must be auto or host:port. No user or token belongs into it, since the run folder keeps all "
+            "settings: put the token into RAY_AUTH_TOKEN or ~/.ray/auth_token (docs/security.md)."
+        )
 
 
 def _values(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -263,7 +263,8 @@ class Config:
     """Bit for bit the same at every run and after every resume: fixed prompts for each rollout worker, nothing scored
     before all is sampled. Costs overlap; needs rollout.ahead=0."""
     ray_address: str | None = None
-    """null starts Ray on this machine; `auto` or an address joins a cluster."""
+    """null starts Ray on this machine; `auto` or host:port joins a cluster, with the token that the environment or
+    ~/.ray/auth_token has (docs/security.md)."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     method: Method = Method.demopsd

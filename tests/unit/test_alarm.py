@@ -1,4 +1,4 @@
-"""The alarm: it speaks when a figure has been outside its band for so many steps in a row, and says which and how far."""
+"""The alarm speaks when a figure has been outside its band for so many steps in a row, and says which and how far."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def test_it_names_figure_value_band_and_steps() -> None:
     verdict = alarm.look(12, {**HEALTHY, ENTROPY: 0.00012345, "rollout/reward_mean": 1.0, "learner/grad_norm": 1e9})
     assert verdict == Verdict(
         AlarmAction.stop,
-        "alarm after step 12: policy/entropy_nats=0.0001234 is below alarm.entropy_nats=[0.005, null], and has been out "
-        "of it for 2 steps, from step 11 on; rollout/reward_mean=1 is above alarm.reward=[0.1, 0.9], and has been out of "
-        "it for 2 steps, from step 11 on. If that is healthy here, widen the band or set it to null.",
+        "alarm after step 12: policy/entropy_nats=0.0001234 is below alarm.entropy_nats=[0.005, null], and has been "
+        "out of it for 2 steps, from step 11 on; rollout/reward_mean=1 is above alarm.reward=[0.1, 0.9], and has been "
+        "out of it for 2 steps, from step 11 on. If that is healthy here, widen the band or set it to null.",
     )
 
 
