@@ -31,6 +31,7 @@ FREE = (
     "evaluation.*",
     "leakage.*",
     "checkpoint.*",
+    "alarm.*",
     "limits.*",
 )
 """They change how fast it is and what is told of it, and rounding; not what is learned from what."""

@@ -1,11 +1,12 @@
-"""The tree of settings. Every default and every meaning is here and in `data.py` and `methods.py`, and nowhere else;
-ranges are in `checks.py`."""
+"""The tree of settings. Every default and every meaning is here and in `alarm.py`, `data.py` and `methods.py`, and
+nowhere else; ranges are in `checks.py`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
 
+from demopsd_dist.config.alarm import AlarmConfig
 from demopsd_dist.config.data import MINISCI, DataConfig
 from demopsd_dist.config.methods import DemoPSDConfig, GRPOConfig, Method, OPSDConfig, SDPOConfig
 
@@ -262,7 +263,8 @@ class Config:
     """Bit for bit the same at every run and after every resume: fixed prompts for each rollout worker, nothing scored
     before all is sampled. Costs overlap; needs rollout.ahead=0."""
     ray_address: str | None = None
-    """null starts Ray on this machine; `auto` or an address joins a cluster."""
+    """null starts Ray on this machine; `auto` or host:port joins a cluster, with the token that the environment or
+    ~/.ray/auth_token has (docs/security.md)."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     method: Method = Method.demopsd
@@ -284,4 +286,5 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     leakage: LeakageConfig = field(default_factory=LeakageConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    alarm: AlarmConfig = field(default_factory=AlarmConfig)
     limits: Limits = field(default_factory=Limits)
