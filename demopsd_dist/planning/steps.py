@@ -1,0 +1,115 @@
+"""A step: the stages put together as the driver does, with prompts ahead of the learners or without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from demopsd_dist.planning.assumed import STAGES, Calibration
+from demopsd_dist.planning.forwards import heaviest, learn_loads, score_loads, support_loads
+from demopsd_dist.planning.hardware import Fleet
+from demopsd_dist.planning.job import Job, Split
+from demopsd_dist.planning.load import Load, Power
+from demopsd_dist.planning.memory import Footprint, footprints, shortfalls
+from demopsd_dist.planning.publish import publish_load
+from demopsd_dist.planning.sampling import sampled
+
+
+@dataclass(frozen=True)
+class Plan:
+    job: Job
+    split: Split
+    seconds: Mapping[str, float]  # by stage, each by itself
+    done: tuple[float, ...]  # shares of `sample` at which groups are done
+    step_s: float
+    memory: list[Footprint]
+    shortfalls: list[str]
+
+    @property
+    def samples_per_s(self) -> float:
+        return self.job.samples / self.step_s
+
+    @property
+    def response_tokens(self) -> float:
+        return self.job.samples * self.job.traffic.response_tokens
+
+
+def plan(job: Job, split: Split, fleet: Fleet, calibration: Calibration) -> Plan:
+    loads, done = loads_of(job, split, fleet, calibration)
+    seconds = {stage: calibration.stages[stage].seconds(loads[stage]) for stage in STAGES}
+    memory = footprints(job, split, fleet, calibration.memory)
+    return Plan(
+        job,
+        split,
+        seconds,
+        done,
+        step_seconds(job, split, fleet, seconds, done),
+        memory,
+        shortfalls(job, split, fleet, memory),
+    )
+
+
+def loads_of(
+    job: Job, split: Split, fleet: Fleet, calibration: Calibration
+) -> tuple[dict[str, Load], tuple[float, ...]]:
+    """Each stage's load: of its slowest worker."""
+    stages = calibration.stages
+    engine, teacher, learner = (
+        Power(fleet.device, _own(workers * threads, threads, fleet))
+        for workers, threads in (
+            (split.rollout, split.rollout_threads),
+            (split.teacher, split.teacher_threads),
+            (split.learner, split.learner_threads),
+        )
+    )
+    drawn = sampled(job, engine, split.rollout, stages["sample"])
+    return {
+        "sample": drawn.load,
+        "support": heaviest(support_loads(job, learner, split), stages["support"]),
+        "score": heaviest(score_loads(job, teacher, split), stages["score"]),
+        "learn": heaviest(learn_loads(job, learner, split, fleet), stages["learn"]),
+        "publish": publish_load(job, split, fleet),
+        "driver": Load(calls=1, items=job.samples),
+    }, drawn.done
+
+
+def _own(asked: int, threads: int, fleet: Fleet) -> float:
+    """What a worker has of the devices: its threads, or less where all workers of its role ask for more than there are."""
+    return threads * min(1.0, fleet.size / max(asked, 1))
+
+
+def step_seconds(
+    job: Job, split: Split, fleet: Fleet, seconds: Mapping[str, float], done: Sequence[float]
+) -> float:
+    """From one publish to the next.
+
+    On shared devices the roles take turns: what one does, another has to wait for, ahead or not. On their own, scoring
+    runs beside sampling and only its tail is waited for; ahead of the learners, the next batch is sampled while they
+    learn.
+    """
+    rest = seconds["driver"]
+    if split.shared:
+        return sum(seconds.values())
+    if not split.ahead:
+        free_s = 0.0
+        tail = tail_seconds(seconds, done, free_s)
+        return seconds["sample"] + tail + seconds["learn"] + seconds["publish"] + rest
+    tail = tail_seconds(seconds, done, seconds["learn"])
+    longer = max(seconds["sample"], seconds["learn"])
+    if job.waits_on_publish:
+        return longer + max(tail, seconds["publish"]) + rest
+    return max(seconds["sample"], seconds["learn"] + seconds["publish"], seconds["score"]) + rest
+
+
+def tail_seconds(seconds: Mapping[str, float], done: Sequence[float], free_s: float) -> float:
+    """How long scoring goes on after the last response. Whatever is there when it has hands free, it takes at once; the
+    learners name the support before, and are free for that at `free_s`."""
+    if not done:
+        return 0.0
+    each = (seconds["support"] + seconds["score"]) / len(done)
+    now, scored = free_s if seconds["support"] else 0.0, 0
+    while scored < len(done):
+        now = max(now, done[scored] * seconds["sample"])
+        ready = sum(share * seconds["sample"] <= now for share in done)
+        now, scored = now + each * (ready - scored), ready
+    return max(now - max(seconds["sample"], free_s), 0.0)
