@@ -64,7 +64,9 @@ def fitted(fleet: Fleet, cases: Sequence[Measured], source: str) -> Calibration:
     stages, memory = dict(ASSUMED), dict(ASSUMED_MEMORY)
     loads = [loads_of(case.job, case.split, fleet, UNCALIBRATED)[0] for case in cases]
     for stage in STAGES:
-        told = [(load[stage], case.seconds[stage]) for load, case in zip(loads, cases, strict=True) if stage in case.seconds]
+        told = [
+            (load[stage], case.seconds[stage]) for load, case in zip(loads, cases, strict=True) if stage in case.seconds
+        ]
         if told:
             stages[stage] = fit_stage([load for load, _ in told], [s for _, s in told], ASSUMED[stage])
     for role in ASSUMED_MEMORY:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -72,32 +72,46 @@ def learned(job: Job) -> list[Response]:
     return [response for response in responses(job) if response.solution is not None]
 
 
-def student_rows(job: Job) -> Layout[Response]:
-    prompt = round(job.traffic.prompt_tokens)
-    return _layout(job, lambda response: _sequence(job, prompt, 0, response))
+@dataclass(frozen=True)
+class DrawnLayout(Layout[Response]):
+    """Rows as the run's `Layout` cuts them, from lengths alone: siblings share the prompt, the solution where they see
+    the same one, and the beginning of the response."""
+
+    job: Job
+    solution: int  # tokens of it in a row; 0 for what the student sees
+
+    def _cut(self, group: list[Response], bound: int) -> list[Row[Response]]:
+        prompt = round(self.job.traffic.prompt_tokens)
+        rows: list[Row[Response]] = []
+        before: Response | None = None
+        for item in sorted(group, key=lambda item: (self.solution and item.solution, item.sample)):
+            whole = prompt + self.solution + item.tokens - 1  # the last token is predicted, and goes into nothing
+            shared = prompt
+            if before is not None and (not self.solution or before.solution == item.solution):
+                alike = round(self.job.traffic.shared_fraction * min(item.tokens, before.tokens))
+                shared += self.solution + min(alike, item.tokens - 1)
+            before = item
+            if rows and rows[-1].tokens + whole - shared <= bound:
+                rows[-1] = Row((*rows[-1].items, item), rows[-1].tokens + whole - shared)
+            else:
+                rows.append(Row((item,), whole))
+        return rows
 
 
-def teacher_rows(job: Job) -> Layout[Response]:
-    """Siblings share the question, and the solution where they see the same one."""
-    prompt, solution = round(job.traffic.prompt_tokens), round(job.traffic.solution_tokens)
-    solution = min(solution, max(job.max_privileged_tokens - prompt, 0))
-    return _layout(job, lambda response: _sequence(job, prompt, solution, response))
+def student_rows(job: Job) -> DrawnLayout:
+    return _layout(job, 0)
 
 
-def _layout(job: Job, sequence_of: Callable[[Response], Tokens]) -> Layout[Response]:
-    return Layout(lambda response: response.group, sequence_of, job.tree_tokens)
+def teacher_rows(job: Job) -> DrawnLayout:
+    room = job.max_privileged_tokens - round(job.traffic.prompt_tokens)
+    return _layout(job, max(0, min(round(job.traffic.solution_tokens), room)))
 
 
-def _sequence(job: Job, prompt: int, solution: int, response: Response) -> Tokens:
-    """Ids that are alike where siblings are alike: the prompt, the solution shown, the beginning of the response."""
-    alike = round(job.traffic.shared_fraction * response.tokens)
-    parts = [
-        np.zeros(prompt, np.int32),
-        np.full(solution, 1 + (response.solution or 0), np.int32),
-        np.full(alike, 1_000, np.int32),
-        np.full(response.tokens - alike, 2_000 + response.sample, np.int32),
-    ]
-    return np.concatenate(parts)[:-1]  # the last token is predicted, and goes into nothing
+def _layout(job: Job, solution: int) -> DrawnLayout:
+    def unread(item: Response) -> Tokens:
+        raise AssertionError("a drawn response has no tokens")
+
+    return DrawnLayout(lambda item: item.group, unread, job.tree_tokens, job, solution)
 
 
 def batches(rows: Sequence[Row[Response]], padded_tokens: int) -> list[Batch]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from demopsd_dist.planning.drawn import Batch, learner_batches, teacher_batches
 from demopsd_dist.planning.hardware import GB, Fleet
-from demopsd_dist.planning.job import ELEMENT_BYTES, Job, Split
+from demopsd_dist.planning.job import ELEMENT_BYTES, Job
 from demopsd_dist.planning.load import Coefficients, Load, Power
 
 LAYER_PASSES = 24  # over the hidden states of a layer, beside its products; torch writes every intermediate result
@@ -20,38 +21,40 @@ def heaviest(loads: Sequence[Load], coefficients: Coefficients) -> Load:
     return max(loads, key=coefficients.seconds, default=Load())
 
 
-def support_loads(job: Job, power: Power, split: Split) -> list[Load]:
+@lru_cache(maxsize=256)
+def support_loads(job: Job, power: Power, ranks: int) -> tuple[Load, ...]:
     """By rank; nothing where the teacher or the engine names the support."""
     if not job.support_forward:
-        return [Load()]
-    return [
+        return ()
+    return tuple(
         _counted(job, [_forward(job, power, job.precision, batch, passes=2.0) for batch in rank], rank)
-        for rank in learner_batches(job, split.learner)
-    ]
+        for rank in learner_batches(job, ranks)
+    )
 
 
-def score_loads(job: Job, power: Power, split: Split) -> list[Load]:
+@lru_cache(maxsize=256)
+def score_loads(job: Job, power: Power, replicas: int) -> tuple[Load, ...]:
     """By replica. The copies are in float32."""
-    if not split.teacher:
-        return [Load()]
-    loads = [Load()] * split.teacher
+    loads = [Load()] * replicas
+    if not replicas:
+        return ()
     for privileged, times in ((False, job.reference_forwards), (True, job.teacher_forwards)):
-        for replica, batches in enumerate(teacher_batches(job, split.teacher, privileged=privileged)):
+        for replica, batches in enumerate(teacher_batches(job, replicas, privileged=privileged)):
             seconds = [_forward(job, power, job.teacher_precision, batch, passes=ATOM_PASSES) for batch in batches]
             for _ in range(times):
                 loads[replica] += _counted(job, seconds, batches)
-    return loads
+    return tuple(loads)
 
 
-def learn_loads(job: Job, power: Power, split: Split, fleet: Fleet) -> list[Load]:
+@lru_cache(maxsize=256)
+def learn_loads(job: Job, power: Power, ranks: int, fleet: Fleet) -> tuple[Load, ...]:
     """By rank: forward and backward of every micro-batch, gradients and weights to and from the others, one step."""
-    ranks = learner_batches(job, split.learner)
-    most = max(map(len, ranks))
-    return [
-        _counted(job, [_forward_backward(job, power, batch) for batch in rank], rank)
-        + Load(_exchanged_s(job, split, fleet, most) + _optimizer_s(job, power, split), calls=1)
-        for rank in ranks
-    ]
+    shards = learner_batches(job, ranks)
+    together_s = _exchanged_s(job, ranks, fleet, max(map(len, shards))) + _optimizer_s(job, power, ranks)
+    return tuple(
+        _counted(job, [_forward_backward(job, power, batch) for batch in shard], shard) + Load(together_s, calls=1)
+        for shard in shards
+    )
 
 
 def _counted(job: Job, seconds: Sequence[float], batches: Sequence[Batch]) -> Load:
@@ -93,19 +96,18 @@ def _layers_s(job: Job, power: Power, precision: str, batch: Batch, products: in
     return products * float(weights + attention + rest)
 
 
-def _optimizer_s(job: Job, power: Power, split: Split) -> float:
+def _optimizer_s(job: Job, power: Power, ranks: int) -> float:
     """AdamW over a rank's own part of the parameters, or over all at stage 0."""
-    own = job.shape.parameters / (split.learner if job.zero_stage else 1)
+    own = job.shape.parameters / (ranks if job.zero_stage else 1)
     return float(power.seconds("float32", 0.0, OPTIMIZER_BYTES * own))
 
 
-def _exchanged_s(job: Job, split: Split, fleet: Fleet, micro_batches: int) -> float:
+def _exchanged_s(job: Job, ranks: int, fleet: Fleet, micro_batches: int) -> float:
     """Ring collectives: each moves (n - 1)/n of the tensors through the slowest link of a rank.
 
     Stages 0 and 1 reduce gradients once a step, stage 2 after every micro-batch; stages 1 and 2 gather the weights once.
     Stage 3 gathers them for the forward and the backward of every micro-batch, and reduces gradients after it.
     """
-    ranks = split.learner
     if ranks == 1:
         return 0.0
     once = (ranks - 1) / ranks * job.weights_bytes

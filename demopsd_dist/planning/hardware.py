@@ -20,7 +20,9 @@ class Device:
 
     name: str
     memory_gib: float  # usable, as the driver reports it
-    tflops: Mapping[str, float]  # of matrix products, by the format of the operands
+    bfloat16_tflops: float  # of matrix products with operands in this format
+    tf32_tflops: float
+    float32_tflops: float
     memory_gb_per_s: float
     link_gb_per_s: float  # to another device of the node
     host_gb_per_s: float  # to the node's memory
@@ -28,8 +30,9 @@ class Device:
     shared: bool = False  # its memory is the node's: all devices of it together have `memory_gib`
 
     def flops(self, precision: str) -> float:
-        """FLOP/s; tf32 is float32 with operands rounded, where the device can do that."""
-        return self.tflops.get(precision, self.tflops["float32"]) * 1e12
+        return {"bfloat16": self.bfloat16_tflops, "tf32": self.tf32_tflops, "float32": self.float32_tflops}[
+            precision
+        ] * 1e12
 
 
 # float32 is that of the plain units: PyTorch does not round operands to TF32 unless it is told to.
@@ -39,11 +42,11 @@ class Device:
 DEVICES = {
     device.name: device
     for device in (
-        Device("h100", 79.6, {"bfloat16": 989.0, "tf32": 495.0, "float32": 67.0}, 3350.0, 450.0, 64.0, 50.0),
-        Device("h200", 140.4, {"bfloat16": 989.0, "tf32": 495.0, "float32": 67.0}, 4800.0, 450.0, 64.0, 50.0),
-        Device("a100", 80.0, {"bfloat16": 312.0, "tf32": 156.0, "float32": 19.5}, 2039.0, 300.0, 32.0, 25.0),
-        Device("l40s", 45.0, {"bfloat16": 362.0, "tf32": 183.0, "float32": 91.6}, 864.0, 32.0, 32.0, 12.5),
-        Device("h20", 95.6, {"bfloat16": 148.0, "tf32": 74.0, "float32": 44.0}, 4000.0, 450.0, 64.0, 50.0),
+        Device("h100", 79.6, 989.0, 495.0, 67.0, 3350.0, 450.0, 64.0, 50.0),
+        Device("h200", 140.4, 989.0, 495.0, 67.0, 4800.0, 450.0, 64.0, 50.0),
+        Device("a100", 80.0, 312.0, 156.0, 19.5, 2039.0, 300.0, 32.0, 25.0),
+        Device("l40s", 45.0, 362.0, 183.0, 91.6, 864.0, 32.0, 32.0, 12.5),
+        Device("h20", 95.6, 148.0, 74.0, 44.0, 4000.0, 450.0, 64.0, 50.0),
     )
 }
 

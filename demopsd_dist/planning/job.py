@@ -21,7 +21,9 @@ class Traffic:
     prompt_tokens: float = 200.0
     response_tokens: float = 0.0  # mean; 0 for half of what is allowed
     response_spread: float = 0.5  # deviation of a response's logarithm; 0 for all alike
-    solution_tokens: float = 0.0  # what the teacher's prompt has beyond the student's; 0 for a response and the words around it
+    solution_tokens: float = (
+        0.0  # what the teacher's prompt has beyond the student's; 0 for a response and the words around it
+    )
     right_fraction: float = 0.4  # responses that the reward finds right
     shared_fraction: float = 0.0  # of a response: what it begins with as a sibling does
 
@@ -161,4 +163,3 @@ def on_gpus(config: Config) -> bool:
 def job_from(values: Mapping[str, Any]) -> Job:
     """The inverse of `asdict`."""
     return Job(**{**values, "shape": ModelShape(**values["shape"]), "traffic": Traffic(**values["traffic"])})
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from demopsd_dist.planning.drawn import Batch, learner_batches, teacher_batches
 from demopsd_dist.planning.forwards import FUSED_TOKENS
@@ -54,12 +55,13 @@ def rollout_footprint(job: Job, power: Power) -> Footprint:
     return Footprint("rollout", held, in_gib(activations_and_logits=workspace_bytes(job)))
 
 
-def teacher_footprint(job: Job, power: Power, split: Split) -> Footprint:
+@lru_cache(maxsize=256)
+def teacher_footprint(job: Job, power: Power, replicas: int) -> Footprint:
     """Copies in float32, and one forward without gradients."""
     batches = [
         batch
         for privileged in (False, True)
-        for replica in teacher_batches(job, split.teacher, privileged=privileged)
+        for replica in teacher_batches(job, replicas, privileged=privileged)
         for batch in replica
     ]
     shape = job.shape
@@ -72,9 +74,10 @@ def teacher_footprint(job: Job, power: Power, split: Split) -> Footprint:
     )
 
 
-def learner_footprint(job: Job, power: Power, split: Split) -> Footprint:
+@lru_cache(maxsize=256)
+def learner_footprint(job: Job, power: Power, ranks: int) -> Footprint:
     """A rank's shard of weights, gradients and optimizer, and what a micro-batch keeps for its backward."""
-    parameters, size, ranks = float(job.shape.parameters), job.element_bytes, split.learner
+    parameters, size = float(job.shape.parameters), job.element_bytes
     stage, mixed = job.zero_stage, job.precision == "bfloat16"
     part = parameters / ranks
     held = in_gib(
@@ -135,8 +138,8 @@ def footprints(job: Job, split: Split, fleet: Fleet, known: Mapping[str, tuple[f
     device = fleet.device
     found = [
         rollout_footprint(job, Power(device, split.rollout_threads)),
-        *([teacher_footprint(job, Power(device, split.teacher_threads), split)] if split.teacher else []),
-        learner_footprint(job, Power(device, split.learner_threads), split),
+        *([teacher_footprint(job, Power(device, split.teacher_threads), split.teacher)] if split.teacher else []),
+        learner_footprint(job, Power(device, split.learner_threads), split.learner),
     ]
     return [
         Footprint(one.role, one.held, one.passing, *known.get(one.role, (one.base_gib, one.factor))) for one in found

@@ -8,7 +8,7 @@ from demopsd_dist.planning.load import Load
 
 SENT_PASSES = 3.0  # over the bytes of a bucket: read, written where the receivers find it, digested
 LOADED_PASSES = 5.0  # digested, read, written into the model, packed for its kernels: read and written again
-OBJECT_STORE_GB_PER_S = 1.0  # from node to node through Ray's object store: an assumption; launch.doctor measures it
+OBJECT_STORE_GB_PER_S = 5.0  # from node to node at best, through Ray's object store: assumed; launch.doctor measures it
 
 
 def publish_load(job: Job, split: Split, fleet: Fleet) -> Load:

@@ -144,6 +144,7 @@ class Sampled:
     done: tuple[float, ...]
 
 
+@lru_cache(maxsize=256)
 def sampled(job: Job, power: Power, engines: int, coefficients: Coefficients) -> Sampled:
     shape = job.shape
     found: list[tuple[float, Load, list[float]]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -65,9 +66,9 @@ def loads_of(
     drawn = sampled(job, engine, split.rollout, stages["sample"])
     return {
         "sample": drawn.load,
-        "support": heaviest(support_loads(job, learner, split), stages["support"]),
-        "score": heaviest(score_loads(job, teacher, split), stages["score"]),
-        "learn": heaviest(learn_loads(job, learner, split, fleet), stages["learn"]),
+        "support": heaviest(support_loads(job, learner, split.learner), stages["support"]),
+        "score": heaviest(score_loads(job, teacher, split.teacher), stages["score"]),
+        "learn": heaviest(learn_loads(job, learner, split.learner, fleet), stages["learn"]),
         "publish": publish_load(job, split, fleet),
         "driver": Load(calls=1, items=job.samples),
     }, drawn.done
@@ -78,9 +79,7 @@ def _own(asked: int, threads: int, fleet: Fleet) -> float:
     return threads * min(1.0, fleet.size / max(asked, 1))
 
 
-def step_seconds(
-    job: Job, split: Split, fleet: Fleet, seconds: Mapping[str, float], done: Sequence[float]
-) -> float:
+def step_seconds(job: Job, split: Split, fleet: Fleet, seconds: Mapping[str, float], done: Sequence[float]) -> float:
     """From one publish to the next.
 
     On shared devices the roles take turns: what one does, another has to wait for, ahead or not. On their own, scoring
@@ -107,9 +106,10 @@ def tail_seconds(seconds: Mapping[str, float], done: Sequence[float], free_s: fl
     if not done:
         return 0.0
     each = (seconds["support"] + seconds["score"]) / len(done)
+    ends = [share * seconds["sample"] for share in done]
     now, scored = free_s if seconds["support"] else 0.0, 0
     while scored < len(done):
-        now = max(now, done[scored] * seconds["sample"])
-        ready = sum(share * seconds["sample"] <= now for share in done)
+        now = max(now, ends[scored])
+        ready = bisect_right(ends, now)
         now, scored = now + each * (ready - scored), ready
     return max(now - max(seconds["sample"], free_s), 0.0)
