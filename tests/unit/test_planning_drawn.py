@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from demopsd_dist.data.pack import Layout
 from demopsd_dist.data.records import Tokens
+from demopsd_dist.planning.assumed import ASSUMED
 from demopsd_dist.planning.drawn import (
     Response,
     learned,
@@ -24,7 +25,6 @@ from demopsd_dist.planning.job import Job, Traffic
 from demopsd_dist.planning.load import Power
 from demopsd_dist.planning.sampling import played, room, sampled
 from tests.unit.planning_jobs import ALIKE, gpu, job
-from demopsd_dist.planning.assumed import ASSUMED
 
 
 def tokens_of(of: Job, response: Response, solution: int) -> Tokens:
