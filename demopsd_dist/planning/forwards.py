@@ -105,8 +105,8 @@ def _optimizer_s(job: Job, power: Power, ranks: int) -> float:
 def _exchanged_s(job: Job, ranks: int, fleet: Fleet, micro_batches: int) -> float:
     """Ring collectives: each moves (n - 1)/n of the tensors through the slowest link of a rank.
 
-    Stages 0 and 1 reduce gradients once a step, stage 2 after every micro-batch; stages 1 and 2 gather the weights once.
-    Stage 3 gathers them for the forward and the backward of every micro-batch, and reduces gradients after it.
+    Stages 0 and 1 reduce gradients once a step, stage 2 after every micro-batch; 1 and 2 gather the weights once. Stage
+    3 gathers them for the forward and the backward of every micro-batch, and reduces gradients after it.
     """
     if ranks == 1:
         return 0.0

@@ -87,6 +87,7 @@ def fleet_of(text: str, measured: Mapping[str, Device] | None = None) -> Fleet:
         return Fleet(device, 1, count)
     if count % DEVICES_PER_NODE:
         raise ConfigError(
-            f"--gpus {text}: {count} are no whole number of nodes with {DEVICES_PER_NODE}. Write NODESxPERNODEx{found[3]}."
+            f"--gpus {text}: {count} are no whole number of nodes with {DEVICES_PER_NODE}. "
+            f"Write NODESxPERNODEx{found[3]}."
         )
     return Fleet(device, count // DEVICES_PER_NODE, DEVICES_PER_NODE)

@@ -39,7 +39,8 @@ def chosen(made: Plan, fleet: Fleet, hours: float | None, price: float | None) -
         line = f"  in {hours:g} h     {samples:,.0f} samples in {hours * 3600 / made.step_s:,.0f} steps"
         if price is not None:
             total = hours * fleet.size * price
-            line += f"; {fleet.size * hours:,.0f} device-hours, {total:,.0f} at {price:g} each, {total / samples:.2g} a sample"
+            line += f"; {fleet.size * hours:,.0f} device-hours, {total:,.0f} at {price:g} each"
+            line += f", {total / samples:.2g} a sample"
         yield line
     for one in made.memory:
         yield f"  {one.role:<10} {one.gib:6.1f} GiB a worker: {_items(one)}"

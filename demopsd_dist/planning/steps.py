@@ -75,7 +75,7 @@ def loads_of(
 
 
 def _own(asked: int, threads: int, fleet: Fleet) -> float:
-    """What a worker has of the devices: its threads, or less where all workers of its role ask for more than there are."""
+    """What a worker has of the devices: its threads, or less where its role asks for more than there are."""
     return threads * min(1.0, fleet.size / max(asked, 1))
 
 

@@ -188,5 +188,5 @@ def test_a_gpu_may_be_shared_but_not_by_ranks_nor_beyond_its_memory() -> None:
     assert load(DEMO, [*shares, "learner.num_workers=1"]).learner.gpus_per_worker == 0.4
     with pytest.raises(ConfigError, match=r"gpu_memory_fraction=0.85 is more than rollout.gpus_per_worker=0.4"):
         load(DEMO, ["rollout.gpus_per_worker=0.4"])
-    with pytest.raises(ConfigError, match="nccl refuses two ranks on one GPU. Set learner.num_workers=1"):
+    with pytest.raises(ConfigError, match=r"nccl refuses two ranks on one GPU. Set learner.num_workers=1"):
         load(DEMO, shares)

@@ -63,9 +63,9 @@ def test_a_folder_is_read_and_a_name_is_known(tmp_path) -> None:
     assert shape_of("minisci").parameters == 857_472
     assert shape_of("models/Qwen3-4B-Instruct-2507") is KNOWN["qwen3-4b"]
     settings = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 500}
-    with pytest.raises(ConfigError, match="config.json has no intermediate_size"):
+    with pytest.raises(ConfigError, match=r"config.json has no intermediate_size"):
         shape_from(settings, "here")
-    with pytest.raises(ConfigError, match="none of the models that can be planned without: qwen3-0.6b"):
+    with pytest.raises(ConfigError, match=r"none of the models that can be planned without: qwen3-0.6b"):
         shape_of(str(tmp_path / "mine"))
 
 

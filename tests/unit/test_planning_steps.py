@@ -168,7 +168,7 @@ def test_a_calibration_predicts_what_it_was_fitted_to(tmp_path: Path) -> None:
 def test_a_file_that_holds_no_measurements_is_refused(text: str, tmp_path: Path) -> None:
     file = tmp_path / "other.json"
     file.write_text(text)
-    with pytest.raises(ConfigError, match="these are no measurements as benchmarks.plan writes them"):
+    with pytest.raises(ConfigError, match=r"these are no measurements as benchmarks.plan writes them"):
         read(file)
     with pytest.raises(ConfigError, match="No such file"):
         read(tmp_path / "none.json")
