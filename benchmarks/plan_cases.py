@@ -9,30 +9,25 @@ import statistics
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from io import StringIO
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from rich.console import Console
-
 from benchmarks.models import model_folder
-from benchmarks.step import Timeline
-from demopsd_dist.checkpoint import RunFolder
+from benchmarks.step import run as run_driver
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.lessons import lessons_from_siblings, rewarded
 from demopsd_dist.data.pack import pack
 from demopsd_dist.data.records import Lesson, Question, Rollout
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.data.tree import new_nodes
-from demopsd_dist.driver import RunState, Task, train
 from demopsd_dist.methods import recipe
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.planning.calibration import Measured
 from demopsd_dist.planning.job import Traffic, job_of, split_of
 from demopsd_dist.planning.shape import shape_of
 from demopsd_dist.roles import Crew
+from demopsd_dist.run import Task
 from demopsd_dist.sampling import train_sampling
 from launch.task import build_task
 from workers import cluster
@@ -59,7 +54,7 @@ class Case:
 
     def config(self, folder: Path) -> Config:
         words = [*ALL, *self.words, f"rollout.prompts_per_step={self.prompts}", f"rollout.group_size={self.group}"]
-        words += [f"rollout.max_response_tokens={self.tokens}"]
+        words += [f"rollout.max_response_tokens={self.tokens}", f"steps={STEPS}"]
         if self.model != "minisci":
             words += [*RANDOM, f"model.path={folder}"]
         return load(DEMO, words)
@@ -71,6 +66,7 @@ def case(
     return Case(f"{model} {suffix}", model, tuple(words), prompts, group, tokens, fits)
 
 
+STEPS = 5
 ZERO_0 = ["learner.zero_stage=0"]
 CASES = [
     case("3M", [], 24, 8, 48, "two and two"),
@@ -94,7 +90,7 @@ def coin(response: str, question: Question) -> float:
     return float(hashlib.blake2b(response.encode(), digest_size=1).digest()[0] & 1)
 
 
-def run(of: Case, rounds: int, steps: int) -> dict[str, Any]:
+def run(of: Case, rounds: int) -> dict[str, Any]:
     """The case as `Measured`, and its step as the driver does it: a row of the results."""
     with ExitStack() as stack:
         folder = MODEL_DIR if of.model == "minisci" else stack.enter_context(model_folder(of.model))
@@ -104,8 +100,8 @@ def run(of: Case, rounds: int, steps: int) -> dict[str, Any]:
         actors = RayCrew(config, folder)
         stack.callback(actors.stop)
         crew = asyncio.run(actors.start())
+        step_s = min(metrics["perf/step_s"] for metrics in run_driver(config, crew, task).steps[1:])
         seconds, groups, lessons = asyncio.run(stages(config, crew, task, rounds))
-        step_s = step_by_driver(config, crew, task, rounds + 1, steps)
         memory = asyncio.run(peaks(actors))
         job = job_of(config, shape_of(str(folder)), traffic_of(groups, lessons))
     measured = Measured(of.name, job, split_of(config, job), seconds, memory)
@@ -115,8 +111,7 @@ def run(of: Case, rounds: int, steps: int) -> dict[str, Any]:
 async def stages(
     config: Config, crew: Crew, task: Task, rounds: int
 ) -> tuple[dict[str, float], list[list[Rollout]], list[Lesson]]:
-    """Medians over the rounds after the first, each stage alone on the machine."""
-    await crew.weights.publish(0)
+    """The fastest of the rounds after the first: each stage by itself, on a machine that others may use too."""
     found: dict[str, list[float]] = {}
     for turn in range(rounds + 1):
         clock = time.monotonic()
@@ -141,20 +136,11 @@ async def stages(
         lap("driver")
         await crew.learners.step(batch)
         lap("learn")
-        await crew.weights.publish(turn + 1)
+        await crew.weights.publish(config.steps + turn + 1)
         lap("publish")
         for stage, value in spent.items() if turn else ():
             found.setdefault(stage, []).append(value)
-    return {stage: statistics.median(values) for stage, values in found.items()}, groups, taught.lessons
-
-
-def step_by_driver(config: Config, crew: Crew, task: Task, version: int, steps: int) -> float:
-    """Median seconds of a step of `train`, after the first."""
-    with TemporaryDirectory() as folder:
-        config = replace(config, output_dir=folder, steps=version + steps + 1)
-        with Timeline(RunFolder.create(config), config.steps, Console(file=StringIO())) as log:
-            asyncio.run(train(config, crew, replace(task, test=[], ood=[]), log, RunState(step=version)))
-    return statistics.median(metrics["perf/step_s"] for metrics in log.steps[1:])
+    return {stage: min(values) for stage, values in found.items()}, groups, taught.lessons
 
 
 async def peaks(actors: RayCrew) -> dict[str, float]:
@@ -169,7 +155,7 @@ async def peaks(actors: RayCrew) -> dict[str, float]:
         return max(await asked)
 
     return {
-        "rollout": await highest(actors._rollouts),
+        "rollout": await highest(actors.fleet.group),
         "teacher": await highest(actors._teacher),
         "learner": await highest(actors._learners),
     }

@@ -64,7 +64,8 @@ def survey(packages: Sequence[str], paths: Sequence[str], within_s: float) -> Su
             if isinstance(answer, str):
                 silent.append(f"{alive[node]}: {answer}")
             else:
-                nodes.append(Node(name=alive[node], **answer, **_clock(node, within_s)))
+                clock_s, clock_within_s = _clock(node, within_s)
+                nodes.append(Node(name=alive[node], clock_s=clock_s, clock_within_s=clock_within_s, **answer))
         heard = [node for node in alive if not isinstance(answers[node], str)]
         return Survey(nodes, silent, _rates(heard, alive, within_s), ray.cluster_resources())
     finally:
@@ -127,8 +128,8 @@ def _now() -> float:
     return time.time()
 
 
-def _clock(node: str, within_s: float) -> dict[str, float]:
-    """The node's clock against ours: it was read somewhere between asking and hearing."""
+def _clock(node: str, within_s: float) -> tuple[float, float]:
+    """How far the node's clock is before ours, and how well that is known: it was read between asking and hearing."""
     best = (float("inf"), 0.0)
     for _ in range(ASKS):
         asked = time.time()
@@ -136,7 +137,7 @@ def _clock(node: str, within_s: float) -> dict[str, float]:
         heard = time.time()
         if isinstance(there, float):
             best = min(best, (heard - asked, there - (asked + heard) / 2))
-    return {"clock_s": best[1], "clock_within_s": best[0] / 2}
+    return best[1], best[0] / 2
 
 
 def _rates(nodes: Sequence[str], names: dict[str, str], within_s: float) -> dict[tuple[str, str], float]:

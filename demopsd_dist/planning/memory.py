@@ -101,7 +101,7 @@ def learner_footprint(job: Job, power: Power, ranks: int) -> Footprint:
 
 
 def kept_bytes(job: Job, batch: Batch) -> float:
-    """What a backward needs of a micro-batch; with checkpointing a layer keeps its input, and one at a time is whole."""
+    """What a backward needs of a micro-batch; with checkpointing a layer keeps its input, and one by one is whole."""
     shape, size = job.shape, job.element_bytes
     whole = float(batch.tokens * shape.saved_elements() * size)
     mask = _mask_bytes(job, batch)

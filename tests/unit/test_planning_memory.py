@@ -83,7 +83,7 @@ def test_activations_are_what_autograd_keeps() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = model.model(torch.arange(tokens)[None] % 500, use_cache=False).last_hidden_state
+        hidden = model.get_decoder()(torch.arange(tokens)[None] % 500, use_cache=False).last_hidden_state
     counted = kept_bytes(job(), Batch(rows=1, length=tokens, responses=1, predicted=0, masked=False))
     assert sum(kept.values()) == pytest.approx(counted, rel=0.1)
     assert hidden.requires_grad
