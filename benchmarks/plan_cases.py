@@ -36,6 +36,7 @@ from workers.group import ActorGroup
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
+Row = dict[str, Any]
 ALL = ["learner.learning_rate=1e-9", "evaluation.at_start=false", "leakage.every_steps=0", "weights.max_logp_diff=0.5"]
 RANDOM = ["reward=benchmarks.plan_cases.coin", "data.minisci_train_size=256"]
 ONE = ["rollout.num_workers=1", "learner.num_workers=1", "teacher.threads=1"]
@@ -51,6 +52,7 @@ class Case:
     group: int
     tokens: int  # of a response, at most
     fits: bool  # its figures may be fitted to; else they are only predicted
+    split_of: str = ""  # the job of which it is one of several splits
 
     def config(self, folder: Path) -> Config:
         words = [*ALL, *self.words, f"rollout.prompts_per_step={self.prompts}", f"rollout.group_size={self.group}"]
@@ -70,13 +72,13 @@ STEPS = 5
 ZERO_0 = ["learner.zero_stage=0"]
 CASES = [
     case("3M", [], 24, 8, 48, "two and two"),
-    case("3M", [*ONE, *ZERO_0], 12, 8, 32, "one and one"),
-    case("10M", [], 16, 8, 48, "two and two"),
-    case("10M", [*TWO_THREADS, *ZERO_0], 12, 4, 32, "two threads"),
+    case("3M", [*ONE, *ZERO_0], 12, 8, 12, "one and one"),
+    case("10M", [], 16, 4, 96, "two and two"),
+    case("10M", [*TWO_THREADS, *ZERO_0], 12, 4, 20, "two threads"),
     case("30M", [], 8, 8, 40, "two and two"),
-    case("30M", [*ONE, *ZERO_0], 6, 4, 32, "one and one"),
-    case("60M", ["learner.zero_stage=3"], 8, 4, 40, "two and two, ZeRO-3"),
-    case("60M", [*TWO_THREADS, "learner.zero_stage=1"], 6, 4, 32, "two threads"),
+    case("30M", [*ONE, *ZERO_0], 6, 4, 80, "one and one"),
+    case("60M", ["learner.zero_stage=3"], 8, 4, 20, "two and two, ZeRO-3"),
+    case("60M", [*TWO_THREADS, "learner.zero_stage=1"], 6, 4, 48, "two threads"),
     case("250M", [*TWO_THREADS, *ZERO_0], 3, 4, 24, "two threads"),
     case("minisci", [], 24, 8, 64, "demo", fits=False),
     case("100M", [], 6, 4, 32, "two and two", fits=False),
@@ -90,7 +92,7 @@ def coin(response: str, question: Question) -> float:
     return float(hashlib.blake2b(response.encode(), digest_size=1).digest()[0] & 1)
 
 
-def run(of: Case, rounds: int) -> dict[str, Any]:
+def run(of: Case, rounds: int) -> Row:
     """The case as `Measured`, and its step as the driver does it: a row of the results."""
     with ExitStack() as stack:
         folder = MODEL_DIR if of.model == "minisci" else stack.enter_context(model_folder(of.model))
@@ -105,7 +107,7 @@ def run(of: Case, rounds: int) -> dict[str, Any]:
         memory = asyncio.run(peaks(actors))
         job = job_of(config, shape_of(str(folder)), traffic_of(groups, lessons))
     measured = Measured(of.name, job, split_of(config, job), seconds, memory)
-    return {**asdict(measured), "step_s": step_s, "fits": of.fits}
+    return {**asdict(measured), "step_s": step_s, "fits": of.fits, "split_of": of.split_of}
 
 
 async def stages(

@@ -22,6 +22,7 @@ import psutil
 
 from demopsd_dist.code_digest import ROOT, code_digest, file_digests
 from demopsd_dist.config import Config
+from demopsd_dist.data.rewards import reward_of
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.errors import ConfigError, DataError
 from demopsd_dist.model_folder import model_folder
@@ -212,6 +213,10 @@ def inputs(config: Config) -> Iterator[Finding]:
         yield ok("data", config.data.train, ", ".join(f"{count} {split}" for split, count in counts.items()))
     except (ConfigError, DataError) as error:
         yield problem("data", config.data.train, *_told(error))
+    try:
+        yield ok("reward", reward_of(config.reward).name, "can be used")
+    except ConfigError as error:
+        yield problem("reward", config.reward, *_told(error))
 
 
 def disk(config: Config) -> Iterator[Finding]:

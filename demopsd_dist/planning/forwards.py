@@ -91,7 +91,7 @@ def _layers_s(job: Job, power: Power, precision: str, batch: Batch, products: in
     shape, size = job.shape, ELEMENT_BYTES[precision]
     pairs = batch.rows * batch.length**2 / (1 if batch.masked else 2)
     weights = power.seconds(precision, 2.0 * shape.active * batch.tokens, float(shape.stored * size))
-    attention = power.seconds(precision, 4.0 * shape.layers * shape.query * pairs, 0.0)
+    attention = power.seconds(precision, float(shape.pair_flops) * pairs, 0.0)
     rest = power.seconds(precision, 0.0, float(LAYER_PASSES * shape.layers * shape.hidden * size * batch.tokens))
     return products * float(weights + attention + rest)
 

@@ -117,7 +117,7 @@ def step_seconds(job: Job, power: Power, engine: Played) -> Floats:
     pairs = engine.context + engine.prefilled * job.traffic.prompt_tokens / 2
     layers = power.seconds(
         job.precision,
-        2.0 * shape.active * tokens + 4.0 * shape.layers * shape.query * pairs,
+        2.0 * shape.active * tokens + float(shape.pair_flops) * pairs,
         shape.kv_bytes(size) * engine.context + _weights_read(job, tokens) * size,
     )
     rest = power.seconds(job.precision, 0.0, LAYER_PASSES * shape.layers * shape.hidden * size * tokens)

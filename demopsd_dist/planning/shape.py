@@ -12,6 +12,9 @@ from demopsd_dist.errors import ConfigError
 from demopsd_dist.minisci import MODEL_DIR
 
 
+SOFTMAX_FLOPS = 64  # that a product could have made while a head compares, scales and exponentiates one pair
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """A decoder with grouped-query attention and a gated feed-forward block, dense or of experts."""
@@ -67,6 +70,11 @@ class ModelShape:
     def stored(self) -> int:
         """Parameters of all layers."""
         return self.parameters - self.head * (1 if self.tied else 2)
+
+    @property
+    def pair_flops(self) -> int:
+        """Of all layers, for a token that looks at another: two products, and the softmax's share of each head."""
+        return self.layers * (4 * self.query + SOFTMAX_FLOPS * self.heads)
 
     def kv_bytes(self, element_bytes: int) -> int:
         """Keys and values of a token in all layers."""

@@ -12,6 +12,7 @@ from demopsd_dist.planning.hardware import Fleet
 from demopsd_dist.planning.job import Job, Split
 from demopsd_dist.planning.load import Load, Power
 from demopsd_dist.planning.memory import Footprint, footprints, shortfalls
+from demopsd_dist.planning.pipeline import overlapped_step_s
 from demopsd_dist.planning.publish import publish_load
 from demopsd_dist.planning.sampling import sampled
 
@@ -44,7 +45,7 @@ def plan(job: Job, split: Split, fleet: Fleet, calibration: Calibration) -> Plan
         split,
         seconds,
         done,
-        step_seconds(job, split, fleet, seconds, done),
+        step_seconds(job, split, seconds, done),
         memory,
         shortfalls(job, split, fleet, memory),
     )
@@ -79,37 +80,30 @@ def _own(asked: int, threads: int, fleet: Fleet) -> float:
     return threads * min(1.0, fleet.size / max(asked, 1))
 
 
-def step_seconds(job: Job, split: Split, fleet: Fleet, seconds: Mapping[str, float], done: Sequence[float]) -> float:
+def step_seconds(job: Job, split: Split, seconds: Mapping[str, float], done: Sequence[float]) -> float:
     """From one publish to the next.
 
     On shared devices the roles take turns: what one does, another has to wait for, ahead or not. On their own, scoring
     runs beside sampling and only its tail is waited for; ahead of the learners, the next batch is sampled while they
     learn.
     """
-    rest = seconds["driver"]
     if split.shared:
         return sum(seconds.values())
-    if not split.ahead:
-        free_s = 0.0
-        tail = tail_seconds(seconds, done, free_s)
-        return seconds["sample"] + tail + seconds["learn"] + seconds["publish"] + rest
-    tail = tail_seconds(seconds, done, seconds["learn"])
-    longer = max(seconds["sample"], seconds["learn"])
-    if job.waits_on_publish:
-        return longer + max(tail, seconds["publish"]) + rest
-    return max(seconds["sample"], seconds["learn"] + seconds["publish"], seconds["score"]) + rest
+    if split.ahead:
+        return overlapped_step_s(seconds, done, split.ahead, job.waits_on_publish)
+    return sum(seconds[stage] for stage in ("sample", "learn", "publish", "driver")) + tail_seconds(seconds, done)
 
 
-def tail_seconds(seconds: Mapping[str, float], done: Sequence[float], free_s: float) -> float:
+def tail_seconds(seconds: Mapping[str, float], done: Sequence[float]) -> float:
     """How long scoring goes on after the last response. Whatever is there when it has hands free, it takes at once; the
-    learners name the support before, and are free for that at `free_s`."""
+    learners name the support before."""
     if not done:
         return 0.0
     each = (seconds["support"] + seconds["score"]) / len(done)
     ends = [share * seconds["sample"] for share in done]
-    now, scored = free_s if seconds["support"] else 0.0, 0
+    now, scored = 0.0, 0
     while scored < len(done):
         now = max(now, ends[scored])
         ready = bisect_right(ends, now)
         now, scored = now + each * (ready - scored), ready
-    return max(now - max(seconds["sample"], free_s), 0.0)
+    return now - seconds["sample"]

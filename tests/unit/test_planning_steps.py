@@ -31,7 +31,7 @@ EACH = dict.fromkeys(STAGES, 0.0)
 def flops_of_layers(of, batches) -> float:
     shape = of.shape
     pairs = sum(batch.rows * batch.length**2 / (1 if batch.masked else 2) for batch in batches)
-    return 2 * shape.active * sum(batch.tokens for batch in batches) + 4 * shape.layers * shape.query * pairs
+    return 2 * shape.active * sum(batch.tokens for batch in batches) + shape.pair_flops * pairs
 
 
 def test_a_learner_that_is_bound_by_computation_takes_six_flops_a_parameter_and_token() -> None:
@@ -85,29 +85,29 @@ def test_on_shared_devices_the_roles_take_turns() -> None:
     seconds = {stage: float(i + 1) for i, stage in enumerate(STAGES)}
     for ahead in (0, 1):
         shared = Split(1, 1, 1, ahead, shared=True)
-        assert step_seconds(job(), shared, fleet(), seconds, (1.0,)) == sum(seconds.values())
+        assert step_seconds(job(), shared, seconds, (1.0,)) == sum(seconds.values())
 
 
 def test_scoring_hides_behind_sampling_but_for_its_tail() -> None:
     seconds = EACH | {"sample": 10.0, "score": 4.0}
-    assert tail_seconds(seconds, (1.0,) * 4, 0.0) == 4.0  # all done at once
-    assert tail_seconds(seconds, (0.25, 0.5, 0.75, 1.0), 0.0) == 1.0  # a group a quarter: the last is left
-    assert tail_seconds(EACH | {"sample": 2.0, "score": 4.0}, (0.25, 0.5, 0.75, 1.0), 0.0) == pytest.approx(2.5)
-    busy = EACH | {"sample": 10.0, "support": 2.0, "score": 2.0}
-    assert tail_seconds(busy, (0.25, 0.5, 0.75, 1.0), 15.0) == 4.0  # the learners name the support when they are free
-    assert tail_seconds(seconds, (), 0.0) == 0.0
+    assert tail_seconds(seconds, (1.0,) * 4) == 4.0  # all done at once
+    assert tail_seconds(seconds, (0.25, 0.5, 0.75, 1.0)) == 1.0  # a group a quarter: the last is left
+    assert tail_seconds(EACH | {"sample": 2.0, "score": 4.0}, (0.25, 0.5, 0.75, 1.0)) == pytest.approx(2.5)
+    assert tail_seconds(seconds, ()) == 0.0
 
 
 def test_ahead_of_the_learners_the_longer_of_sampling_and_learning_counts() -> None:
     seconds = EACH | {"sample": 10.0, "learn": 6.0, "publish": 1.0, "score": 4.0}
     apart = Split(2, 1, 2, 0)
     done = (1.0,) * 4
-    assert step_seconds(job(), apart, fleet(), seconds, done) == 10 + 4 + 6 + 1
-    assert step_seconds(job(), replace(apart, ahead=1), fleet(), seconds, done) == 10 + 4  # publishing beside scoring
-    longer = seconds | {"learn": 12.0}
-    assert step_seconds(job(), replace(apart, ahead=1), fleet(), longer, done) == 12 + 2
-    keeping = job("rollout.on_publish=keep")
-    assert step_seconds(keeping, replace(apart, ahead=1), fleet(), longer, done) == 12 + 1
+    assert step_seconds(job(), apart, seconds, done) == 10 + 4 + 6 + 1
+    one, keeping = replace(apart, ahead=1), job("rollout.on_publish=keep")
+    assert step_seconds(job(), one, seconds, done) == pytest.approx(10 + 1)  # engines are never idle but to load
+    longer = seconds | {"learn": 15.0}
+    assert step_seconds(job(), one, longer, done) == pytest.approx(15 + 1)  # the learners are never idle but to publish
+    assert step_seconds(keeping, one, longer, done) == pytest.approx(15 + 1)
+    named = longer | {"support": 2.0}  # by the learners, who learn meanwhile
+    assert step_seconds(job(), one, named, done) == pytest.approx(15 + 2 + 4)
 
 
 @settings(max_examples=30)
