@@ -60,10 +60,7 @@ def this_machine() -> Fleet:
     """A core's rates, each core busy: products of matrices, and copies, of which every byte is read and written."""
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
-    tflops = {
-        dtype: best_rate(lambda a=torch.randn(PRODUCT, PRODUCT).to(dtype): a @ a, 2.0 * PRODUCT**3) / 1e12 / cores
-        for dtype in (torch.float32, torch.bfloat16)
-    }
+    tflops = {dtype: product_flops(dtype) / 1e12 / cores for dtype in (torch.float32, torch.bfloat16)}
     source, target = (torch.full((COPIED_BYTES,), i, dtype=torch.uint8) for i in range(2))
     moved = best_rate(lambda: target.copy_(source), 2.0 * COPIED_BYTES) / 1e9 / cores
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
@@ -80,6 +77,11 @@ def this_machine() -> Fleet:
         shared=True,
     )
     return Fleet(device, 1, cores)
+
+
+def product_flops(dtype: torch.dtype) -> float:
+    matrix = torch.randn(PRODUCT, PRODUCT).to(dtype)
+    return best_rate(lambda: matrix @ matrix, 2.0 * PRODUCT**3)
 
 
 def best_rate(work: Callable[[], Any], amount: float, times: int = 12) -> float:

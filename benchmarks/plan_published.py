@@ -70,14 +70,12 @@ def planned(row: Published, fleet: Fleet) -> dict[str, float]:
     job = _job(row)
     engines = fleet.size // row.tensor_parallel
     sample = ASSUMED["sample"]
-    learner = Power(fleet.device)
+    power = Power(fleet.device)
     seconds = dict.fromkeys(STAGES, 0.0)
     seconds["sample"] = sample.seconds(sampled(job, Power(fleet.device, row.tensor_parallel), engines, sample).load)
-    forward = ASSUMED["support"].seconds(heaviest(support_loads(job, learner, fleet.size), ASSUMED["support"]))
-    seconds["support"] = 2 * forward
-    seconds["learn"] = ASSUMED["learn"].seconds(
-        heaviest(learn_loads(job, learner, fleet.size, fleet), ASSUMED["learn"])
-    )
+    forward, learn = ASSUMED["support"], ASSUMED["learn"]
+    seconds["support"] = 2 * forward.seconds(heaviest(support_loads(job, power, fleet.size), forward))
+    seconds["learn"] = learn.seconds(heaviest(learn_loads(job, power, fleet.size, fleet), learn))
     return {stage: value for stage, value in seconds.items() if value}
 
 

@@ -24,9 +24,9 @@ def report(found: Row) -> Iterator[str]:
     yield from (
         "# The planner, checked",
         "",
-        f"{fleet.size} CPU cores, each {device.float32_tflops * 1e3:.0f} GFLOP/s in float32 and {device.memory_gb_per_s:.1f} "
-        f"GB/s, {device.memory_gib:.0f} GiB. Real engines. Seconds are the fastest of some rounds, since the machine is not "
-        "alone; each stage by itself. `error` is predicted over measured, less one.",
+        f"{fleet.size} CPU cores, each {device.float32_tflops * 1e3:.0f} GFLOP/s in float32 and "
+        f"{device.memory_gb_per_s:.1f} GB/s, {device.memory_gib:.0f} GiB. Real engines. Seconds are the fastest of "
+        "some rounds, since the machine is not alone; each stage by itself. An error is predicted over measured, less one.",
         "",
         f"Fitted to {len(known)} cases: {', '.join(case.name for case in known)}. The others were not looked at.",
         "",
@@ -86,7 +86,8 @@ def _coefficients(figures: Calibration) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for stage, found in figures.stages.items():
         reached = f"{found.efficiency:.2f}" if found.efficiency < 1e6 else "–"
-        yield f"| {stage} | {reached} | {found.call_s * 1e3:.2f} | {found.layer_s * 1e3:.3f} | {found.item_s * 1e3:.3f} |"
+        overheads = " | ".join(f"{1e3 * value:.3g}" for value in (found.call_s, found.layer_s, found.item_s))
+        yield f"| {stage} | {reached} | {overheads} |"
     yield from ("", "| role | GiB of the process | what passes, measured over counted |", "|---|---|---|")
     for role, (base, factor) in figures.memory.items():
         yield f"| {role} | {base:.2f} | {factor:.2f} |"
@@ -135,9 +136,9 @@ def _published(rows: Sequence[Row]) -> Iterator[str]:
         "## Beside published figures",
         "",
         "Of **other systems on GPUs**, by figures that are **assumed and not calibrated**: an order of magnitude, no "
-        "validation. They train and sample on all GPUs in turn, with kernels, parallelism and a method of their own; the "
-        "planner is given their samples, lengths and engine sizes, two forwards for log-probabilities, and one optimizer "
-        "step where they make four. The paper of DemoPSD publishes no times.",
+        "validation. They train and sample on all GPUs in turn, with kernels, parallelism and a method of their own. "
+        "The planner is given their samples, lengths and engine sizes, two forwards for log-probabilities, and one "
+        "optimizer step where they make four. The paper of DemoPSD publishes no times.",
         "",
         "| source | model | GPUs | published s a step | planned | ratio | published tokens/s/GPU | planned |",
         "|---|---|---|---|---|---|---|---|",

@@ -11,7 +11,6 @@ from demopsd_dist.config import MINISCI
 from demopsd_dist.errors import ConfigError
 from demopsd_dist.minisci import MODEL_DIR
 
-
 SOFTMAX_FLOPS = 64  # that a product could have made while a head compares, scales and exponentiates one pair
 
 

@@ -11,6 +11,7 @@ from typing import Any
 Schema = dict[str, Any]
 TEXT: Schema = {"type": "string"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
+YES_OR_NO: Schema = {"type": "boolean"}
 TEXTS: Schema = {"type": "object", "additionalProperties": TEXT}
 QUANTITY: Schema = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(m|[KMGT]i?)?$"}
 
@@ -39,14 +40,12 @@ CONTAINER = record(
     args=several(TEXT),
     env=several(record("name", name=TEXT, value=TEXT, valueFrom={"type": "object"})),
     resources=record("limits", requests=QUANTITIES, limits=QUANTITIES),
-    volumeMounts=several(
-        record("name mountPath", name=TEXT, mountPath=TEXT, readOnly={"type": "boolean"}, subPath=TEXT)
-    ),
+    volumeMounts=several(record("name mountPath", name=TEXT, mountPath=TEXT, readOnly=YES_OR_NO, subPath=TEXT)),
 )
 VOLUME = record(
     "name",
     name=TEXT,
-    persistentVolumeClaim=record("claimName", claimName=TEXT, readOnly={"type": "boolean"}),
+    persistentVolumeClaim=record("claimName", claimName=TEXT, readOnly=YES_OR_NO),
     emptyDir=record(medium={"enum": ["", "Memory"]}, sizeLimit=QUANTITY),
 )
 POD = record(
@@ -76,7 +75,7 @@ CLUSTER = record(
     "headGroupSpec rayVersion",
     rayVersion=TEXT,
     authOptions=record("mode", mode={"enum": ["disabled", "token"]}, secretName=TEXT),
-    enableInTreeAutoscaling={"type": "boolean"},
+    enableInTreeAutoscaling=YES_OR_NO,
     headGroupSpec=HEAD,
     workerGroupSpecs=several(WORKERS),
 )
@@ -95,11 +94,11 @@ RAY_JOB = record(
         entrypointResources=TEXT,
         rayClusterSpec=CLUSTER,
         runtimeEnvYAML=TEXT,
-        shutdownAfterJobFinishes={"type": "boolean"},
+        shutdownAfterJobFinishes=YES_OR_NO,
         submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
         submitterConfig=record(backoffLimit=COUNT),
         submitterPodTemplate=POD,
-        suspend={"type": "boolean"},
+        suspend=YES_OR_NO,
         ttlSecondsAfterFinished=COUNT,
     ),
 )

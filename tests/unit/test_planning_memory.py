@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from demopsd_dist.planning.shape import KNOWN, ModelShape, shape_from, shape_of
 from tests.unit.planning_jobs import SHAPE, fleet, gpu, job
 
 
-def model_of(shape: ModelShape, kind: str = "Qwen3") -> nn.Module:
+def model_of(shape: ModelShape, kind: str = "Qwen3") -> Any:
     import transformers
 
     settings = getattr(transformers, f"{kind}Config")(
