@@ -26,7 +26,7 @@ def report(found: Row) -> Iterator[str]:
         "",
         f"{fleet.size} CPU cores, each {device.float32_tflops * 1e3:.0f} GFLOP/s in float32 and "
         f"{device.memory_gb_per_s:.1f} GB/s, {device.memory_gib:.0f} GiB. Real engines. Seconds are the fastest of "
-        "some rounds, since the machine is not alone; each stage by itself. An error is predicted over measured, less one.",
+        "some rounds, as the machine is not alone; each stage by itself. Errors are predicted over measured, less one.",
         "",
         f"Fitted to {len(known)} cases: {', '.join(case.name for case in known)}. The others were not looked at.",
         "",
@@ -85,7 +85,7 @@ def _coefficients(figures: Calibration) -> Iterator[str]:
     )
     yield "|---|---|---|---|---|"
     for stage, found in figures.stages.items():
-        reached = f"{found.efficiency:.2f}" if found.efficiency < 1e6 else "–"
+        reached = " | ".join(f"{share:.2f}" if share < 1e6 else "–" for share in (found.efficiency, found.link))
         overheads = " | ".join(f"{1e3 * value:.3g}" for value in (found.call_s, found.layer_s, found.item_s))
         yield f"| {stage} | {reached} | {overheads} |"
     yield from ("", "| role | GiB of the process | what passes, measured over counted |", "|---|---|---|")

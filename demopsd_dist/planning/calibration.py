@@ -89,11 +89,15 @@ def fit_stage(loads: Sequence[Load], seconds: Sequence[float], assumed: Coeffici
         before = np.asarray([assumed.seconds(load) for load in loads])
         scale = float(np.exp(np.mean(np.log(wanted / before))))
         return Coefficients(
-            assumed.efficiency / scale, assumed.call_s * scale, assumed.layer_s * scale, assumed.item_s * scale
+            assumed.efficiency / scale,
+            assumed.link / scale,
+            assumed.call_s * scale,
+            assumed.layer_s * scale,
+            assumed.item_s * scale,
         )
     table = np.asarray([load.features for load in loads], float)
-    slope, call_s, layer_s, item_s = map(float, nonnegative(table / wanted[:, None], np.ones_like(wanted)))
-    return Coefficients(1 / max(slope, 1e-9), call_s, layer_s, item_s)
+    slope, sent, call_s, layer_s, item_s = map(float, nonnegative(table / wanted[:, None], np.ones_like(wanted)))
+    return Coefficients(1 / max(slope, 1e-9), 1 / max(sent, 1e-9), call_s, layer_s, item_s)
 
 
 def fit_memory(counted: Sequence[tuple[float, float, float]]) -> tuple[float, float]:

@@ -50,16 +50,15 @@ def score_loads(job: Job, power: Power, replicas: int) -> tuple[Load, ...]:
 def learn_loads(job: Job, power: Power, ranks: int, fleet: Fleet) -> tuple[Load, ...]:
     """By rank: forward and backward of every micro-batch, gradients and weights to and from the others, one step."""
     shards = learner_batches(job, ranks)
-    together_s = _exchanged_s(job, ranks, fleet, max(map(len, shards))) + _optimizer_s(job, power, ranks)
+    together = Load(_optimizer_s(job, power, ranks), _exchanged_s(job, ranks, fleet, max(map(len, shards))), calls=1)
     return tuple(
-        _counted(job, [_forward_backward(job, power, batch) for batch in shard], shard) + Load(together_s, calls=1)
-        for shard in shards
+        _counted(job, [_forward_backward(job, power, batch) for batch in shard], shard) + together for shard in shards
     )
 
 
 def _counted(job: Job, seconds: Sequence[float], batches: Sequence[Batch]) -> Load:
     calls = len(batches)
-    return Load(sum(seconds), calls, calls * job.shape.layers, sum(batch.responses for batch in batches))
+    return Load(sum(seconds), 0.0, calls, calls * job.shape.layers, sum(batch.responses for batch in batches))
 
 
 def _forward(job: Job, power: Power, precision: str, batch: Batch, *, passes: float) -> float:

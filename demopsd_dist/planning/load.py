@@ -1,8 +1,8 @@
 """Work and what it takes: a roofline, and how much of it is reached.
 
-A stage is a list of phases; each takes as long as the slower of its computation, its traffic to memory and its
-traffic to others, were the device's rates reached. `Coefficients` turn that into seconds: the share that is reached,
-and what calls, layers and items cost beside it. They are measured (`calibration.py`) or assumed.
+A stage is a list of phases; each takes as long as the slower of its computation and its traffic to memory, were the
+device's rates reached; what goes to others comes on top. `Coefficients` turn that into seconds: the shares that are
+reached, and what calls, layers and items cost beside it. They are measured (`calibration.py`) or assumed.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Load:
     """A worker's part of a stage. The stage is over when the slowest worker is."""
 
     roofline_s: float = 0.0
+    sent_s: float = 0.0  # to and from the others, at the full rate of the links
     calls: float = 0.0  # of the engine or model
     layers: float = 0.0  # calls times layers
     items: float = 0.0
@@ -42,21 +43,23 @@ class Load:
     def __add__(self, other: Load) -> Load:
         return Load(
             self.roofline_s + other.roofline_s,
+            self.sent_s + other.sent_s,
             self.calls + other.calls,
             self.layers + other.layers,
             self.items + other.items,
         )
 
     @property
-    def features(self) -> tuple[float, float, float, float]:
-        return (self.roofline_s, self.calls, self.layers, self.items)
+    def features(self) -> tuple[float, ...]:
+        return (self.roofline_s, self.sent_s, self.calls, self.layers, self.items)
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Seconds = roofline_s / efficiency + calls call_s + layers layer_s + items item_s."""
+    """Seconds = roofline_s / efficiency + sent_s / link + calls call_s + layers layer_s + items item_s."""
 
     efficiency: float
+    link: float = 1.0
     call_s: float = 0.0
     layer_s: float = 0.0
     item_s: float = 0.0
@@ -64,6 +67,7 @@ class Coefficients:
     def seconds(self, load: Load) -> float:
         return (
             load.roofline_s / self.efficiency
+            + load.sent_s / self.link
             + load.calls * self.call_s
             + load.layers * self.layer_s
             + load.items * self.item_s

@@ -22,8 +22,6 @@ def publish_load(job: Job, split: Split, fleet: Fleet) -> Load:
         at_once = max(1.0, (receivers + 1) / fleet.size)
         seconds = (SENT_PASSES + LOADED_PASSES) * size / (device.memory_gb_per_s * GB) * at_once
         return Load(seconds, calls=1, layers=buckets, items=receivers)
-    out = size / (device.host_gb_per_s * GB)
-    seconds = out + out / buckets
-    if fleet.nodes > 1:
-        seconds += size / (OBJECT_STORE_GB_PER_S * GB)
-    return Load(seconds, calls=1, layers=buckets, items=receivers)
+    out_s = size / (device.host_gb_per_s * GB)
+    sent_s = size / (OBJECT_STORE_GB_PER_S * GB) if fleet.nodes > 1 else 0.0
+    return Load(out_s + out_s / buckets, sent_s, calls=1, layers=buckets, items=receivers)

@@ -98,7 +98,7 @@ def cache_bytes(job: Job, power: Power) -> float:
     """For keys and values: as told on CPU; on a GPU what weights and the work of a step leave of an engine's share."""
     if power.device.shared:
         return job.kv_cache_gib * GIB
-    share = power.device.memory_gib * GIB * job.engine_memory_fraction
+    share = power.device.memory_gib * power.devices * GIB * job.engine_memory_fraction
     return max(share - job.weights_bytes - workspace_bytes(job), 0.0)
 
 
@@ -158,7 +158,7 @@ def sampled(job: Job, power: Power, engines: int, coefficients: Coefficients) ->
             + layered * coefficients.layer_s
             + items * coefficients.item_s
         )
-        load = Load(float(roofline.sum()), engine.steps, float(layered.sum()), float(items.sum()))
+        load = Load(float(roofline.sum()), 0.0, engine.steps, float(layered.sum()), float(items.sum()))
         found.append((coefficients.seconds(load), load, [float(passed[end - 1]) for end in engine.ends]))
     seconds, load, _ = max(found, key=lambda engine: engine[0])
     ends = sorted(end for _, _, of_engine in found for end in of_engine)
