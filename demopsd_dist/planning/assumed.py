@@ -9,7 +9,7 @@ from demopsd_dist.planning.load import Coefficients
 
 STAGES = ("sample", "support", "score", "learn", "publish", "driver")
 
-# For GPUs, and measured on none here. Decoding reaches about two thirds of the memory's rate, training about 40 % of the
+# For GPUs, measured on none here. Decoding reaches about two thirds of the memory's rate, training about 40 % of the
 # tensor units', links 70 % of theirs; an engine's step costs the processor some milliseconds, and some microseconds a
 # sequence.
 ASSUMED = {

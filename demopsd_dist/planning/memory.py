@@ -149,6 +149,9 @@ def footprints(job: Job, split: Split, fleet: Fleet, known: Mapping[str, tuple[f
 def shortfalls(job: Job, split: Split, fleet: Fleet, found: list[Footprint]) -> list[str]:
     """What does not fit, by role, with the way out; nothing where all fits."""
     device, reasons = fleet.device, []
+    claimed = split.rollout + split.teacher + split.learner
+    if not split.shared and claimed > fleet.size:
+        reasons.append(f"the roles claim {claimed} devices; there are {fleet.size}.")
     counts = {"rollout": split.rollout, "teacher": split.teacher, "learner": split.learner}
     if split.shared:
         places = 1 if device.shared else fleet.size
