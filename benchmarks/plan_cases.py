@@ -85,6 +85,28 @@ CASES = [
     case("500M", [*TWO_THREADS, *ZERO_0], 2, 4, 24, "two threads", fits=False),
 ]
 """Models to calibrate on are of other sizes than those to predict."""
+SPLITS = (  # of the demo on two cores: engines x threads, threads of the teacher, ranks x threads, ahead
+    ((2, 1), 2, (2, 1), 0),
+    ((2, 1), 2, (2, 1), 1),
+    ((2, 1), 1, (2, 1), 0),
+    ((2, 1), 2, (1, 2), 0),
+    ((1, 2), 2, (2, 1), 0),
+    ((1, 2), 2, (1, 2), 0),
+    ((1, 2), 2, (1, 2), 1),
+    ((1, 1), 2, (1, 1), 0),
+    ((1, 1), 1, (1, 1), 0),
+    ((1, 1), 1, (1, 1), 1),
+)
+
+
+def split_case(rollout: tuple[int, int], teacher: int, learner: tuple[int, int], ahead: int) -> Case:
+    words = [f"rollout.num_workers={rollout[0]}", f"rollout.threads={rollout[1]}", f"teacher.threads={teacher}"]
+    words += [f"learner.num_workers={learner[0]}", f"learner.threads={learner[1]}", f"rollout.ahead={ahead}"]
+    name = f"demo {rollout[0]}x{rollout[1]} {teacher} {learner[0]}x{learner[1]} ahead {ahead}"
+    return Case(name, "minisci", tuple(words), 24, 8, 64, fits=False, split_of="the demo")
+
+
+CASES += [split_case(*split) for split in SPLITS]
 
 
 def coin(response: str, question: Question) -> float:

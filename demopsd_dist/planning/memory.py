@@ -11,7 +11,7 @@ from demopsd_dist.planning.forwards import FUSED_TOKENS
 from demopsd_dist.planning.hardware import GIB, Fleet
 from demopsd_dist.planning.job import Job, Split
 from demopsd_dist.planning.load import Power
-from demopsd_dist.planning.sampling import cache_bytes, workspace_bytes
+from demopsd_dist.planning.sampling import cache_bytes, room, workspace_bytes
 
 HEAD_SLICE_TOKENS = 2048  # of the teacher's logits
 LIVE_PARAMETERS = 1e9  # that ZeRO-3 keeps gathered at most
@@ -44,15 +44,18 @@ def in_gib(**bytes_of: float) -> dict[str, float]:
     return {name.replace("_", " "): size / GIB for name, size in bytes_of.items() if size}
 
 
-def rollout_footprint(job: Job, power: Power) -> Footprint:
+def rollout_footprint(job: Job, power: Power, engines: int) -> Footprint:
     """On a GPU the cache takes what is left of the engine's share, so the whole is that share."""
     cache = cache_bytes(job, power)
+    work = workspace_bytes(job)
     if power.device.shared:
+        at_once = min(room(job, power), job.samples / engines)
+        work = workspace_bytes(job, at_once * job.traffic.prompt_tokens)
         packed = job.weights_bytes  # the kernels' own copy
         held = in_gib(weights=job.weights_bytes, packed_weights=packed, KV_cache=cache, **_segment(job, power))
     else:
         held = in_gib(weights=job.weights_bytes, KV_cache=cache)
-    return Footprint("rollout", held, in_gib(activations_and_logits=workspace_bytes(job)))
+    return Footprint("rollout", held, in_gib(activations_and_logits=work))
 
 
 @lru_cache(maxsize=256)
@@ -137,7 +140,7 @@ def footprints(job: Job, split: Split, fleet: Fleet, known: Mapping[str, tuple[f
     """Of one worker of each role. `known`: base_gib and factor by role."""
     device = fleet.device
     found = [
-        rollout_footprint(job, Power(device, split.rollout_threads)),
+        rollout_footprint(job, Power(device, split.rollout_threads), split.rollout),
         *([teacher_footprint(job, Power(device, split.teacher_threads), split.teacher)] if split.teacher else []),
         learner_footprint(job, Power(device, split.learner_threads), split.learner),
     ]

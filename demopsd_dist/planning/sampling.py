@@ -102,12 +102,17 @@ def cache_bytes(job: Job, power: Power) -> float:
     return max(share - job.weights_bytes - workspace_bytes(job), 0.0)
 
 
-def workspace_bytes(job: Job) -> float:
-    """What a step of the engine holds beside weights and cache: its largest activations, and logits in float32."""
+def workspace_bytes(job: Job, tokens: float | None = None) -> float:
+    """What a step of the engine holds beside weights and cache: its largest activations, and logits in float32.
+
+    Args:
+        tokens: in the largest step; None for as many as it may have, which is what it makes room for on a GPU.
+    """
     shape = job.shape
+    tokens = job.engine_tokens if tokens is None else min(job.engine_tokens, tokens)
     width = shape.query + 2 * shape.key + 2 * shape.intermediate * max(shape.experts_per_token, 1) + 2 * shape.hidden
-    logits = 4 * job.engine_sequences * shape.vocabulary
-    return job.engine_tokens * width * job.element_bytes + 3.0 * logits
+    logits = 4.0 * job.engine_sequences * shape.vocabulary
+    return tokens * width * job.element_bytes + 3.0 * logits
 
 
 def step_seconds(job: Job, power: Power, engine: Played) -> Floats:

@@ -126,7 +126,7 @@ def test_a_large_model_is_never_gathered_whole() -> None:
 
 def test_an_engine_on_a_gpu_takes_its_share_and_no_more() -> None:
     of = replace(job(shape=KNOWN["qwen3-8b"]), engine_memory_fraction=0.85, precision="bfloat16")
-    assert rollout_footprint(of, Power(gpu(80))).gib == pytest.approx(0.85 * 80)
+    assert rollout_footprint(of, Power(gpu(80)), 2).gib == pytest.approx(0.85 * 80)
 
 
 def test_logits_without_fusing_grow_with_the_micro_batch() -> None:
