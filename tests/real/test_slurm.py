@@ -79,6 +79,7 @@ def run(environment: dict[str, str], nodes: str, *words: str, within_s: int = 60
 def test_two_nodes_train(slurm: dict[str, str], tmp_path: Path) -> None:
     small = ["steps=1", "rollout.prompts_per_step=8", "evaluation.at_start=false", "data.minisci_test_size=8"]
     small += ["evaluation.samples=1", "data.ood=null", "data.minisci_train_size=64"]
+    small += [f"{role}.cpus_per_worker=0.3" for role in ("rollout", "teacher", "learner")]  # five on two nodes of one
     done = run(slurm, "first,second", "configs/demo.yaml", *small)
     assert done.returncode == 0, (done.stdout[-2000:], done.stderr[-2000:])
     assert "2 nodes have joined" in done.stdout
