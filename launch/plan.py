@@ -51,20 +51,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def planned(arguments: argparse.Namespace) -> int:
     config = load(arguments.config, arguments.overrides)
-    shape = shape_of(config.model.path)
     figures, measured = UNCALIBRATED, None
     if arguments.calibrate is not None:
         measured, figures = calibration.read(arguments.calibrate)
     fleet = fleet_of(arguments.gpus, {measured.device.name: measured.device} if measured else {})
-    traffic = Traffic(
-        prompt_tokens=arguments.prompt_tokens, response_tokens=arguments.response_tokens, right_fraction=arguments.right
+    refuse_other_place(config, fleet)
+    refuse_out_of_range(arguments, config)
+    job = job_of(
+        config,
+        shape_of(config.model.path),
+        Traffic(arguments.prompt_tokens, arguments.response_tokens, right_fraction=arguments.right),
     )
-    job = job_of(config, shape, traffic)
-    split = split_of(config, job)
+    made = plan(job, split_of(config, job), fleet, figures)
     print("\n".join(report.heading(job, fleet, figures)))
     print("\nAs configured:")
-    refuse_other_place(config, fleet)
-    made = plan(job, split, fleet, figures)
     print("\n".join(report.chosen(made, fleet, arguments.hours, arguments.price)))
     if fleet.size > 1:
         plans = ranked(job, fleet, figures)
@@ -86,6 +86,23 @@ def refuse_other_place(config: Config, fleet: Fleet) -> None:
         raise ConfigError(
             f"the config is for {here} (gpus_per_worker of its roles), and --gpus names {there}. Take another config."
         )
+
+
+def refuse_out_of_range(arguments: argparse.Namespace, config: Config) -> None:
+    """
+    Raises:
+        ConfigError: a figure on the command line that cannot be.
+    """
+    rollout, endless = config.rollout, float("inf")
+    for name, value, highest in (
+        ("--hours", arguments.hours, endless),
+        ("--price", arguments.price, endless),
+        ("--right", arguments.right, 1.0),
+        ("--prompt-tokens", arguments.prompt_tokens, rollout.max_prompt_tokens),
+        ("--response-tokens", arguments.response_tokens, rollout.max_response_tokens),
+    ):
+        if value is not None and not 0 <= value <= highest:
+            raise ConfigError(f"{name} {value:g} must be from 0 to {highest:g}.")
 
 
 if __name__ == "__main__":

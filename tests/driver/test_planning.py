@@ -72,6 +72,8 @@ def test_a_config_that_does_not_fit_is_told_so(capsys: pytest.CaptureFixture[str
         ([NODE, "--gpus", "8xh100", "model.path=models/unknown"], "none of the models that can be planned without"),
         ([str(DEMO), "--gpus", "2xcpu"], "A cpu is known only from a calibration: add --calibrate FILE.json."),
         ([NODE, "--gpus", "8xh100", "--calibrate", "none.json"], "--calibrate none.json: No such file or directory."),
+        ([NODE, "--gpus", "8xh100", "--right", "1.5"], "--right 1.5 must be from 0 to 1."),
+        ([NODE, "--gpus", "8xh100", "--response-tokens", "9000"], "--response-tokens 9000 must be from 0 to 4096."),
     ],
 )
 def test_wrong_input_is_refused_in_a_line(

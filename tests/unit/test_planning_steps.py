@@ -213,6 +213,13 @@ def test_a_method_without_a_teacher_gives_it_no_device() -> None:
     assert plan(of, Split(2, 0, 2), fleet(4), UNCALIBRATED).seconds["score"] == 0.0
 
 
+def test_a_run_with_nothing_to_learn_from_still_has_a_plan() -> None:
+    nothing = job(traffic=replace(ALIKE, right_fraction=0.0))
+    made = plan(nothing, Split(2, 1, 2), fleet(5), UNCALIBRATED)
+    assert made.seconds["sample"] > 0
+    assert made.step_s > 0
+
+
 def test_the_traffic_is_what_was_said() -> None:
     assert job(traffic=Traffic()).traffic.response_tokens == 32  # half of the demo's 64
     assert job(traffic=Traffic(response_tokens=10)).traffic.solution_tokens == 26
