@@ -74,7 +74,9 @@ def survey(packages: Sequence[str], paths: Sequence[str], within_s: float) -> Su
 
 
 def _name(node: dict[str, Any]) -> str:
-    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+    """Its host, or what it was named at `ray start`, and its address."""
+    address, named = node["NodeManagerAddress"], node["NodeName"]
+    return f"{node['NodeManagerHostname'] if named == address else named} ({address})"
 
 
 def _pinned(work: Any, node: str) -> Any:
