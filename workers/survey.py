@@ -53,7 +53,7 @@ def survey(packages: Sequence[str], paths: Sequence[str], within_s: float) -> Su
         paths: what each node must see.
         within_s: bound of each wait, seconds.
     """
-    alive = {node["NodeID"]: _name(node) for node in ray.nodes() if node["Alive"]}
+    alive = {node["NodeID"]: _name(node) for node in sorted(ray.nodes(), key=_name) if node["Alive"]}
     for module in (sys.modules[__name__], code_digest):
         ray.cloudpickle.register_pickle_by_value(module)
     try:
