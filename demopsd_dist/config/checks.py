@@ -103,6 +103,7 @@ def check(config: Config) -> None:
     _within("rollout.gpus_per_worker", rollout.gpus_per_worker, 0, 1)
     _within("teacher.gpus_per_worker", teacher.gpus_per_worker, 0, 1)
     _within("learner.gpus_per_worker", learner.gpus_per_worker, 0, 1)
+    _check_shared_gpus(config)
     whole = longest_sequence_tokens(config)
     if not rollout.gpus_per_worker and rollout.max_batch_tokens < whole:
         raise ConfigError(
@@ -193,6 +194,22 @@ def _check_plain(key: str, value: Any) -> None:
         raise ConfigError(f"{key}={value} must be finite.")
     if isinstance(value, str) and _UNWRITABLE.search(value):
         raise ConfigError(f"{key}={value!r} holds a zero byte or half a character, which can stand in no file.")
+
+
+def _check_shared_gpus(config: Config) -> None:
+    """A GPU may be shared: engines then take no more of its memory than their share, and ranks are not among them."""
+    rollout, learner = config.rollout, config.learner
+    if 0 < rollout.gpus_per_worker < 1 and rollout.gpu_memory_fraction > rollout.gpus_per_worker:
+        raise ConfigError(
+            f"rollout.gpu_memory_fraction={rollout.gpu_memory_fraction:g} is more than rollout.gpus_per_worker="
+            f"{rollout.gpus_per_worker:g}: those who share the GPU need memory too. Lower it to "
+            f"{rollout.gpus_per_worker:g} or less."
+        )
+    if 0 < learner.gpus_per_worker < 1 < learner.num_workers:
+        raise ConfigError(
+            f"learner.gpus_per_worker={learner.gpus_per_worker:g} with learner.num_workers={learner.num_workers}: nccl "
+            "refuses two ranks on one GPU. Set learner.num_workers=1, or learner.gpus_per_worker=1."
+        )
 
 
 def _check_privileged_and_reward(config: Config) -> None:

@@ -71,8 +71,8 @@ class RolloutConfig:
     In [1, num_workers]; null is num_workers."""
     cpus_per_worker: float = 1.0
     """Ray CPUs each; a fraction lets roles that take turns share a core."""
-    gpus_per_worker: int = 0
-    """0 runs on CPU; 1 on a GPU each."""
+    gpus_per_worker: float = 0
+    """0 runs on CPU; 1 on a GPU each; a fraction shares a GPU with others, and is then at least gpu_memory_fraction."""
     threads: int = 1
     """torch threads of an engine on CPU; > 0."""
     prompts_per_step: int = 64
@@ -110,8 +110,8 @@ class TeacherConfig:
     """Replicas, which share the responses to score; > 0."""
     cpus_per_worker: float = 1.0
     """Ray CPUs each."""
-    gpus_per_worker: int = 0
-    """0 runs on CPU; 1 on a GPU each."""
+    gpus_per_worker: float = 0
+    """0 runs on CPU; 1 on a GPU each; a fraction shares a GPU with others."""
     threads: int = 1
     """torch threads on CPU; > 0. May exceed `cpus_per_worker` where the roles take turns."""
     ema_rate: float = 0.05
@@ -138,8 +138,8 @@ class LearnerConfig:
     """DeepSpeed data-parallel ranks; > 0."""
     cpus_per_worker: float = 1.0
     """Ray CPUs each."""
-    gpus_per_worker: int = 0
-    """0 runs on CPU (gloo); 1 on a GPU each (nccl)."""
+    gpus_per_worker: float = 0
+    """0 runs on CPU (gloo); 1 on a GPU each (nccl); a fraction, of one rank alone, shares a GPU with other roles."""
     threads: int = 1
     """torch threads a rank on CPU; > 0."""
     zero_stage: int = 2
