@@ -23,10 +23,11 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """Example: `Verdict(AlarmAction.stop, "alarm after step 12: policy/entropy_nats=0.001 is below ...")`"""
+    """Example: `Verdict(AlarmAction.stop, "alarm after step 12: policy/entropy_nats=0.001 is below ...", since=10)`"""
 
     action: AlarmAction
     message: str
+    since: int  # the first step of those that were outside
 
 
 class Alarm:
@@ -44,6 +45,7 @@ class Alarm:
         """What is to be done after this step. A warning, and a rollback, begin the count anew."""
         settings = self._settings
         wrong: list[str] = []
+        since = step
         for name, metric in METRICS.items():
             band = getattr(settings, name)
             if band is None or metric not in metrics:
@@ -52,6 +54,7 @@ class Alarm:
             steps = [*self._outside.get(name, []), step] if side else []
             self._outside[name] = steps
             if side and len(steps) >= settings.after_steps:
+                since = min(since, steps[0])
                 wrong.append(
                     f"{metric}={metrics[metric]:.4g} is {side} alarm.{name}={_told(band)}, and has been out of it for "
                     f"{len(steps)} steps, from step {steps[0]} on"
@@ -63,13 +66,13 @@ class Alarm:
             f"alarm after step {step}: {'; '.join(wrong)}. If that is healthy here, widen the band or set it to null."
         )
         if settings.action is not AlarmAction.rollback:
-            return Verdict(settings.action, message)
+            return Verdict(settings.action, message, since)
         if self.rollbacks >= settings.max_rollbacks:
             return Verdict(
-                AlarmAction.stop, f"{message} The run has gone back alarm.max_rollbacks={self.rollbacks} times."
+                AlarmAction.stop, f"{message} The run has gone back alarm.max_rollbacks={self.rollbacks} times.", since
             )
         self.rollbacks += 1
-        return Verdict(AlarmAction.rollback, message)
+        return Verdict(AlarmAction.rollback, message, since)
 
     @property
     def learning_rate_factor(self) -> float:

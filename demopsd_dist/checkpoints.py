@@ -82,9 +82,11 @@ class Checkpoints:
         found = [Checkpoint(path) for path in self._folder.iterdir() if _NAME.fullmatch(path.name)]
         return sorted(found, key=lambda checkpoint: -checkpoint.step)
 
-    def newest_good(self, tell: Callable[[str], None]) -> Checkpoint | None:
-        """The newest that is whole; `tell` hears of each that is not."""
+    def newest_good(self, tell: Callable[[str], None], before: int | None = None) -> Checkpoint | None:
+        """The newest that is whole, of a step before that one if given; `tell` hears of each that is not whole."""
         for checkpoint in self.all():
+            if before is not None and checkpoint.step >= before:
+                continue
             damage = checkpoint.damage()
             if damage is None:
                 return checkpoint

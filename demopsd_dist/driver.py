@@ -10,7 +10,7 @@ from demopsd_dist.checkpoints import Checkpoint
 from demopsd_dist.config import AlarmAction, Config, to_yaml
 from demopsd_dist.data.pack import pack
 from demopsd_dist.data.records import Prompt, TrainBatch
-from demopsd_dist.errors import CollapseError, LostStateError, WorkerError
+from demopsd_dist.errors import CollapseError, GoBackError, LostStateError, WorkerError
 from demopsd_dist.evaluate import evaluate
 from demopsd_dist.production import ScoredRollouts, scored_rollouts, step_metrics
 from demopsd_dist.roles import Sampling
@@ -33,7 +33,7 @@ async def train(run: Run, state: RunState) -> RunState:
                 rollouts = await run.stop.before(feed.take())  # rollout workers sampled, teacher scored
             if rollouts is None:
                 break
-            batch = packed(cfg, rollouts, crew.learners.dp_size)
+            batch = packed(run, rollouts)
             with log.timed("learn"):
                 report = await crew.learners.step(batch)  # the method's loss, backward, ZeRO step
             state = state.after(samples=len(rollouts.rollouts))
@@ -58,12 +58,15 @@ def heed_alarm(run: Run, state: RunState) -> None:
     """
     Raises:
         CollapseError: figures of the last steps are outside their bands, and the run is to stop for it.
+        GoBackError: or to go back.
     """
     verdict = run.alarm.look(state.step, run.log.steps[-1])
     if verdict is None:
         return
-    if verdict.action is not AlarmAction.warn:
+    if verdict.action is AlarmAction.stop:
         raise CollapseError(verdict.message)
+    if verdict.action is AlarmAction.rollback:
+        raise GoBackError(verdict.message, verdict.since)
     run.log.note(f"warning: {verdict.message}")
 
 
@@ -73,10 +76,12 @@ def due(every_steps: int, state: RunState, cfg: Config) -> bool:
 
 
 async def train_through_failures(run: Run, state: RunState, why: str) -> RunState:
-    """`train`, and where a learner or the teacher is lost, again from the newest good checkpoint.
+    """`train`, and where a learner or the teacher is lost, or the alarm says so, again from a good checkpoint.
 
     Raises:
-        WorkerError: they were lost `limits.restarts` times without a step further than before; tells of each.
+        CollapseError: the alarm says that it is of no use.
+        WorkerError: learners or teacher were lost `limits.restarts` times without a step further than before; tells of
+            each.
     """
     lost: list[str] = []
     furthest = state.step
@@ -93,12 +98,14 @@ async def train_through_failures(run: Run, state: RunState, why: str) -> RunStat
                     f"learners or teacher were lost {len(lost)} times without a step beyond {furthest} "
                     f"(limits.restarts={run.cfg.limits.restarts}): " + "  ".join(lost)
                 ) from None
-            why = f"lost: {error}"
-            run.log.note(f"warning: {error} Learners and teacher start anew.")
-            with run.log.timed("recover"):
-                await run.crew.revive()
-                state = await restore(run, run.checkpoints.newest_good(run.log.note))
-            run.log.note(f"goes on after step {state.step}")
+            why, before = f"lost: {error}", None
+        except GoBackError as error:
+            why, before = f"went back: {error}", error.before
+        run.log.note(f"warning: {why} Learners and teacher start anew.")
+        with run.log.timed("recover"):
+            await run.crew.revive()
+            state = await restore(run, run.checkpoints.newest_good(run.log.note, before))
+        run.log.note(f"goes on after step {state.step}")
 
 
 async def save(run: Run, state: RunState) -> None:
@@ -107,6 +114,7 @@ async def save(run: Run, state: RunState) -> None:
         "step": state.step,
         "samples": state.samples,
         "ledger_position": run.ledger.position,
+        "rollbacks": run.alarm.rollbacks,
         "config": to_yaml(run.cfg),
     }
     with run.log.timed("checkpoint"):
@@ -124,6 +132,7 @@ async def restore(run: Run, checkpoint: Checkpoint | None) -> RunState:
     if checkpoint is not None:
         told = checkpoint.state()
         state = RunState(told["step"], told["samples"])
+        run.alarm.rollbacks = max(run.alarm.rollbacks, told["rollbacks"])
         await run.crew.learners.load(checkpoint.path / "learner")
         await run.crew.teacher.load(checkpoint.path / "teacher")
     run.checkpoints.undo_after(state.step)
@@ -131,8 +140,10 @@ async def restore(run: Run, checkpoint: Checkpoint | None) -> RunState:
     return state
 
 
-def packed(cfg: Config, rollouts: ScoredRollouts, dp_size: int) -> TrainBatch:
-    return pack(rollouts.scored, rollouts.size, dp_size, cfg.learner.micro_batch_tokens, cfg.model.tree_tokens)
+def packed(run: Run, rollouts: ScoredRollouts) -> TrainBatch:
+    cfg, ranks = run.cfg, run.crew.learners.dp_size
+    batch = pack(rollouts.scored, rollouts.size, ranks, cfg.learner.micro_batch_tokens, cfg.model.tree_tokens)
+    return replace(batch, learning_rate_factor=run.alarm.learning_rate_factor)
 
 
 async def evaluate_all(run: Run, state: RunState) -> None:

@@ -51,6 +51,18 @@ class CollapseError(DemoPSDError):
     exit_code = 3
 
 
+class GoBackError(CollapseError):
+    """The run is to go back to a checkpoint of before that.
+
+    Attributes:
+        before: the first step that was not as it should be.
+    """
+
+    def __init__(self, message: str, before: int = 0) -> None:
+        super().__init__(message)
+        self.before = before
+
+
 class RunFolderError(DemoPSDError):
     """The run folder can no longer be written: disk full, read-only, over quota. What was saved is intact."""
 

@@ -103,8 +103,8 @@ def _refuse_without_token(address: str) -> None:
 
 def _authenticate() -> None:
     """Unless the environment says otherwise, by token. Ray reads mode and token once, so it is told to read anew."""
-    from ray._raylet import AuthenticationTokenLoader
-    from ray._raylet import Config as RayConfig
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+    from ray._raylet import Config as RayConfig  # type: ignore[attr-defined]
 
     os.environ.setdefault(MODE, "token")
     RayConfig.initialize("")

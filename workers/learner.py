@@ -141,7 +141,11 @@ class LearnerWorker:
         return found
 
     def step(
-        self, micro_batches: Sequence[Sequence[Sequence[Scored]]], token_count: int, size: BatchSize
+        self,
+        micro_batches: Sequence[Sequence[Sequence[Scored]]],
+        token_count: int,
+        size: BatchSize,
+        learning_rate_factor: float = 1.0,
     ) -> RankReport:
         """Loss and backward for each micro-batch, then one optimizer step on all ranks together.
 
@@ -160,7 +164,7 @@ class LearnerWorker:
         report = account.report()
         self._refuse_non_finite(report.sums.get("learner/loss", 0.0))
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = report.maxima["learner/learning_rate"] = learning_rate(
+            group["lr"] = report.maxima["learner/learning_rate"] = learning_rate_factor * learning_rate(
                 self._config.learner, self.version, self._config.steps
             )
         self._engine.step()

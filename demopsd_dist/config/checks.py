@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from demopsd_dist.config.alarm import AlarmAction, AlarmConfig
+from demopsd_dist.config.alarm import AlarmConfig
 from demopsd_dist.config.data import SPLIT, DataConfig, FieldNames, Format
 from demopsd_dist.config.methods import Method, SupportOf, Weights
 from demopsd_dist.config.tree import Config, Precision, RewardErrors, Schedule
@@ -243,8 +243,6 @@ def _check_privileged_and_reward(config: Config) -> None:
 
 
 def _check_alarm(alarm: AlarmConfig) -> None:
-    if alarm.action is AlarmAction.rollback:
-        raise ConfigError("alarm.action=rollback: a run cannot go back by itself yet. Set it to warn or stop.")
     for item in fields(alarm):
         band = getattr(alarm, item.name)
         if not isinstance(band, list):

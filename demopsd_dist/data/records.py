@@ -143,6 +143,7 @@ class TrainBatch:
     shards: tuple[tuple[tuple[tuple[Scored, ...], ...], ...], ...]
     token_count: int  # response tokens in the shards
     size: BatchSize
+    learning_rate_factor: float = 1.0  # of the schedule's learning rate
 
     @property
     def items(self) -> list[Scored]:
