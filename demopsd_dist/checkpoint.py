@@ -13,7 +13,8 @@ from demopsd_dist.errors import ConfigError
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`config.yaml`, `metrics.jsonl`, `summary.json` and `student/`, a Hugging Face model folder."""
+    """`config.yaml`, `metrics.jsonl`, `samples/`, `summary.json`, `report.html` and `student/`, a Hugging Face model
+    folder."""
 
     path: Path
 
@@ -41,6 +42,10 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

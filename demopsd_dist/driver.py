@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 
-from demopsd_dist import probe
+from demopsd_dist import probe, samples
 from demopsd_dist.behaviour import ANSWER_OPEN, forced_to_answer
 from demopsd_dist.config import Config
 from demopsd_dist.data.lessons import Group, Lessons, lessons_from_rewards, lessons_from_siblings
 from demopsd_dist.data.pack import pack
 from demopsd_dist.data.prompts import PromptBuilder
-from demopsd_dist.data.records import BatchSize, Prompt, Rollout, Scored, TrainBatch
+from demopsd_dist.data.records import BatchSize, LearnReport, Prompt, Rollout, Scored, TrainBatch
 from demopsd_dist.data.rewards import Reward
 from demopsd_dist.evaluate import evaluate
 from demopsd_dist.feed import Feed, open_feed
@@ -65,6 +65,7 @@ class ScoredRollouts:
     size: BatchSize
     scored: list[Scored]
     figures: dict[str, float]  # of the leakage probe, where it was due, and of the workers
+    kept: list[str]  # ids of the rollouts that go on record
 
     @property
     def rollouts(self) -> list[Rollout]:
@@ -89,6 +90,7 @@ async def train(cfg: Config, crew: Crew, task: Task, log: RunLog, state: RunStat
             with log.timed("publish_weights"):
                 await crew.weights.publish(state.version, moved=report.stepped)
             feed.admit()  # the next prompts are born on these weights
+            keep_samples(cfg, task, log, state, rollouts, report)
             log.step(state.step, step_metrics(rollouts, state) | report.metrics)
             if cfg.evaluation.every_steps and state.step % cfg.evaluation.every_steps == 0 and state.step < cfg.steps:
                 await evaluate_all(cfg, crew, task, log, state)
@@ -130,7 +132,9 @@ def scored_rollouts(
         if probe.due(cfg, step):
             with log.timed("probe"):
                 leakage = await probe.measure(cfg, crew.teacher, task.prompts, groups, scored)
-        return ScoredRollouts(groups, size, scored, leakage | crew.rollouts.figures() | crew.teacher.figures())
+        figures = leakage | crew.rollouts.figures() | crew.teacher.figures()
+        kept = samples.drawn(cfg, step, [rollout for group in groups for rollout in group.rollouts])
+        return ScoredRollouts(groups, size, scored, figures, kept)
 
     return open_feed(produce, first_step=state.step, last_step=cfg.steps, ahead=cfg.rollout.ahead)
 
@@ -147,7 +151,21 @@ async def score_groups(
 
 
 def packed(cfg: Config, rollouts: ScoredRollouts, dp_size: int) -> TrainBatch:
-    return pack(rollouts.scored, rollouts.size, dp_size, cfg.learner.micro_batch_tokens, cfg.model.tree_tokens)
+    learner, model = cfg.learner, cfg.model
+    return pack(
+        rollouts.scored, rollouts.size, dp_size, learner.micro_batch_tokens, model.tree_tokens, told=rollouts.kept
+    )
+
+
+def keep_samples(
+    cfg: Config, task: Task, log: RunLog, state: RunState, step: ScoredRollouts, report: LearnReport
+) -> None:
+    """What goes on record of the step's rollouts: a file in the run folder, and one of them for the reader."""
+    if step.kept:
+        with log.timed("samples"):
+            tokenizer = task.prompts.tokenizer
+            rows = samples.rows_of(cfg, state.step, step.kept, step.groups, step.scored, report.tables, tokenizer)
+            samples.write(log.folder.samples, state.step, rows)
 
 
 def lessons_of_step(cfg: Config, task: Task, groups: list[Group], step: int) -> Lessons:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from demopsd_dist.config import Config, Transport
-from demopsd_dist.data.records import BatchSize, Lesson, Logp, Scored, Tokens
+from demopsd_dist.data.records import BatchSize, Lesson, Logp, Scored, TokenTable, Tokens
 from demopsd_dist.errors import NonFiniteLossError
 from demopsd_dist.methods import objective_of, recipe
 from demopsd_dist.objective import Loss, Slice, TokenViews, fused_loss, reduced, token_weight
@@ -24,6 +24,7 @@ from demopsd_dist.schedule import learning_rate
 from workers.forward import Rectangle, ResponseModel, in_slices, load_causal_lm, support_tensor
 from workers.probe import LogpT
 from workers.recompute import recompute_layers
+from workers.telling import Telling
 from workers.transports import Plan, Segment, outbox
 from workers.weights import Parcel, layout, pack_bucket
 from workers.zero import buckets_of, deepspeed_config, extensions_folder, full_shape, own_extensions, whole
@@ -46,6 +47,7 @@ class RankReport:
     sums: dict[str, float] = field(default_factory=dict)
     maxima: dict[str, float] = field(default_factory=dict)
     spreads: dict[str, np.ndarray] = field(default_factory=dict)
+    tables: dict[str, TokenTable] = field(default_factory=dict)  # by rollout id
 
 
 class Account:
@@ -55,6 +57,7 @@ class Account:
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self.maxima: dict[str, Tensor] = {}
         self.spreads: dict[str, list[Tensor]] = defaultdict(list)
+        self.tellings: list[Telling] = []
 
     def add(self, loss: Loss) -> None:
         for name, value in loss.metrics.items():
@@ -71,6 +74,7 @@ class Account:
             sums={name: float(value) for name, value in self.sums.items()},
             maxima={name: float(value) for name, value in self.maxima.items()},
             spreads={name: torch.cat(parts).float().cpu().numpy() for name, parts in self.spreads.items()},
+            tables={name: table for telling in self.tellings for name, table in telling.tables().items()},
         )
 
 
@@ -139,9 +143,14 @@ class LearnerWorker:
         return found
 
     def step(
-        self, micro_batches: Sequence[Sequence[Sequence[Scored]]], token_count: int, size: BatchSize
+        self,
+        micro_batches: Sequence[Sequence[Sequence[Scored]]],
+        token_count: int,
+        size: BatchSize,
+        told: frozenset[str] = frozenset(),
     ) -> RankReport:
-        """Loss and backward for each micro-batch, then one optimizer step on all ranks together.
+        """Loss and backward for each micro-batch, then one optimizer step on all ranks together. Of the rollouts in
+        `told` the report has single tokens.
 
         Raises:
             NonFiniteLossError: on every rank, before the step, where any rank's loss is not finite.
@@ -152,7 +161,7 @@ class LearnerWorker:
         account = Account()
         world_size = self._config.learner.num_workers
         for rows in micro_batches:
-            loss = self._loss(rows, token_count, size, account)
+            loss = self._loss(rows, token_count, size, account, told)
             self._engine.backward(loss * world_size)  # DeepSpeed divides by it again
             self._ran["student/gradient"] += sum(map(len, rows))
         report = account.report()
@@ -171,7 +180,14 @@ class LearnerWorker:
         """Responses that went through each forward since the start: `student/support`, `student/gradient`."""
         return self._ran
 
-    def _loss(self, rows: Sequence[Sequence[Scored]], token_count: int, size: BatchSize, account: Account) -> Tensor:
+    def _loss(
+        self,
+        rows: Sequence[Sequence[Scored]],
+        token_count: int,
+        size: BatchSize,
+        account: Account,
+        told: frozenset[str],
+    ) -> Tensor:
         """The micro-batch's share of the global mean; what else it says goes into the account."""
         batch = self._rectangle([[item.lesson for item in row] for row in rows])
         scored = [item for row in rows for item in row]
@@ -195,6 +211,11 @@ class LearnerWorker:
         # Sampled from the weights of now. Older tokens differ because the student has moved.
         fresh_N = self._tensor([item.lesson.rollout.version_T == self.version - 1 for item in scored])
         any_fresh = bool(fresh_N.any())
+        samples = self._config.samples
+        telling = Telling(
+            scored, told, self._objective, count=samples.candidates, max_tokens=samples.tokens, device=self._device
+        )
+        account.tellings.append(telling)
 
         def loss_of(part: Slice) -> Tensor:
             tokens = part.tokens
@@ -209,6 +230,7 @@ class LearnerWorker:
             )
             result = reduced(self._objective, views, weight_BT=weight_N[tokens], token_count=token_count)
             account.add(result)
+            telling.see(part, views, result, support_NK)
             with torch.no_grad():
                 account.sums["policy/entropy_nats"] += part.entropy().sum() / token_count
                 if any_fresh:

@@ -4,6 +4,7 @@ from demopsd_dist.config.checks import longest_sequence_tokens
 from demopsd_dist.config.data import MINISCI, SPLIT, DataConfig, Duplicates, FieldNames, Format
 from demopsd_dist.config.methods import Aggregation, Divergence, Gate, Method, SupportOf, Variant, Weights
 from demopsd_dist.config.reading import load, to_yaml
+from demopsd_dist.config.recording import SamplesConfig, SinksConfig, WandbMode
 from demopsd_dist.config.tree import Config, LearnerConfig, OnPublish, Precision, Schedule, Transport
 
 __all__ = [
@@ -21,10 +22,13 @@ __all__ = [
     "Method",
     "OnPublish",
     "Precision",
+    "SamplesConfig",
     "Schedule",
+    "SinksConfig",
     "SupportOf",
     "Transport",
     "Variant",
+    "WandbMode",
     "Weights",
     "load",
     "longest_sequence_tokens",

@@ -46,6 +46,9 @@ def check(config: Config) -> None:
             "weights.bucket_mib": config.weights.bucket_mib,
             "weights.max_logp_diff": config.weights.max_logp_diff,
             "evaluation.samples": config.evaluation.samples,
+            "samples.responses": config.samples.responses,
+            "samples.tokens": config.samples.tokens,
+            "samples.candidates": config.samples.candidates,
             "limits.start_s": config.limits.start_s,
             "limits.call_s": config.limits.call_s,
         }
@@ -70,6 +73,7 @@ def check(config: Config) -> None:
         "evaluation.every_steps": config.evaluation.every_steps,
         "evaluation.early_answer_samples": config.evaluation.early_answer_samples,
         "leakage.every_steps": config.leakage.every_steps,
+        "samples.every_steps": config.samples.every_steps,
         "demopsd.gate_threshold_nats": config.demopsd.gate_threshold_nats,
         "grpo.kl_coefficient": config.grpo.kl_coefficient,
         "seed": config.seed,

@@ -1,5 +1,5 @@
-"""The tree of settings. Every default and every meaning is here and in `data.py` and `methods.py`, and nowhere else;
-ranges are in `checks.py`."""
+"""The tree of settings. Every default and every meaning is here and in `data.py`, `methods.py` and `recording.py`, and nowhere
+else; ranges are in `checks.py`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from enum import Enum
 
 from demopsd_dist.config.data import MINISCI, DataConfig
 from demopsd_dist.config.methods import DemoPSDConfig, GRPOConfig, Method, OPSDConfig, SDPOConfig
+from demopsd_dist.config.recording import SamplesConfig, SinksConfig
 
 
 class Precision(Enum):
@@ -250,4 +251,6 @@ class Config:
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     leakage: LeakageConfig = field(default_factory=LeakageConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    sinks: SinksConfig = field(default_factory=SinksConfig)
     limits: Limits = field(default_factory=Limits)
