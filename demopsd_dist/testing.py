@@ -144,7 +144,8 @@ class StandInLearners:
         if not batch.token_count:
             return LearnReport({}, stepped=False)
         metrics = {"learner/loss": 1.0 / len(self.batches), "demopsd/alpha_mean": 0.05}
-        tables = {(of := item.lesson.rollout.id): _table(item) for item in batch.items if of in batch.told}
+        told = [item for item in batch.items if item.lesson.rollout.id in batch.told]
+        tables = {item.lesson.rollout.id: _table(item) for item in told}
         return LearnReport(metrics | {"demopsd/disagreement_mean_nats": 0.03}, stepped=True, tables=tables)
 
     async def export(self, folder: Path) -> None:
