@@ -91,7 +91,7 @@ def rows_of(
 def _of_response(step: int, rollout: Rollout, mark: Mark, lesson: Lesson | None, texts: TokenTexts) -> Row:
     question = rollout.prompt.question
     shown = lesson is not None and len(lesson.privileged_tokens)
-    return {
+    row = {
         "step": step,
         "prompt_id": question.id,
         "sample": rollout.sample,
@@ -108,6 +108,12 @@ def _of_response(step: int, rollout: Rollout, mark: Mark, lesson: Lesson | None,
         "advantage": None if lesson is None else lesson.advantage,
         "worker": rollout.worker,
     }
+    return {name: _encodable(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def _encodable(text: str) -> str:
+    """Half of a surrogate pair, which a data set may hold and UTF-8 cannot, as its escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _of_tokens(cfg: Config, rollout: Rollout, table: TokenTable | None, texts: TokenTexts) -> Row:
