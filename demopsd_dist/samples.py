@@ -12,13 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from demopsd_dist.config import Config
 from demopsd_dist.data.lessons import Group
 from demopsd_dist.data.records import Lesson, Mark, Rollout, Scored, Tokens, TokenTable
 from demopsd_dist.token_texts import TokenTexts
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from transformers import PreTrainedTokenizerBase
 
 Row = dict[str, Any]
@@ -147,9 +149,6 @@ def path_of(folder: Path, step: int) -> Path:
 
 def write(folder: Path, step: int, rows: Sequence[Row]) -> Path:
     """The step's file in `folder`, which is made where it is missing."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     folder.mkdir(exist_ok=True)
     path = path_of(folder, step)
     unfinished = path.with_suffix(".unfinished")
@@ -160,8 +159,6 @@ def write(folder: Path, step: int, rows: Sequence[Row]) -> Path:
 
 
 def schema() -> pa.Schema:
-    import pyarrow as pa
-
     def of(kind: str) -> pa.DataType:
         if kind.startswith("list<"):
             return pa.list_(of(kind[len("list<") : -1]))
@@ -176,6 +173,4 @@ def files(folder: Path) -> list[Path]:
 
 
 def read(path: Path) -> list[Row]:
-    import pyarrow.parquet as pq
-
     return pq.read_table(path).to_pylist()

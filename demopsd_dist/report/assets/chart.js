@@ -72,10 +72,9 @@ function scales(series, width, zero, log) {
   if (zero && !logged) y0 = Math.min(y0, 0);
   const to = logged ? Math.log10 : (y) => y;
   let [low, high] = [to(y0), to(y1)];
-  if (low === high) [low, high] = [low - (Math.abs(low) * 0.1 || 1), high + (Math.abs(high) * 0.1 || 1)];
+  if (low === high) [low, high] = zero && low === 0 ? [0, 1] : [low - (Math.abs(low) * 0.1 || 1), high + (Math.abs(high) * 0.1 || 1)];
   const ticks = logged ? decades(low, high) : niceTicks(low, high, 4);
-  if (logged) [low, high] = [Math.min(low, ticks[0]), Math.max(high, ticks.at(-1))];
-  else [low, high] = [Math.min(low, ticks[0]), Math.max(high, ticks.at(-1))];
+  [low, high] = [Math.min(low, ticks[0]), Math.max(high, ticks.at(-1))];
   const inner = width - MARGIN.left - MARGIN.right;
   const tall = CHART_HEIGHT - MARGIN.top - MARGIN.bottom;
   return {
@@ -91,7 +90,7 @@ function scales(series, width, zero, log) {
 function niceTicks(low, high, count) {
   const raw = (high - low) / count;
   const size = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 2.5, 5, 10].map((factor) => factor * size).find((one) => one >= raw * 0.999);
+  const step = [1, 2, 5, 10].map((factor) => factor * size).find((one) => one >= raw * 0.999);
   const first = Math.floor(low / step + 1e-9);
   const ticks = [];
   for (let i = first; ; i++) {
@@ -113,7 +112,7 @@ function axes(picture, frame, width, show) {
   for (const tick of frame.yTicks) {
     const y = frame.y(tick);
     picture.append(
-      svg("path", { class: "grid", d: `M${MARGIN.left} ${y}H${frame.right}` }),
+      svg("path", { class: "rule", d: `M${MARGIN.left} ${y}H${frame.right}` }),
       svg("text", { class: "tick", x: MARGIN.left - 8, y: y + 4, "text-anchor": "end" }, show(tick)),
     );
   }

@@ -89,9 +89,9 @@ function stageSums(run) {
 function showTime() {
   const cards = RUNS.flatMap((run) => {
     const { whole, outer, inner } = stageSums(run);
-    const of = MANY ? ` of ${run.name}` : "";
+    const of = MANY ? `: ${run.name}` : "";
     return whole
-      ? [bars(`Where the time${of} goes`, "The driver’s stages, which add up to the steps.", outer, whole), bars(`Within the wait${of}`, "These overlap: what is sampled is scored while the rest is still sampled.", inner, whole)]
+      ? [bars(`Where the time goes${of}`, "The driver’s stages, which add up to the steps.", outer, whole), bars(`Within the wait${of}`, "These overlap: what is sampled is scored while the rest is still sampled.", inner, whole)]
       : [];
   });
   byId("stages").append(el("div", { class: "grid" }, ...cards, speedChart(), workersCard(), healthCard()));
@@ -195,7 +195,8 @@ function showExplorer() {
     shown.replaceChildren(chart ?? el("p", {}, "No value."));
   }
   byId("explorer").append(el("label", { class: "field", for: "figure" }, "Figure ", select), shown);
-  show(names.includes("learner/loss") ? "learner/loss" : names[0]);
+  select.value = names.includes("learner/loss") ? "learner/loss" : names[0];
+  show(select.value);
 }
 
 function showSettings() {

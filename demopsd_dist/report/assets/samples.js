@@ -59,8 +59,8 @@ function sampleList(entries) {
     labelled("Reward", reward),
     labelled("Step", step),
     labelled("Sort by", sort),
-    peak ? labelled("Disagreement at least", least, leastSaid) : null,
-    labelled("Learned from only", learned),
+    peak ? el("label", { class: "field", for: "least" }, el("span", {}, "Disagreement at least", leastSaid), least) : null,
+    el("label", { class: "check", for: "learned" }, learned, "learned from only"),
   );
   const rows = el("div", { class: "rows", role: "listbox", "aria-label": "Samples", tabindex: 0 });
   const space = el("div", { class: "space" });
@@ -122,7 +122,7 @@ function sampleList(entries) {
       el("span", { class: right ? "verdict right" : "verdict wrong" }, right ? "✓" : "✗", el("span", { class: "hidden" }, right ? " right" : " wrong")),
       el("span", { class: "row-question" }, entry.question),
       el("span", { class: "row-response" }, entry.response || "(empty)"),
-      el("span", { class: "row-facts" }, `${MANY ? `${RUNS[entry.run].name} · ` : ""}step ${entry.step} · ${entry.field}${entry.peak === null ? "" : ` · d ≤ ${short(entry.peak)}`}`),
+      el("span", { class: "row-facts" }, `${MANY ? `${RUNS[entry.run].name} · ` : ""}step ${entry.step} · ${entry.field}${entry.peak === null ? "" : ` · peak d ${short(entry.peak)}`}`),
     );
     node.style.top = `${place * ROW}px`;
     return node;
@@ -181,7 +181,7 @@ async function allTexts(entries) {
 function showTelling() {
   const cards = RUNS.filter((run) => run.telling?.length).map((run) => {
     const most = run.telling[0].share || 1;
-    const rows = run.telling.slice(0, 16).map((one) =>
+    const rows = run.telling.filter((one, i) => i < 16 && (i < 6 || one.share > 0.002)).map((one) =>
       el(
         "li",
         {},
@@ -190,7 +190,7 @@ function showTelling() {
         el("span", { class: "bar-value" }, `${percent(one.share, 1)} · d ${short(one.disagreement)} · α ${short(one.alpha)} · ${one.count.toLocaleString("en")}×`),
       ),
     );
-    const of = MANY ? ` of ${run.name}` : "";
+    const of = MANY ? `: ${run.name}` : "";
     return el(
       "figure",
       { class: "card" },

@@ -6,12 +6,8 @@ const MEASURES = [
   ["entropy", "Student entropy", "how undecided the student is, nats"],
   ["surprise", "Surprise", "−log of the sampled token’s probability, nats"],
 ];
-const VIEWS = [
-  ["student", "student"],
-  ["reference", "reference"],
-  ["teacher", "teacher"],
-  ["target", "target"],
-];
+const VIEWS = ["student", "reference", "teacher", "target"];
+const nameOf = (view, run) => (view === "target" && run.config.method === "demopsd" ? "barycenter" : view);
 
 // What a sample's place in its block holds: its tokens with all their figures.
 function sampleOf(tokens, place) {
@@ -22,7 +18,7 @@ function sampleOf(tokens, place) {
   const figure = (name) => (there.has(name) ? (i) => tokens[name][start + i] * tokens.scales[name] : () => null);
   const logp = figure("rollout_logp");
   const of = { alpha: figure("alpha"), disagreement: figure("disagreement"), entropy: figure("entropy"), loss: figure("loss"), surprise: logp };
-  const views = VIEWS.filter(([name]) => there.has(name));
+  const views = VIEWS.filter((name) => there.has(name));
   return {
     length,
     of,
@@ -34,7 +30,7 @@ function sampleOf(tokens, place) {
       if (!views.length) return [];
       const rows = [];
       for (let c = (start + i) * width; c < (start + i + 1) * width; c++) {
-        const given = Object.fromEntries(views.map(([name]) => [name, tokens[name][c] * tokens.scales[name]]));
+        const given = Object.fromEntries(views.map((name) => [name, tokens[name][c] * tokens.scales[name]]));
         rows.push({ text: tokens.texts[tokens.candidate[c]], same: tokens.candidate[c] === tokens.token[start + i], ...given });
       }
       return rows;
@@ -85,7 +81,7 @@ function tokenView(run, entry, sample, texts) {
       spans[pinned].tabIndex = 0;
     }
     if (focus) spans[place].focus({ preventScroll: false });
-    panel.replaceChildren(...tokenPanel(sample, place));
+    panel.replaceChildren(...tokenPanel(run, sample, place));
   }
   const placeOf = (event) => {
     const span = event.target.closest?.(".token");
@@ -154,7 +150,7 @@ function sampleHead(run, entry, texts) {
 }
 
 function visibleLines(text) {
-  return text.split("\n").flatMap((part, i) => (i ? [el("br"), ...visible(part)] : part === "" ? [] : visible(part)));
+  return text.split("\n").flatMap((part, i) => [...(i ? [el("br")] : []), ...(part === "" ? [] : visible(part))]);
 }
 
 function cutNote(run, sample) {
@@ -162,7 +158,7 @@ function cutNote(run, sample) {
   return sample.length === most ? el("p", { class: "note" }, `Of a longer response only the first ${plural(most, "token")} may be here (samples.tokens); its text is whole below.`) : null;
 }
 
-function tokenPanel(sample, i) {
+function tokenPanel(run, sample, i) {
   const facts = [
     ["alpha", sample.of.alpha(i)],
     ["disagreement", sample.of.disagreement(i)],
@@ -179,25 +175,25 @@ function tokenPanel(sample, i) {
       el("dl", { class: "token-facts" }, ...facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, short(value)))), el("div", {}, el("dt", {}, "sampled with"), el("dd", {}, `${chance(sampled)} %`)), el("div", {}, el("dt", {}, "weights"), el("dd", {}, String(sample.version(i))))),
     ),
     rows.length ? el("p", { class: "story" }, storyOf(sample, rows, i)) : el("p", { class: "story" }, "Not learned from, so nobody else was asked about it."),
-    rows.length ? candidateTable(sample, rows) : null,
+    rows.length ? candidateTable(run, sample, rows) : null,
   ].filter(Boolean);
 }
 
-function candidateTable(sample, rows) {
+function candidateTable(run, sample, rows) {
   const cell = (name, value) => el("td", { class: "p" }, el("span", {}, chance(value)), el("i", { class: name, "--part": value.toFixed(4), "aria-hidden": "true" }));
-  const rest = Object.fromEntries(sample.views.map(([name]) => [name, Math.max(1 - sum(rows.map((row) => row[name])), 0)]));
+  const rest = Object.fromEntries(sample.views.map((name) => [name, Math.max(1 - sum(rows.map((row) => row[name])), 0)]));
   return el(
     "table",
     { class: "candidates" },
     el("caption", {}, "Probability of the next token, %"),
-    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "token"), ...sample.views.map(([name, label]) => el("th", { scope: "col", class: name }, label)))),
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "token"), ...sample.views.map((name) => el("th", { scope: "col" }, nameOf(name, run))))),
     el(
       "tbody",
       {},
       ...rows.map((row) =>
-        el("tr", { class: row.same ? "sampled" : null }, el("th", { scope: "row" }, el("code", { class: "chip" }, ...visible(row.text)), row.same ? el("small", {}, " sampled") : null), ...sample.views.map(([name]) => cell(name, row[name]))),
+        el("tr", { class: row.same ? "sampled" : null }, el("th", { scope: "row" }, el("code", { class: "chip" }, ...visible(row.text)), row.same ? el("small", {}, " sampled") : null), ...sample.views.map((name) => cell(name, row[name]))),
       ),
-      el("tr", { class: "rest" }, el("th", { scope: "row" }, "all others"), ...sample.views.map(([name]) => cell(name, rest[name]))),
+      el("tr", { class: "rest" }, el("th", { scope: "row" }, "all others"), ...sample.views.map((name) => cell(name, rest[name]))),
     ),
   );
 }
@@ -205,9 +201,8 @@ function candidateTable(sample, rows) {
 // In words, what the table says.
 function storyOf(sample, rows, i) {
   const top = (name) => rows.reduce((best, row) => (row[name] > best[name] ? row : best));
-  const names = sample.views.map(([name]) => name);
-  if (!names.includes("teacher")) return "This method asks no teacher.";
-  const base = names.includes("reference") ? "reference" : "student";
+  if (!sample.views.includes("teacher")) return "This method asks no teacher.";
+  const base = sample.views.includes("reference") ? "reference" : "student";
   const [without, withIt] = [top(base), top("teacher")];
   const d = sample.of.disagreement(i);
   if (without.text !== withIt.text) {
@@ -219,7 +214,7 @@ function storyOf(sample, rows, i) {
 
 function goes(sample, i) {
   const alpha = sample.of.alpha(i);
-  return alpha === null ? "" : `The target goes ${percent(1 - alpha, 1)} of the way to the teacher.`;
+  return alpha === null ? "" : `In log-probability the target goes ${percent(1 - alpha, 1)} of the way to the teacher.`;
 }
 
 function readings(entry, texts) {
