@@ -172,5 +172,18 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.parquet"))
 
 
+def size(path: Path) -> tuple[int, int]:
+    """Responses and tokens in a file, from its footer alone."""
+    footer = pq.read_metadata(path)
+    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+    tokens = sum(
+        group.column(i).num_values
+        for group in groups
+        for i in range(group.num_columns)
+        if group.column(i).path_in_schema.startswith("token_ids.")
+    )
+    return footer.num_rows, tokens
+
+
 def read(path: Path) -> list[Row]:
     return pq.read_table(path).to_pylist()

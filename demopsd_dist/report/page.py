@@ -24,6 +24,7 @@ from demopsd_dist.report.reading import Run, read_run
 from demopsd_dist.samples import Row
 
 SCRIPTS = ("base.js", "chart.js", "curves.js", "overview.js", "tokens.js", "samples.js", "main.js")
+MOST_SAMPLES, MOST_TOKENS = 10_000, 500_000  # of a run; with more the page would be slow to open
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
@@ -66,24 +67,33 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def _samples(run: Run, number: int, blocks: list[str]) -> dict[str, Any]:
-    """The run's samples go into `blocks`; the answer tells how many there are."""
+    """The run's samples go into `blocks`; the answer tells how many there are, and of how many."""
     index: list[dict[str, Any]] = []
     telling = figures.Telling()
-    count = 0
-    for count, rows in enumerate(_some_at_once(_rows(run)), start=1):
+    for place, rows in enumerate(_some_at_once(_rows(run) if run.sample_files else iter(()))):
         for row in rows:
             index.append(figures.index_entry(row))
             telling.add(row)
-        blocks.append(_block(f"tokens-{number}-{count - 1}", token_block(rows)))
-        blocks.append(_block(f"texts-{number}-{count - 1}", text_block(rows)))
+        blocks.append(_block(f"tokens-{number}-{place}", token_block(rows)))
+        blocks.append(_block(f"texts-{number}-{place}", text_block(rows)))
     columns = {name: [entry[name] for entry in index] for name in index[0]} if index else {}
     blocks.append(_block(f"index-{number}", packed(columns, {})))
-    return {"samples": len(index), "blocks": count, "block_samples": SAMPLES, "telling": telling.table()}
+    return {
+        "samples": len(index),
+        "kept": sum(samples.size(path)[0] for path in run.sample_files),
+        "block_samples": SAMPLES,
+        "telling": telling.table(),
+    }
 
 
 def _rows(run: Run) -> Iterator[Row]:
-    for path in run.sample_files:
-        yield from samples.read(path)
+    """All, or as many as the page is to hold, evenly over the run: every so many files, then every so many rows."""
+    rows, tokens = (sum(counts) for counts in zip(*map(samples.size, run.sample_files), strict=True))
+    every = max(-(-rows // MOST_SAMPLES), -(-tokens // MOST_TOKENS), 1)
+    files = run.sample_files[::every]
+    row_every = -(-every * len(files) // len(run.sample_files))
+    for path in files:
+        yield from samples.read(path)[::row_every]
 
 
 def _some_at_once(rows: Iterator[Row]) -> Iterator[list[Row]]:

@@ -63,7 +63,8 @@ def _figures(step: int) -> dict[str, float]:
 
 def _row(step: int, i: int, rng: np.random.Generator, choose: random.Random, texts: Sequence[str]) -> samples.Row:
     length = choose.randint(8, 40)
-    pieces = choose.choices(list(texts) or PIECES, k=length)
+    short = [text[:100] for text in texts] or PIECES
+    pieces = choose.choices(short, k=length)
     said = (lambda default: choose.choice(list(texts))) if texts else (lambda default: default)
     logp = {view: np.log(rng.dirichlet(np.ones(CANDIDATES + 1), length)[:, :-1]) for view in ("a", "b", "c", "d")}
     disagreement = rng.beta(0.2, 4, length) * 0.69
@@ -92,7 +93,7 @@ def _row(step: int, i: int, rng: np.random.Generator, choose: random.Random, tex
         "alpha": (0.15 * np.tanh(25 * disagreement)).tolist(),
         "disagreement": disagreement.tolist(),
         "candidate_ids": [list(range(CANDIDATES))] * length,
-        "candidate_texts": [choose.choices(list(texts) or PIECES, k=CANDIDATES) for _ in range(length)],
+        "candidate_texts": [choose.choices(short, k=CANDIDATES) for _ in range(length)],
         "student_logp": logp["a"].tolist(),
         "reference_logp": logp["b"].tolist(),
         "teacher_logp": logp["c"].tolist(),

@@ -8,7 +8,7 @@ function showAbout() {
     const method = run.config.method ?? run.summary.method;
     const model = run.config["model.path"];
     const state = run.done ? plural(run.step.at(-1) ?? 0, "step") : `${run.step.at(-1) ?? 0} of ${run.config.steps ?? "?"} steps so far`;
-    return [MANY ? `${run.name}:` : null, method, "on", model, "·", state, run.summary.wall_s ? `· ${seconds(run.summary.wall_s)}` : null]
+    return [MANY ? `${run.name}:` : null, method, "on", model, "·", state, run.summary.wall_s ? `· ${seconds(run.summary.wall_s)}` : null, run.every > 1 ? `· one in ${run.every} steps is drawn` : null]
       .filter(Boolean)
       .join(" ");
   });

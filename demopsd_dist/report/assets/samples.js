@@ -98,7 +98,9 @@ function sampleList(entries) {
     const keys = { peak: (e) => -(e.peak ?? -1), disagreement: (e) => -(e.disagreement ?? -1), entropy: (e) => -(e.entropy ?? -1), new: (e) => -e.step, old: (e) => e.step, long: (e) => -e.tokens };
     const key = keys[sort.value];
     found.sort((a, b) => key(a) - key(b));
-    count.textContent = `${found.length.toLocaleString("en")} of ${plural(entries.length, "sample")}`;
+    const kept = sum(RUNS.map((one) => one.kept));
+    const more = kept > entries.length ? `, evenly out of ${kept.toLocaleString("en")} kept` : "";
+    count.textContent = `${found.length.toLocaleString("en")} of ${plural(entries.length, "sample")}${more}`;
     space.style.height = `${found.length * ROW}px`;
     rows.scrollTop = 0;
     if (!found.includes(state.chosen)) choose(found[0] ?? null);
