@@ -166,6 +166,7 @@ def keep_samples(
             tokenizer = task.prompts.tokenizer
             rows = samples.rows_of(cfg, state.step, step.kept, step.groups, step.scored, report.tables, tokenizer)
             samples.write(log.folder.samples, state.step, rows)
+            log.show(rows[0])
 
 
 def lessons_of_step(cfg: Config, task: Task, groups: list[Group], step: int) -> Lessons:

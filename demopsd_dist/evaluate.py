@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
+from typing import Any
 
 from demopsd_dist.accuracy import (
     Figure,
@@ -42,6 +43,14 @@ class Evaluation:
     questions: int
     samples: int
     example: dict[str, str]
+
+
+def from_record(record: Mapping[str, Any]) -> Evaluation:
+    """An evaluation from its line of `metrics.jsonl`."""
+    values = {field.name: record[field.name] for field in fields(Evaluation)}
+    single = {name: Figure(**values[name]) for name in ("mean", "majority", "best")}
+    passes = {int(size): Figure(**figure_of) for size, figure_of in values["passes"].items()}
+    return Evaluation(**(values | single | {"passes": passes}))
 
 
 async def evaluate(

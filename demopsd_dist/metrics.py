@@ -9,12 +9,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-QUANTILES = ("p50", "p90", "p95", "p99")
+_PARTS = {"{quantile}": r"p\d+", "{i}": r"\d+", "{stage}": r"[a-z_]+"}
 
 
 @dataclass(frozen=True)
 class Metric:
-    """`name` may hold `{...}` where figures differ only in a part of it: a worker's number, a quantile, a stage."""
+    """`name` may hold `{quantile}`, `{i}` or `{stage}` where figures differ only in that."""
 
     name: str
     unit: str
@@ -22,7 +22,9 @@ class Metric:
 
     def names(self, name: str) -> bool:
         """Whether `name` is this metric's."""
-        pattern = re.sub(r"\\\{\w+\\\}", r"[a-z0-9_]+", re.escape(self.name))
+        pattern = self.name
+        for part, found in _PARTS.items():
+            pattern = pattern.replace(part, found)
         return re.fullmatch(pattern, name) is not None
 
 
@@ -158,8 +160,8 @@ def page() -> str:
         "# Metrics",
         "",
         "A line of `metrics.jsonl` with a `step` and no `evaluation` holds these figures of the step, as far as the method",
-        "has them. Where nothing else is said they are means over the response tokens learned from. `{quantile}` is one of",
-        f"{', '.join(f'`{name}`' for name in QUANTILES)}, `{{i}}` a worker's number.",
+        "has them. Where nothing else is said they are means over the response tokens learned from. `{quantile}` is `p50`,",
+        "`p90`, `p95` or `p99`, `{i}` a worker's number, `{stage}` a stage of the driver.",
         "",
         "This page is written from [demopsd_dist/metrics.py](../demopsd_dist/metrics.py) by",
         "`python -m demopsd_dist.metrics > docs/metrics.md`.",

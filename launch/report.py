@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from demopsd_dist.checkpoint import RunFolder
 from demopsd_dist.errors import ConfigError
 from demopsd_dist.report import write_report
 from launch.command import exit_code_of
@@ -30,7 +31,7 @@ def run(folders: Sequence[Path], out: Path | None) -> int:
     if len(set(folders)) < len(folders):
         raise ConfigError("a run folder is given twice. Give each once.")
     if out is None:
-        out = (folders[0] if len(folders) == 1 else Path()) / "report.html"
+        out = RunFolder(folders[0] if len(folders) == 1 else Path()).report
     path = write_report(folders, out)
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
     return 0

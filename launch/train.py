@@ -18,6 +18,7 @@ from demopsd_dist.config import Config, load, to_yaml
 from demopsd_dist.data.rewards import reward_of
 from demopsd_dist.data.sources import SPLITS, Data, load_data, sources
 from demopsd_dist.model_folder import model_folder
+from demopsd_dist.sinks import check_sinks, open_sinks
 from launch.command import count_gpus, exit_code_of
 from workers.placement import check_fits, summary_of_roles, table
 
@@ -37,6 +38,7 @@ def checked(arguments: argparse.Namespace) -> int:
     """Look at everything, then run it or say what would run."""
     config = load(arguments.config, arguments.overrides)
     reward_of(config.reward)  # a user's own is imported here, in the dry run too
+    check_sinks(config)
     folder = model_folder(config)
     data = load_data(config.data)
     if config.ray_address is None:
@@ -57,6 +59,7 @@ def run(config: Config, folder: Path, data: Data) -> int:
 
     with fenced():
         from demopsd_dist.checkpoint import RunFolder
+        from demopsd_dist.report import write_report
         from demopsd_dist.runlog import RunLog
         from launch.task import build_task, over_long
 
@@ -64,7 +67,7 @@ def run(config: Config, folder: Path, data: Data) -> int:
         questions = data.questions
         task, skipped = build_task(config, folder, questions)
         run_folder = RunFolder.create(config)
-        with RunLog(run_folder, config.steps) as log:
+        with RunLog(run_folder, config.steps, sinks=open_sinks(config, run_folder)) as log:
             log.skipped = {str(split): count for split, count in skipped.items()}
             log.note(f"run folder {run_folder.path}   seed {config.seed}   model {config.model.path}")
             read = [
@@ -89,6 +92,8 @@ def run(config: Config, folder: Path, data: Data) -> int:
                 raise
             run_folder.write_summary(summary | data.figures())
             log.note(f"student in {run_folder.student}   figures in {run_folder.path / 'summary.json'}")
+            if config.sinks.report:
+                log.note(f"report in {write_report([run_folder.path], run_folder.report)}: open it in a browser")
             log.note(closing_line(summary))
             if summary.get("active_fraction") == 0:
                 log.note("warning: no step had anything to learn from; the student is the model that was given")

@@ -33,9 +33,9 @@ class SinksConfig:
     """Where figures go beside `metrics.jsonl`, which is always written."""
 
     tensorboard: bool = False
-    """Event files in the run folder's `tensorboard/`. Needs `pip install 'demopsd-dist[tensorboard]'`."""
+    """Event files in the run folder's `tensorboard/`. Needs `pip install tensorboard`."""
     wandb: WandbMode = WandbMode.off
-    """`off`, `offline` or `online`. Needs `pip install 'demopsd-dist[wandb]'`."""
+    """`off`, `offline` or `online`. Needs `pip install wandb`."""
     wandb_project: str = "demopsd-dist"
     """The project there."""
     report: bool = True

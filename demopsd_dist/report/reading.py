@@ -35,7 +35,7 @@ def read_run(path: Path) -> Run:
     folder = RunFolder(path)
     if not folder.metrics.is_file():
         raise DataError(f"{path} is no run folder: it has no {folder.metrics.name}. Give a folder below runs/.")
-    config, summary = path / "config.yaml", path / "summary.json"
+    summary = folder.summary
     steps: dict[int, dict[str, Any]] = {}
     evaluations: dict[tuple[int, str], dict[str, Any]] = {}
     for line in lines_of(folder.metrics):
@@ -45,12 +45,18 @@ def read_run(path: Path) -> Run:
             steps[line["step"]] = line  # a run that went on from a checkpoint has some steps twice: the last counts
     return Run(
         name=path.resolve().name,
-        config=flat(OmegaConf.to_container(OmegaConf.load(config))) if config.is_file() else {},
+        config=read_config(path),
         steps=[steps[step] for step in sorted(steps)],
         evaluations=[evaluations[key] for key in sorted(evaluations, key=lambda key: key[0])],
         summary=json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {},
         sample_files=samples.files(folder.samples),
     )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The run's settings by their dotted names, as they were written: also those of an older version."""
+    config = path / "config.yaml"
+    return flat(OmegaConf.to_container(OmegaConf.load(config))) if config.is_file() else {}
 
 
 def lines_of(path: Path) -> Iterator[dict[str, Any]]:

@@ -24,6 +24,7 @@ from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.runlog import RunLog
 from demopsd_dist.sampling import prompts_of_step
 from demopsd_dist.scoring import InTurn
+from demopsd_dist.sinks import open_sinks
 from demopsd_dist.testing import StandInLearners, World, stand_in_crew
 from launch.task import build_task
 
@@ -44,7 +45,8 @@ class Run:
         self.crew = stand_in_crew(self.world)
         self.folder = RunFolder.create(self.config)
         self.console = StringIO()
-        with RunLog(self.folder, self.config.steps, Console(file=self.console, width=200)) as log:
+        console = Console(file=self.console, width=200)
+        with RunLog(self.folder, self.config.steps, console, open_sinks(self.config, self.folder)) as log:
             self.state = asyncio.run(train(self.config, self.crew, task, log, RunState()))
             self.summary = log.summary()
 
