@@ -47,7 +47,9 @@ ROOMS: dict[str, tuple[str, list[Metric]]] = {
         "The student, and how old its rollouts are.",
         [
             Metric("policy/entropy_nats", "nats", "mean entropy of a token's distribution, over the whole vocabulary"),
-            Metric("policy/age_steps_max", "steps", "age of the oldest rollout: versions of the weights since it began"),
+            Metric(
+                "policy/age_steps_max", "steps", "age of the oldest rollout: versions of the weights since it began"
+            ),
             Metric("policy/age_steps_mean", "steps", "mean age of a token"),
         ],
     ),
@@ -72,14 +74,24 @@ ROOMS: dict[str, tuple[str, list[Metric]]] = {
             Metric("leakage/r_demo", "1", "the same of the target, without its normaliser"),
             Metric("leakage/teacher_variance", "1", "variance of that difference under the reference: teacher"),
             Metric("leakage/target_variance", "1", "variance of that difference under the reference: target"),
-            Metric("leakage/siblings_teacher_nats", "nats", "the teacher's next token tells which right sibling was shown"),
+            Metric(
+                "leakage/siblings_teacher_nats", "nats", "the teacher's next token tells which right sibling was shown"
+            ),
             Metric("leakage/siblings_target_nats", "nats", "the target's next token tells that"),
             Metric("leakage/siblings_ratio", "fraction", "the target's over the teacher's"),
-            Metric("leakage/siblings_contexts_mean", "solutions", "siblings shown in turn; the figures cannot exceed its ln"),
-            Metric("leakage/answers_teacher_nats", "nats", "the teacher's next token tells which bare answer was shown"),
+            Metric(
+                "leakage/siblings_contexts_mean",
+                "solutions",
+                "siblings shown in turn; the figures cannot exceed its ln",
+            ),
+            Metric(
+                "leakage/answers_teacher_nats", "nats", "the teacher's next token tells which bare answer was shown"
+            ),
             Metric("leakage/answers_target_nats", "nats", "the target's next token tells that"),
             Metric("leakage/answers_ratio", "fraction", "the target's over the teacher's"),
-            Metric("leakage/answers_contexts_mean", "solutions", "answers shown in turn; the figures cannot exceed its ln"),
+            Metric(
+                "leakage/answers_contexts_mean", "solutions", "answers shown in turn; the figures cannot exceed its ln"
+            ),
         ],
     ),
     "entropy": (
@@ -159,9 +171,9 @@ def page() -> str:
     lines = [
         "# Metrics",
         "",
-        "A line of `metrics.jsonl` with a `step` and no `evaluation` holds these figures of the step, as far as the method",
-        "has them. Where nothing else is said they are means over the response tokens learned from. `{quantile}` is `p50`,",
-        "`p90`, `p95` or `p99`, `{i}` a worker's number, `{stage}` a stage of the driver.",
+        "A line of `metrics.jsonl` with a `step` and no `evaluation` holds these figures of the step, as far as the",
+        "method has them. Where nothing else is said they are means over the response tokens learned from.",
+        "`{quantile}` is `p50`, `p90`, `p95` or `p99`, `{i}` a worker's number, `{stage}` a stage of the driver.",
         "",
         "This page is written from [demopsd_dist/metrics.py](../demopsd_dist/metrics.py) by",
         "`python -m demopsd_dist.metrics > docs/metrics.md`.",

@@ -1,4 +1,4 @@
-"""Text from models and data sets, made safe to show: what could steer a terminal or reorder a line stands there visibly.
+"""Text from models and data sets, made safe to show: what could steer a terminal or reorder a line is made visible.
 
 Questions and responses may hold anything: escape sequences that set a terminal's title or clear it, marks that turn the
 direction of what follows, characters that nobody sees.

@@ -81,7 +81,9 @@ def rows_of(
     texts = TokenTexts(tokenizer)
     lessons = {item.lesson.rollout.id: item.lesson for item in scored}
     found = {
-        rollout.id: (rollout, mark) for group in groups for rollout, mark in zip(group.rollouts, group.marks, strict=True)
+        rollout.id: (rollout, mark)
+        for group in groups
+        for rollout, mark in zip(group.rollouts, group.marks, strict=True)
     }
     return [
         _of_response(step, *found[name], lessons.get(name), texts)

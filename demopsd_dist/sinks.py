@@ -1,7 +1,7 @@
 """Where a run's figures go: `metrics.jsonl` always, and what `sinks` asks for beside it.
 
-A sink takes the figures of a step or an evaluation as plain numbers under their names in `metrics.py`. What a sink needs
-is imported when it is opened, so that nobody else pays for it.
+A sink takes the figures of a step or an evaluation as plain numbers under their names in `metrics.py`. What a sink
+needs is imported when it is opened, so that nobody else pays for it.
 """
 
 from __future__ import annotations

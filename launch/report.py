@@ -22,7 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m launch.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
-    parser.add_argument("--out", type=Path, help="the page; default: report.html in the run folder, or here for several")
+    parser.add_argument(
+        "--out", type=Path, help="the page; default: report.html in the run folder, or here for several"
+    )
     arguments = parser.parse_args(argv)
     return exit_code_of(lambda: run(arguments.runs, arguments.out))
 

@@ -121,9 +121,7 @@ class LearnerGroup:
 
     async def step(self, batch: TrainBatch) -> LearnReport:
         reports = await self._group.each(
-            lambda worker, rank: worker.step.remote(
-                batch.shards[rank], batch.token_count, batch.size, batch.told
-            ),
+            lambda worker, rank: worker.step.remote(batch.shards[rank], batch.token_count, batch.size, batch.told),
             within_s=self._call_s,
             what=f"a step on {batch.token_count} response tokens",
         )

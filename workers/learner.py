@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from demopsd_dist.config import Config, Transport
-from demopsd_dist.data.records import BatchSize, Lesson, Logp, Scored, TokenTable, Tokens
+from demopsd_dist.data.records import BatchSize, Lesson, Logp, Scored, Tokens, TokenTable
 from demopsd_dist.errors import NonFiniteLossError
 from demopsd_dist.methods import objective_of, recipe
 from demopsd_dist.objective import Loss, Slice, TokenViews, fused_loss, reduced, token_weight

@@ -8,7 +8,8 @@ from enum import Enum
 
 @dataclass
 class SamplesConfig:
-    """Some responses of a step with all that is known of their tokens: `samples/step-000012.parquet` (docs/samples.md)."""
+    """Some responses of a step with all that is known of their tokens, as `samples/step-000012.parquet`
+    (docs/samples.md)."""
 
     every_steps: int = 1
     """Keep some at step 1 and then after so many steps; >= 0. 0 for never."""

@@ -1,5 +1,5 @@
-"""The tree of settings. Every default and every meaning is here and in `data.py`, `methods.py` and `recording.py`, and nowhere
-else; ranges are in `checks.py`."""
+"""The tree of settings. Every default and every meaning is here and in `data.py`, `methods.py` and `recording.py`, and
+nowhere else; ranges are in `checks.py`."""
 
 from __future__ import annotations
 

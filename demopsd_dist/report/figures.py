@@ -45,9 +45,7 @@ def meanings(runs: Iterable[dict[str, Any]]) -> dict[str, dict[str, str]]:
 
 def differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Settings that are not the same in all runs, and so much of their provenance; names of folders come last."""
-    tables = [
-        run.config | {f"({key})": run.summary[key] for key in ("commit",) if key in run.summary} for run in runs
-    ]
+    tables = [run.config | {f"({key})": run.summary[key] for key in ("commit",) if key in run.summary} for run in runs]
     keys = list(dict.fromkeys(key for table in tables for key in table))
     rows = [{"key": key, "values": [shown(table.get(key, "–")) for table in tables]} for key in keys]
     found = [row for row in rows if len(set(row["values"])) > 1]

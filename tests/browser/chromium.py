@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over its own debugging protocol: what a reader does with a page, and what the page does."""
+"""A headless Chromium, driven over its own debugging protocol: what a reader does with a page, and what happens."""
 
 from __future__ import annotations
 
@@ -94,8 +94,11 @@ class Tab:
 
     def choose(self, selector: str, value: str) -> None:
         """Of a select or a slider."""
-        script = f"""(() => {{ const node = document.querySelector({json.dumps(selector)}); node.value = {json.dumps(value)};
-            for (const kind of ["input", "change"]) node.dispatchEvent(new Event(kind, {{ bubbles: true }})); }})()"""
+        script = f"""(() => {{
+            const node = document.querySelector({json.dumps(selector)});
+            node.value = {json.dumps(value)};
+            for (const kind of ["input", "change"]) node.dispatchEvent(new Event(kind, {{ bubbles: true }}));
+        }})()"""
         self.run(script)
 
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
@@ -128,7 +131,14 @@ def chromium() -> Iterator[Tab]:
     program = found()
     assert program is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--mute-audio"]
+        words = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--no-first-run",
+            "--mute-audio",
+        ]
         command = [program, *words, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:

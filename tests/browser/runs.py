@@ -30,7 +30,7 @@ LONG_LINE = "x" * 1_000_000
 
 
 def a_run(folder: Path, *, steps: int, responses: int, texts: Sequence[str] = (), words: Sequence[str] = ()) -> Path:
-    """A run of `steps` steps with `responses` samples each; `texts` stand wherever a model or data set could put them."""
+    """A run of `steps` steps with `responses` samples each; `texts` stand wherever somebody could put hostile ones."""
     config = load(DEMO, [f"output_dir={folder}", f"steps={steps}", f"samples.responses={responses}", *words])
     made = RunFolder.create(config)
     rng = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def a_run(folder: Path, *, steps: int, responses: int, texts: Sequence[str] = ()
         samples.write(made.samples, step, rows)
     for step in (0, steps):
         for split in ("test", "ood"):
-            by_field = {name: 0.3 + 0.4 * step / steps for name in FIELDS}
+            by_field = dict.fromkeys(FIELDS, 0.3 + 0.4 * step / steps)
             accuracy = {"average": 0.3 + 0.4 * step / steps, "low": 0.28, "high": 0.74, "by_field": by_field}
             lines.append({"step": step, "evaluation": split, "mean": accuracy, "entropy_nats": 0.1, "samples": 8})
     made.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))

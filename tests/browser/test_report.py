@@ -9,8 +9,9 @@ import pytest
 
 from demopsd_dist.report import write_report
 from tests.browser.chromium import Tab, chromium, found
-from tests.browser.contrast import POOR
 from tests.browser.runs import HOSTILE, LONG_LINE, a_run
+
+POOR = (Path(__file__).parent / "contrast.js").read_text(encoding="utf-8")
 
 pytestmark = pytest.mark.skipif(
     found() is None, reason="no Chromium here: apt-get install chromium, and the report is looked at"

@@ -14,7 +14,17 @@ from demopsd_dist.live import Progress, clock, response_lines
 from demopsd_dist.plain import plain
 from tests.browser.runs import HOSTILE, LONG_LINE
 
-SAFE = ["plain", "12 °C – „über“", "naïve café", "שלום", "مرحبا", "می\u200cخواهم", "數學 数学", "👩\u200d🔬", "x² ∑ → ≤"]
+SAFE = [
+    "plain",
+    "12 °C – „über“",
+    "naïve café",
+    "שלום",
+    "مرحبا",
+    "می\u200cخواهم",
+    "數學 数学",
+    "👩\u200d🔬",
+    "x² ∑ → ≤",
+]
 
 
 @pytest.mark.parametrize("text", SAFE)
@@ -73,7 +83,14 @@ def test_the_live_view_fits_any_width_and_shows_hostile_text(width: int) -> None
 
 
 def test_markup_in_a_response_is_text() -> None:
-    row = {"step": 1, "field": "f", "reward": 0.0, "question": "[bold]q[/]", "response": "[link=x]", "expected": ":smile:"}
+    row = {
+        "step": 1,
+        "field": "f",
+        "reward": 0.0,
+        "question": "[bold]q[/]",
+        "response": "[link=x]",
+        "expected": ":smile:",
+    }
     file = StringIO()
     console = Console(file=file, width=80)
     for line in response_lines(row, 80):

@@ -62,9 +62,7 @@ def told(method, count: int, max_tokens: int, names: set[str]) -> tuple[dict[str
 
     fused_loss(hidden_NH, head_VH, support_NK, loss_of)
     cuts = torch.arange(total).split(LENGTHS)
-    whole = {
-        f"q{i}#0": (student_NV[at], support_NK[at], reference_NA[at], teacher_NA[at]) for i, at in enumerate(cuts)
-    }
+    whole = {f"q{i}#0": (student_NV[at], support_NK[at], reference_NA[at], teacher_NA[at]) for i, at in enumerate(cuts)}
     return telling.tables(), whole  # type: ignore[return-value]
 
 

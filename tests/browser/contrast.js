@@ -1,6 +1,5 @@
-"""A script for the page: which of its visible texts have less contrast than WCAG AA asks for."""
-
-POOR = r"""(() => {
+// Which visible texts of the page have less contrast than WCAG AA asks for.
+(() => {
   const context = Object.assign(document.createElement("canvas"), { width: 1, height: 1 }).getContext("2d", { willReadFrequently: true });
   const known = new Map();
   function rgba(colour) {
@@ -42,4 +41,4 @@ POOR = r"""(() => {
     if (ratio < (large ? 3 : 4.5)) poor.push(`${ratio.toFixed(2)} ${node.className || node.tagName}: ${text.slice(0, 40)}`);
   }
   return [...new Set(poor)];
-})()"""
+})()
