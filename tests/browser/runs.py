@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ def a_run(folder: Path, *, steps: int, responses: int, texts: Sequence[str] = ()
     made = RunFolder.create(config)
     rng = np.random.default_rng(0)
     choose = random.Random(0)
-    lines = []
+    lines: list[dict[str, Any]] = []
     for step in range(1, steps + 1):
         lines.append({"step": step, "learner/loss": 1 / step, "perf/step_s": 4.0, "time/learn_s": 1.0} | _figures(step))
         rows = [_row(step, i, rng, choose, texts) for i in range(responses)]

@@ -22,6 +22,7 @@ from demopsd_dist.objective import coarsen
 from demopsd_dist.roles import Sampling
 from demopsd_dist.runlog import RunLog
 from tests.real.conftest import RealCrew, Spares, demo, renew
+from tests.real.record import hold_metrics, hold_report, hold_samples
 from workers import teacher as teacher_module
 from workers.forward import load_causal_lm
 from workers.pull import RolloutGroup
@@ -123,6 +124,9 @@ def test_a_few_real_steps(crew: RealCrew, spares: Spares, task: Task, tmp_path: 
         assert record["learner/grad_norm"] > 0
         assert record["policy/age_steps_max"] == 0
     assert summary["logp_diff_max"] <= 1e-3
+    hold_metrics(steps)
+    hold_samples(tmp_path / "demo", task, lambda pairs: logits_of(MODEL_DIR, pairs))
+    hold_report(tmp_path / "demo")
 
     student = tmp_path / "student"
     asyncio.run(crew.roles.learners.export(student))

@@ -13,6 +13,7 @@ from demopsd_dist.objective import (
     GRPO,
     SDPO,
     DemoPSD,
+    Method,
     Slice,
     TokenViews,
     barycenter,
@@ -34,6 +35,10 @@ LENGTHS = [5, 300, 7]  # over several slices of 128
 CPU = torch.device("cpu")
 
 
+def close(found: np.ndarray, expected: torch.Tensor) -> None:
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5, rtol=1e-4)
+
+
 def test_candidates_are_the_likeliest_to_anybody_and_never_the_tail() -> None:
     one = torch.tensor([[0.5, 0.1, 0.05, 0.35]]).log()
     other = torch.tensor([[0.1, 0.05, 0.45, 0.4]]).log()
@@ -42,8 +47,13 @@ def test_candidates_are_the_likeliest_to_anybody_and_never_the_tail() -> None:
     assert candidates([one, other], 9, has_tail=False).tolist() == [[0, 2, 3, 1]]
 
 
-def told(method, count: int, max_tokens: int, names: set[str]) -> tuple[dict[str, TokenTable], dict[str, TokenViews]]:
-    """Tables of a micro-batch of three responses; and what the whole of each looks like."""
+Whole = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def told(
+    method: Method, count: int, max_tokens: int, names: set[str]
+) -> tuple[dict[str, TokenTable], dict[str, Whole]]:
+    """Tables of a micro-batch of three responses; of each the student's logits, support, reference and teacher."""
     torch.manual_seed(0)
     total = sum(LENGTHS)
     hidden_NH, head_VH = torch.randn(total, HIDDEN), torch.randn(VOCABULARY, HIDDEN).requires_grad_()
@@ -63,7 +73,7 @@ def told(method, count: int, max_tokens: int, names: set[str]) -> tuple[dict[str
     fused_loss(hidden_NH, head_VH, support_NK, loss_of)
     cuts = torch.arange(total).split(LENGTHS)
     whole = {f"q{i}#0": (student_NV[at], support_NK[at], reference_NA[at], teacher_NA[at]) for i, at in enumerate(cuts)}
-    return telling.tables(), whole  # type: ignore[return-value]
+    return telling.tables(), whole
 
 
 def test_tables_are_what_the_loss_saw() -> None:
@@ -71,15 +81,14 @@ def test_tables_are_what_the_loss_saw() -> None:
     tables, whole = told(method, 4, 290, {"q0#0", "q1#0", "another#3"})
     assert {name: len(table.entropy_T) for name, table in tables.items()} == {"q0#0": 5, "q1#0": 290}
     for name, table in tables.items():
-        student_TV, support_TK, reference_TA, teacher_TA = (part[:290] for part in whole[name])  # type: ignore[misc]
+        student_TV, support_TK, reference_TA, teacher_TA = (part[:290] for part in whole[name])
         student_TA = coarsen(student_TV, support_TK)
         s, r = floored(reference_TA, method.floor), floored(teacher_TA, method.floor)
         d = disagreement(s, r)
         alpha = gate(d, method.alpha_max, method.gate_sensitivity)
-        close = {"atol": 1e-5, "rtol": 1e-4}
-        np.testing.assert_allclose(table.entropy_T, entropy(student_TV), **close)
-        np.testing.assert_allclose(table.spreads["demopsd/disagreement_nats"], d, **close)
-        np.testing.assert_allclose(table.spreads["demopsd/alpha"], alpha, **close)
+        close(table.entropy_T, entropy(student_TV))
+        close(table.spreads["demopsd/disagreement_nats"], d)
+        close(table.spreads["demopsd/alpha"], alpha)
         place = candidates([student_TA, reference_TA, teacher_TA], 4, has_tail=True)
         assert table.candidate_TC.tolist() == support_TK.gather(-1, place).tolist()
         for found, logp in (
@@ -89,7 +98,7 @@ def test_tables_are_what_the_loss_saw() -> None:
             (table.target_logp_TC, barycenter(s, r, alpha)),
         ):
             assert found is not None
-            np.testing.assert_allclose(found, logp.gather(-1, place), **close)
+            close(found, logp.gather(-1, place))
 
 
 def test_nothing_is_told_where_nothing_is_asked() -> None:
