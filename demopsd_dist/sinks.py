@@ -76,13 +76,15 @@ class WeightsAndBiases:
         import wandb
         from omegaconf import OmegaConf
 
+        settings = OmegaConf.to_container(OmegaConf.create(to_yaml(config)))
+        assert isinstance(settings, dict)
         self._wandb = wandb
         self._run = wandb.init(
             project=config.sinks.wandb_project,
             name=folder.path.name,
             dir=str(folder.path),
-            mode=config.sinks.wandb.value,
-            config=OmegaConf.to_container(OmegaConf.create(to_yaml(config))),
+            mode="online" if config.sinks.wandb is WandbMode.online else "offline",
+            config={str(key): value for key, value in settings.items()},
             settings=wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True),
         )
 
