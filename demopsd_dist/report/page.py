@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from itertools import islice
@@ -87,13 +88,19 @@ def _samples(run: Run, number: int, blocks: list[str]) -> dict[str, Any]:
 
 
 def _rows(run: Run) -> Iterator[Row]:
-    """All, or as many as the page is to hold, evenly over the run: every so many files, then every so many rows."""
+    """All, or as many as the page is to hold, evenly over the run."""
     rows, tokens = (sum(counts) for counts in zip(*map(samples.size, run.sample_files), strict=True))
-    every = max(-(-rows // MOST_SAMPLES), -(-tokens // MOST_TOKENS), 1)
-    files = run.sample_files[::every]
-    row_every = -(-every * len(files) // len(run.sample_files))
-    for path in files:
+    file_every, row_every = thinning(len(run.sample_files), rows, tokens)
+    for path in run.sample_files[::file_every]:
         yield from samples.read(path)[::row_every]
+
+
+def thinning(files: int, rows: int, tokens: int) -> tuple[int, int]:
+    """Of how many files one is taken, and of how many rows in it, so that the page stays within its bounds."""
+    share = max(rows / MOST_SAMPLES, tokens / MOST_TOKENS, 1.0)
+    file_every = min(int(share), files)
+    taken = math.ceil(files / file_every)
+    return file_every, math.ceil(share * taken / files)
 
 
 def _some_at_once(rows: Iterator[Row]) -> Iterator[list[Row]]:
