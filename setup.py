@@ -18,6 +18,7 @@ setup(
         "torch>=2.13",
         "transformers>=5.16",
         "rich",
+        "xxhash",
     ],
     extras_require={"tensorboard": ["tensorboard"], "wandb": ["wandb"]},
 )

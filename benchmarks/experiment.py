@@ -151,11 +151,14 @@ def told(folder: Path) -> dict[str, Any]:
 
 
 def tune(bench: Bench) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
-    """For each arm its best tuning run's record, and the words that make its final runs."""
+    """For each arm its best tuning run's record, and the words that make its final runs; without learning rates to
+    try, all arms keep that of their settings."""
     arms, tuning = bench.experiment.arms, bench.experiment.tuning
     common = (*bench.experiment.settings, *tuning.settings)
     best: dict[str, dict[str, Any]] = {}
     words = {name: list(arm.settings) for name, arm in arms.items()}
+    if not tuning.learning_rates:
+        return best, words
 
     def tuned(names: list[str]) -> None:
         runs = {
@@ -210,7 +213,7 @@ def run(experiment: Experiment, base: Path, out: Path) -> None:
     ]
     records = bench.all(runs)
     table = {name: [records[f"{name}-seed{seed}"] for seed in experiment.seeds] for name in ("base", *words)}
-    rates = {name: next(w.partition("=")[2] for w in own if "learning_rate" in w) for name, own in words.items()}
+    rates = {name: f"{load(base, [*common, *own]).learner.learning_rate:g}" for name, own in words.items()}
     write_report(table, rates, experiment.compared_with, experiment.tuning.learning_rates, out)
     print(f"table and plots in {out}")
 

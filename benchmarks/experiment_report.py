@@ -115,12 +115,17 @@ def markdown(table: Table, columns: dict[str, Figure], rates: dict[str, str], co
     first = next(iter(table.values()))
     test = _of_test(first[0])
     seeds = ", ".join(str(record["summary"]["seed"]) for record in first)
+    chosen = (
+        f"Each arm's learning rate was chosen among {', '.join(f'{rate:g}' for rate in grid)} on validation questions, "
+        "with another seed."
+        if grid
+        else "The learning rate was given, not chosen."
+    )
     lines = [
         "# Methods and controls on one task",
         "",
         f"Seeds {seeds}; k = {test['samples']} responses to each of {test['questions']} test questions. Values are "
-        "means over the seeds ± half of their 95 % interval (Student's t over seeds). Each arm's learning rate was "
-        f"chosen among {', '.join(f'{rate:g}' for rate in grid)} on validation questions, with another seed.",
+        f"means over the seeds ± half of their 95 % interval (Student's t over seeds). {chosen}",
         "",
         *_rows(table, columns, rates),
         "",

@@ -65,14 +65,25 @@ class SimulatedRollout:
     async def adopt(self, version: int) -> None:
         self._version = version
 
-    async def sample(self, prompt: Prompt, sampling: Sampling) -> list[Rollout]:
+    async def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
         version = self._version
-        await asyncio.sleep(group_seconds(self._times, f"{sampling.seed}/{prompt.id}"))
-        return responses(prompt, sampling, version, self.rank)
+        seconds = (group_seconds(self._times, f"{sampling.seed}/{prompt.id}") for prompt in prompts)
+        await asyncio.sleep(sum(seconds))
+        return [responses(prompt, sampling, version, self.rank) for prompt in prompts]
+
+
+class Stateless:
+    """There is nothing to keep."""
+
+    async def save(self, folder: Path) -> None:
+        folder.mkdir()
+
+    async def load(self, folder: Path) -> None:
+        pass
 
 
 @dataclass
-class SimulatedTeacher:
+class SimulatedTeacher(Stateless):
     times: Times
     lessons_per_step: int
 
@@ -92,7 +103,7 @@ class SimulatedTeacher:
 
 
 @dataclass
-class SimulatedLearners:
+class SimulatedLearners(Stateless):
     times: Times
     dp_size: int = 8
 

@@ -18,10 +18,10 @@ from demopsd_dist.config import Config, load
 from demopsd_dist.data.lessons import lessons_from_siblings, rewarded
 from demopsd_dist.data.pack import pack
 from demopsd_dist.data.sources import load_data
-from demopsd_dist.driver import Task
 from demopsd_dist.methods import recipe
 from demopsd_dist.model_folder import model_folder
 from demopsd_dist.roles import Crew
+from demopsd_dist.run import Task
 from demopsd_dist.sampling import train_sampling
 from launch.processes import fenced
 from launch.task import build_task

@@ -32,6 +32,7 @@ import xxhash
 from demopsd_dist.config import Config, Precision, Transport, load
 from demopsd_dist.minisci import MODEL_DIR
 from workers import cluster, learner, rollout
+from workers.fleet import StandingFleet
 from workers.forward import ResponseModel, load_causal_lm
 from workers.group import ActorGroup, Placement
 from workers.placement import Bundle
@@ -44,7 +45,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 COPIED_BYTES = 256 << 20
 START_S = 1200.0
-NOBODY = ActorGroup("teacher", [])
+NOBODY = ActorGroup("teacher", {})
 MODELS: dict[str, tuple[Precision, dict[str, int]]] = {
     "100M": (
         Precision.float32,
@@ -201,7 +202,7 @@ async def measured(case: Row, folder: Path, transports: list[str], counts: list[
         rows: list[Row] = []
         for transport in transports:
             config.weights.transport = Transport(transport)
-            publisher = WeightPublisher(sender, receivers, NOBODY, config)
+            publisher = WeightPublisher(sender, StandingFleet(receivers, config), NOBODY, config)
             await publisher.start()
             found = await in_turn(publisher, sender, receivers, counts, repeats)
             rows += [case | {"transport": transport, "receivers": count} | found[count] for count in counts]
@@ -215,8 +216,8 @@ async def measured(case: Row, folder: Path, transports: list[str], counts: list[
 class ToSome(WeightPublisher):
     """A publisher that has started, to some of its receivers."""
 
-    def __init__(self, publisher: WeightPublisher, receivers: ActorGroup) -> None:
-        vars(self).update(vars(publisher), _rollouts=receivers, _said={})
+    def __init__(self, publisher: WeightPublisher, receivers: ActorGroup, config: Config) -> None:
+        vars(self).update(vars(publisher), _fleet=StandingFleet(receivers, config), _said={})
 
 
 async def in_turn(
@@ -228,12 +229,12 @@ async def in_turn(
     await publisher.publish(0)
     first_s = time.perf_counter() - started
     await receivers.each(lambda w, _: w.repacking_s.remote(), within_s=60, what="its times")
-    some = {count: ActorGroup("receiver", receivers._handles[:count]) for count in counts}
+    some = {count: ActorGroup("receiver", dict(list(receivers.handles.items())[:count])) for count in counts}
     found: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
     for turn in range(repeats):
         for count, group in some.items():
             before = copy_gb_per_s()
-            figures = await timed(ToSome(publisher, group), turn + 1, sender, group)
+            figures = await timed(ToSome(publisher, group, publisher._config), turn + 1, sender, group)
             copied = (before + copy_gb_per_s()) / 2
             found[count].append(figures | {"copy_gb_per_s": copied, "of_copy_rate": figures["gb_per_s"] / copied})
     size = {"gigabytes": gigabytes(publisher), "buckets": len(publisher.plan.buckets), "first_s": first_s}

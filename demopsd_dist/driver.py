@@ -2,152 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from demopsd_dist import probe, samples
+from demopsd_dist import samples
 from demopsd_dist.behaviour import ANSWER_OPEN, forced_to_answer
-from demopsd_dist.config import Config
-from demopsd_dist.data.lessons import Group, Lessons, lessons_from_rewards, lessons_from_siblings
+from demopsd_dist.checkpoints import Checkpoint
+from demopsd_dist.config import Config, to_yaml
 from demopsd_dist.data.pack import pack
-from demopsd_dist.data.prompts import PromptBuilder
-from demopsd_dist.data.records import BatchSize, LearnReport, Prompt, Rollout, Scored, TrainBatch
-from demopsd_dist.data.rewards import Reward
+from demopsd_dist.data.records import LearnReport, Prompt, TrainBatch
+from demopsd_dist.errors import LostStateError, WorkerError
 from demopsd_dist.evaluate import evaluate
-from demopsd_dist.feed import Feed, open_feed
-from demopsd_dist.methods import recipe
-from demopsd_dist.roles import Crew, Sampling
-from demopsd_dist.runlog import RunLog
-from demopsd_dist.sampling import evaluation_sampling, learned_groups, step_groups
-from demopsd_dist.scoring import InTurn
+from demopsd_dist.production import ScoredRollouts, scored_rollouts, step_metrics
+from demopsd_dist.roles import Sampling
+from demopsd_dist.run import Run, RunState, Task
+from demopsd_dist.sampling import evaluation_sampling
 
 
-@dataclass(frozen=True)
-class RunState:
-    """Where a run stands. `step` counts the training steps done and is the version of the learners' weights."""
-
-    step: int = 0
-    samples: int = 0
-
-    @property
-    def version(self) -> int:
-        return self.step
-
-    def after(self, samples: int) -> RunState:
-        return replace(self, step=self.step + 1, samples=self.samples + samples)
-
-
-@dataclass(frozen=True)
-class Task:
-    """What to learn and how to mark it."""
-
-    train: Sequence[Prompt]
-    test: Sequence[Prompt]
-    ood: Sequence[Prompt]
-    prompts: PromptBuilder
-    reward: Reward
-
-
-@dataclass(frozen=True)
-class ScoredGroups:
-    """What came of some groups of a step."""
-
-    size: BatchSize
-    scored: list[Scored]
-
-
-@dataclass(frozen=True)
-class ScoredRollouts:
-    """The rollouts of one step, rewarded, and the scored lessons among them."""
-
-    groups: list[Group]
-    size: BatchSize
-    scored: list[Scored]
-    figures: dict[str, float]  # of the leakage probe, where it was due, and of the workers
-    kept: list[str]  # ids of the rollouts that go on record
-
-    @property
-    def rollouts(self) -> list[Rollout]:
-        return [rollout for group in self.groups for rollout in group.rollouts]
-
-
-async def train(cfg: Config, crew: Crew, task: Task, log: RunLog, state: RunState) -> RunState:
-    """Sample, score, learn, publish -- until cfg.steps steps are done."""
+async def train(run: Run, state: RunState) -> RunState:
+    """Sample, score, learn, publish -- until cfg.steps steps are done, or the run is asked to stop."""
+    cfg, crew, log = run.cfg, run.crew, run.log
     with log.timed("publish_weights"):
         await crew.weights.publish(state.version)
-    if cfg.evaluation.at_start:
-        await evaluate_all(cfg, crew, task, log, state)
-    async with scored_rollouts(cfg, crew, task, log, state) as feed:  # ahead=0: on-policy
+    saved = state.step
+    if cfg.evaluation.at_start and state.step == 0:
+        await run.stop.before(evaluate_all(run, state))
+    async with scored_rollouts(run, state) as feed:  # ahead=0: on-policy
         log.training_starts()
-        while state.step < cfg.steps:
+        while state.step < cfg.steps and not run.stop.asked:
             with log.timed("wait_for_rollouts"):
-                rollouts = await feed.take()  # rollout workers sampled, teacher scored
+                rollouts = await run.stop.before(feed.take())  # rollout workers sampled, teacher scored
+            if rollouts is None:
+                break
             batch = packed(cfg, rollouts, crew.learners.dp_size)
             with log.timed("learn"):
                 report = await crew.learners.step(batch)  # the method's loss, backward, ZeRO step
             state = state.after(samples=len(rollouts.rollouts))
+            run.ledger.trained(state.step, [item.lesson for item in batch.items], len(rollouts.rollouts))
             with log.timed("publish_weights"):
                 await crew.weights.publish(state.version, moved=report.stepped)
             feed.admit()  # the next prompts are born on these weights
-            keep_samples(cfg, task, log, state, rollouts, report)
+            keep_samples(run, state, rollouts, report)
             log.step(state.step, step_metrics(rollouts, state) | report.metrics)
-            if cfg.evaluation.every_steps and state.step % cfg.evaluation.every_steps == 0 and state.step < cfg.steps:
-                await evaluate_all(cfg, crew, task, log, state)
-    await evaluate_all(cfg, crew, task, log, state)
+            if due(cfg.evaluation.every_steps, state, cfg) and state.step < cfg.steps:
+                await run.stop.before(evaluate_all(run, state))
+            if due(cfg.checkpoint.every_steps, state, cfg):
+                await save(run, state)
+                saved = state.step
+    if run.stop.asked and saved < state.step:
+        await save(run, state)
+    await run.stop.before(evaluate_all(run, state))
     return state
 
 
-def scored_rollouts(
-    cfg: Config, crew: Crew, task: Task, log: RunLog, state: RunState
-) -> AbstractAsyncContextManager[Feed[ScoredRollouts]]:
-    """The feed of the loop: each step's prompts sampled, graded, and its lessons scored by the teacher."""
+def due(every_steps: int, state: RunState, cfg: Config) -> bool:
+    """After every so many steps, and after the last; 0 is never."""
+    return every_steps > 0 and (state.step % every_steps == 0 or state.step == cfg.steps)
 
-    async def produce(step: int) -> ScoredRollouts:
-        rounds = recipe(cfg).sampling_rounds
-        places: dict[str, int] = {}
-        found: dict[int, Group] = {}
 
-        def score(groups: list[Group]) -> Awaitable[ScoredGroups]:
-            return score_groups(cfg, crew, task, log, step, groups)
+async def train_through_failures(run: Run, state: RunState, why: str) -> RunState:
+    """`train`, and where a learner or the teacher is lost, again from the newest good checkpoint.
 
-        scoring = InTurn(score)
+    Raises:
+        WorkerError: they were lost `limits.restarts` times without a step further than before; tells of each.
+    """
+    lost: list[str] = []
+    furthest = state.step
+    while True:
+        run.ledger.begin(state.step, why)
         try:
-            with log.timed("sample"):
-                async for place, group in step_groups(cfg, crew.rollouts, task.train, task.reward, step):
-                    found[place], places[group.prompt.id] = group, place
-                    if rounds == 1:
-                        scoring.add(group)  # while others are still sampled
-            groups = [found[place] for place in sorted(found)]
-            if rounds > 1:
-                for group in learned_groups(cfg, groups):
-                    scoring.add(group)
-            parts = await scoring.results()
-        finally:
-            scoring.cancel()
-        scored = [item for part in parts for item in part.scored]
-        scored.sort(key=lambda item: (places[item.lesson.rollout.prompt.id], item.lesson.rollout.sample))
-        size = sum((part.size for part in parts), BatchSize(0, 0))
-        leakage: dict[str, float] = {}
-        if probe.due(cfg, step):
-            with log.timed("probe"):
-                leakage = await probe.measure(cfg, crew.teacher, task.prompts, groups, scored)
-        figures = leakage | crew.rollouts.figures() | crew.teacher.figures()
-        kept = samples.drawn(cfg, step, [rollout for group in groups for rollout in group.rollouts])
-        return ScoredRollouts(groups, size, scored, figures, kept)
-
-    return open_feed(produce, first_step=state.step, last_step=cfg.steps, ahead=cfg.rollout.ahead)
+            return await train(run, state)
+        except LostStateError as error:
+            if run.log.last_step > furthest:
+                furthest, lost = run.log.last_step, []
+            lost.append(str(error))
+            if len(lost) > run.cfg.limits.restarts:
+                raise WorkerError(
+                    f"learners or teacher were lost {len(lost)} times without a step beyond {furthest} "
+                    f"(limits.restarts={run.cfg.limits.restarts}): " + "  ".join(lost)
+                ) from None
+            why = f"lost: {error}"
+            run.log.note(f"warning: {error} Learners and teacher start anew.")
+            with run.log.timed("recover"):
+                await run.crew.revive()
+                state = await restore(run, run.checkpoints.newest_good(run.log.note))
+            run.log.note(f"goes on after step {state.step}")
 
 
-async def score_groups(
-    cfg: Config, crew: Crew, task: Task, log: RunLog, step: int, groups: list[Group]
-) -> ScoredGroups:
-    taught = lessons_of_step(cfg, task, groups, step)
-    with log.timed("support"):
-        supports = await crew.learners.support(taught.lessons)
-    with log.timed("score"):
-        scored = await crew.teacher.score(taught.lessons, supports, recipe(cfg).forwards)
-    return ScoredGroups(taught.size, scored)
+async def save(run: Run, state: RunState) -> None:
+    """Everything that this run cannot compute again."""
+    told = {
+        "step": state.step,
+        "samples": state.samples,
+        "ledger_position": run.ledger.position,
+        "config": to_yaml(run.cfg),
+    }
+    with run.log.timed("checkpoint"):
+        async with run.checkpoints.writing(state.step, told) as folder:
+            await run.crew.learners.save(folder / "learner")
+            await run.crew.teacher.save(folder / "teacher")
+
+
+async def restore(run: Run, checkpoint: Checkpoint | None) -> RunState:
+    """Learners, teacher and log as they were at the checkpoint; without one, as at the beginning.
+
+    Learners and teacher have just been started.
+    """
+    state = RunState()
+    if checkpoint is not None:
+        told = checkpoint.state()
+        state = RunState(told["step"], told["samples"])
+        await run.crew.learners.load(checkpoint.path / "learner")
+        await run.crew.teacher.load(checkpoint.path / "teacher")
+    run.checkpoints.undo_after(state.step)
+    run.log.go_back(state.step)
+    return state
 
 
 def packed(cfg: Config, rollouts: ScoredRollouts, dp_size: int) -> TrainBatch:
@@ -157,40 +126,23 @@ def packed(cfg: Config, rollouts: ScoredRollouts, dp_size: int) -> TrainBatch:
     )
 
 
-def keep_samples(
-    cfg: Config, task: Task, log: RunLog, state: RunState, step: ScoredRollouts, report: LearnReport
-) -> None:
+def keep_samples(run: Run, state: RunState, step: ScoredRollouts, report: LearnReport) -> None:
     """What goes on record of the step's rollouts: a file in the run folder, and one of them for the reader."""
     if step.kept:
-        with log.timed("samples"):
-            tokenizer = task.prompts.tokenizer
-            rows = samples.rows_of(cfg, state.step, step.kept, step.groups, step.scored, report.tables, tokenizer)
-            samples.write(log.folder.samples, state.step, rows)
-            log.show(rows[0])
+        with run.log.timed("samples"):
+            tokenizer = run.task.prompts.tokenizer
+            rows = samples.rows_of(run.cfg, state.step, step.kept, step.groups, step.scored, report.tables, tokenizer)
+            samples.write(run.log.folder.samples, state.step, rows)
+            run.log.show(rows[0])
 
 
-def lessons_of_step(cfg: Config, task: Task, groups: list[Group], step: int) -> Lessons:
-    made = recipe(cfg)
-    if not made.shows_solutions:
-        return lessons_from_rewards(
-            groups, scaled=made.scaled_advantage, leave_out_silent=made.silent_without_advantage
-        )
-    return lessons_from_siblings(
-        groups,
-        task.prompts,
-        exclude_own_success=cfg.privileged.exclude_own_success,
-        seed=f"{cfg.seed}/{step}",
-        feedback=cfg.privileged.feedback,
-    )
-
-
-async def evaluate_all(cfg: Config, crew: Crew, task: Task, log: RunLog, state: RunState) -> None:
+async def evaluate_all(run: Run, state: RunState) -> None:
     """The same questions and the same random numbers at every evaluation, so that only the weights differ."""
-    for split, prompts, sampling, begun in evaluated(cfg, task):
+    for split, prompts, sampling, begun in evaluated(run.cfg, run.task):
         if prompts:
-            with log.timed("evaluate"):
-                result = await evaluate(crew.rollouts, prompts, sampling, task.reward, begun)
-            log.evaluation(state.step, split, result)
+            with run.log.timed("evaluate"):
+                result = await evaluate(run.crew.rollouts, prompts, sampling, run.task.reward, begun)
+            run.log.evaluation(state.step, split, result)
 
 
 def evaluated(cfg: Config, task: Task) -> Iterator[tuple[str, Sequence[Prompt], Sampling, str]]:
@@ -202,21 +154,3 @@ def evaluated(cfg: Config, task: Task) -> Iterator[tuple[str, Sequence[Prompt], 
         for split, prompts in (("test", task.test), ("train", task.train[: len(task.test)])):
             begun = forced_to_answer(prompts, task.prompts.tokenizer)
             yield f"early/{split}", begun, replace(sampling, samples=early), ANSWER_OPEN
-
-
-def step_metrics(step: ScoredRollouts, state: RunState) -> dict[str, float]:
-    rollouts = step.rollouts
-    tokens = [len(rollout.tokens_T) for rollout in rollouts]
-    return {
-        "rollout/reward_mean": sum(sum(group.rewards) for group in step.groups) / len(rollouts),
-        "rollout/response_tokens_mean": sum(tokens) / len(rollouts),
-        "rollout/truncated_fraction": sum(rollout.truncated for rollout in rollouts) / len(rollouts),
-        "rollout/samples": float(len(rollouts)),
-        "rollout/tokens": float(sum(tokens)),
-        "rollout/groups_differing_fraction": sum(group.differs for group in step.groups) / len(step.groups),
-        "rollout/learned_fraction": len(step.scored) / len(rollouts),
-        "rollout/groups": float(len(step.groups)),
-        "policy/age_steps_max": float(state.step - 1 - min(rollout.oldest_version for rollout in rollouts)),
-        "policy/age_steps_mean": state.step - 1 - sum(int(r.version_T.sum()) for r in rollouts) / sum(tokens),
-        **step.figures,
-    }

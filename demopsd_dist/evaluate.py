@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from demopsd_dist.accuracy import (
     pass_sizes,
 )
 from demopsd_dist.behaviour import behaviour
-from demopsd_dist.data.records import Prompt
+from demopsd_dist.data.records import Mark, Prompt
 from demopsd_dist.data.rewards import Reward, same_answer
 from demopsd_dist.roles import Rollouts, Sampling
 
@@ -39,18 +39,11 @@ class Evaluation:
     response_tokens_mean: float
     truncated_fraction: float
     unparsed_fraction: float  # without an answer in the reward's form
+    reward_errors: int  # responses that the reward failed on, which count as wrong
     behaviour: dict[str, float]
     questions: int
     samples: int
     example: dict[str, str]
-
-
-def from_record(record: Mapping[str, Any]) -> Evaluation:
-    """An evaluation from its line of `metrics.jsonl`."""
-    values = {field.name: record[field.name] for field in fields(Evaluation)}
-    single = {name: Figure(**values[name]) for name in ("mean", "majority", "best")}
-    passes = {int(size): Figure(**figure_of) for size, figure_of in values["passes"].items()}
-    return Evaluation(**(values | single | {"passes": passes}))
 
 
 async def evaluate(
@@ -63,13 +56,16 @@ async def evaluate(
     """
     groups = await rollouts.sample(prompts, sampling)
     texts = [[begun + rollout.text for rollout in group] for group in groups]
+    marks = [
+        [reward.mark(text, prompt.question) for text in group] for prompt, group in zip(prompts, texts, strict=True)
+    ]
     marked = [
         Marked(
             prompt.question.field,
-            [reward(text, prompt.question).score for text in group],
-            [reward.extract(text) for text in group],
+            [mark.score if isinstance(mark, Mark) else 0.0 for mark in group],
+            [reward.extract(text) for text in own],
         )
-        for prompt, group in zip(prompts, texts, strict=True)
+        for prompt, group, own in zip(prompts, marks, texts, strict=True)
     ]
     responses = [rollout for group in groups for rollout in group]
     tokens = sum(len(rollout.tokens_T) for rollout in responses)
@@ -82,6 +78,7 @@ async def evaluate(
         response_tokens_mean=tokens / len(responses),
         truncated_fraction=sum(rollout.truncated for rollout in responses) / len(responses),
         unparsed_fraction=sum(answer is None for m in marked for answer in m.answers) / len(responses),
+        reward_errors=sum(not isinstance(mark, Mark) for group in marks for mark in group),
         behaviour=behaviour([text for group in texts for text in group]),
         questions=len(prompts),
         samples=sampling.samples,
@@ -91,3 +88,11 @@ async def evaluate(
             "response": texts[0][0],
         },
     )
+
+
+def evaluation_of(record: dict[str, Any]) -> Evaluation:
+    """An evaluation from what JSON kept of it, `asdict`."""
+    known = {item.name: record[item.name] for item in fields(Evaluation)}
+    figures = {name: Figure(**known[name]) for name in ("mean", "majority", "best")}
+    passes = {int(samples): Figure(**found) for samples, found in known["passes"].items()}
+    return Evaluation(**(known | figures | {"passes": passes}))

@@ -6,7 +6,7 @@ Drawn anew for whatever width the terminal has; nothing of a response reaches th
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.progress_bar import ProgressBar
@@ -22,6 +22,7 @@ STAGES = {
     "learn": "learn",
     "publish_weights": "publish",
     "samples": "keep samples",
+    "checkpoint": "checkpoint",
 }
 """The driver's own stages, which add up to a step but for `other`."""
 _SIDE_BY_SIDE = 96  # columns
@@ -43,8 +44,15 @@ class Progress:
         self.done = step
         self.step_s.append(metrics.get("perf/step_s", 0.0))
         for stage in STAGES:
-            self.stage_s[stage] = self.stage_s.get(stage, 0.0) + metrics.get(f"time/{stage}_s", 0.0)
+            if (spent := metrics.get(f"time/{stage}_s")) is not None:
+                self.stage_s[stage] = self.stage_s.get(stage, 0.0) + spent
         self._since = time.monotonic()
+
+    def go_back(self, steps: Sequence[Mapping[str, float]]) -> None:
+        """To where only these steps are done, the first of them being step 1."""
+        self.done, self.step_s, self.stage_s, self.row = 0, [], {}, None
+        for step, metrics in enumerate(steps, start=1):
+            self.step(step, metrics)
 
     def show(self, row: Row) -> None:
         """A response that was sampled in the last step."""

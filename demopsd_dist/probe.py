@@ -88,12 +88,10 @@ def probes(cfg: Config, groups: Sequence[Group], scored: Sequence[Scored]) -> It
     form = form_of(cfg.reward)
     left = {"siblings": wanted, "answers": wanted}
     for group, item in chosen:
-        feedback = group.marks[item.lesson.rollout.sample].feedback if cfg.privileged.feedback else None
+        place = group.place(item.lesson.rollout.sample)
+        feedback = group.marks[place].feedback if cfg.privileged.feedback else None
         families = {
-            "siblings": [
-                group.rollouts[i].text
-                for i in group.siblings(item.lesson.rollout.sample, cfg.privileged.exclude_own_success)
-            ],
+            "siblings": [group.rollouts[i].text for i in group.siblings(place, cfg.privileged.exclude_own_success)],
             "answers": [form.write(answer) for answer in _answers(group, others, form)],
         }
         for family, solutions in families.items():

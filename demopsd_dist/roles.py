@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -54,6 +54,14 @@ class Teacher(Protocol):
         """What the workers did since the last call, for the metrics."""
         ...
 
+    async def save(self, folder: Path) -> None:
+        """Put the weights that are the teacher's alone into a folder that is made for them."""
+        ...
+
+    async def load(self, folder: Path) -> None:
+        """Take up what `save` put there, in a teacher that has just been started."""
+        ...
+
 
 class Learners(Protocol):
     dp_size: int
@@ -68,7 +76,17 @@ class Learners(Protocol):
 
         Raises:
             NonFiniteLossError: on every rank alike, before the step.
+            LostStateError: a rank is gone.
         """
+        ...
+
+    async def save(self, folder: Path) -> None:
+        """Put weights, optimizer and step into a folder that is made for them; it fits any number of ranks and any
+        ZeRO stage."""
+        ...
+
+    async def load(self, folder: Path) -> None:
+        """Take up what `save` put there, in learners that have just been started."""
         ...
 
     async def export(self, folder: Path) -> None:
@@ -85,13 +103,18 @@ class Weights(Protocol):
 
         Raises:
             WeightSyncError: what arrived is not what was sent.
+            LostStateError: a learner or the teacher is gone.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Crew:
+    """The roles, and what starts learners and teacher anew where one of them was lost: from the model folder, their
+    `load` and a publish to follow. Rollout workers are replaced by themselves."""
+
     rollouts: Rollouts
     teacher: Teacher
     learners: Learners
     weights: Weights
+    revive: Callable[[], Awaitable[None]]

@@ -13,11 +13,12 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from demopsd_dist.checkpoint import RunFolder
-from demopsd_dist.evaluate import Evaluation
+from demopsd_dist import samples
+from demopsd_dist.errors import RunFolderError
+from demopsd_dist.evaluate import Evaluation, evaluation_of
 from demopsd_dist.live import Progress, clock
 from demopsd_dist.plain import plain
-from demopsd_dist.samples import Row
+from demopsd_dist.run_folder import RunFolder, replace_text
 from demopsd_dist.sinks import Sink, numbers_of
 
 SUMMARISED = {
@@ -88,9 +89,36 @@ class RunLog:
         if self.console.is_terminal:
             self._live.start()
 
-    def show(self, row: Row) -> None:
+    def show(self, row: samples.Row) -> None:
         """A response that was just sampled, for the live view."""
         self._progress.show(row)
+
+    def go_back(self, step: int) -> None:
+        """To the state after this step, with what the run folder has up to there: at a resume, and where later steps
+        are undone. Their lines go to `metrics-undone.jsonl`, their samples away."""
+        self._file.close()
+        kept: list[str] = []
+        undone: list[str] = []
+        for line in self.folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True):
+            (kept if _whole(line) and json.loads(line)["step"] <= step else undone).append(line)
+        if undone:
+            with (self.folder.path / "metrics-undone.jsonl").open("a", encoding="utf-8") as file:
+                file.writelines(undone)
+            replace_text(self.folder.metrics, "".join(kept))
+        self._file = self.folder.metrics.open("a", encoding="utf-8")
+        self.steps, self.evaluations = [], {}
+        for record in map(json.loads, kept):
+            if (split := record.pop("evaluation", None)) is not None:
+                self.evaluations.setdefault(split, []).append(evaluation_of(record))
+            else:
+                self.steps.append({key: value for key, value in record.items() if key != "step"})
+        self._training_s = sum(metrics["perf/step_s"] for metrics in self.steps)
+        samples.forget_after(self.folder.samples, step)
+        self._progress.go_back(self.steps)
+
+    @property
+    def last_step(self) -> int:
+        return len(self.steps)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         """Record a step; its time runs from the previous call to this one."""
@@ -153,8 +181,21 @@ class RunLog:
         return sum(values) / len(values) if values else None
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.folder.metrics} cannot be written: {error}. Make room or mend the disk, then resume."
+            ) from None
+
+
+def _whole(line: str) -> bool:
+    """Not the half that a process left which was killed while it wrote."""
+    try:
+        return line.endswith("\n") and "step" in json.loads(line)
+    except ValueError:
+        return False
 
 
 def told(result: Evaluation) -> str:
@@ -167,6 +208,7 @@ def told(result: Evaluation) -> str:
     return (
         f"{result.mean.average:.1%} right (mean@{result.samples}, {result.questions} questions, "
         f"95 % interval {result.mean.low:.1%} to {result.mean.high:.1%}){fields}  entropy {result.entropy_nats:.3f}"
+        + (f"  {result.reward_errors} not marked, taken as wrong" if result.reward_errors else "")
         + (f"  no answer in {result.unparsed_fraction:.0%}" if result.unparsed_fraction > 0.05 else "")
     )
 

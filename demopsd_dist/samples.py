@@ -174,6 +174,13 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.parquet"))
 
 
+def forget_after(folder: Path, step: int) -> None:
+    """Files of later steps are removed: those steps are undone."""
+    for path in files(folder):
+        if path > path_of(folder, step):
+            path.unlink()
+
+
 def size(path: Path) -> tuple[int, int]:
     """Responses and tokens in a file, from its footer alone."""
     footer = pq.read_metadata(path)

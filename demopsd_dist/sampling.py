@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from demopsd_dist.config import Config
 from demopsd_dist.data.lessons import Group, rewarded
 from demopsd_dist.data.records import Prompt, Rollout
-from demopsd_dist.data.rewards import Reward
 from demopsd_dist.data.sources import order
+from demopsd_dist.ledger import Ledger, Reason
 from demopsd_dist.methods import recipe
 from demopsd_dist.roles import Rollouts, Sampling
+from demopsd_dist.run import Task
 
 
 async def step_groups(
-    cfg: Config, rollouts: Rollouts, prompts: Sequence[Prompt], reward: Reward, step: int
+    cfg: Config, rollouts: Rollouts, task: Task, step: int, ledger: Ledger
 ) -> AsyncIterator[tuple[int, Group]]:
     """A step's groups, rewarded, each as soon as it is sampled, with its place in the step.
 
     A method with several rounds asks again for as many questions as have groups without signal, all of whose rewards
     are equal (DAPO's dynamic sampling).
     """
-    asked = prompts_of_step(prompts, cfg, step)
+    asked = prompts_of_step(task.train, cfg, step)
     seen: set[str] = set()
     missing = cfg.rollout.prompts_per_step
     for _ in range(recipe(cfg).sampling_rounds):
-        first_place = len(seen)
+        first_place, late = len(seen), {prompt.id for prompt in asked}
+        ledger.issued(step + 1, asked, cfg.rollout.group_size)
         async for index, sampled in punctual(rollouts.stream(asked, train_sampling(cfg, step)), len(asked), cfg):
-            group = rewarded(sampled, reward)
+            group = rewarded(sampled, task.reward)
+            ledger.generated(step + 1, group.rollouts, group.unmarked)
             missing -= group.differs
+            late.remove(group.prompt.id)
             yield first_place + index, group
+        ledger.dropped(step + 1, itertools.product(sorted(late), range(cfg.rollout.group_size)), Reason.late)
         seen |= {prompt.id for prompt in asked}
-        asked = _more_prompts(prompts, cfg, step, seen, missing) if missing > 0 else []
+        asked = _more_prompts(task.train, cfg, step, seen, missing) if missing > 0 else []
         if not asked:
             break
 

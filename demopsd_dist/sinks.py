@@ -10,16 +10,16 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any, Protocol
 
-from demopsd_dist.checkpoint import RunFolder
 from demopsd_dist.config import Config, WandbMode, to_yaml
 from demopsd_dist.errors import ConfigError
+from demopsd_dist.run_folder import RunFolder
 
 Figures = Mapping[str, float]
 
 
 class Sink(Protocol):
     def write(self, step: int, figures: Figures) -> None:
-        """What is known of a step, in one or several calls; steps never fall."""
+        """What is known of a step, in one or several calls. A run that goes back to a checkpoint does steps again."""
         ...
 
     def close(self) -> None: ...

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from demopsd_dist.data.records import LearnReport, Lesson, Logp, Prompt, Rollout, Scored, Tokens, TokenTable, TrainBatch
+from demopsd_dist.errors import LostStateError
 from demopsd_dist.methods import Forwards
 from demopsd_dist.roles import Crew, Sampling
 
@@ -27,7 +29,7 @@ class World:
     published: int = -1
     diary: list[tuple[str, int]] = field(default_factory=list)  # (who, version or step)
     unmoved: list[int] = field(default_factory=list)  # versions published after a step that learned nothing
-    fail_at_step: int | None = None
+    lost_at_steps: list[int] = field(default_factory=list)  # the learner dies at the first of these, then the next
     skill: float = 0.4
     never_done: set[str] = field(default_factory=set)  # prompts whose groups never come
 
@@ -98,6 +100,13 @@ class StandInTeacher:
     def figures(self) -> dict[str, float]:
         return {}
 
+    async def save(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "published.json").write_text(json.dumps(self.world.published))
+
+    async def load(self, folder: Path) -> None:
+        self.world.published = json.loads((folder / "published.json").read_text())
+
 
 def _values(support_TK: Tokens, seed: bytes) -> Logp:
     """Some log-probabilities, the same for the same prompt."""
@@ -130,26 +139,36 @@ def _table(item: Scored) -> TokenTable:
 class StandInLearners:
     world: World
     dp_size: int = 2
-    batches: list[TrainBatch] = field(default_factory=list)
+    steps: int = 0  # done, those of a checkpoint included
+    batches: list[TrainBatch] = field(default_factory=list)  # all that came
 
     async def support(self, lessons: Sequence[Lesson]) -> list[Tokens]:
         ids = np.arange(97, 97 + TOP_K, dtype=np.int32)
         return [np.tile(ids, (lesson.response_length_tokens, 1)) for lesson in lessons]
 
     async def step(self, batch: TrainBatch) -> LearnReport:
-        self.world.diary.append(("step", len(self.batches)))
-        if len(self.batches) == self.world.fail_at_step:
-            raise RuntimeError("the stand-in learner was told to fail")
+        self.world.diary.append(("step", self.steps))
+        if self.world.lost_at_steps and self.steps == self.world.lost_at_steps[0]:
+            self.world.lost_at_steps.pop(0)
+            raise LostStateError("the stand-in learner was told to die.")
         self.batches.append(batch)
+        self.steps += 1
         if not batch.token_count:
             return LearnReport({}, stepped=False)
-        metrics = {"learner/loss": 1.0 / len(self.batches), "demopsd/alpha_mean": 0.05}
+        metrics = {"learner/loss": 1.0 / self.steps, "demopsd/alpha_mean": 0.05}
         told = [item for item in batch.items if item.lesson.rollout.id in batch.told]
         tables = {item.lesson.rollout.id: _table(item) for item in told}
         return LearnReport(metrics | {"demopsd/disagreement_mean_nats": 0.03}, stepped=True, tables=tables)
 
     async def export(self, folder: Path) -> None:
         folder.mkdir()
+
+    async def save(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "steps.json").write_text(json.dumps(self.steps))
+
+    async def load(self, folder: Path) -> None:
+        self.steps = json.loads((folder / "steps.json").read_text())
 
 
 @dataclass
@@ -164,4 +183,10 @@ class StandInWeights:
 
 
 def stand_in_crew(world: World) -> Crew:
-    return Crew(StandInRollouts(world), StandInTeacher(world), StandInLearners(world), StandInWeights(world))
+    learners = StandInLearners(world)
+
+    async def revive() -> None:
+        world.diary.append(("revive", world.published))
+        learners.steps = 0
+
+    return Crew(StandInRollouts(world), StandInTeacher(world), learners, StandInWeights(world), revive)

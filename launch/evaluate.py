@@ -27,8 +27,8 @@ from launch.processes import fenced
 from workers.placement import check_fits, rollout_bundles
 
 if TYPE_CHECKING:
-    from demopsd_dist.driver import Task
     from demopsd_dist.evaluate import Evaluation
+    from demopsd_dist.run import Task
 
 DEFAULTS = Path(__file__).parents[1] / "configs" / "evaluate.yaml"
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     words = [f"model.path={arguments.model}", f"data.test={arguments.data}", *arguments.overrides]
     config = load(arguments.config, words)
-    reward_of(config.reward)  # a user's own is imported here, before anything starts
+    reward_of(config.reward, config.limits)  # a user's own is imported here, before anything starts
     folder = model_folder(config)
     loaded = load_split(config.data, "test")
     if not loaded.questions:

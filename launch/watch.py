@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.live import Live
 
 from demopsd_dist import samples
-from demopsd_dist.checkpoint import RunFolder
 from demopsd_dist.errors import DataError
-from demopsd_dist.evaluate import from_record
+from demopsd_dist.evaluate import evaluation_of
 from demopsd_dist.live import Progress, response_lines
 from demopsd_dist.report.reading import read_config
+from demopsd_dist.run_folder import RunFolder
 from demopsd_dist.runlog import step_line, told
 from launch.command import exit_code_of
 
@@ -66,7 +66,7 @@ def watch(folder: RunFolder, console: Console) -> int:
 def line_of(record: dict[str, Any], progress: Progress) -> str | None:
     """A line of `metrics.jsonl` as a reader sees it; a step moves the progress on."""
     if "evaluation" in record:
-        return f"{record['evaluation']:>5} after step {record['step']}: {told(from_record(record))}"
+        return f"{record['evaluation']:>5} after step {record['step']}: {told(evaluation_of(record))}"
     if "step" not in record:
         return None
     metrics = {name: value for name, value in record.items() if isinstance(value, int | float)}
@@ -91,7 +91,9 @@ class Tail:
         self._read = 0
 
     def new(self) -> Iterator[dict[str, Any]]:
-        """The whole lines since the last call."""
+        """The whole lines since the last call. Where a run has gone back to a checkpoint, the file is shorter than it
+        was: then those after what is left."""
+        self._read = min(self._read, self._path.stat().st_size)
         with self._path.open("rb") as file:
             file.seek(self._read)
             for line in file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -17,10 +16,11 @@ from demopsd_dist.errors import WeightSyncError
 from demopsd_dist.methods import Forwards, Support, recipe
 from demopsd_dist.objective import statistic
 from demopsd_dist.roles import Crew
-from workers import learner, rollout, teacher
+from workers import learner, teacher
+from workers.fleet import RolloutFleet, Say
 from workers.group import ActorGroup, Placement
-from workers.placement import bundles, rollout_bundles
-from workers.publisher import WeightPublisher
+from workers.placement import core_bundles
+from workers.publisher import WeightPublisher, first_to_blame
 from workers.pull import RolloutGroup
 
 QUANTILES = (50, 90, 95, 99)
@@ -37,7 +37,9 @@ class TeacherGroup:
     async def score(
         self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens] | None, forwards: Forwards
     ) -> list[Scored]:
-        if not lessons or not forwards.weights:
+        if not lessons:
+            return []
+        if not forwards.weights:
             assert supports_TK is not None
             return [Scored(*row, None, None) for row in zip(lessons, supports_TK, strict=True)]
         hands = self._hands(lessons)
@@ -70,6 +72,21 @@ class TeacherGroup:
         if not tokens:
             return {}
         return {"teacher/tokens_per_s": tokens / busy_s, "teacher/bytes_per_token": sent_bytes / tokens}
+
+    async def save(self, folder: Path) -> None:
+        folder.mkdir()
+        await self._group.each(
+            lambda worker, _: worker.save.remote(folder.resolve()),
+            within_s=self._config.limits.call_s,
+            what=f"saving {folder}",
+        )
+
+    async def load(self, folder: Path) -> None:
+        await self._group.each(
+            lambda worker, _: worker.load.remote(folder.resolve()),
+            within_s=self._config.limits.call_s,
+            what=f"weights of {folder}",
+        )
 
     def _hands(self, lessons: Sequence[Lesson]) -> list[list[int]]:
         """Indices for each replica: about as many tokens each, siblings together as far as that allows."""
@@ -150,6 +167,17 @@ class LearnerGroup:
                 "published. In bfloat16 differences up to 0.5 are rounding: raise weights.max_logp_diff there."
             )
 
+    async def save(self, folder: Path) -> None:
+        folder.mkdir()
+        await self._group.each(
+            lambda worker, _: worker.save.remote(folder.resolve()), within_s=self._call_s, what=f"saving {folder}"
+        )
+
+    async def load(self, folder: Path) -> None:
+        await self._group.each(
+            lambda worker, _: worker.load.remote(folder.resolve()), within_s=self._call_s, what=f"loading {folder}"
+        )
+
     async def export(self, folder: Path) -> None:
         await self._group.each(
             lambda worker, _: worker.export.remote(folder.resolve()), within_s=self._call_s, what=f"export to {folder}"
@@ -178,59 +206,60 @@ async def forwards_run(groups: Sequence[ActorGroup], within_s: float) -> dict[st
 class RayRollouts:
     """Rollout workers alone, with the weights of the model folder: what an evaluation needs."""
 
-    def __init__(self, config: Config, model_folder: Path) -> None:
+    def __init__(self, config: Config, model_folder: Path, say: Say = print) -> None:
         self._config = config
-        self._placement = Placement(rollout_bundles(config))
-        self._group = self._placement.start(
-            "rollout",
-            rollout.RolloutWorker,
-            lambda rank: (rank, config, model_folder.resolve()),
-            rollout.environment(config),
-        )
+        self._fleet = RolloutFleet(config, model_folder.resolve(), blank=False, say=say)
 
     async def start(self) -> RolloutGroup:
-        within_s = self._config.limits.start_s
-        await self._placement.ready(within_s)
-        await self._group.each(lambda worker, _: worker.start.remote(), within_s=within_s, what="vLLM engine")
-        return RolloutGroup(self._group, self._config)
+        await self._fleet.start()
+        return RolloutGroup(self._fleet, self._config)
 
     def stop(self) -> None:
-        self._group.kill()
-        self._placement.release()
+        self._fleet.stop()
 
 
 class RayCrew:
-    """All actors of a run. Placed together; `start` returns when every engine is ready, `stop` kills them."""
+    """All actors of a run: learners and teacher placed together, each rollout worker by itself. `start` returns when
+    every engine is ready, `stop` kills them."""
 
-    def __init__(self, config: Config, model_folder: Path) -> None:
-        self._placement = Placement(bundles(config))
-        folder = model_folder.resolve()
-
-        def group(role: str, actor: type, env: dict[str, str]) -> ActorGroup:
-            return self._placement.start(role, actor, lambda rank: (rank, config, folder), env)
-
-        self._config = config
-        self._rollouts = group("rollout", rollout.RolloutWorker, rollout.environment(config))
-        self._teacher = group("teacher", teacher.TeacherWorker, teacher.environment(config))
-        self._learners = group("learner", learner.LearnerWorker, learner.environment(config))
-        self._publisher = WeightPublisher(self._learners, self._rollouts, self._teacher, config)
+    def __init__(self, config: Config, model_folder: Path, say: Say = print) -> None:
+        self._config, self._folder = config, model_folder.resolve()
+        self._core = Placement(core_bundles(config))
+        self._learners = ActorGroup("learner", {})
+        self._teacher = ActorGroup("teacher", {})
+        self.fleet = RolloutFleet(config, self._folder, blank=True, say=say)
+        self._publisher = WeightPublisher(self._learners, self.fleet, self._teacher, config)
 
     async def start(self) -> Crew:
-        within_s = self._config.limits.start_s
-        await self._placement.ready(within_s)
-        await asyncio.gather(
-            self._rollouts.each(
-                lambda worker, _: worker.start.remote(blank=True), within_s=within_s, what="vLLM engine"
-            ),
-            self._teacher.each(lambda worker, _: worker.start.remote(), within_s=within_s, what="EMA model"),
-            start_learners(self._learners, within_s),
-        )
+        await first_to_blame(self._start_core(), self.fleet.start())
         await self._publisher.start()
         return Crew(
-            rollouts=RolloutGroup(self._rollouts, self._config),
+            rollouts=RolloutGroup(self.fleet, self._config),
             teacher=TeacherGroup(self._teacher, self._config),
             learners=LearnerGroup(self._learners, self._config),
             weights=self._publisher,
+            revive=self.revive,
+        )
+
+    async def revive(self) -> None:
+        """Learners and teacher made anew, where one of them was lost. Whoever has no state left is no use to the
+        others, so all of them end first."""
+        self._learners.kill()
+        self._teacher.kill()
+        await self._start_core()
+        await self._publisher.renew()
+
+    async def _start_core(self) -> None:
+        within_s = self._config.limits.start_s
+        await self._core.ready(within_s)
+        for group, actor, env in (
+            (self._teacher, teacher.TeacherWorker, teacher.environment(self._config)),
+            (self._learners, learner.LearnerWorker, learner.environment(self._config)),
+        ):
+            group.put(self._core.spawn(group.role, actor, lambda rank: (rank, self._config, self._folder), env))
+        await first_to_blame(
+            start_learners(self._learners, within_s),
+            self._teacher.each(lambda worker, _: worker.start.remote(), within_s=within_s, what="EMA model"),
         )
 
     @property
@@ -243,6 +272,7 @@ class RayCrew:
         return await forwards_run((self._teacher, self._learners), self._config.limits.call_s)
 
     def stop(self) -> None:
-        for group in (self._rollouts, self._teacher, self._learners):
+        self.fleet.stop()
+        for group in (self._teacher, self._learners):
             group.kill()
-        self._placement.release()
+        self._core.release()

@@ -21,6 +21,7 @@ from demopsd_dist.errors import NonFiniteLossError
 from demopsd_dist.methods import objective_of, recipe
 from demopsd_dist.objective import Loss, Slice, TokenViews, fused_loss, reduced, token_weight
 from demopsd_dist.schedule import learning_rate
+from workers import learner_state
 from workers.forward import Rectangle, ResponseModel, in_slices, load_causal_lm, support_tensor
 from workers.probe import LogpT
 from workers.recompute import recompute_layers
@@ -125,7 +126,8 @@ class LearnerWorker:
         if settings.activation_checkpointing:
             recompute_layers(model.model)
         named = [(name.removeprefix("module.").removeprefix("model."), p) for name, p in model.named_parameters()]
-        self._buckets = list(buckets_of(named, self._config.weights.bucket_mib << 20))  # a tied tensor is there once
+        self._named = named  # a tied tensor is there once
+        self._buckets = list(buckets_of(named, self._config.weights.bucket_mib << 20))
 
     def support(self, micro_batches: Sequence[Sequence[Sequence[Lesson]]]) -> list[list[Tokens]]:
         """The student's top-k ids (T, K) at each response token; at most all but one, which the tail then is.
@@ -322,6 +324,14 @@ class LearnerWorker:
 
         with torch.no_grad():
             return self._engine(rectangle, logp_of).cpu().numpy()
+
+    def save(self, folder: Path) -> None:
+        """Weights, optimizer and step, for any number of ranks and any ZeRO stage. A collective."""
+        learner_state.save(self._engine, self._named, folder, self.version)
+
+    def load(self, folder: Path) -> None:
+        """Take up what `save` wrote, before the first step. A collective."""
+        self.version = learner_state.load(self._engine, self._named, folder)
 
     def export(self, folder: Path) -> None:
         """Rank 0 writes a Hugging Face model folder: weights, configuration and tokenizer."""

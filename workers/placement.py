@@ -19,29 +19,38 @@ class Bundle:
     gpus: int
 
 
+def rollout_bundle(config: Config, rank: int) -> Bundle:
+    return Bundle("rollout", rank, config.rollout.cpus_per_worker, config.rollout.gpus_per_worker)
+
+
 def rollout_bundles(config: Config) -> list[Bundle]:
-    rollout = config.rollout
-    return [Bundle("rollout", i, rollout.cpus_per_worker, rollout.gpus_per_worker) for i in range(rollout.num_workers)]
+    return [rollout_bundle(config, rank) for rank in range(config.rollout.num_workers)]
 
 
 def bundles(config: Config) -> list[Bundle]:
-    """One bundle an actor: rollout workers, teacher workers if the method has a teacher, learner ranks."""
+    """One bundle an actor."""
+    return [*rollout_bundles(config), *core_bundles(config)]
+
+
+def core_bundles(config: Config) -> list[Bundle]:
+    """Those who stay for the whole run: teacher workers if the method has a teacher, and learner ranks."""
     teacher, learner = config.teacher, config.learner
     teachers = teacher.num_workers if held_weights(config) else 0  # a method without one pays for none
     return [
-        *rollout_bundles(config),
         *(Bundle("teacher", i, teacher.cpus_per_worker, teacher.gpus_per_worker) for i in range(teachers)),
         *(Bundle("learner", i, learner.cpus_per_worker, learner.gpus_per_worker) for i in range(learner.num_workers)),
     ]
 
 
 def check_fits(config: Config, cpus: float, gpus: float, wanted: list[Bundle] | None = None) -> None:
-    """Refuse at once what would wait for ever. `wanted` is all actors of a training run unless given.
+    """Refuse at once what would wait for ever. `wanted` is what a training run needs at least, unless given.
 
     Raises:
         ConfigError: the bundles together need more CPUs or GPUs than there are.
     """
-    wanted = bundles(config) if wanted is None else wanted
+    if wanted is None:
+        least = config.rollout.min_workers or config.rollout.num_workers
+        wanted = [*rollout_bundles(config)[:least], *core_bundles(config)]
     for kind, unit, need, there in (
         ("cpus", "CPUs", sum(b.cpus for b in wanted), cpus),
         ("gpus", "GPUs", sum(b.gpus for b in wanted), gpus),

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
 
 from demopsd_dist.config import Config
 from demopsd_dist.data.records import Prompt, Rollout
-from demopsd_dist.errors import WorkerError
+from demopsd_dist.errors import LostWorkerError, WorkerError
 from demopsd_dist.roles import Sampling
 from workers.group import ActorGroup
 
@@ -17,20 +21,39 @@ from workers.group import ActorGroup
 class Slots:
     """Room for sequences in the engines. First come, first served; the emptiest engine serves."""
 
-    def __init__(self, workers: int, room: int) -> None:
+    def __init__(self, room: int) -> None:
         self._room = room
-        self._taken = [0] * workers
+        self._taken: Counter[int] = Counter()
+        self._open: set[int] = set()
         self._queue: deque[tuple[int, asyncio.Future[int]]] = deque()
+        self._failure: Exception | None = None
+
+    def open(self, worker: int) -> None:
+        self._open.add(worker)
+        self._serve()
+
+    def close(self, worker: int) -> None:
+        """It gets nothing more; what it has is given back as it ends."""
+        self._open.discard(worker)
+
+    def fail(self, error: Exception) -> None:
+        """Nobody will serve any more: all who wait, and whoever comes, get this."""
+        self._failure = error
+        for _, place in self._queue:
+            if not place.done():
+                place.set_exception(error)
 
     async def take(self, sequences: int) -> int:
         """The worker to ask, once one has room; more than an engine's whole room is let in alone."""
+        if self._failure is not None:
+            raise self._failure
         place: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._queue.append((sequences, place))
         self._serve()
         try:
             return await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
+            if place.done() and not place.cancelled() and not place.exception():
                 self.give_back(place.result(), sequences)
             raise
 
@@ -40,17 +63,17 @@ class Slots:
 
     @property
     def busy(self) -> list[int]:
-        return [worker for worker, taken in enumerate(self._taken) if taken]
+        return sorted(worker for worker, taken in self._taken.items() if taken)
 
     def _serve(self) -> None:
-        while self._queue:
+        while self._queue and self._open:
             sequences, place = self._queue[0]
-            least = min(self._taken)
+            worker = min(self._open, key=lambda worker: (self._taken[worker], worker))
+            taken = self._taken[worker]
             if place.done():  # whoever asked has gone
                 self._queue.popleft()
-            elif least == 0 or least + sequences <= self._room:
+            elif not taken or taken + sequences <= self._room:
                 self._queue.popleft()
-                worker = self._taken.index(least)
                 self._taken[worker] += sequences
                 place.set_result(worker)
             else:
@@ -60,11 +83,11 @@ class Slots:
 class Throughput:
     """Tokens and busy seconds of each worker since the last look."""
 
-    def __init__(self, workers: int) -> None:
-        self._tokens = [0] * workers
-        self._busy_s = [0.0] * workers
-        self._under_way = [0] * workers
-        self._since = [0.0] * workers
+    def __init__(self) -> None:
+        self._tokens: Counter[int] = Counter()
+        self._busy_s: dict[int, float] = defaultdict(float)
+        self._under_way: Counter[int] = Counter()
+        self._since: dict[int, float] = {}
 
     def begins(self, worker: int) -> None:
         if not self._under_way[worker]:
@@ -79,45 +102,77 @@ class Throughput:
 
     def figures(self) -> dict[str, float]:
         now = time.monotonic()
-        for worker, under_way in enumerate(self._under_way):
+        for worker, under_way in self._under_way.items():
             if under_way:
                 self._busy_s[worker] += now - self._since[worker]
                 self._since[worker] = now
-        figures = {}
-        for worker, (tokens, busy_s) in enumerate(zip(self._tokens, self._busy_s, strict=True)):
-            if busy_s:
-                figures[f"rollout/worker_{worker}_tokens_per_s"] = tokens / busy_s
-        self._tokens, self._busy_s = [0] * len(self._tokens), [0.0] * len(self._busy_s)
+        figures = {
+            f"rollout/worker_{worker}_tokens_per_s": self._tokens[worker] / busy_s
+            for worker, busy_s in sorted(self._busy_s.items())
+            if busy_s
+        }
+        self._tokens.clear()
+        self._busy_s.clear()
         return figures
 
 
-class RolloutGroup:
-    """The rollout workers of a run. The answer does not depend on who gets which prompt."""
+Welcome = Callable[[ActorGroup, Callable[[], None]], Awaitable[None]]  # newcomer, what makes it serve
 
-    def __init__(self, group: ActorGroup, config: Config) -> None:
-        self._group = group
-        self._call_s = config.limits.call_s
-        self._slots = Slots(len(group), config.rollout.max_batch_sequences)
-        self._throughput = Throughput(len(group))
+
+class Fleet(Protocol):
+    """The rollout workers (`fleet.py`). `group` are those who serve; `welcome`, where there is one, brings the current
+    weights to whoever joins."""
+
+    group: ActorGroup
+    slots: Slots
+    welcome: Welcome | None
+
+    async def ask(self, rank: int, call: Callable[[Any], Any], *, what: str) -> Any:
+        """
+        Raises:
+            LostWorkerError: it died, raised or hangs.
+        """
+        ...
+
+    def lost(self, rank: int, error: LostWorkerError) -> None: ...
+
+    def did_well(self, rank: int) -> None: ...
+
+    def figures(self) -> dict[str, float]: ...
+
+
+class RolloutGroup:
+    """The rollout workers of a run. The answer does not depend on who gets which prompt, nor on who fails."""
+
+    def __init__(self, fleet: Fleet, config: Config) -> None:
+        self._fleet = fleet
+        self._config = config
+        self._throughput = Throughput()
 
     async def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncIterator[tuple[int, list[Rollout]]]:
         """Each prompt's responses as soon as they are there, with its index.
 
         Raises:
-            WorkerError: a worker died or raised; or for `limits.call_s` nothing came.
+            WorkerError: for `limits.call_s` nothing came; some prompt was asked for in vain `limits.attempts` times; or
+                no worker is left.
         """
-        asked = {asyncio.ensure_future(self._ask(prompt, sampling)): i for i, prompt in enumerate(prompts)}
+        call_s = self._config.limits.call_s
+        asked = {
+            asyncio.ensure_future(self._ask([prompts[i] for i in share], sampling)): share
+            for share in self._shares(len(prompts))
+        }
         waiting = set(asked)
         try:
             while waiting:
-                done, waiting = await asyncio.wait(waiting, timeout=self._call_s, return_when=asyncio.FIRST_COMPLETED)
+                done, waiting = await asyncio.wait(waiting, timeout=call_s, return_when=asyncio.FIRST_COMPLETED)
                 if not done:
                     raise WorkerError(
-                        f"rollout {self._slots.busy} finished none of {len(waiting)} groups of {sampling.samples} "
-                        f"responses within limits.call_s={self._call_s:g} s."
+                        f"rollout {self._fleet.slots.busy} finished none of {len(waiting)} groups of "
+                        f"{sampling.samples} responses within limits.call_s={call_s:g} s."
                     )
                 for task in done:
-                    yield asked[task], task.result()
+                    for place, group in zip(asked[task], task.result(), strict=True):
+                        yield place, group
         finally:
             for task in asked:
                 task.cancel()
@@ -128,19 +183,57 @@ class RolloutGroup:
         return [found[index] for index in range(len(prompts))]
 
     def figures(self) -> dict[str, float]:
-        return self._throughput.figures()
+        return self._throughput.figures() | self._fleet.figures()
 
-    async def _ask(self, prompt: Prompt, sampling: Sampling) -> list[Rollout]:
-        worker = await self._slots.take(sampling.samples)
-        self._throughput.begins(worker)
-        rollouts: list[Rollout] = []
-        try:
-            rollouts = await self._group.one(
-                worker,
-                lambda actor: actor.sample.remote(prompt, sampling),
-                what=f"{sampling.samples} responses to {prompt.id}",
-            )
-            return rollouts
-        finally:
-            self._throughput.ends(worker, rollouts)
-            self._slots.give_back(worker, sampling.samples)
+    def _shares(self, count: int) -> list[list[int]]:
+        """Which prompts are asked for together. What an engine has under way at once decides how its sums are rounded,
+        so where a run must be the same bit for bit, that is fixed: one share for each worker."""
+        if not self._config.deterministic:
+            return [[i] for i in range(count)]
+        workers = self._config.rollout.num_workers
+        return [share for first in range(workers) if (share := list(range(first, count, workers)))]
+
+    async def _ask(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
+        sequences = len(prompts) * sampling.samples
+        room = self._config.rollout.max_batch_sequences if self._config.deterministic else sequences
+        what = f"{sequences} responses to {prompts[0].id}" + (f" and {len(prompts) - 1} more" if prompts[1:] else "")
+        failures: list[str] = []
+        for attempt in range(1, self._config.limits.attempts + 1):
+            worker = await self._fleet.slots.take(room)
+            self._throughput.begins(worker)
+            groups: list[list[Rollout]] = []
+            try:
+                found = await self._fleet.ask(worker, lambda actor: actor.sample.remote(prompts, sampling), what=what)
+                refuse_rubbish(found, prompts, sampling, worker)
+                groups = [[replace(rollout, attempt=attempt) for rollout in group] for group in found]
+                self._fleet.did_well(worker)
+                return groups
+            except LostWorkerError as error:
+                failures.append(str(error))
+                self._fleet.lost(worker, error)
+            finally:
+                self._throughput.ends(worker, [rollout for group in groups for rollout in group])
+                self._fleet.slots.give_back(worker, room)
+        raise WorkerError(
+            f"{what} were asked for in vain {len(failures)} times (limits.attempts): " + "  ".join(failures)
+        )
+
+
+def refuse_rubbish(
+    groups: Sequence[Sequence[Rollout]], prompts: Sequence[Prompt], sampling: Sampling, worker: int
+) -> None:
+    """
+    Raises:
+        LostWorkerError: these are no answers to these prompts.
+    """
+    asked = [(prompt.id, sample) for prompt in prompts for sample in range(sampling.samples)]
+    came = [(rollout.prompt.id, rollout.sample) for group in groups for rollout in group]
+    wrong = f"was asked for {asked[0]} to {asked[-1]} and gave {came[:1]} to {came[-1:]}" if came != asked else None
+    for rollout in (rollout for group in groups for rollout in group):
+        lengths = {len(rollout.tokens_T), len(rollout.logp_T), len(rollout.version_T)}
+        if len(lengths) > 1 or lengths == {0} or max(lengths) > sampling.max_response_tokens:
+            wrong = f"gave {rollout.id} with {sorted(lengths)} tokens, log-probabilities and versions"
+        elif not np.isfinite(rollout.logp_T).all() or rollout.logp_T.max() > 1e-3:
+            wrong = f"gave {rollout.id} with log-probabilities from {rollout.logp_T.min()} to {rollout.logp_T.max()}"
+    if wrong is not None:
+        raise LostWorkerError(f"rollout {worker} {wrong}. Whatever is wrong with it, it is not trusted.")

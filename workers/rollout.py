@@ -14,7 +14,7 @@ import ray
 
 from demopsd_dist.config import Config, OnPublish, longest_sequence_tokens
 from demopsd_dist.data.records import Prompt, Rollout, Tokens
-from demopsd_dist.errors import WeightSyncError
+from demopsd_dist.errors import WeightSyncError, WorkerError
 from demopsd_dist.methods import Support, recipe
 from demopsd_dist.roles import Sampling
 from workers.probe import LogpT
@@ -53,7 +53,7 @@ class RolloutWorker(Receiver):
         self._config = config
         self._folder = model_folder
         self.version = -1
-        self._asked = 0
+        self._asked = self._done = 0
         self._top_k = 0  # most likely tokens to tell of each step, beside the one sampled
         self._answers: dict[str, asyncio.Future[RequestOutput]] = {}
         self._stepping: asyncio.Task[None] | None = None
@@ -102,13 +102,23 @@ class RolloutWorker(Receiver):
         )
         self._stamp(self.version)
 
-    async def sample(self, prompt: Prompt, sampling: Sampling) -> list[Rollout]:
-        """`sampling.samples` rollouts. Each request has its own seed, so its tokens do not depend on the worker, the
-        company or the order. Cancelling the call drops them."""
+    async def pulse(self) -> int:
+        """What has been done so far, as a number that grows: steps of the engine, and weights received."""
+        return self._done
+
+    async def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
+        """`sampling.samples` rollouts for each prompt. Each request has its own seed, so its tokens do not depend on
+        the worker, the company or the order. Cancelling the call drops them.
+
+        Where the run is to be the same bit for bit, neither does the rounding of their log-probabilities: the engine
+        has these requests alone, and nothing of earlier ones in its cache.
+        """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         await self._open.wait()
+        if self._config.deterministic and not self._engine.reset_prefix_cache():
+            raise WorkerError(f"rollout {self.rank} has other requests under way, and cannot be deterministic.")
         requests = [
             self._add(
                 prompt.tokens.tolist(),
@@ -121,10 +131,13 @@ class RolloutWorker(Receiver):
                     output_kind=RequestOutputKind.FINAL_ONLY,
                 ),
             )
+            for prompt in prompts
             for sample in range(sampling.samples)
         ]
-        outputs = await self._outputs(requests)
-        return [self._rollout(prompt, sample, output) for sample, output in enumerate(outputs)]
+        outputs = iter(await self._outputs(requests))
+        return [
+            [self._rollout(prompt, sample, next(outputs)) for sample in range(sampling.samples)] for prompt in prompts
+        ]
 
     def _add(self, tokens: list[int], params: SamplingParams) -> str:
         """Hand a request to the engine; its id."""
@@ -148,7 +161,9 @@ class RolloutWorker(Receiver):
     async def _step_while_busy(self) -> None:
         try:
             while self._engine.has_unfinished_requests():
-                for output in self._engine.step():
+                outputs = self._engine.step()
+                self._done += 1
+                for output in outputs:
                     answer = self._answers.get(output.request_id)
                     if output.finished and answer is not None and not answer.done():
                         answer.set_result(output)
@@ -197,6 +212,7 @@ class RolloutWorker(Receiver):
         self._engine.collective_rpc("finish_weight_update")
         if not self._engine.reset_prefix_cache(reset_running_requests=True):
             raise WeightSyncError(f"rollout {self.rank} could not drop its prefix cache, which holds the old weights'.")
+        self._done += 1
         self._stamp(version)
         return replace(self.receipt(version), probe_logp_T=await self._probe_logp(probe))
 

@@ -8,17 +8,22 @@ from pathlib import Path
 
 import ray
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import linear
 
 from demopsd_dist.config import Config, Precision, Weights
 from demopsd_dist.data.pack import Layout, rectangles
 from demopsd_dist.data.records import Lesson, Logp, Tokens, input_of
+from demopsd_dist.errors import CheckpointError
 from demopsd_dist.methods import Forwards, held_weights, recipe
 from demopsd_dist.objective import coarsen
 from workers.forward import HEAD_CHUNK_TOKENS, Rectangle, ResponseModel, load_causal_lm, support_tensor
-from workers.transports import Receiver
+from workers.transports import Receiver, refuse_other_names
 from workers.weights import Receipt, unpack_bucket
+
+EMA_FILE = "ema.safetensors"
 
 
 def environment(config: Config) -> dict[str, str]:
@@ -36,6 +41,7 @@ class TeacherWorker(Receiver):
         self._config = config
         self._folder = model_folder
         self._ran: Counter[str] = Counter()
+        self.version = -1  # of the student's weights last taken in
         self._rates = {Weights.ema: config.teacher.ema_rate, Weights.live: 1.0, Weights.frozen: 0.0}
 
     def start(self) -> None:
@@ -51,16 +57,48 @@ class TeacherWorker(Receiver):
         return ResponseModel(model.eval().requires_grad_(False))
 
     def receive(self, version: int, parcels: Sequence[ray.ObjectRef]) -> Receipt:
-        """Version 0 replaces all weights; any later one moves each: old + rate (student - old)."""
+        """Version 0 replaces all weights; any later one moves each, once: old + rate (student - old)."""
         named = {weights: dict(model.model.named_parameters()) for weights, model in self._models.items()}
         for bucket in self.arriving(version, parcels):
             for name, tensor in unpack_bucket(bucket):
                 student = tensor.to(self._device, torch.float32)
                 for weights, parameters in named.items():
-                    rate = self._rates[weights] if version else 1.0
+                    rate = self._rate(weights, version)
                     if rate:
                         parameters[name].lerp_(student, rate)
+        self.version = version
         return self.receipt(version)
+
+    def _rate(self, weights: Weights, version: int) -> float:
+        """How far a publish moves these weights. One that has been taken in is sent again where a run resumes."""
+        if version == 0:
+            return 1.0
+        return 0.0 if weights is Weights.ema and version <= self.version else self._rates[weights]
+
+    def save(self, folder: Path) -> None:
+        """The EMA: the weights of the start are in the model folder, the student's own come with the next publish.
+        Replicas are alike, so the first one writes."""
+        if self.rank == 0 and (model := self._models.get(Weights.ema)) is not None:
+            tensors = {name: tensor.cpu().contiguous() for name, tensor in model.model.named_parameters()}
+            save_file(tensors, folder / EMA_FILE, metadata={"version": str(self.version)})
+
+    def load(self, folder: Path) -> None:
+        """
+        Raises:
+            CheckpointError: there is no EMA, and the method asks for one.
+            WeightSyncError: it is of another model.
+        """
+        if (model := self._models.get(Weights.ema)) is None:
+            return
+        path = folder / EMA_FILE
+        if not path.is_file():
+            raise CheckpointError(f"{folder} has no {EMA_FILE}: it was saved by a method without an EMA teacher.")
+        parameters = dict(model.model.named_parameters())
+        with safe_open(path, framework="pt") as file:
+            refuse_other_names(self._name, set(parameters), set(file.keys()), str(path))
+            for name, parameter in parameters.items():
+                parameter.copy_(file.get_tensor(name))
+            self.version = int(file.metadata()["version"])
 
     def score(
         self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens] | None, forwards: Forwards

@@ -19,7 +19,7 @@ import numpy as np
 import ray
 
 from demopsd_dist.config import Transport
-from demopsd_dist.errors import ConfigError, WeightSyncError
+from demopsd_dist.errors import ConfigError, LostStateError, WeightSyncError
 from workers.weights import Bucket, Bytes, Parcel, Receipt, Specs, bytes_of, verify_bucket
 
 
@@ -118,15 +118,15 @@ def mapped(segment: Segment) -> Bytes:
     """A receiver's view of the shared memory, for reading only.
 
     Raises:
-        WeightSyncError: the sender is another user's process, or not of this node.
+        LostStateError: the sender is gone, is another user's process, or not of this node.
     """
     try:
         with open(f"/proc/{segment.pid}/fd/{segment.descriptor}", "rb") as file:
             pages = mmap.mmap(file.fileno(), segment.size, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)
     except OSError as error:
-        raise WeightSyncError(
-            f"the shared memory of learner 0 (process {segment.pid}) cannot be mapped: {error}. "
-            "Set weights.transport=object_store."
+        raise LostStateError(
+            f"the shared memory of learner 0 (process {segment.pid}) cannot be mapped: {error}. If that process lives, "
+            "set weights.transport=object_store."
         ) from None
     return np.frombuffer(pages, np.uint8)
 
@@ -166,13 +166,13 @@ class Receiver:
         """Before the first publish: what is to be expected, and the shared memory where that is the transport.
 
         Raises:
-            WeightSyncError: the learners' model has other tensors, or the shared memory cannot be mapped.
+            WeightSyncError: the learners' model has other tensors.
+            LostStateError: the shared memory cannot be mapped.
         """
         if self._names is not None:
             refuse_other_names(self._name, set(self._names), set(plan.names), "the learners' model")
         self._names = plan.names
-        if segment is not None:
-            self._pages[segment] = mapped(segment)
+        self._pages = {} if segment is None else {segment: mapped(segment)}  # an earlier one's sender is gone
 
     def arriving(self, version: int, parcels: Sequence[ray.ObjectRef]) -> Iterator[Bucket]:
         """The buckets of a publish, each as soon as it is there and found whole. While the caller loads one, the next

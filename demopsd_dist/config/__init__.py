@@ -1,11 +1,21 @@
 """One tree of settings, read from YAML and checked. Nothing heavy is imported, so a wrong setting costs a second."""
 
+from demopsd_dist.config.changes import changes, changes_of_mathematics
 from demopsd_dist.config.checks import longest_sequence_tokens
 from demopsd_dist.config.data import MINISCI, SPLIT, DataConfig, Duplicates, FieldNames, Format
 from demopsd_dist.config.methods import Aggregation, Divergence, Gate, Method, SupportOf, Variant, Weights
 from demopsd_dist.config.reading import load, to_yaml
 from demopsd_dist.config.recording import SamplesConfig, SinksConfig, WandbMode
-from demopsd_dist.config.tree import Config, LearnerConfig, OnPublish, Precision, Schedule, Transport
+from demopsd_dist.config.tree import (
+    Config,
+    LearnerConfig,
+    Limits,
+    OnPublish,
+    Precision,
+    RewardErrors,
+    Schedule,
+    Transport,
+)
 
 __all__ = [
     "MINISCI",
@@ -19,9 +29,11 @@ __all__ = [
     "Format",
     "Gate",
     "LearnerConfig",
+    "Limits",
     "Method",
     "OnPublish",
     "Precision",
+    "RewardErrors",
     "SamplesConfig",
     "Schedule",
     "SinksConfig",
@@ -30,6 +42,8 @@ __all__ = [
     "Variant",
     "WandbMode",
     "Weights",
+    "changes",
+    "changes_of_mathematics",
     "load",
     "longest_sequence_tokens",
     "to_yaml",

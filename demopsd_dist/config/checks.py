@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 from demopsd_dist.config.data import SPLIT, DataConfig, FieldNames, Format
 from demopsd_dist.config.methods import Method, SupportOf, Weights
-from demopsd_dist.config.tree import Config, Precision, Schedule
+from demopsd_dist.config.tree import Config, Precision, RewardErrors, Schedule
 from demopsd_dist.errors import ConfigError
+
+LARGEST = 2**32 - 1  # as a seed, what NumPy takes
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def check(config: Config) -> None:
@@ -16,6 +23,8 @@ def check(config: Config) -> None:
         ConfigError: one value out of its range, or several that do not go together.
     """
     rollout, teacher, learner = config.rollout, config.teacher, config.learner
+    for key, plain in _values(config):
+        _check_plain(key, plain)
     _above_zero(
         {
             "data.minisci_train_size": config.data.minisci_train_size,
@@ -51,6 +60,11 @@ def check(config: Config) -> None:
             "samples.candidates": config.samples.candidates,
             "limits.start_s": config.limits.start_s,
             "limits.call_s": config.limits.call_s,
+            "limits.reward_s": config.limits.reward_s,
+            "limits.silence_s": config.limits.silence_s,
+            "limits.stop_s": config.limits.stop_s,
+            "limits.attempts": config.limits.attempts,
+            "checkpoint.keep": config.checkpoint.keep,
         }
     )
     _within("demopsd.alpha_max", config.demopsd.alpha_max, 0.0, 1.0)
@@ -74,6 +88,8 @@ def check(config: Config) -> None:
         "evaluation.early_answer_samples": config.evaluation.early_answer_samples,
         "leakage.every_steps": config.leakage.every_steps,
         "samples.every_steps": config.samples.every_steps,
+        "checkpoint.every_steps": config.checkpoint.every_steps,
+        "limits.restarts": config.limits.restarts,
         "demopsd.gate_threshold_nats": config.demopsd.gate_threshold_nats,
         "grpo.kl_coefficient": config.grpo.kl_coefficient,
         "seed": config.seed,
@@ -90,10 +106,26 @@ def check(config: Config) -> None:
             f"rollout.max_batch_tokens={rollout.max_batch_tokens} is below rollout.max_prompt_tokens + "
             f"rollout.max_response_tokens = {whole}: a CPU engine cannot cut a prompt. Set it to {whole} or more."
         )
+    if not rollout.gpus_per_worker and rollout.kv_cache_gib != int(rollout.kv_cache_gib):
+        raise ConfigError(
+            f"rollout.kv_cache_gib={rollout.kv_cache_gib:g}: a CPU engine takes whole GiB. Set it to "
+            f"{math.ceil(rollout.kv_cache_gib)}."
+        )
     if config.evaluation.early_answer_samples and config.reward in ("boxed", "letter"):
         raise ConfigError(
             f"evaluation.early_answer_samples={config.evaluation.early_answer_samples} begins responses by <answer>; "
             f"reward={config.reward} reads another form. Set it to 0, or reward to answer or auto."
+        )
+    if rollout.min_workers is not None:
+        _within("rollout.min_workers", rollout.min_workers, 1, rollout.num_workers)
+    if config.deterministic and (rollout.ahead or rollout.late_group_s is not None):
+        wrong, needed = (
+            (f"rollout.ahead={rollout.ahead}", "rollout.ahead=0")
+            if rollout.ahead
+            else (f"rollout.late_group_s={rollout.late_group_s}", "rollout.late_group_s=null")
+        )
+        raise ConfigError(
+            f"{wrong} makes what is learned hang on how fast the workers are; deterministic=true needs {needed}."
         )
     _above_zero({"rollout.late_group_s": rollout.late_group_s})
     _above_zero({"evaluation.max_response_tokens": config.evaluation.max_response_tokens})
@@ -115,9 +147,11 @@ def check(config: Config) -> None:
             f"learner.schedule={learner.schedule.value} begins after learner.warmup_steps={learner.warmup_steps}, and "
             f"steps={config.steps}. Raise steps or lower learner.warmup_steps."
         )
-    _check_privileged(config)
-    if not re.fullmatch(r"[\w.-]+", config.name):
-        raise ConfigError(f"name={config.name!r} names a folder: use letters, digits, '.', '_' and '-'.")
+    _check_privileged_and_reward(config)
+    if not re.fullmatch(r"\w[\w.-]*", config.name):
+        raise ConfigError(
+            f"name={config.name!r} names a folder: use letters, digits, '.', '_' and '-'; not '.' or '-' first."
+        )
 
 
 def longest_sequence_tokens(config: Config) -> int:
@@ -126,7 +160,30 @@ def longest_sequence_tokens(config: Config) -> int:
     return config.rollout.max_prompt_tokens + longest
 
 
-def _check_privileged(config: Config) -> None:
+def _values(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, value) of every leaf; of a list each element."""
+    if is_dataclass(node):
+        for item in fields(node):
+            yield from _values(getattr(node, item.name), f"{prefix}.{item.name}" if prefix else item.name)
+    elif isinstance(node, list):
+        yield from ((prefix, value) for value in node)
+    else:
+        yield prefix, node
+
+
+def _check_plain(key: str, value: Any) -> None:
+    """What no setting may be, whatever it means."""
+    if isinstance(value, (list, dict)):
+        raise ConfigError(f"{key} holds {value!r}; it takes a plain list.")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ConfigError(f"{key} is a number of {value.bit_length()} bits; it may have 32.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}={value} must be finite.")
+    if isinstance(value, str) and _UNWRITABLE.search(value):
+        raise ConfigError(f"{key}={value!r} holds a zero byte or half a character, which can stand in no file.")
+
+
+def _check_privileged_and_reward(config: Config) -> None:
     privileged = config.privileged
     for key, template, placeholder in (
         ("template", privileged.template, "{prompt}"),
@@ -143,6 +200,11 @@ def _check_privileged(config: Config) -> None:
         raise ConfigError(
             f"privileged.template holds {{feedback}} {places} times; it must hold it once where privileged.feedback is "
             "true, and never more."
+        )
+    if config.reward_errors is RewardErrors.drop and "." not in config.reward:
+        raise ConfigError(
+            f"reward_errors=drop has no effect with reward={config.reward}, which never fails. Drop it, or set reward "
+            "to the dotted path of your own function."
         )
     if privileged.feedback and "." not in config.reward:
         raise ConfigError(
@@ -203,8 +265,8 @@ def _check_methods(config: Config) -> None:
 def _above_zero(values: dict[str, float | None]) -> None:
     """None is no bound of the user's, and so not wrong."""
     for key, value in values.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise ConfigError(f"{key}={value} must be greater than 0 and finite.")
+        if value is not None and not value > 0:
+            raise ConfigError(f"{key}={value} must be greater than 0.")
 
 
 def _within(key: str, value: float, low: float, high: float) -> None:

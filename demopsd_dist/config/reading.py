@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -16,6 +19,8 @@ from demopsd_dist.config.checks import check
 from demopsd_dist.config.methods import Method
 from demopsd_dist.config.tree import Config
 from demopsd_dist.errors import ConfigError
+
+DEPTH = 20  # of brackets and indentation; the tree itself has 3 levels
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -31,10 +36,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for word in overrides:
         if not re.match(r"[A-Za-z_][\w.]*=", word):
             raise ConfigError(f"{word!r} is not of the form key=value, for example learner.zero_stage=3.")
-        try:
-            tree = _merged(tree, OmegaConf.from_dotlist([word]), word)
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{word}: {_first_line(error)}") from None
+        new = _parsed(word.partition("=")[2], partial(OmegaConf.from_dotlist, [word]), word)
+        tree = _merged(tree, new, word)
     config = OmegaConf.to_object(tree)
     assert isinstance(config, Config)
     for word in overrides:
@@ -49,26 +52,37 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def _with_file(tree: DictConfig, path: Path, read: list[Path]) -> DictConfig:
     """`tree` with the file's settings over it, and before them those of the file's `base`."""
-    if not path.is_file():
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
         if read:
-            raise ConfigError(f"{read[-1]}: base: there is no config file {path}.")
+            raise ConfigError(f"{read[-1]}: base: there is no config file {path}.") from None
         raise ConfigError(
             f"There is no config file {path}. The shipped ones are in configs/, for example configs/demo.yaml."
-        )
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as UTF-8 text: {error}") from None
     if path.resolve() in read:
         raise ConfigError(f"{path} is its own base, by way of {', '.join(map(str, read))}.")
+    new = _parsed(text, partial(OmegaConf.load, StringIO(text)), str(path))
+    base = new.pop("base", None) if isinstance(new, DictConfig) else None
+    if base is not None:
+        tree = _with_file(tree, path.parent / str(base), [*read, path.resolve()])
+    return _merged(tree, new, str(path))
+
+
+def _parsed(text: str, parse: Callable[[], Any], source: str) -> Any:
+    """What `parse` makes of `text`, which is YAML. Deep nesting is refused before, since the parser would run out of
+    stack and end the process."""
     try:
-        new = OmegaConf.load(path)
-        base = new.pop("base", None) if isinstance(new, DictConfig) else None
-        if base is not None:
-            tree = _with_file(tree, path.parent / str(base), [*read, path.resolve()])
-        return _merged(tree, new, str(path))
-    except ConfigError:
-        raise
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {_first_line(error)}") from None
-    except Exception as error:  # YAML errors have no common class that is cheap to import
-        raise ConfigError(f"{path} is not readable YAML: {_first_line(error)}") from None
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEPTH:
+                raise ConfigError(f"{source} is nested more than {DEPTH} deep at line {event.start_mark.line + 1}.")
+        return parse()
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError, OSError) as error:
+        raise ConfigError(f"{source} is not readable YAML: {_first_line(error)}") from None
 
 
 def to_yaml(config: Config) -> str:
@@ -87,7 +101,13 @@ def _merged(tree: DictConfig, new: Any, source: str) -> DictConfig:
             ]
             hint = f" Did you mean {near[0]}?" if near else " The keys are in demopsd_dist/config/tree.py."
             raise ConfigError(f"{source}: there is no setting {key}.{hint}")
-    merged = OmegaConf.merge(tree, new)
+    for value in _texts(OmegaConf.to_container(new)):
+        if "${" in value or value == "???":
+            raise ConfigError(f"{source}: {value!r} is a reference to something else. Write the value itself.")
+    try:
+        merged = OmegaConf.merge(tree, new)
+    except (OmegaConfBaseException, TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{source}: {_first_line(error)}") from None
     assert isinstance(merged, DictConfig)
     return merged
 
@@ -105,6 +125,14 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[str]:
         for key, value in node.items():
             yield f"{prefix}{key}"
             yield from _leaves(value, f"{prefix}{key}.")
+
+
+def _texts(node: Any) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, (dict, list)):
+        for value in node.values() if isinstance(node, dict) else node:
+            yield from _texts(value)
 
 
 def _first_line(error: BaseException) -> str:

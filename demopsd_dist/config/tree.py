@@ -66,6 +66,9 @@ class OnPublish(Enum):
 class RolloutConfig:
     num_workers: int = 1
     """vLLM engines; > 0."""
+    min_workers: int | None = None
+    """Start, and go on, with as few as these where the cluster has no room for more; those missing join when it has.
+    In [1, num_workers]; null is num_workers."""
     cpus_per_worker: float = 1.0
     """Ray CPUs each; a fraction lets roles that take turns share a core."""
     gpus_per_worker: int = 0
@@ -91,7 +94,7 @@ class RolloutConfig:
     on_publish: OnPublish = OnPublish.wait
     """`wait` or `keep`: what a publish does to responses still being sampled, of which there are some if ahead > 0."""
     kv_cache_gib: float = 1.0
-    """KV cache of a CPU engine, GiB; > 0."""
+    """KV cache of a CPU engine, whole GiB; > 0."""
     gpu_memory_fraction: float = 0.85
     """Share of its GPUs' memory that an engine takes; in (0, 1]."""
     max_batch_tokens: int = 32768
@@ -212,25 +215,53 @@ class LeakageConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    every_steps: int = 20
+    """Save after so many steps, and after the last; 0 saves only when the run is stopped."""
+    keep: int = 2
+    """How many are kept, the newest; > 0."""
+
+
+@dataclass
 class Limits:
-    """Bounds of every wait, seconds; > 0."""
+    """Bounds of every wait, and of every patience."""
 
     start_s: float = 300.0
-    """For the roles to start: cluster, engines, process groups."""
+    """For the roles to start: cluster, engines, process groups. Seconds, > 0."""
     call_s: float = 1800.0
-    """For one call to a role: sampling, scoring, a step, a publish."""
+    """For one call to a role: sampling, scoring, a step, a publish. Seconds, > 0."""
+    reward_s: float = 60.0
+    """For your own `reward` to mark one response. Seconds, > 0."""
+    silence_s: float = 120.0
+    """A rollout worker that has something to do and gets no further for so long hangs: it is replaced. Seconds, > 0."""
+    stop_s: float = 25.0
+    """For a run that is asked to stop: it finishes its step and saves, or drops the step. Seconds, > 0."""
+    attempts: int = 3
+    """How often a prompt is asked for, each time of another or a new worker, until the run gives up; > 0."""
+    restarts: int = 3
+    """How often a worker, or learners and teacher, are started again without getting further in between; >= 0."""
+
+
+class RewardErrors(Enum):
+    """What happens where your own reward raises, gives no mark, or takes longer than limits.reward_s."""
+
+    stop = "stop"  # the run ends and shows the sample
+    drop = "drop"  # the response is left out of its group
 
 
 @dataclass
 class Config:
     name: str = "run"
-    """Names the run folder."""
+    """Names the run folder: letters, digits, `.`, `_` and `-`."""
     output_dir: str = "runs"
     """Run folders are made in here; an existing one is never overwritten."""
     steps: int = 100
     """Optimizer steps; >= 0. 0 only evaluates the model."""
     seed: int = 0
-    """Everything random follows from it: data order, sampling, choice of sibling."""
+    """Everything random follows from it: data order, sampling, choice of sibling; from 0 to 2**32 - 1."""
+    deterministic: bool = False
+    """Bit for bit the same at every run and after every resume: fixed prompts for each rollout worker, nothing scored
+    before all is sampled. Costs overlap; needs rollout.ahead=0."""
     ray_address: str | None = None
     """null starts Ray on this machine; `auto` or an address joins a cluster."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -240,6 +271,8 @@ class Config:
     reward: str = "answer"
     """What marks a response. By its last `<answer>` (`answer`), its last `\\boxed{}` (`boxed`), the letter that its
     last line states (`letter`), the first of these that is there (`auto`); or the dotted path of your own function."""
+    reward_errors: RewardErrors = RewardErrors.stop
+    """`stop` or `drop`: what happens to a response that your own reward fails to mark."""
     privileged: PrivilegedConfig = field(default_factory=PrivilegedConfig)
     demopsd: DemoPSDConfig = field(default_factory=DemoPSDConfig)
     sdpo: SDPOConfig = field(default_factory=SDPOConfig)
@@ -251,6 +284,7 @@ class Config:
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     leakage: LeakageConfig = field(default_factory=LeakageConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     sinks: SinksConfig = field(default_factory=SinksConfig)
     limits: Limits = field(default_factory=Limits)

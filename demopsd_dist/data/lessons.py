@@ -12,6 +12,7 @@ import numpy as np
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import BatchSize, Lesson, Mark, Prompt, Rollout
 from demopsd_dist.data.rewards import Reward
+from demopsd_dist.errors import RewardError
 
 SUCCESS = 0.5  # a score of at least this is a success
 _NO_TOKENS = np.zeros(0, dtype=np.int32)
@@ -19,14 +20,19 @@ _NO_TOKENS = np.zeros(0, dtype=np.int32)
 
 @dataclass(frozen=True)
 class Group:
-    """The responses to one question, and what each is worth."""
+    """The responses to one question, and what each is worth. Those that the reward failed on are apart, with why."""
 
     rollouts: Sequence[Rollout]
     marks: Sequence[Mark]
+    failed: Sequence[tuple[Rollout, RewardError]] = ()
 
     @property
     def prompt(self) -> Prompt:
-        return self.rollouts[0].prompt
+        return [*self.rollouts, *self.unmarked][0].prompt
+
+    @property
+    def unmarked(self) -> list[Rollout]:
+        return [rollout for rollout, _ in self.failed]
 
     @property
     def rewards(self) -> list[float]:
@@ -35,15 +41,19 @@ class Group:
     @property
     def differs(self) -> bool:
         """Some responses are better than others."""
-        return max(self.rewards) > min(self.rewards)
+        return len(set(self.rewards)) > 1
 
     @property
     def successes(self) -> list[int]:
         return [i for i, value in enumerate(self.rewards) if value >= SUCCESS]
 
-    def siblings(self, sample: int, exclude_own_success: bool) -> list[int]:
-        """The right ones that this one may be shown."""
-        return [j for j in self.successes if j != sample or not exclude_own_success]
+    def place(self, sample: int) -> int:
+        """Where the response of this number stands."""
+        return [rollout.sample for rollout in self.rollouts].index(sample)
+
+    def siblings(self, place: int, exclude_own_success: bool) -> list[int]:
+        """The places of the right ones that the one at this place may be shown."""
+        return [j for j in self.successes if j != place or not exclude_own_success]
 
     def advantages(self, scaled: bool) -> list[float]:
         """Reward minus the group's mean; `scaled` divides by its (population) standard deviation."""
@@ -55,7 +65,14 @@ class Group:
 
 
 def rewarded(rollouts: Sequence[Rollout], reward: Reward) -> Group:
-    return Group(rollouts, [reward(rollout.text, rollout.prompt.question) for rollout in rollouts])
+    """
+    Raises:
+        RewardError: the reward fails, unless it is one that drops what it fails on.
+    """
+    given = [(rollout, reward.mark(rollout.text, rollout.prompt.question)) for rollout in rollouts]
+    marked = [(rollout, mark) for rollout, mark in given if isinstance(mark, Mark)]
+    failed = [(rollout, error) for rollout, error in given if isinstance(error, RewardError)]
+    return Group([rollout for rollout, _ in marked], [mark for _, mark in marked], failed)
 
 
 @dataclass(frozen=True)

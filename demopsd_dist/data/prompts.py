@@ -1,19 +1,24 @@
 """The two views of a question: the student's, and the teacher's that also shows a correct solution, feedback or both.
 
 The template is filled by plain splitting at its placeholders, never by `format` or a template engine, so that braces,
-`$`, `%s` and LaTeX in questions and solutions go through untouched. Source: arXiv 2607.02502, section 4.4 (the wording
+`$`, `%s` and LaTeX in questions and solutions go through untouched. Special tokens are special where the chat template
+puts them, and plain text wherever else they are written. Source: arXiv 2607.02502, section 4.4 (the wording
 follows SDPO's reprompt template).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from demopsd_dist.data.records import Prompt, Question, Tokens
+from demopsd_dist.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,7 +86,9 @@ class PromptBuilder:
             over, whole = len(tokens) - self.max_privileged_tokens, shown[name]
             if over <= 0:
                 break
-            pieces = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+            pieces = self.tokenizer(
+                whole, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+            )
             ends = [0, *(end for _, end in pieces["offset_mapping"])]
             keep = len(ends) - 1
             while over > 0 and keep > 0:
@@ -97,8 +104,58 @@ class PromptBuilder:
         return self._chat(question, fill(self.template, prompt=question.text, **parts))
 
     def _chat(self, question: Question, content: str) -> Tokens:
-        messages = [{"role": "user", "content": content}]
+        written = self._written((question.system or "", content))
+        messages = [{"role": "user", "content": _swapped(content, written)}]
         if question.system is not None:
-            messages.insert(0, {"role": "system", "content": question.system})
+            messages.insert(0, {"role": "system", "content": _swapped(question.system, written)})
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
+        return np.asarray(self._ids(text, {stand_in: token for token, stand_in in written.items()}), dtype=np.int32)
+
+    @cached_property
+    def _special(self) -> dict[str, int]:
+        """Special tokens as they are written, the longest first, and their ids."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        found = {token.content: id for id, token in added if token.special}
+        return dict(sorted(found.items(), key=lambda item: -len(item[0])))
+
+    def _written(self, texts: Sequence[str]) -> dict[str, str]:
+        """The special tokens that are written out in these texts, each with a stand-in that none of them holds."""
+        tokens = [token for token in self._special if any(token in text for text in texts)]
+        stand_ins = (f"\ue000{i}\ue001" for i in count())
+        free = (stand_in for stand_in in stand_ins if not any(stand_in in text for text in texts))
+        return dict(zip(tokens, free, strict=False))
+
+    def _ids(self, text: str, stands_for: dict[str, str]) -> list[int]:
+        """Tokens of a rendered chat, with those tokens for the stand-ins that what they stand for has as plain text."""
+        if not stands_for:
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        whole = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids: list[int] = []
+        between: list[int] = []  # tokens since the last special one
+        begin = 0
+        for token, (start, end) in zip(whole["input_ids"], whole["offset_mapping"], strict=True):
+            if self._special.get(text[start:end].strip()) != token:  # one for an unknown word may be special too
+                between.append(token)
+                continue
+            ids += [*self._plain(text[begin:start], between, stands_for), token]
+            between, begin = [], end
+        return ids + self._plain(text[begin:], between, stands_for)
+
+    def _plain(self, text: str, tokens: list[int], stands_for: dict[str, str]) -> list[int]:
+        """`tokens` are those of the text as it is."""
+        meant = _swapped(text, stands_for)
+        if meant == text:
+            return tokens
+        found = self.tokenizer(meant, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        for token in stands_for.values():
+            if self._special[token] in found:
+                raise DataError(
+                    f"a text holds {token!r}, which this model's tokenizer cannot take as plain text. Take it out."
+                )
+        return found
+
+
+def _swapped(text: str, others: dict[str, str]) -> str:
+    for one, other in others.items():
+        text = text.replace(one, other)
+    return text

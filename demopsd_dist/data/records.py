@@ -61,6 +61,7 @@ class Rollout:
     truncated: bool  # hit the response limit
     version_T: Tokens
     worker: int
+    attempt: int = 1  # how often its prompt had been asked for, this time included
     support_TK: Tokens | None = None  # the engine's most likely ids, where the support is `rollout`
 
     @property

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import inspect
-import os
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from demopsd_dist.config import Limits, RewardErrors
 from demopsd_dist.data.extraction import extract_answer, extract_any, extract_boxed, extract_letter, same_answer
+from demopsd_dist.data.own_reward import SIGNATURE, NoMarkError, OwnReward, marked
 from demopsd_dist.data.records import Mark, Question
 from demopsd_dist.errors import ConfigError, RewardError
 
-SIGNATURE = "def my_reward(response: str, question: Question) -> float | Mark"
 _SHOWN_CHARS = 200
 
 
@@ -47,30 +44,40 @@ class Reward:
         name: as the config has it.
         function: the bare mark or score.
         extract: the answer that a response gives; None where it gives none.
+        errors: what `mark` does where there is no mark.
     """
 
     name: str
     function: Callable[[str, Question], float | Mark]
     extract: Callable[[str], str | None]
+    errors: RewardErrors = RewardErrors.stop
 
     def __call__(self, response: str, question: Question) -> Mark:
         """
         Raises:
-            RewardError: the function raised, or what it gave is no mark; the message shows the sample.
+            RewardError: the function raised, what it gave is no mark, or it gave nothing in time; the message shows
+                the sample.
         """
         try:
-            given = self.function(response, question)
-            return given if isinstance(given, Mark) else Mark(given)
-        except Exception as error:
+            return marked(self.function, response, question)
+        except NoMarkError as error:
             raise RewardError(
-                f"reward={self.name} failed {_place(error)} with {type(error).__name__}: {_one_line(str(error))} "
-                f"Question {question.id!r}, expected answer {question.answer[-_SHOWN_CHARS:]!r}, response of "
-                f"{len(response)} characters ending in {response[-_SHOWN_CHARS:]!r}. Make it give a number from 0 to "
-                "1, or a Mark, for this one too."
+                f"reward={self.name} failed {error} Question {question.id!r}, expected answer "
+                f"{question.answer[-_SHOWN_CHARS:]!r}, response of {len(response)} characters ending in "
+                f"{response[-_SHOWN_CHARS:]!r}. Make it give a number from 0 to 1, or a Mark, for this one too."
             ) from error
 
+    def mark(self, response: str, question: Question) -> Mark | RewardError:
+        """The same, but where `errors` is `drop` the error is given back and not raised."""
+        try:
+            return self(response, question)
+        except RewardError as error:
+            if self.errors is RewardErrors.stop:
+                raise
+            return error
 
-def reward_of(name: str) -> Reward:
+
+def reward_of(name: str, limits: Limits | None = None, errors: RewardErrors = RewardErrors.stop) -> Reward:
     """The built-in of this name, or what a dotted path leads to.
 
     Raises:
@@ -79,7 +86,13 @@ def reward_of(name: str) -> Reward:
     if name in FORMS:
         extract = FORMS[name].extract
         return Reward(name, lambda response, question: float(_is_right(extract(response), question.answer)), extract)
-    return Reward(name, _imported(name), _whole)
+    module, _, attribute = name.rpartition(".")
+    if not module or not attribute:
+        near = difflib.get_close_matches(name, FORMS, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"For your own give its dotted path, package.name: {SIGNATURE}"
+        raise ConfigError(f"reward={name} is not built in ({', '.join(FORMS)}). {hint}")
+    limits = limits or Limits()
+    return Reward(name, OwnReward(name, limits.start_s, limits.reward_s), _whole, errors)
 
 
 def form_of(name: str) -> Form:
@@ -99,51 +112,3 @@ def _is_right(given: str | None, expected: str) -> bool:
 def _whole(response: str) -> str | None:
     """A user's own reward alone knows what is an answer to it: only an empty response surely has none."""
     return response.strip() or None
-
-
-def _imported(name: str) -> Callable[[str, Question], float | Mark]:
-    module_name, dot, attribute = name.rpartition(".")
-    if not dot:
-        near = difflib.get_close_matches(name, FORMS, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"For your own give its dotted path, package.name: {SIGNATURE}"
-        raise ConfigError(f"reward={name} is not built in ({', '.join(FORMS)}). {hint}")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"reward={name}: there is no module {error.name} to import from {os.getcwd()}. Start the run where `import "
-            f"{module_name}` works, or install it. What is looked for: {SIGNATURE}"
-        ) from None
-    except Exception as error:
-        raise ConfigError(
-            f"reward={name}: importing {module_name} failed with {type(error).__name__}: {_one_line(str(error))}"
-        ) from error
-    function = getattr(module, attribute, None)
-    if function is None:
-        near = difflib.get_close_matches(attribute, dir(module), n=1)
-        hint = f" Did you mean {module_name}.{near[0]}?" if near else ""
-        raise ConfigError(f"reward={name}: {module_name} has no {attribute}.{hint} What is looked for: {SIGNATURE}")
-    if not callable(function) or not _takes_two(function):
-        raise ConfigError(f"reward={name} cannot be called with a response and its question. Write it as {SIGNATURE}")
-    return function
-
-
-def _takes_two(function: Callable) -> bool:
-    if inspect.iscoroutinefunction(function):
-        return False
-    try:
-        inspect.signature(function).bind("", None)
-    except TypeError:
-        return False
-    except ValueError:  # written in C, without a signature to read
-        return True
-    return True
-
-
-def _place(error: BaseException) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"at {os.path.basename(frame.filename)}:{frame.lineno}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:_SHOWN_CHARS]

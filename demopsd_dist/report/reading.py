@@ -11,8 +11,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from demopsd_dist import samples
-from demopsd_dist.checkpoint import RunFolder
 from demopsd_dist.errors import DataError
+from demopsd_dist.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

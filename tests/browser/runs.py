@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from demopsd_dist import samples
-from demopsd_dist.checkpoint import RunFolder
 from demopsd_dist.config import load
+from demopsd_dist.run_folder import RunFolder
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 FIELDS = ("biology", "chemistry", "materials", "physics")

@@ -12,21 +12,24 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from demopsd_dist.checkpoint import RunFolder
-from demopsd_dist.config import Config, load
+from demopsd_dist.audit import audit
+from demopsd_dist.config import Config, RewardErrors, load
 from demopsd_dist.data.records import Mark, Question
 from demopsd_dist.data.rewards import Reward
 from demopsd_dist.data.sources import load_data
-from demopsd_dist.driver import RunState, Task, train
-from demopsd_dist.errors import RewardError
+from demopsd_dist.driver import train_through_failures
+from demopsd_dist.errors import RewardError, WorkerError
 from demopsd_dist.feed import open_feed
+from demopsd_dist.ledger import Reason
 from demopsd_dist.minisci import MODEL_DIR
+from demopsd_dist.run import RunState, Task
+from demopsd_dist.run_folder import RunFolder
 from demopsd_dist.runlog import RunLog
 from demopsd_dist.sampling import prompts_of_step
 from demopsd_dist.scoring import InTurn
 from demopsd_dist.sinks import open_sinks
 from demopsd_dist.testing import StandInLearners, World, stand_in_crew
-from launch.task import build_task
+from launch.task import build_task, run_of
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 SMALL = ["rollout.prompts_per_step=6", "rollout.group_size=4", "data.minisci_test_size=8", "data.minisci_train_size=40"]
@@ -47,8 +50,13 @@ class Run:
         self.console = StringIO()
         console = Console(file=self.console, width=200)
         with RunLog(self.folder, self.config.steps, console, open_sinks(self.config, self.folder)) as log:
-            self.state = asyncio.run(train(self.config, self.crew, task, log, RunState()))
+            run = run_of(self.config, self.crew, task, log)
+            try:
+                self.state = asyncio.run(train_through_failures(run, RunState(), "started"))
+            finally:
+                run.ledger.close()
             self.summary = log.summary()
+        assert audit(self.folder).faults == []
 
     @property
     def batches(self) -> list:
@@ -170,8 +178,8 @@ def test_metrics_console_and_summary_tell_the_run(tmp_path: Path, task: Task) ->
 
 
 def test_a_failing_role_ends_the_run_and_leaves_nothing_in_flight(tmp_path: Path, task: Task) -> None:
-    with pytest.raises(RuntimeError, match="told to fail"):
-        Run(tmp_path, task, "steps=8", "rollout.ahead=3", fail_at_step=2)
+    with pytest.raises(WorkerError, match=r"lost 1 times without a step beyond 2 .*told to die"):
+        Run(tmp_path, task, "steps=8", "rollout.ahead=3", "limits.restarts=0", lost_at_steps=[2])
     steps = [
         r
         for line in (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()
@@ -186,6 +194,36 @@ def test_a_reward_that_raises_ends_the_run_and_shows_the_sample(tmp_path: Path, 
 
     with pytest.raises(RewardError, match=r"reward=mine.broken failed at .*KeyError.*expected answer .*response of"):
         Run(tmp_path, replace(task, reward=Reward("mine.broken", broken, lambda response: response)), "steps=2")
+
+
+def test_what_a_reward_fails_on_is_left_out_counted_and_accounted_for(tmp_path: Path, task: Task) -> None:
+    def picky(response: str, question: Question) -> float:
+        if "no idea" in response and len(question.text) % 2:
+            raise KeyError("no such unit")
+        return float("no idea" not in response)
+
+    reward = Reward("mine.picky", picky, lambda response: response, RewardErrors.drop)
+    run = Run(tmp_path, replace(task, reward=reward), "steps=3", "reward=mine.picky", "reward_errors=drop")
+    steps = run.log_of_steps()
+    assert all(step["rollout/reward_errors"] + step["rollout/samples"] == 24 for step in steps)
+    missing = int(sum(step["rollout/reward_errors"] for step in steps))
+    assert missing > 0
+    assert (
+        "of mine.picky's marks of step 1 are missing, the first since reward=mine.picky failed"
+        in run.console.getvalue()
+    )
+    assert audit(run.folder).dropped[Reason.no_mark.value] == missing
+    assert run.summary["evaluation"]["test"]["reward_errors"] > 0
+
+
+def test_a_reward_that_fails_on_all_responses_of_a_step_ends_the_run(tmp_path: Path, task: Task) -> None:
+    def broken(response: str, question: Question) -> float:
+        raise KeyError("no such unit")
+
+    reward = Reward("mine.broken", broken, lambda response: response, RewardErrors.drop)
+    message = r"All 24 of mine.broken's marks of step 1 are missing, the first since .*KeyError"
+    with pytest.raises(RewardError, match=message):
+        Run(tmp_path, replace(task, reward=reward), "steps=2", "reward=mine.broken", "reward_errors=drop")
 
 
 def test_feedback_alone_makes_a_lesson(tmp_path: Path, task: Task) -> None:

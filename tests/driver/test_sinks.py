@@ -11,8 +11,9 @@ from rich.console import Console
 
 from demopsd_dist import metrics, samples, sinks
 from demopsd_dist.config import load
-from demopsd_dist.driver import Task
 from demopsd_dist.errors import ConfigError, DataError
+from demopsd_dist.run import Task
+from demopsd_dist.run_folder import RunFolder
 from launch import report
 from launch.watch import watch
 from tests.driver.test_driver import DEMO, Run, task
@@ -91,8 +92,6 @@ def test_watch_says_what_the_run_said(tmp_path: Path, task: Task) -> None:
 
 
 def test_a_folder_of_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from demopsd_dist.checkpoint import RunFolder
-
     with pytest.raises(DataError, match=r"is no run folder: it has no metrics.jsonl"):
         watch(RunFolder(tmp_path), Console(file=StringIO()))
     assert report.main([str(tmp_path)]) == 2

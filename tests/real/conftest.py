@@ -15,12 +15,15 @@ import pytest
 import ray
 import torch
 
+from demopsd_dist.audit import audit
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.sources import load_data
-from demopsd_dist.driver import Task
+from demopsd_dist.driver import train_through_failures
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.roles import Crew
-from launch.task import build_task
+from demopsd_dist.run import RunState, Task
+from demopsd_dist.runlog import RunLog
+from launch.task import build_task, run_of
 from workers import cluster, learner, rollout, teacher
 from workers.crew import LearnerGroup, RayCrew, start_learners
 from workers.group import ActorGroup, Placement
@@ -172,6 +175,17 @@ def ranks(crew: RealCrew, spares: Spares) -> Iterator[Ranks]:
 def task() -> Task:
     config = demo()
     return build_task(config, MODEL_DIR, load_data(config.data).questions)[0]
+
+
+def go_through(config: Config, crew: Crew, task: Task, log: RunLog) -> RunState:
+    """The whole loop, from the beginning; the account of it adds up."""
+    run = run_of(config, crew, task, log)
+    try:
+        state = asyncio.run(train_through_failures(run, RunState(), "started"))
+    finally:
+        run.ledger.close()
+    assert audit(log.folder).faults == []
+    return state
 
 
 def posted(version: int, *buckets: Iterable[tuple[str, torch.Tensor]]) -> list[ray.ObjectRef]:

@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from demopsd_dist import metrics, samples
-from demopsd_dist.driver import Task
 from demopsd_dist.report import write_report
+from demopsd_dist.run import Task
 from tests.browser.chromium import chromium, found
 
 Logits = Callable[[list[tuple[np.ndarray, np.ndarray]]], list[Tensor]]

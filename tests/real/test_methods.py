@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from demopsd_dist.checkpoint import RunFolder
 from demopsd_dist.config import Config, Precision, Weights, load
 from demopsd_dist.data.records import Lesson
-from demopsd_dist.driver import RunState, Task, train
 from demopsd_dist.methods import Forwards, Support, held_weights
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import coarsen
 from demopsd_dist.roles import Crew
+from demopsd_dist.run import Task
+from demopsd_dist.run_folder import RunFolder
 from demopsd_dist.runlog import RunLog
-from tests.real.conftest import ROOT, SMALL, RealCrew, Spares, demo, posted, renew
+from tests.real.conftest import ROOT, SMALL, RealCrew, Spares, demo, go_through, posted, renew
 from tests.real.test_training import logits_of
 from tests.unit.samples import prompt
 from tests.unit.samples import rollout as a_rollout
@@ -61,19 +61,20 @@ CONTROLS: dict[str, set[str]] = {
 @contextmanager
 def crew_for(config: Config, engines: RealCrew, spares: Spares) -> Iterator[tuple[Crew, list[ActorGroup]]]:
     """Teacher and learner of this config, with the rollout engines that are there."""
-    teachers = spares.teacher if held_weights(config) else ActorGroup("teacher", [])
+    teachers = spares.teacher if held_weights(config) else ActorGroup("teacher", {})
     learners = spares.learner
     for group in (teachers, learners):
         renew(group, config)
-    rollouts = engines.actors._rollouts
+    fleet = engines.actors.fleet
     try:
-        publisher = WeightPublisher(learners, rollouts, teachers, config)
+        publisher = WeightPublisher(learners, fleet, teachers, config)
         asyncio.run(publisher.start())
         roles = Crew(
             rollouts=engines.roles.rollouts,
             teacher=TeacherGroup(teachers, config),
             learners=LearnerGroup(learners, config),
             weights=publisher,
+            revive=engines.actors.revive,
         )
         yield roles, [teachers, learners]
     finally:
@@ -83,7 +84,7 @@ def crew_for(config: Config, engines: RealCrew, spares: Spares) -> Iterator[tupl
 def trains(config: Config, crew: RealCrew, spares: Spares, task: Task, forwards: set[str]) -> list[dict[str, float]]:
     """Two steps; exactly these forwards beside the one with the gradient, one for each lesson."""
     with crew_for(config, crew, spares) as (roles, groups), RunLog(RunFolder.create(config), STEPS) as log:
-        asyncio.run(train(config, roles, task, log, RunState()))
+        go_through(config, roles, task, log)
         ran = asyncio.run(forwards_run(groups, 60))
     assert set(ran) == forwards | {"student/gradient"}
     assert len(set(ran.values())) == 1, "as many responses through each of them"

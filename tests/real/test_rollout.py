@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from demopsd_dist.config import Precision
-from demopsd_dist.driver import Task
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.roles import Sampling
+from demopsd_dist.run import Task
 from tests.real.conftest import Spares, demo, posted, renew
 from tests.real.test_training import logits_of, logp_of
+from workers.fleet import StandingFleet
 from workers.forward import load_causal_lm
 from workers.group import ActorGroup
 from workers.probe import probe_tokens
@@ -53,7 +54,9 @@ def test_responses_under_way_go_on_with_new_weights(worker: ActorGroup, task: Ta
     folders = {-1: MODEL_DIR, 0: tmp_path}
 
     async def publish_while_sampling() -> list[list]:
-        sampling = asyncio.ensure_future(RolloutGroup(worker, CONFIG).sample(task.test[:6], long_sampling("keep")))
+        sampling = asyncio.ensure_future(
+            RolloutGroup(StandingFleet(worker, CONFIG), CONFIG).sample(task.test[:6], long_sampling("keep"))
+        )
         while not await unfinished(worker):
             if sampling.done():
                 return sampling.result()
@@ -83,7 +86,7 @@ def test_responses_under_way_go_on_with_new_weights(worker: ActorGroup, task: Ta
 
 def test_what_nobody_waits_for_is_dropped(worker: ActorGroup, task: Task) -> None:
     """The caller takes one group and goes: the engine stops on the others, and has its room again."""
-    rollouts = RolloutGroup(worker, CONFIG)
+    rollouts = RolloutGroup(StandingFleet(worker, CONFIG), CONFIG)
 
     async def take_one() -> tuple[int, int]:
         stream = rollouts.stream(task.test[:8], long_sampling("dropped"))

@@ -11,19 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from demopsd_dist.checkpoint import RunFolder
 from demopsd_dist.config import Config, Precision
 from demopsd_dist.data.lessons import lessons_from_siblings, rewarded
 from demopsd_dist.data.records import Rollout
-from demopsd_dist.driver import RunState, Task, train
 from demopsd_dist.methods import recipe
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import coarsen
 from demopsd_dist.roles import Sampling
+from demopsd_dist.run import Task
+from demopsd_dist.run_folder import RunFolder
 from demopsd_dist.runlog import RunLog
-from tests.real.conftest import RealCrew, Spares, demo, renew
+from tests.real.conftest import RealCrew, Spares, demo, go_through, renew
 from tests.real.record import hold_metrics, hold_report, hold_samples
 from workers import teacher as teacher_module
+from workers.fleet import StandingFleet
 from workers.forward import load_causal_lm
 from workers.pull import RolloutGroup
 
@@ -52,7 +53,7 @@ def trained(crew: RealCrew, task: Task, config: Config) -> tuple[list[dict[str, 
     """Run the whole loop with the crew; what it recorded of each step, and its summary."""
     folder = RunFolder.create(config)
     with RunLog(folder, config.steps) as log:
-        state = asyncio.run(train(config, crew.roles, task, log, RunState()))
+        state = go_through(config, crew.roles, task, log)
         crew.version = state.version
         summary = log.summary()
     records = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
@@ -140,7 +141,7 @@ def test_a_few_real_steps(crew: RealCrew, spares: Spares, task: Task, tmp_path: 
     assert moved > 1e-2, "training moved the weights, and the engines went along"
 
     renew(spares.rollout, config, student)
-    groups = asyncio.run(RolloutGroup(spares.rollout, config).sample(task.test, SAMPLING))
+    groups = asyncio.run(RolloutGroup(StandingFleet(spares.rollout, config), config).sample(task.test, SAMPLING))
     loaded = [rollout for group in groups for rollout in group]
     for one, other in zip(rollouts, loaded, strict=True):
         assert one.tokens_T.tolist() == other.tokens_T.tolist()

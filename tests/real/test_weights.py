@@ -22,6 +22,7 @@ from demopsd_dist.config import Precision, Transport
 from demopsd_dist.errors import WeightSyncError
 from demopsd_dist.minisci import MODEL_DIR
 from tests.real.conftest import Ranks, RealCrew, Spares, demo, posted, renew
+from workers.fleet import StandingFleet
 from workers.forward import load_causal_lm
 from workers.group import ActorGroup
 from workers.probe import probe_tokens
@@ -29,7 +30,7 @@ from workers.publisher import WeightPublisher
 from workers.transports import Receiver
 from workers.weights import Bucket, unpack_bucket
 
-NOBODY = ActorGroup("nobody", [])
+NOBODY = ActorGroup("nobody", {})
 Do = Callable[[Any], Any]
 
 
@@ -146,8 +147,8 @@ def test_an_engine_that_keeps_its_weights(published: RealCrew, factor: float, me
         del worker._engine.collective_rpc
 
     actors = published.actors
-    groups = (actors._learners, actors._rollouts, actors._teacher)
-    with planted(actors._rollouts, 1, drop_from_now_on, stop), moved(actors._learners, factor):
+    groups = (actors._learners, actors.fleet.group, actors._teacher)
+    with planted(actors.fleet.group, 1, drop_from_now_on, stop), moved(actors._learners, factor):
         before = sum(group.asked for group in groups)
         with pytest.raises(WeightSyncError, match=message):
             published.publish()
@@ -157,7 +158,7 @@ def test_an_engine_that_keeps_its_weights(published: RealCrew, factor: float, me
 def test_weights_of_another_version(published: RealCrew) -> None:
     parcels = posted(7, load_causal_lm(MODEL_DIR, Precision.float32).named_parameters())
     probe = probe_tokens(272, 32)
-    rollouts = published.actors._rollouts
+    rollouts = published.actors.fleet.group
     with pytest.raises(WeightSyncError, match="waits for bucket 0 of weights version 3 and got bucket 0 of version 7"):
         asyncio.run(rollouts.each(lambda w, _: w.receive.remote(3, parcels, probe), within_s=60, what="a receipt"))
 
@@ -181,7 +182,7 @@ def test_a_tied_head(ranks: Ranks, spares: Spares, tmp_path: Path) -> None:
     group = ranks.start("learner.num_workers=1", "learner.zero_stage=0", folder=tmp_path)._group
     rollouts = spares.rollout
     renew(rollouts, demo(), tmp_path, blank=True)
-    publisher = WeightPublisher(group, rollouts, NOBODY, demo())
+    publisher = WeightPublisher(group, StandingFleet(rollouts, demo()), NOBODY, demo())
     asyncio.run(publisher.start())
     assert "lm_head.weight" not in publisher.plan.names
     asyncio.run(publisher.publish(0))
@@ -199,7 +200,7 @@ def test_zero_3_publishes_what_is_gathered(ranks: Ranks, tmp_path: Path) -> None
     group = ranks.start(*words, folder=tmp_path)._group
     for version, transport in enumerate((Transport.shared_memory, Transport.object_store)):
         config = demo(*words, f"weights.transport={transport.name}")
-        publisher = WeightPublisher(group, NOBODY, NOBODY, config)
+        publisher = WeightPublisher(group, StandingFleet(NOBODY, config), NOBODY, config)
         asyncio.run(publisher.start())
         before = group.asked
         asyncio.run(publisher.publish(version))

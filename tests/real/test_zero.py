@@ -16,10 +16,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from demopsd_dist.config import Precision
 from demopsd_dist.data.records import Lesson, Rollout, Scored, TrainBatch
-from demopsd_dist.driver import Task
 from demopsd_dist.errors import NonFiniteLossError
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import coarsen
+from demopsd_dist.run import Task
 from tests.real.conftest import Ranks
 from tests.unit.samples import packed
 from workers.crew import LearnerGroup

@@ -5,14 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
+import pytest
+
+from demopsd_dist.errors import WorkerError
 from workers.pull import Slots
+
+
+def opened(workers: int, room: int) -> Slots:
+    slots = Slots(room)
+    for worker in range(workers):
+        slots.open(worker)
+    return slots
 
 
 def served(room: int, times_s: list[float], jobs: int, sequences: int = 1) -> Counter[int]:
     """How many of `jobs` each worker did, where worker i takes `times_s[i]` for one."""
 
     async def run() -> Counter[int]:
-        slots = Slots(len(times_s), room)
+        slots = opened(len(times_s), room)
         done: Counter[int] = Counter()
 
         async def job() -> None:
@@ -44,7 +54,7 @@ def test_more_than_a_whole_engine_is_let_in_alone() -> None:
 
 def test_who_stops_waiting_holds_up_nobody() -> None:
     async def run() -> int:
-        slots = Slots(1, room=1)
+        slots = opened(1, room=1)
         held = await slots.take(1)
         impatient = asyncio.ensure_future(slots.take(1))
         patient = asyncio.ensure_future(slots.take(1))
@@ -54,3 +64,35 @@ def test_who_stops_waiting_holds_up_nobody() -> None:
         return await asyncio.wait_for(patient, 5)
 
     assert asyncio.run(run()) == 0
+
+
+def test_a_worker_that_is_lost_gets_nothing_more_until_it_is_back() -> None:
+    async def run() -> None:
+        slots = opened(2, room=1)
+        held = [await slots.take(1), await slots.take(1)]
+        assert sorted(held) == [0, 1]
+        slots.close(0)
+        slots.give_back(0, 1)  # whoever waited for it has noticed
+        waiting = asyncio.ensure_future(slots.take(1))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        slots.open(0)
+        assert await asyncio.wait_for(waiting, 5) == 0
+
+    asyncio.run(run())
+
+
+def test_when_nobody_is_left_whoever_waits_is_told() -> None:
+    async def run() -> None:
+        slots = opened(1, room=1)
+        await slots.take(1)
+        waiting = asyncio.ensure_future(slots.take(1))
+        await asyncio.sleep(0)
+        slots.close(0)
+        slots.fail(WorkerError("the last one failed 4 times"))
+        with pytest.raises(WorkerError, match="failed 4 times"):
+            await waiting
+        with pytest.raises(WorkerError, match="failed 4 times"):
+            await slots.take(1)
+
+    asyncio.run(run())

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from demopsd_dist.config import Transport
-from demopsd_dist.errors import ConfigError, WeightSyncError
+from demopsd_dist.errors import ConfigError, LostStateError, WeightSyncError
 from workers.probe import probe_tokens, refuse_kept_weights, refuse_other_weights
 from workers.publisher import first_to_blame
 from workers.transports import SharedMemory, chosen, mapped, refuse_other_names
@@ -57,7 +57,7 @@ def test_shared_memory_carries_buckets_and_leaves_no_name() -> None:
 
 def test_memory_out_of_reach_is_explained() -> None:
     memory = SharedMemory(SIZES)
-    with pytest.raises(WeightSyncError, match=r"cannot be mapped: .* Set weights.transport=object_store\.$"):
+    with pytest.raises(LostStateError, match=r"cannot be mapped: .* Set weights.transport=object_store\.$"):
         mapped(replace(memory.segment, descriptor=9999))
 
 

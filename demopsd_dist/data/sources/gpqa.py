@@ -6,7 +6,7 @@ import random
 
 from demopsd_dist.data.records import Question
 from demopsd_dist.data.sources import mcq
-from demopsd_dist.data.sources.items import Item, Record, Refused, needed_text, text_of
+from demopsd_dist.data.sources.items import Item, Record, Refused, label_of, needed_text, text_of
 
 RIGHT = "Correct Answer"
 WRONG = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
@@ -21,21 +21,21 @@ def read(record: Record) -> Item | Refused:
     is the same in every run and in every selection of questions.
 
     Raises:
-        DataError: the question is missing.
+        DataError: the question is missing, or a field is not of its kind.
     """
     text = needed_text(record, "Question").strip()
     given = [text_of(record, [name], needed=False) for name in (RIGHT, *WRONG)]
     options = [option.strip() for option in given if option is not None]
     if len(options) != len(given):
         return Refused("there are not 4 choices")
-    identity = text_of(record, ["Record ID"], needed=False) or str(record.number)
+    identity = label_of(record, "Record ID") or str(record.number)
     places = list(range(len(options)))
     random.Random(f"gpqa/{identity}").shuffle(places)
     question = Question(
         id=record.id(identity),
         text=mcq.options_text(text, [options[place] for place in places]),
         answer=mcq.LETTERS[places.index(0)],
-        field=text_of(record, ["High-level domain"], needed=False) or "all",
+        field=label_of(record, "High-level domain") or "all",
         system=mcq.options_system(len(options)),
     )
     return Item(question, type="mcq-4-choices")

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from demopsd_dist.data.records import Question
 from demopsd_dist.errors import DataError
+
+LABEL_CHARS = 200
+REASONS_TOLD = 10
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -56,22 +63,28 @@ class Loaded:
         return len(self.questions) + self.refused.total()
 
     def told(self) -> str:
-        """The reasons, most frequent first."""
-        return ", ".join(f"{reason} ({count})" for reason, count in self.refused.most_common())
+        """The reasons, most frequent first, and of many the first `REASONS_TOLD`."""
+        told = self.refused.most_common(REASONS_TOLD)
+        words = [f"{reason} ({count})" for reason, count in told]
+        if others := len(self.refused) - len(told):
+            words.append(f"{others} other reasons ({self.refused.total() - sum(count for _, count in told)})")
+        return ", ".join(words)
 
 
 def text_of(record: Record, names: Sequence[str], *, needed: bool = True) -> str | None:
     """The first of the fields `names` that the record has, as text; numbers are written out. `a.b` is b inside a.
 
     Raises:
-        DataError: the field is no text, or `needed` and missing or blank.
+        DataError: the field is no text or number, holds half a character, or is `needed` and missing or blank.
     """
     for name in names:
         value = _value(record.values, name)
         if value is None:
             continue
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            value = str(value)
+            if not math.isfinite(value):
+                raise DataError(f"{record.where}: {name!r} is {value}, which is no number. Mend or remove the record.")
+            value = format(Decimal(repr(value)), "f")  # without an exponent, which no response would have
         if not isinstance(value, str):
             hint = (
                 " Of a chat, give the system message as 'system' and the user's as 'prompt'."
@@ -79,6 +92,11 @@ def text_of(record: Record, names: Sequence[str], *, needed: bool = True) -> str
                 else ""
             )
             raise DataError(f"{record.where}: {name!r} must be text, not {type(value).__name__}.{hint}")
+        if half := _HALF_CHARACTER.search(value):
+            raise DataError(
+                f"{record.where}: {name!r} holds {half.group()!r} at character {half.start()}, which is half a "
+                "character. Mend or remove the record."
+            )
         if value.strip():
             return value
         if not needed:
@@ -92,6 +110,21 @@ def needed_text(record: Record, *names: str) -> str:
     text = text_of(record, names)
     assert text is not None
     return text
+
+
+def label_of(record: Record, *names: str) -> str | None:
+    """The same, perhaps missing, of what stands in logs and counts.
+
+    Raises:
+        DataError: it is no text or number, longer than `LABEL_CHARS`, or holds control characters.
+    """
+    label = text_of(record, names, needed=False)
+    if label is not None and (len(label) > LABEL_CHARS or not label.isprintable()):
+        raise DataError(
+            f"{record.where}: {either(names)} of {len(label)} characters, {label[:LABEL_CHARS]!r}; it may have "
+            f"{LABEL_CHARS}, all printable."
+        )
+    return label
 
 
 def either(names: Iterable[str]) -> str:

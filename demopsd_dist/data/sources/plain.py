@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from demopsd_dist.config import FieldNames
 from demopsd_dist.data.records import Question
-from demopsd_dist.data.sources.items import Item, Record, needed_text, text_of
+from demopsd_dist.data.sources.items import Item, Record, label_of, needed_text, text_of
 
 USUAL = {
     "text": ("prompt", "question"),
@@ -23,7 +23,7 @@ USUAL = {
 def read(record: Record, names: FieldNames) -> Item:
     """
     Raises:
-        DataError: the question or the answer is missing or no text.
+        DataError: the question or the answer is missing or no text, or another field is not of its kind.
     """
 
     def called(part: str) -> tuple[str, ...]:
@@ -32,12 +32,12 @@ def read(record: Record, names: FieldNames) -> Item:
 
     return Item(
         Question(
-            id=record.id(text_of(record, called("id"), needed=False)),
+            id=record.id(label_of(record, *called("id"))),
             text=needed_text(record, *called("text")),
             answer=needed_text(record, *called("answer")),
-            field=text_of(record, called("field"), needed=False) or "all",
+            field=label_of(record, *called("field")) or "all",
             system=text_of(record, called("system"), needed=False),
         ),
-        level=text_of(record, called("level"), needed=False),
-        type=text_of(record, called("type"), needed=False),
+        level=label_of(record, *called("level")),
+        type=label_of(record, *called("type")),
     )

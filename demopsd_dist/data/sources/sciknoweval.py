@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from demopsd_dist.data.records import Question
 from demopsd_dist.data.sources import mcq
-from demopsd_dist.data.sources.items import Item, Record, Refused, needed_text, text_of
+from demopsd_dist.data.sources.items import Item, Record, Refused, label_of, needed_text, text_of
 
 OPTIONS = {"mcq-4-choices": 4, "mcq-2-choices": 2}
 STATEMENT = "true_or_false"
@@ -18,9 +18,9 @@ def recognises(names: set[str]) -> bool:
 def read(record: Record) -> Item | Refused:
     """
     Raises:
-        DataError: question or type is missing.
+        DataError: question or type is missing, or a field is not of its kind.
     """
-    kind = needed_text(record, "type")
+    kind = label_of(record, "type") or needed_text(record, "type")
     text = needed_text(record, "question")
     if kind in OPTIONS:
         asked = _options(record, text, OPTIONS[kind])
@@ -31,10 +31,10 @@ def read(record: Record) -> Item | Refused:
     if isinstance(asked, Refused):
         return asked
     text, answer, system = asked
-    field = text_of(record, ["domain"], needed=False) or "all"
+    field = label_of(record, "domain") or "all"
     return Item(
         Question(record.id(), text, answer, field, system),
-        level=text_of(record, ["details.level", "level"], needed=False),
+        level=label_of(record, "details.level", "level"),
         type=kind,
     )
 
@@ -63,7 +63,15 @@ def _statement(record: Record, text: str) -> tuple[str, str, str] | Refused:
 
 
 def _choices(record: Record) -> tuple[list[str], list[str]]:
+    """Options and their labels."""
     choices = record.values.get("choices")
-    if not isinstance(choices, dict):
-        return [], []
-    return [str(option) for option in choices.get("text") or []], [str(label) for label in choices.get("label") or []]
+    return _texts(record, choices, "text"), _texts(record, choices, "label")
+
+
+def _texts(record: Record, choices: object, name: str) -> list[str]:
+    """The list `choices[name]` without what is null or blank in it; empty where there is no such list."""
+    values = choices.get(name) if isinstance(choices, dict) else None
+    if not isinstance(values, list):
+        return []
+    parts = Record({f"choices.{name}[{i}]": value for i, value in enumerate(values)}, record.where, "", record.number)
+    return [text for part in parts.values if (text := text_of(parts, [part], needed=False)) is not None]

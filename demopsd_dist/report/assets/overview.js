@@ -65,13 +65,14 @@ function showTiles() {
 }
 
 // The driver's own stages add up to the step; what is within the wait for rollouts overlaps.
-const OUTER = ["wait_for_rollouts", "learn", "publish_weights", "samples"];
+const OUTER = ["wait_for_rollouts", "learn", "publish_weights", "samples", "checkpoint"];
 const INNER = ["sample", "support", "score", "probe"];
 const STAGES = {
   wait_for_rollouts: "wait for scored rollouts",
   learn: "learn",
   publish_weights: "publish weights",
   samples: "keep samples",
+  checkpoint: "checkpoint",
   other: "other",
   sample: "sample",
   support: "support",
@@ -169,6 +170,10 @@ function healthOf(run) {
   lines.push([silent === 0, `Steps that learned nothing: ${silent} of ${run.step.length}.`]);
   const cut = mean(of("rollout/truncated_fraction"));
   if (cut !== null) lines.push([cut < 0.05, `Responses cut at the limit: ${percent(cut)}.`]);
+  const replaced = last(of("rollout/workers_replaced"));
+  if (replaced !== null) lines.push([replaced === 0, `Rollout workers that were replaced: ${replaced}; there are ${last(of("rollout/workers")) ?? "?"}.`]);
+  const failed = sum(of("rollout/reward_errors"));
+  if (of("rollout/reward_errors").length) lines.push([failed === 0, `Responses that the reward failed on: ${failed}.`]);
   const speeds = workerNames(run).map((name) => mean(run.metrics[name]));
   if (speeds.length > 1) {
     const slow = Math.min(...speeds) / Math.max(...speeds);
