@@ -232,9 +232,10 @@ class LearnerWorker:
             )
             result = reduced(self._objective, views, weight_BT=weight_N[tokens], token_count=token_count)
             account.add(result)
-            telling.see(part, views, result, support_NK)
             with torch.no_grad():
-                account.sums["policy/entropy_nats"] += part.entropy().sum() / token_count
+                entropy_N = part.entropy()
+                telling.see(part, views, result, entropy_N, support_NK)
+                account.sums["policy/entropy_nats"] += entropy_N.sum() / token_count
                 if any_fresh:
                     stray_N = torch.where(fresh_N[tokens], difference_N.abs(), 0.0)
                     account.largest("mismatch/logp_diff_max", stray_N.max())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from demopsd_dist.data.records import Scored, TokenTable
 from demopsd_dist.objective import Loss, Method, Slice, TokenViews, candidates, target_of
+
+MOST_VALUES = 1 << 22  # log-probabilities kept whole before candidates are taken from them: many tokens at once
+_VIEWS = ("student", "reference", "teacher")
 
 
 class Telling:
@@ -26,8 +30,9 @@ class Telling:
         count: int,
         max_tokens: int,
         device: torch.device,
+        most_values: int = MOST_VALUES,
     ) -> None:
-        self._method, self._count = method, count
+        self._method, self._count, self._most_values = method, count, most_values
         self._lengths: dict[str, int] = {}
         places: list[Tensor] = []
         start = 0
@@ -38,40 +43,51 @@ class Telling:
                 places.append(torch.arange(start, start + length))
             start += len(rollout.tokens_T)
         self._place_N = torch.cat(places).to(device) if places else torch.zeros(0, dtype=torch.int64, device=device)
-        self._seen: dict[str, list[Tensor]] = {}
+        self._whole: dict[str, list[Tensor]] = defaultdict(list)  # (N, A) of each view, and (N, K) ids
+        self._seen: dict[str, list[Tensor]] = defaultdict(list)  # (N,) and (N, C)
+        self._has_tail = True
 
     @torch.no_grad()
-    def see(self, part: Slice, views: TokenViews, loss: Loss, support_NK: Tensor | None) -> None:
+    def see(self, part: Slice, views: TokenViews, loss: Loss, entropy_N: Tensor, support_NK: Tensor | None) -> None:
+        """Args: the slice, what the method saw of it and made of it, the student's entropies, the whole support."""
         here_N = self._place_N[(self._place_N >= part.tokens.start) & (self._place_N < part.tokens.stop)]
         if not len(here_N):
             return
         row_N = here_N - part.tokens.start
-        seen = TokenViews(
-            views.student_logp_BTA.detach()[row_N],
-            _rows(views.reference_logp_BTA, row_N),
-            _rows(views.teacher_logp_BTA, row_N),
-            has_tail=views.has_tail,
-        )
-        distributions = {
-            "student": seen.student_logp_BTA,
-            "reference": seen.reference_logp_BTA,
-            "teacher": seen.teacher_logp_BTA,
-            "target": target_of(self._method, seen),
-        }
-        there = {name: logp_NA for name, logp_NA in distributions.items() if logp_NA is not None}
-        place_NC = candidates([logp for name, logp in there.items() if name != "target"], self._count, seen.has_tail)
-        self._keep("candidate", place_NC if support_NK is None else support_NK[here_N].gather(-1, place_NC))
-        self._keep("entropy", part.entropy()[row_N])
-        self._keep("loss", loss.loss_BT.detach()[row_N])
+        self._seen["entropy"].append(entropy_N[row_N])
+        self._seen["loss"].append(loss.loss_BT.detach()[row_N])
         for name, value in loss.spreads.items():
-            self._keep(f"spread {name}", value[row_N])
-        for name, logp_NA in there.items():
-            self._keep(name, logp_NA.gather(-1, place_NC))
+            self._seen[f"spread {name}"].append(value[row_N])
+        logp = (views.student_logp_BTA, views.reference_logp_BTA, views.teacher_logp_BTA)
+        for name, logp_NA in zip(_VIEWS, logp, strict=True):
+            if logp_NA is not None:
+                self._whole[name].append(logp_NA.detach()[row_N])
+        if support_NK is not None:
+            self._whole["support"].append(support_NK[here_N])
+        self._has_tail = views.has_tail
+        if sum(values.numel() for values in self._whole["student"]) > self._most_values:
+            self._choose()
 
+    def _choose(self) -> None:
+        """Of the views kept whole so far, the candidates alone."""
+        whole = {name: torch.cat(parts) for name, parts in self._whole.items() if parts}
+        self._whole.clear()
+        if not whole:
+            return
+        support_NK = whole.pop("support", None)
+        place_NC = candidates(list(whole.values()), self._count, self._has_tail)
+        views = TokenViews(whole["student"], whole.get("reference"), whole.get("teacher"), has_tail=self._has_tail)
+        if (target_NA := target_of(self._method, views)) is not None:
+            whole["target"] = target_NA
+        self._seen["candidate"].append(place_NC if support_NK is None else support_NK.gather(-1, place_NC))
+        for name, logp_NA in whole.items():
+            self._seen[name].append(logp_NA.gather(-1, place_NC))
+
+    @torch.no_grad()
     def tables(self) -> dict[str, TokenTable]:
         """By rollout id."""
-        whole = {name: torch.cat(parts).cpu() for name, parts in self._seen.items()}
-        cut = {name: values.split(list(self._lengths.values())) for name, values in whole.items()}
+        self._choose()
+        cut = {name: torch.cat(parts).cpu().split(list(self._lengths.values())) for name, parts in self._seen.items()}
 
         def of(index: int, name: str, to: Callable[[Tensor], Tensor] = Tensor.float):
             return to(cut[name][index]).numpy().copy() if name in cut else None
@@ -89,10 +105,3 @@ class Telling:
             )
             for i, rollout in enumerate(self._lengths)
         }
-
-    def _keep(self, name: str, values: Tensor) -> None:
-        self._seen.setdefault(name, []).append(values)
-
-
-def _rows(values_NA: Tensor | None, row_N: Tensor) -> Tensor | None:
-    return None if values_NA is None else values_NA.detach()[row_N]

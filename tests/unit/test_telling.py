@@ -51,7 +51,7 @@ Whole = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def told(
-    method: Method, count: int, max_tokens: int, names: set[str]
+    method: Method, count: int, max_tokens: int, names: set[str], most_values: int = 10_000
 ) -> tuple[dict[str, TokenTable], dict[str, Whole]]:
     """Tables of a micro-batch of three responses; of each the student's logits, support, reference and teacher."""
     torch.manual_seed(0)
@@ -62,12 +62,14 @@ def told(
     reference_NA, teacher_NA = (coarsen(torch.randn(total, VOCABULARY), support_NK) for _ in range(2))
     scored = [samples.scored(f"q{i}", 3, length) for i, length in enumerate(LENGTHS)]
     assert all(isinstance(item, Scored) for item in scored)
-    telling = Telling(scored, frozenset(names), method, count=count, max_tokens=max_tokens, device=CPU)
+    telling = Telling(
+        scored, frozenset(names), method, count=count, max_tokens=max_tokens, device=CPU, most_values=most_values
+    )
 
     def loss_of(part: Slice) -> torch.Tensor:
         views = TokenViews(part.student_logp_NA, reference_NA[part.tokens], teacher_NA[part.tokens])
         found = reduced(method, views, token_count=total)
-        telling.see(part, views, found, support_NK)
+        telling.see(part, views, found, part.entropy(), support_NK)
         return found.loss
 
     fused_loss(hidden_NH, head_VH, support_NK, loss_of)
@@ -76,9 +78,11 @@ def told(
     return telling.tables(), whole
 
 
-def test_tables_are_what_the_loss_saw() -> None:
+@pytest.mark.parametrize("most_values", [1, 10_000])
+def test_tables_are_what_the_loss_saw(most_values: int) -> None:
+    """Whether candidates are taken slice by slice or at once."""
     method = DemoPSD()
-    tables, whole = told(method, 4, 290, {"q0#0", "q1#0", "another#3"})
+    tables, whole = told(method, 4, 290, {"q0#0", "q1#0", "another#3"}, most_values)
     assert {name: len(table.entropy_T) for name, table in tables.items()} == {"q0#0": 5, "q1#0": 290}
     for name, table in tables.items():
         student_TV, support_TK, reference_TA, teacher_TA = (part[:290] for part in whole[name])
