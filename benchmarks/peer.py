@@ -56,7 +56,7 @@ class Shape:
         return f"{self.processes} x {CORES // self.processes} threads, {self.micro_batch} samples a forward"
 
 
-SHAPES = [Shape(1, 192), Shape(1, 48), Shape(1, 16), Shape(2, 96), Shape(2, 48), Shape(2, 16)]
+SHAPES = [Shape(1, 192), Shape(1, 48), Shape(2, 96), Shape(2, 48), Shape(2, 32), Shape(2, 24)]
 
 
 @dataclass(frozen=True)

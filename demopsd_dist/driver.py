@@ -8,10 +8,10 @@ from dataclasses import replace
 from demopsd_dist import samples
 from demopsd_dist.behaviour import ANSWER_OPEN, forced_to_answer
 from demopsd_dist.checkpoints import Checkpoint
-from demopsd_dist.config import Config, to_yaml
+from demopsd_dist.config import AlarmAction, Config, to_yaml
 from demopsd_dist.data.pack import pack
 from demopsd_dist.data.records import LearnReport, Prompt, TrainBatch
-from demopsd_dist.errors import LostStateError, WorkerError
+from demopsd_dist.errors import CollapseError, LostStateError, WorkerError
 from demopsd_dist.evaluate import evaluate
 from demopsd_dist.production import ScoredRollouts, scored_rollouts, step_metrics
 from demopsd_dist.roles import Sampling
@@ -44,6 +44,7 @@ async def train(run: Run, state: RunState) -> RunState:
             feed.admit()  # the next prompts are born on these weights
             keep_samples(run, state, rollouts, report)
             log.step(state.step, step_metrics(rollouts, state) | report.metrics)
+            heed_alarm(run, state)
             if due(cfg.evaluation.every_steps, state, cfg) and state.step < cfg.steps:
                 await run.stop.before(evaluate_all(run, state))
             if due(cfg.checkpoint.every_steps, state, cfg):
@@ -53,6 +54,19 @@ async def train(run: Run, state: RunState) -> RunState:
         await save(run, state)
     await run.stop.before(evaluate_all(run, state))
     return state
+
+
+def heed_alarm(run: Run, state: RunState) -> None:
+    """
+    Raises:
+        CollapseError: figures of the last steps are outside their bands, and the run is to stop for it.
+    """
+    verdict = run.alarm.look(state.step, run.log.steps[-1])
+    if verdict is None:
+        return
+    if verdict.action is not AlarmAction.warn:
+        raise CollapseError(verdict.message)
+    run.log.note(f"warning: {verdict.message}")
 
 
 def due(every_steps: int, state: RunState, cfg: Config) -> bool:

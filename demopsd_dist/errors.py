@@ -45,6 +45,12 @@ class NonFiniteLossError(DemoPSDError):
     """The loss or its gradient is not finite; the optimizer step was refused on every rank."""
 
 
+class CollapseError(DemoPSDError):
+    """Figures of the training have left the bands of the alarm: the policy may have collapsed."""
+
+    exit_code = 3
+
+
 class RunFolderError(DemoPSDError):
     """The run folder can no longer be written: disk full, read-only, over quota. What was saved is intact."""
 

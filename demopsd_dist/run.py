@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from demopsd_dist.alarm import Alarm
 from demopsd_dist.checkpoints import Checkpoints
 from demopsd_dist.config import Config
 from demopsd_dist.data.prompts import PromptBuilder
@@ -80,4 +81,5 @@ class Run:
     log: RunLog
     ledger: Ledger
     checkpoints: Checkpoints
+    alarm: Alarm
     stop: Stop = field(default_factory=Stop)

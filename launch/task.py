@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from demopsd_dist.alarm import Alarm
 from demopsd_dist.checkpoints import Checkpoints
 from demopsd_dist.config import Config
 from demopsd_dist.data.prompts import PromptBuilder
@@ -31,12 +32,16 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
         ConfigError: the tokenizer cannot be loaded or has no chat template; or the reward cannot be used.
         DataError: every question of a split is over-long.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     try:
+        AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        raise ConfigError(f"model.path={folder}: its tokenizer cannot be loaded: {error}") from None
+        raise ConfigError(
+            f"model.path={folder}: transformers cannot load it without running code that it brings along, which is "
+            f"never done, or cannot load it at all: {' '.join(str(error).split())}"
+        ) from None
     if not tokenizer.chat_template:
         raise ConfigError(
             f"model.path={folder}: its tokenizer has no chat template. Use an instruct model, or add one."
@@ -73,7 +78,7 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
 def run_of(config: Config, crew: Crew, task: Task, log: RunLog) -> Run:
     """A run of this crew, with the ledger and the checkpoints of the log's folder."""
     checkpoints = Checkpoints(log.folder.checkpoints, config.checkpoint.keep)
-    return Run(config, crew, task, log, Ledger(log.folder.ledger), checkpoints)
+    return Run(config, crew, task, log, Ledger(log.folder.ledger), checkpoints, Alarm(config.alarm))
 
 
 def over_long(config: Config, split: Split) -> str:

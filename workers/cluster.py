@@ -1,19 +1,31 @@
-"""The Ray cluster of a run: one of our own on this machine, or one to join."""
+"""The Ray cluster of a run: one of our own on this machine, or one to join. Both ask for a token (docs/security.md)."""
 
 from __future__ import annotations
 
 import os
+import secrets
 import signal
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from demopsd_dist.config import Config
+from demopsd_dist.errors import ConfigError
 from workers.placement import Bundle, check_fits
+
+MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+DISABLED = "disabled"
+_OTHER_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # what Ray calls it; without it, it listens on loopback alone
 
 
 def join(config: Config, wanted: list[Bundle] | None = None) -> None:
     """Start Ray on this machine, or join the cluster that `ray_address` names. `wanted` as for `check_fits`.
 
     Raises:
-        ConfigError: the cluster joined has fewer CPUs or GPUs than the roles need.
+        ConfigError: the cluster to join does not answer, refuses the token, or has fewer CPUs or GPUs than the roles
+            need; or there is no token for it.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -22,15 +34,9 @@ def join(config: Config, wanted: list[Bundle] | None = None) -> None:
 
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if config.ray_address is None:
-        ray.init(
-            address="local",
-            num_cpus=len(os.sched_getaffinity(0)),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+        _start()
     else:
-        ray.init(address=config.ray_address, log_to_driver=False, logging_level="ERROR")
+        _connect(config.ray_address)
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own, which exits without cleaning up
     if config.ray_address is not None:
         offered = ray.cluster_resources()
@@ -42,3 +48,101 @@ def leave() -> None:
     import ray
 
     ray.shutdown()
+
+
+def _start() -> None:
+    """With a token of its own, which no file holds: only the processes that Ray starts now have it."""
+    import ray
+
+    _listen_to_other_nodes(False)
+    with _environment(TOKEN, secrets.token_hex(32)):
+        _authenticate()
+        ray.init(
+            address="local",
+            num_cpus=len(os.sched_getaffinity(0)),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _temp_dir=str(_private_folder()),
+        )
+
+
+def _connect(address: str) -> None:
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    if os.environ.get(MODE) != DISABLED:
+        _refuse_without_token(address)
+    _listen_to_other_nodes(True)
+    _authenticate()
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except AuthenticationError:
+        raise ConfigError(
+            f"ray_address={address}: the cluster refuses the token. {TOKEN}, or the file that {TOKEN_PATH} names, or "
+            "~/.ray/auth_token must hold the one that its nodes were started with."
+        ) from None
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"ray_address={address}: no cluster can be joined there ({error}).") from None
+
+
+def _refuse_without_token(address: str) -> None:
+    if os.environ.get(TOKEN):
+        return
+    path = Path(os.environ.get(TOKEN_PATH) or Path.home() / ".ray" / "auth_token")
+    try:
+        found = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        found = ""
+    if not found:
+        raise ConfigError(
+            f"ray_address={address}: there is no token for it in {TOKEN} or {path}. Copy the one that its nodes were "
+            f"started with to that file; for a cluster without tokens set {MODE}={DISABLED}."
+        )
+
+
+def _authenticate() -> None:
+    """Unless the environment says otherwise, by token. Ray reads mode and token once, so it is told to read anew."""
+    from ray._raylet import AuthenticationTokenLoader
+    from ray._raylet import Config as RayConfig
+
+    os.environ.setdefault(MODE, "token")
+    RayConfig.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _listen_to_other_nodes(wanted: bool) -> None:
+    """Ray's own services on all interfaces, or on loopback alone. It reads the variable when it is imported."""
+    from ray._private import ray_constants
+
+    os.environ[_OTHER_NODES] = str(int(wanted))
+    ray_constants.ENABLE_RAY_CLUSTER = wanted
+
+
+def _private_folder() -> Path:
+    """For Ray's sockets and logs; those in its usual place may be written by everybody on the machine.
+
+    Raises:
+        ConfigError: others can write there.
+    """
+    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / f"demopsd-ray-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise ConfigError(
+            f"{folder} must be a folder of yours that nobody else can enter. Remove it, or set RAY_TMPDIR."
+        )
+    return folder
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

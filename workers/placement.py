@@ -16,7 +16,7 @@ class Bundle:
     role: str
     rank: int
     cpus: float
-    gpus: int
+    gpus: float
 
 
 def rollout_bundle(config: Config, rank: int) -> Bundle:
@@ -76,7 +76,7 @@ def _by_role(wanted: list[Bundle], kind: str) -> list[tuple[str, int, float]]:
 
 def table(config: Config) -> str:
     """Who runs where, a line an actor."""
-    lines = [f"  {b.role:<8} {b.rank}   {b.cpus:g} CPU   {b.gpus} GPU" for b in bundles(config)]
+    lines = [f"  {b.role:<8} {b.rank}   {b.cpus:g} CPU   {b.gpus:g} GPU" for b in bundles(config)]
     return "\n".join(lines)
 
 

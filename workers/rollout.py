@@ -77,7 +77,7 @@ class RolloutWorker(Receiver):
             self._top_k = made.top_k or 0
         engine = LLM(
             model=str(self._folder),
-            load_format="dummy" if blank else "auto",
+            load_format="dummy" if blank else "safetensors",
             dtype=self._config.model.precision.value,
             max_model_len=longest_sequence_tokens(self._config),
             max_num_batched_tokens=settings.max_batch_tokens,

@@ -49,6 +49,8 @@ class TeacherWorker(Receiver):
         self._device = torch.device("cuda" if self._config.teacher.gpus_per_worker else "cpu")
         if self._device.type == "cpu":
             torch.set_num_threads(self._config.teacher.threads)
+        elif self._config.model.precision is Precision.bfloat16:
+            torch.set_float32_matmul_precision("high")  # TF32: finer than the student's own rounding, and far faster
         self._models = {weights: self._load() for weights in sorted(held_weights(self._config), key=lambda w: w.value)}
         self._names = frozenset(name for name, _ in next(iter(self._models.values())).model.named_parameters())
 

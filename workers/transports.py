@@ -172,7 +172,9 @@ class Receiver:
         if self._names is not None:
             refuse_other_names(self._name, set(self._names), set(plan.names), "the learners' model")
         self._names = plan.names
-        self._pages = {} if segment is None else {segment: mapped(segment)}  # an earlier one's sender is gone
+        self._pages = {sent: pages for sent, pages in self._pages.items() if os.path.exists(f"/proc/{sent.pid}")}
+        if segment is not None:
+            self._pages[segment] = mapped(segment)
 
     def arriving(self, version: int, parcels: Sequence[ray.ObjectRef]) -> Iterator[Bucket]:
         """The buckets of a publish, each as soon as it is there and found whole. While the caller loads one, the next

@@ -1,5 +1,6 @@
 """One tree of settings, read from YAML and checked. Nothing heavy is imported, so a wrong setting costs a second."""
 
+from demopsd_dist.config.alarm import AlarmAction, AlarmConfig
 from demopsd_dist.config.changes import changes, changes_of_mathematics
 from demopsd_dist.config.checks import longest_sequence_tokens
 from demopsd_dist.config.data import MINISCI, SPLIT, DataConfig, Duplicates, FieldNames, Format
@@ -21,6 +22,8 @@ __all__ = [
     "MINISCI",
     "SPLIT",
     "Aggregation",
+    "AlarmAction",
+    "AlarmConfig",
     "Config",
     "DataConfig",
     "Divergence",

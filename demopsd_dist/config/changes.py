@@ -33,6 +33,7 @@ FREE = (
     "checkpoint.*",
     "samples.*",
     "sinks.*",
+    "alarm.*",
     "limits.*",
 )
 """They change how fast it is and what is told of it, and rounding; not what is learned from what."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from demopsd_dist.config.alarm import AlarmAction, AlarmConfig
 from demopsd_dist.config.data import SPLIT, DataConfig, FieldNames, Format
 from demopsd_dist.config.methods import Method, SupportOf, Weights
 from demopsd_dist.config.tree import Config, Precision, RewardErrors, Schedule
@@ -58,6 +59,9 @@ def check(config: Config) -> None:
             "samples.responses": config.samples.responses,
             "samples.tokens": config.samples.tokens,
             "samples.candidates": config.samples.candidates,
+            "alarm.after_steps": config.alarm.after_steps,
+            "alarm.max_rollbacks": config.alarm.max_rollbacks,
+            "alarm.rollback_learning_rate_factor": config.alarm.rollback_learning_rate_factor,
             "limits.start_s": config.limits.start_s,
             "limits.call_s": config.limits.call_s,
             "limits.reward_s": config.limits.reward_s,
@@ -95,11 +99,15 @@ def check(config: Config) -> None:
         "seed": config.seed,
     }.items():
         _within(key, value, 0, float("inf"))
+    _within("alarm.rollback_learning_rate_factor", config.alarm.rollback_learning_rate_factor, 0.0, 1.0)
+    _check_address(config.ray_address)
+    _check_alarm(config.alarm)
     _check_data(config.data)
     _check_methods(config)
     _within("rollout.gpus_per_worker", rollout.gpus_per_worker, 0, 1)
     _within("teacher.gpus_per_worker", teacher.gpus_per_worker, 0, 1)
     _within("learner.gpus_per_worker", learner.gpus_per_worker, 0, 1)
+    _check_shared_gpus(config)
     whole = longest_sequence_tokens(config)
     if not rollout.gpus_per_worker and rollout.max_batch_tokens < whole:
         raise ConfigError(
@@ -160,6 +168,15 @@ def longest_sequence_tokens(config: Config) -> int:
     return config.rollout.max_prompt_tokens + longest
 
 
+def _check_address(address: str | None) -> None:
+    """The message does not repeat the address: there may be a password in it."""
+    if address not in (None, "auto") and not re.fullmatch(r"(ray://)?([\w.-]+|\[[\da-fA-F:]+\]):\d+", address):
+        raise ConfigError(
+            "ray_address must be auto or host:port. No user or token belongs into it, since the run folder keeps all "
+            "settings: put the token into RAY_AUTH_TOKEN or ~/.ray/auth_token (docs/security.md)."
+        )
+
+
 def _values(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(key, value) of every leaf; of a list each element."""
     if is_dataclass(node):
@@ -181,6 +198,22 @@ def _check_plain(key: str, value: Any) -> None:
         raise ConfigError(f"{key}={value} must be finite.")
     if isinstance(value, str) and _UNWRITABLE.search(value):
         raise ConfigError(f"{key}={value!r} holds a zero byte or half a character, which can stand in no file.")
+
+
+def _check_shared_gpus(config: Config) -> None:
+    """A GPU may be shared: engines then take no more of its memory than their share, and ranks are not among them."""
+    rollout, learner = config.rollout, config.learner
+    if 0 < rollout.gpus_per_worker < 1 and rollout.gpu_memory_fraction > rollout.gpus_per_worker:
+        raise ConfigError(
+            f"rollout.gpu_memory_fraction={rollout.gpu_memory_fraction:g} is more than rollout.gpus_per_worker="
+            f"{rollout.gpus_per_worker:g}: those who share the GPU need memory too. Lower it to "
+            f"{rollout.gpus_per_worker:g} or less."
+        )
+    if 0 < learner.gpus_per_worker < 1 < learner.num_workers:
+        raise ConfigError(
+            f"learner.gpus_per_worker={learner.gpus_per_worker:g} with learner.num_workers={learner.num_workers}: nccl "
+            "refuses two ranks on one GPU. Set learner.num_workers=1, or learner.gpus_per_worker=1."
+        )
 
 
 def _check_privileged_and_reward(config: Config) -> None:
@@ -211,6 +244,18 @@ def _check_privileged_and_reward(config: Config) -> None:
             f"privileged.feedback=true has no effect with reward={config.reward}, which gives none. Set reward to the "
             "dotted path of your own function that does, or drop it."
         )
+
+
+def _check_alarm(alarm: AlarmConfig) -> None:
+    if alarm.action is AlarmAction.rollback:
+        raise ConfigError("alarm.action=rollback: a run cannot go back by itself yet. Set it to warn or stop.")
+    for item in fields(alarm):
+        band = getattr(alarm, item.name)
+        if not isinstance(band, list):
+            continue
+        low, high = [*band, None, None][:2]
+        if len(band) != 2 or (low is not None and high is not None and low >= high):
+            raise ConfigError(f"alarm.{item.name}={band} must be [low, high], low below high, or null where open.")
 
 
 def _check_data(data: DataConfig) -> None:

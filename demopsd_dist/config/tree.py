@@ -1,11 +1,12 @@
-"""The tree of settings. Every default and every meaning is here and in `data.py`, `methods.py` and `recording.py`, and
-nowhere else; ranges are in `checks.py`."""
+"""The tree of settings. Every default and every meaning is here and in `alarm.py`, `data.py`, `methods.py` and
+`recording.py`, and nowhere else; ranges are in `checks.py`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
 
+from demopsd_dist.config.alarm import AlarmConfig
 from demopsd_dist.config.data import MINISCI, DataConfig
 from demopsd_dist.config.methods import DemoPSDConfig, GRPOConfig, Method, OPSDConfig, SDPOConfig
 from demopsd_dist.config.recording import SamplesConfig, SinksConfig
@@ -71,8 +72,8 @@ class RolloutConfig:
     In [1, num_workers]; null is num_workers."""
     cpus_per_worker: float = 1.0
     """Ray CPUs each; a fraction lets roles that take turns share a core."""
-    gpus_per_worker: int = 0
-    """0 runs on CPU; 1 on a GPU each."""
+    gpus_per_worker: float = 0
+    """0 runs on CPU; 1 on a GPU each; a fraction shares a GPU with others, and is then at least gpu_memory_fraction."""
     threads: int = 1
     """torch threads of an engine on CPU; > 0."""
     prompts_per_step: int = 64
@@ -110,8 +111,8 @@ class TeacherConfig:
     """Replicas, which share the responses to score; > 0."""
     cpus_per_worker: float = 1.0
     """Ray CPUs each."""
-    gpus_per_worker: int = 0
-    """0 runs on CPU; 1 on a GPU each."""
+    gpus_per_worker: float = 0
+    """0 runs on CPU; 1 on a GPU each; a fraction shares a GPU with others."""
     threads: int = 1
     """torch threads on CPU; > 0. May exceed `cpus_per_worker` where the roles take turns."""
     ema_rate: float = 0.05
@@ -138,8 +139,8 @@ class LearnerConfig:
     """DeepSpeed data-parallel ranks; > 0."""
     cpus_per_worker: float = 1.0
     """Ray CPUs each."""
-    gpus_per_worker: int = 0
-    """0 runs on CPU (gloo); 1 on a GPU each (nccl)."""
+    gpus_per_worker: float = 0
+    """0 runs on CPU (gloo); 1 on a GPU each (nccl); a fraction, of one rank alone, shares a GPU with other roles."""
     threads: int = 1
     """torch threads a rank on CPU; > 0."""
     zero_stage: int = 2
@@ -263,7 +264,8 @@ class Config:
     """Bit for bit the same at every run and after every resume: fixed prompts for each rollout worker, nothing scored
     before all is sampled. Costs overlap; needs rollout.ahead=0."""
     ray_address: str | None = None
-    """null starts Ray on this machine; `auto` or an address joins a cluster."""
+    """null starts Ray on this machine; `auto` or host:port joins a cluster, with the token that the environment or
+    ~/.ray/auth_token has (docs/security.md)."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     method: Method = Method.demopsd
@@ -287,4 +289,5 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     sinks: SinksConfig = field(default_factory=SinksConfig)
+    alarm: AlarmConfig = field(default_factory=AlarmConfig)
     limits: Limits = field(default_factory=Limits)

@@ -18,7 +18,7 @@ from demopsd_dist.data.records import Mark, Question
 from demopsd_dist.data.rewards import Reward
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.driver import train_through_failures
-from demopsd_dist.errors import RewardError, WorkerError
+from demopsd_dist.errors import CollapseError, RewardError, WorkerError
 from demopsd_dist.feed import open_feed
 from demopsd_dist.ledger import Reason
 from demopsd_dist.minisci import MODEL_DIR
@@ -339,3 +339,18 @@ def test_finished_groups_are_worked_on_while_others_are_awaited() -> None:
     assert 1 < len(calls) < 12
     with pytest.raises(RuntimeError, match="unlucky"):
         asyncio.run(feed([13, 1]))
+
+
+def test_a_collapse_is_told_or_ends_the_run(tmp_path: Path, task: Task) -> None:
+    """Nobody is ever right: the reward stays below its band."""
+    words = ("steps=5", "alarm.reward=[0.1, null]", "alarm.after_steps=2")
+    warned = Run(tmp_path, task, *words, skill=0.0)
+    assert warned.state.step == 5
+    told = [line for line in warned.console.getvalue().splitlines() if line.startswith("warning: alarm")]
+    assert [line.partition(":")[2].partition(":")[0] for line in told] == [" alarm after step 2", " alarm after step 4"]
+    with pytest.raises(
+        CollapseError, match=r"alarm after step 2: rollout/reward_mean=0 is below alarm.reward=\[0.1, null\]"
+    ):
+        Run(tmp_path, task, *words, "alarm.action=stop", skill=0.0)
+    healthy = Run(tmp_path, task, *words, "alarm.action=stop", skill=0.9)
+    assert healthy.state.step == 5

@@ -19,6 +19,7 @@ import pytest
 from tests.real.conftest import DEMO, ROOT, SMALL, marked
 
 FEW = ("rollout.num_workers=1", "learner.num_workers=1", "evaluation.at_start=false", "steps=9000")  # starts faster
+SECRETS = {"HF_TOKEN": "hf_" + "q7" * 17, "WANDB_API_KEY": "8c" * 20, "AWS_SECRET_ACCESS_KEY": "Zx9" * 13}
 
 
 class Launched:
@@ -40,7 +41,7 @@ class Launched:
             stdin=subprocess.DEVNULL,
             stdout=self.log.open("w"),
             stderr=subprocess.STDOUT,
-            env={**os.environ, "DEMOPSD_TEST_MARK": self.mark},
+            env={**os.environ, **SECRETS, "DEMOPSD_TEST_MARK": self.mark},
             start_new_session=True,
         )
         self.all.append(self)
@@ -107,7 +108,11 @@ def test_ctrl_c_and_sigterm_in_training(launch: Callable[..., Launched]) -> None
 
 def test_a_run_that_ends_well_leaves_a_student_and_figures(launch: Callable[..., Launched]) -> None:
     run = launch("steps=1", "data.ood=null")
+    run.wait_until("an actor", lambda: run.actors("RolloutWorker"))
+    secrets = [run.actors("RolloutWorker")[0].environ()["RAY_AUTH_TOKEN"], *SECRETS.values()]
     assert run.end(within_s=300) == 0, run.log.read_text()
     files = {path.name for path in run.folder.iterdir() if not path.name.startswith((".", "ledger"))}
     assert files == {"config.yaml", "metrics.jsonl", "summary.json", "student", "checkpoints"}
     assert "Traceback" not in run.log.read_text()
+    written = [path for path in run.folder.parent.rglob("*") if path.is_file()]
+    assert [path for path in written if any(secret.encode() in path.read_bytes() for secret in secrets)] == []

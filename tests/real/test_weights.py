@@ -102,7 +102,7 @@ def test_a_tensor_left_out(published: RealCrew, name: str) -> None:
     def put_back(worker: Any) -> None:
         worker._buckets[0] = worker._whole
 
-    message = f"rollout 0 was not sent 1 of the tensors of weights version {published.version}, first {name}"
+    message = f"(rollout|teacher) 0 was not sent 1 of the tensors of weights version {published.version}, first {name}"
     with planted(published.actors._learners, 0, leave_out, put_back), pytest.raises(WeightSyncError, match=message):
         published.publish()
 
@@ -120,7 +120,9 @@ def test_a_byte_flipped_on_the_way(published: RealCrew) -> None:
     def stop(worker: Any) -> None:
         del worker._outbox.send
 
-    message = rf"rollout \d got bucket 0 of weights version {published.version} damaged: digest .* It holds .* to "
+    message = (
+        rf"(rollout|teacher) \d got bucket 0 of weights version {published.version} damaged: digest .* It holds .* to "
+    )
     with planted(published.actors._learners, 0, flip_from_now_on, stop), pytest.raises(WeightSyncError, match=message):
         published.publish()
 

@@ -181,3 +181,12 @@ def test_settings_are_checked_without_importing_anything_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "learner  1   0.4 CPU   0 GPU" in done.stdout
+
+
+def test_a_gpu_may_be_shared_but_not_by_ranks_nor_beyond_its_memory() -> None:
+    shares = ["rollout.gpus_per_worker=0.4", "rollout.gpu_memory_fraction=0.4", "learner.gpus_per_worker=0.4"]
+    assert load(DEMO, [*shares, "learner.num_workers=1"]).learner.gpus_per_worker == 0.4
+    with pytest.raises(ConfigError, match=r"gpu_memory_fraction=0.85 is more than rollout.gpus_per_worker=0.4"):
+        load(DEMO, ["rollout.gpus_per_worker=0.4"])
+    with pytest.raises(ConfigError, match=r"nccl refuses two ranks on one GPU. Set learner.num_workers=1"):
+        load(DEMO, shares)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import shlex
@@ -103,3 +104,16 @@ def test_train_commands_are_right(
         if {"configs/node_8gpu.yaml", "configs/paper_qwen3_4b.yaml"} & set(words):
             continue  # their model is larger than the one at hand; test_shipped_configs.py has them
         assert main([*words, "--dry-run"]) == 0, (command, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("program", ["plan", "doctor"])
+def test_commands_that_look_ahead_are_right(
+    program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They start nothing, so they are run as they stand."""
+    shown = {command for path in DOCUMENTS for command in commands(path, f"python -m launch.{program}")}
+    assert shown
+    monkeypatch.chdir(ROOT)
+    for command in shown:
+        words = shlex.split(command)[3:]
+        assert importlib.import_module(f"launch.{program}").main(words) == 0, (command, capsys.readouterr())

@@ -66,6 +66,10 @@ def test_data_never_imports_objective() -> None:
     assert offenders(modules("demopsd_dist", "data"), "demopsd_dist.objective", "torch") == []
 
 
+def test_planning_needs_no_torch() -> None:
+    assert offenders(modules("demopsd_dist", "planning"), "torch", "transformers", "demopsd_dist.objective") == []
+
+
 def test_library_has_no_engine_and_no_outer_room() -> None:
     assert offenders(modules("demopsd_dist"), *ENGINES, "workers", "launch", "benchmarks", "tests") == []
 

@@ -10,6 +10,7 @@ import pytest
 
 from demopsd_dist.config import load
 from demopsd_dist.minisci import MODEL_DIR
+from launch import plan
 from launch.train import main
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,30 @@ def test_dry_run(
             Path(source).write_text('{"prompt": "1+1?", "answer": "2"}\n')
     assert main([str(path), "--dry-run", "ray_address=auto"]) == 0, capsys.readouterr().err
     assert f"name: {config.name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus"),
+    [
+        ("one_gpu", "1xh100"),
+        ("node_8gpu", "8xh100"),
+        ("node_8gpu", "8xa100"),
+        ("multi_node", "4x8xh100"),
+        ("paper_qwen3_4b", "8xh20"),  # the paper's GPUs
+        ("paper_qwen3_4b", "8xh100"),
+    ],
+)
+def test_it_fits_where_it_is_for(name: str, gpus: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the planner, without the models: they are known to it."""
+    assert plan.main([str(ROOT / "configs" / f"{name}.yaml"), "--gpus", gpus, "--hours", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "DOES NOT FIT" not in said.partition("Splits of these devices")[0]
+    assert "samples/s" in said
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.yaml")), ids=lambda path: path.stem)
+def test_the_readme_of_the_configs_names_it(path: Path) -> None:
+    assert f"| `{path.name}` |" in (ROOT / "configs" / "README.md").read_text()
 
 
 def test_the_papers_settings_are_the_papers() -> None:

@@ -1,0 +1,91 @@
+"""The alarm: figures that leave their bands and stay out are the first signs of a collapse. Pure.
+
+Self-distillation can end the policy's exploration long before accuracy shows it: entropy falls towards 0, responses
+shrink to a bare answer or never end, gradients grow. None of it is an error to the code, so it must be watched for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from demopsd_dist.config import AlarmAction, AlarmConfig
+
+METRICS = {
+    "entropy_nats": "policy/entropy_nats",
+    "response_tokens": "rollout/response_tokens_mean",
+    "grad_norm": "learner/grad_norm",
+    "logp_diff_nats": "mismatch/logp_diff_max",
+    "reward": "rollout/reward_mean",
+}
+"""The figure that each band of the settings is for."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Example: `Verdict(AlarmAction.stop, "alarm after step 12: policy/entropy_nats=0.001 is below ...")`"""
+
+    action: AlarmAction
+    message: str
+
+
+class Alarm:
+    """State: for each figure since when it is outside its band, and how often the run went back.
+
+    Example: `verdict = Alarm(cfg.alarm).look(state.step, metrics)`
+    """
+
+    def __init__(self, settings: AlarmConfig) -> None:
+        self._settings = settings
+        self._outside: dict[str, list[int]] = {}  # by band, the steps in a row
+        self.rollbacks = 0
+
+    def look(self, step: int, metrics: Mapping[str, float]) -> Verdict | None:
+        """What is to be done after this step. A warning, and a rollback, begin the count anew."""
+        settings = self._settings
+        wrong: list[str] = []
+        for name, metric in METRICS.items():
+            band = getattr(settings, name)
+            if band is None or metric not in metrics:
+                continue
+            side = _outside(metrics[metric], *band)
+            steps = [*self._outside.get(name, []), step] if side else []
+            self._outside[name] = steps
+            if side and len(steps) >= settings.after_steps:
+                wrong.append(
+                    f"{metric}={metrics[metric]:.4g} is {side} alarm.{name}={_told(band)}, and has been out of it for "
+                    f"{len(steps)} steps, from step {steps[0]} on"
+                )
+        if not wrong:
+            return None
+        self._outside.clear()
+        message = (
+            f"alarm after step {step}: {'; '.join(wrong)}. If that is healthy here, widen the band or set it to null."
+        )
+        if settings.action is not AlarmAction.rollback:
+            return Verdict(settings.action, message)
+        if self.rollbacks >= settings.max_rollbacks:
+            return Verdict(
+                AlarmAction.stop, f"{message} The run has gone back alarm.max_rollbacks={self.rollbacks} times."
+            )
+        self.rollbacks += 1
+        return Verdict(AlarmAction.rollback, message)
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """Of the configured learning rate, after the rollbacks so far."""
+        return self._settings.rollback_learning_rate_factor**self.rollbacks
+
+
+def _outside(value: float, low: float | None, high: float | None) -> str:
+    """On which side of the band; empty inside. What is no number is outside of every band."""
+    if low is not None and value < low:
+        return "below"
+    if high is not None and value > high:
+        return "above"
+    return "" if value == value else "outside"
+
+
+def _told(band: list[float | None]) -> str:
+    low, high = ("null" if bound is None else f"{bound:g}" for bound in band)
+    return f"[{low}, {high}]"

@@ -1,0 +1,122 @@
+"""Support, scoring and learning: forwards over rows, with or without a backward, and the optimizer's step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from demopsd_dist.planning.drawn import Batch, learner_batches, teacher_batches
+from demopsd_dist.planning.hardware import GB, Fleet
+from demopsd_dist.planning.job import ELEMENT_BYTES, Job
+from demopsd_dist.planning.load import Coefficients, Load, Power
+
+LAYER_PASSES = 24  # over the hidden states of a layer, beside its products; torch writes every intermediate result
+ATOM_PASSES = 6  # over float32 logits: temperature, normaliser, the tail's own, top k or gather
+LOSS_PASSES = 8  # the same in the fused loss, up to the gradient
+OPTIMIZER_BYTES = 28.0  # of a parameter: weight, gradient and two moments read, three of them written, in float32
+FUSED_TOKENS = 128  # of a slice of the fused loss
+
+
+def heaviest(loads: Sequence[Load], coefficients: Coefficients) -> Load:
+    return max(loads, key=coefficients.seconds, default=Load())
+
+
+@lru_cache(maxsize=256)
+def support_loads(job: Job, power: Power, ranks: int) -> tuple[Load, ...]:
+    """By rank; nothing where the teacher or the engine names the support."""
+    if not job.support_forward:
+        return ()
+    return tuple(
+        _counted(job, [_forward(job, power, job.precision, batch, passes=2.0) for batch in rank], rank)
+        for rank in learner_batches(job, ranks)
+    )
+
+
+@lru_cache(maxsize=256)
+def score_loads(job: Job, power: Power, replicas: int) -> tuple[Load, ...]:
+    """By replica. The copies are in float32."""
+    loads = [Load()] * replicas
+    if not replicas:
+        return ()
+    for privileged, times in ((False, job.reference_forwards), (True, job.teacher_forwards)):
+        for replica, batches in enumerate(teacher_batches(job, replicas, privileged=privileged)):
+            seconds = [_forward(job, power, job.teacher_precision, batch, passes=ATOM_PASSES) for batch in batches]
+            for _ in range(times):
+                loads[replica] += _counted(job, seconds, batches)
+    return tuple(loads)
+
+
+@lru_cache(maxsize=256)
+def learn_loads(job: Job, power: Power, ranks: int, fleet: Fleet) -> tuple[Load, ...]:
+    """By rank: forward and backward of every micro-batch, gradients and weights to and from the others, one step."""
+    shards = learner_batches(job, ranks)
+    together = Load(_optimizer_s(job, power, ranks), _exchanged_s(job, ranks, fleet, max(map(len, shards))), calls=1)
+    return tuple(
+        _counted(job, [_forward_backward(job, power, batch) for batch in shard], shard) + together for shard in shards
+    )
+
+
+def _counted(job: Job, seconds: Sequence[float], batches: Sequence[Batch]) -> Load:
+    calls = len(batches)
+    return Load(sum(seconds), 0.0, calls, calls * job.shape.layers, sum(batch.responses for batch in batches))
+
+
+def _forward(job: Job, power: Power, precision: str, batch: Batch, *, passes: float) -> float:
+    size = ELEMENT_BYTES[precision]
+    shape = job.shape
+    logits = 4.0 * batch.predicted * shape.vocabulary
+    return (
+        _layers_s(job, power, precision, batch, products=1)
+        + float(power.seconds(precision, 2.0 * shape.head * batch.predicted, shape.head * size + logits))
+        + float(power.seconds("float32", 0.0, passes * logits))
+    )
+
+
+def _forward_backward(job: Job, power: Power, batch: Batch) -> float:
+    """A backward is two forwards; with checkpointing the layers run a third time."""
+    shape, size = job.shape, job.element_bytes
+    slices = -(-batch.predicted // FUSED_TOKENS)
+    gradient = 2.0 * 4 * shape.head if job.precision == "float32" else (2.0 * 4 + 2 * size) * shape.head
+    head_bytes = slices * (3.0 * size * shape.head + gradient)
+    return (
+        _layers_s(job, power, job.precision, batch, products=4 if job.checkpointing else 3)
+        + float(power.seconds(job.precision, 6.0 * shape.head * batch.predicted, head_bytes))
+        + float(power.seconds("float32", 0.0, 4.0 * LOSS_PASSES * batch.predicted * shape.vocabulary))
+    )
+
+
+def _layers_s(job: Job, power: Power, precision: str, batch: Batch, products: int) -> float:
+    """`products` times what a forward takes. A mask is looked at in full; without one half of the pairs are."""
+    shape, size = job.shape, ELEMENT_BYTES[precision]
+    pairs = batch.rows * batch.length**2 / (1 if batch.masked else 2)
+    weights = power.seconds(precision, 2.0 * shape.active * batch.tokens, float(shape.stored * size))
+    attention = power.seconds(precision, float(shape.pair_flops) * pairs, 0.0)
+    rest = power.seconds(precision, 0.0, float(LAYER_PASSES * shape.layers * shape.hidden * size * batch.tokens))
+    return products * float(weights + attention + rest)
+
+
+def _optimizer_s(job: Job, power: Power, ranks: int) -> float:
+    """AdamW over a rank's own part of the parameters, or over all at stage 0."""
+    own = job.shape.parameters / (ranks if job.zero_stage else 1)
+    return float(power.seconds("float32", 0.0, OPTIMIZER_BYTES * own))
+
+
+def _exchanged_s(job: Job, ranks: int, fleet: Fleet, micro_batches: int) -> float:
+    """Ring collectives: each moves (n - 1)/n of the tensors through the slowest link of a rank.
+
+    Stages 0 and 1 reduce gradients once a step, stage 2 after every micro-batch; 1 and 2 gather the weights once. Stage
+    3 gathers them for the forward and the backward of every micro-batch, and reduces gradients after it.
+    """
+    if ranks == 1:
+        return 0.0
+    once = (ranks - 1) / ranks * job.weights_bytes
+    support = int(job.support_forward)
+    moved = {
+        0: 2 * once,
+        1: 2 * once,
+        2: (micro_batches + 1) * once,
+        3: (3 + support) * micro_batches * once,
+    }[job.zero_stage]
+    device = fleet.device
+    rate = device.link_gb_per_s if ranks <= fleet.per_node else min(device.link_gb_per_s, device.network_gb_per_s)
+    return moved / (rate * GB)

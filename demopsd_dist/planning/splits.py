@@ -1,0 +1,51 @@
+"""Which split of the devices does the most samples a second, of those whose roles fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from demopsd_dist.planning.assumed import Calibration
+from demopsd_dist.planning.hardware import Fleet
+from demopsd_dist.planning.job import Job, Split
+from demopsd_dist.planning.steps import Plan, plan
+
+AHEAD = (0, 1)
+
+
+def candidates(job: Job, fleet: Fleet) -> Iterator[Split]:
+    """On CPU the roles share the cores; on GPUs each device has one role, and every role has at least one."""
+    for ahead in AHEAD:
+        yield from _sharing(job, fleet, ahead) if fleet.device.shared else _apart(job, fleet, ahead)
+
+
+def _sharing(job: Job, fleet: Fleet, ahead: int) -> Iterator[Split]:
+    """One worker with all cores, or one a core. Replicas of the teacher would only hold its weights again."""
+    cores = fleet.size
+    ways = {(1, 1), (1, cores), (cores, 1)}
+    for rollout, rollout_threads in sorted(ways):
+        for learner, learner_threads in sorted(ways):
+            for teacher_threads in sorted({1, cores}):
+                yield Split(
+                    rollout,
+                    int(job.teacher_copies > 0),
+                    learner,
+                    ahead,
+                    rollout_threads,
+                    teacher_threads if job.teacher_copies else 1,
+                    learner_threads,
+                    shared=True,
+                )
+
+
+def _apart(job: Job, fleet: Fleet, ahead: int) -> Iterator[Split]:
+    devices = fleet.size
+    teachers = range(1, devices - 1) if job.teacher_copies else (0,)
+    for teacher in teachers:
+        for learner in range(1, devices - teacher):
+            yield Split(devices - teacher - learner, teacher, learner, ahead)
+
+
+def ranked(job: Job, fleet: Fleet, calibration: Calibration) -> list[Plan]:
+    """Plans of all splits, the fastest first; those that do not fit into memory come last."""
+    plans = [plan(job, split, fleet, calibration) for split in candidates(job, fleet)]
+    return sorted(plans, key=lambda made: (bool(made.shortfalls), -made.samples_per_s))

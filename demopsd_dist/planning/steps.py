@@ -1,0 +1,109 @@
+"""A step: the stages put together as the driver does, with prompts ahead of the learners or without."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from demopsd_dist.planning.assumed import STAGES, Calibration
+from demopsd_dist.planning.forwards import heaviest, learn_loads, score_loads, support_loads
+from demopsd_dist.planning.hardware import Fleet
+from demopsd_dist.planning.job import Job, Split
+from demopsd_dist.planning.load import Load, Power
+from demopsd_dist.planning.memory import Footprint, footprints, shortfalls
+from demopsd_dist.planning.pipeline import overlapped_step_s
+from demopsd_dist.planning.publish import publish_load
+from demopsd_dist.planning.sampling import sampled
+
+
+@dataclass(frozen=True)
+class Plan:
+    job: Job
+    split: Split
+    seconds: Mapping[str, float]  # by stage, each by itself
+    done: tuple[float, ...]  # shares of `sample` at which groups are done
+    step_s: float
+    memory: list[Footprint]
+    shortfalls: list[str]
+
+    @property
+    def samples_per_s(self) -> float:
+        return self.job.samples / self.step_s
+
+    @property
+    def response_tokens(self) -> float:
+        return self.job.samples * self.job.traffic.response_tokens
+
+
+def plan(job: Job, split: Split, fleet: Fleet, calibration: Calibration) -> Plan:
+    loads, done = loads_of(job, split, fleet, calibration)
+    seconds = {stage: calibration.stages[stage].seconds(loads[stage]) for stage in STAGES}
+    memory = footprints(job, split, fleet, calibration.memory)
+    return Plan(
+        job,
+        split,
+        seconds,
+        done,
+        step_seconds(job, split, seconds, done),
+        memory,
+        shortfalls(job, split, fleet, memory),
+    )
+
+
+def loads_of(
+    job: Job, split: Split, fleet: Fleet, calibration: Calibration
+) -> tuple[dict[str, Load], tuple[float, ...]]:
+    """Each stage's load: of its slowest worker."""
+    stages = calibration.stages
+    engine, teacher, learner = (
+        Power(fleet.device, _own(workers * threads, threads, fleet))
+        for workers, threads in (
+            (split.rollout, split.rollout_threads),
+            (split.teacher, split.teacher_threads),
+            (split.learner, split.learner_threads),
+        )
+    )
+    drawn = sampled(job, engine, split.rollout, stages["sample"])
+    return {
+        "sample": drawn.load,
+        "support": heaviest(support_loads(job, learner, split.learner), stages["support"]),
+        "score": heaviest(score_loads(job, teacher, split.teacher), stages["score"]),
+        "learn": heaviest(learn_loads(job, learner, split.learner, fleet), stages["learn"]),
+        "publish": publish_load(job, split, fleet),
+        "driver": Load(calls=1, items=job.samples),
+    }, drawn.done
+
+
+def _own(asked: int, threads: int, fleet: Fleet) -> float:
+    """What a worker has of the devices: its threads, or less where its role asks for more than there are."""
+    return threads * min(1.0, fleet.size / max(asked, 1))
+
+
+def step_seconds(job: Job, split: Split, seconds: Mapping[str, float], done: Sequence[float]) -> float:
+    """From one publish to the next.
+
+    On shared devices the roles take turns: what one does, another has to wait for, ahead or not. On their own, scoring
+    runs beside sampling and only its tail is waited for; ahead of the learners, the next batch is sampled while they
+    learn.
+    """
+    if split.shared:
+        return sum(seconds.values())
+    if split.ahead:
+        return overlapped_step_s(seconds, done, split.ahead, job.waits_on_publish)
+    return sum(seconds[stage] for stage in ("sample", "learn", "publish", "driver")) + tail_seconds(seconds, done)
+
+
+def tail_seconds(seconds: Mapping[str, float], done: Sequence[float]) -> float:
+    """How long scoring goes on after the last response. Whatever is there when it has hands free, it takes at once; the
+    learners name the support before."""
+    if not done:
+        return 0.0
+    each = (seconds["support"] + seconds["score"]) / len(done)
+    ends = [share * seconds["sample"] for share in done]
+    now, scored = 0.0, 0
+    while scored < len(done):
+        now = max(now, ends[scored])
+        ready = bisect_right(ends, now)
+        now, scored = now + each * (ready - scored), ready
+    return now - seconds["sample"]

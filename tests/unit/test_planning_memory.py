@@ -1,0 +1,165 @@
+"""Parameters and activations are counted as they are: against transformers' models and what autograd really keeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from demopsd_dist.errors import ConfigError
+from demopsd_dist.planning.drawn import Batch
+from demopsd_dist.planning.job import Split
+from demopsd_dist.planning.load import Power
+from demopsd_dist.planning.memory import (
+    footprints,
+    kept_bytes,
+    learner_footprint,
+    plain_logits_gib,
+    rollout_footprint,
+    shortfalls,
+)
+from demopsd_dist.planning.shape import KNOWN, ModelShape, shape_from, shape_of
+from tests.unit.planning_jobs import SHAPE, fleet, gpu, job
+
+
+def model_of(shape: ModelShape, kind: str = "Qwen3") -> Any:
+    import transformers
+
+    settings = getattr(transformers, f"{kind}Config")(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        tie_word_embeddings=shape.tied,
+        **(
+            {"num_experts": shape.experts, "num_experts_per_tok": shape.experts_per_token}
+            | {"moe_intermediate_size": shape.intermediate}
+            if shape.experts
+            else {}
+        ),
+    )
+    return getattr(transformers, f"{kind}ForCausalLM")(settings).eval()
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("qwen3-0.6b", "Qwen3"), ("qwen3-8b", "Qwen3"), ("qwen3-30b-a3b", "Qwen3Moe"), ("llama-3.1-8b", "Llama")],
+)
+def test_parameters_are_those_of_the_model(name: str, kind: str) -> None:
+    with torch.device("meta"):
+        assert KNOWN[name].parameters == parameters(model_of(KNOWN[name], kind))
+
+
+def test_a_folder_is_read_and_a_name_is_known(tmp_path) -> None:
+    assert shape_of("minisci").parameters == 857_472
+    assert shape_of("models/Qwen3-4B-Instruct-2507") is KNOWN["qwen3-4b"]
+    settings = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 500}
+    with pytest.raises(ConfigError, match=r"config.json has no intermediate_size"):
+        shape_from(settings, "here")
+    with pytest.raises(ConfigError, match=r"none of the models that can be planned without: qwen3-0.6b"):
+        shape_of(str(tmp_path / "mine"))
+
+
+def test_activations_are_what_autograd_keeps() -> None:
+    """Of all layers, weights aside, each storage once; within a tenth."""
+    torch.manual_seed(0)
+    model, tokens = model_of(SHAPE), 300
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = model.get_decoder()(torch.arange(tokens)[None] % 500, use_cache=False).last_hidden_state
+    counted = kept_bytes(job(), Batch(rows=1, length=tokens, responses=1, predicted=0, masked=False))
+    assert sum(kept.values()) == pytest.approx(counted, rel=0.1)
+    assert hidden.requires_grad
+
+
+def test_checkpointing_keeps_a_layers_input_and_one_layer() -> None:
+    batch = Batch(rows=1, length=1000, responses=1, predicted=0, masked=False)
+    deep = replace(SHAPE, layers=50)
+    plain, checkpointed = job(shape=deep), job("learner.activation_checkpointing=true", shape=deep)
+    assert kept_bytes(checkpointed, batch) < kept_bytes(plain, batch) / 5
+    inputs = 50 * 1000 * 64 * 4
+    assert kept_bytes(checkpointed, batch) == inputs + 2 * kept_bytes(
+        replace(plain, shape=replace(deep, layers=1)), batch
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "bytes_a_parameter"),
+    [
+        (0, "float32", 16.0),  # weights, gradients, two moments
+        (1, "float32", 4 + 16 / 4),  # the flat float32 copy, gradients and moments are shared
+        (2, "float32", 4 + 16 / 4),
+        (3, "float32", 4 + 20 / 4),  # a small model is gathered whole
+        (2, "bfloat16", 2 + 16 / 4),
+        (3, "bfloat16", 2 + 18 / 4),
+    ],
+)
+def test_what_a_rank_holds_by_zero_stage(stage: int, precision: str, bytes_a_parameter: float) -> None:
+    of = replace(job(), zero_stage=stage, precision=precision)
+    held = learner_footprint(of, Power(gpu()), 4).held
+    assert sum(held.values()) * 2**30 == pytest.approx(bytes_a_parameter * SHAPE.parameters)
+
+
+def test_a_large_model_is_never_gathered_whole() -> None:
+    of = replace(job(shape=KNOWN["qwen3-32b"]), zero_stage=3, precision="bfloat16")
+    held = learner_footprint(of, Power(gpu()), 32).held
+    assert held["gathered weights"] * 2**30 == 2e9
+
+
+def test_an_engine_on_a_gpu_takes_its_share_and_no_more() -> None:
+    of = replace(job(shape=KNOWN["qwen3-8b"]), engine_memory_fraction=0.85, precision="bfloat16")
+    assert rollout_footprint(of, Power(gpu(80)), 2).gib == pytest.approx(0.85 * 80)
+
+
+def test_logits_without_fusing_grow_with_the_micro_batch() -> None:
+    few, many = (plain_logits_gib(job(micro_batch_tokens=size, tree_tokens=0), 1) for size in (1000, 4000))
+    assert few == 4 * 4 * 500 * 40 * (1000 // 139) / 2**30  # rows of 139 tokens, 40 of them predicted
+    assert many / few == (4000 // 139) / (1000 // 139)
+
+
+@pytest.mark.parametrize(
+    ("changes", "gib", "message"),
+    [
+        ({"shape": KNOWN["qwen3-8b"], "zero_stage": 1}, 40, "Set learner.zero_stage=3, or raise learner.num_workers."),
+        ({"shape": KNOWN["qwen3-8b"], "zero_stage": 3}, 30, "Raise learner.num_workers: ZeRO-3 shares all of it."),
+        (
+            {"shape": KNOWN["qwen3-0.6b"], "micro_batch_tokens": 100_000, "group_size": 256},
+            24,
+            "Set learner.activation_checkpointing=true, or lower learner.micro_batch_tokens.",
+        ),
+        ({"shape": KNOWN["qwen3-14b"]}, 40, "Lower teacher.batch_tokens, or use a smaller model"),
+        (
+            {"max_response_tokens": 200_000, "shape": KNOWN["qwen3-0.6b"]},
+            20,
+            "one sequence of 2048 + 200000 tokens needs 21.6. Lower rollout.max_response_tokens",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_said_with_the_way_out(changes: dict, gib: float, message: str) -> None:
+    of = replace(job(), precision="bfloat16", **changes)
+    split, place = Split(2, 1, 2), fleet(memory_gib=gib)
+    found = shortfalls(of, split, place, footprints(of, split, place, {}))
+    assert any(message in reason for reason in found), found
+
+
+def test_what_fits_is_not_complained_about() -> None:
+    of, split, place = job(), Split(2, 1, 2), fleet()
+    assert shortfalls(of, split, place, footprints(of, split, place, {})) == []
