@@ -8,10 +8,11 @@ setup(
     description="Distributed training of reasoning LLMs with DemoPSD (arXiv 2607.02502)",
     python_requires=">=3.11,<3.12",
     packages=find_packages(include=["demopsd_dist", "demopsd_dist.*"]),
-    package_data={"demopsd_dist.minisci": ["model/*"]},
+    package_data={"demopsd_dist.minisci": ["model/*"], "demopsd_dist.report": ["assets/*"]},
     install_requires=[
         "numpy",
         "omegaconf>=2.4",
+        "pyarrow",
         "safetensors",
         "tokenizers",
         "torch>=2.13",
@@ -19,4 +20,5 @@ setup(
         "rich",
         "xxhash",
     ],
+    extras_require={"tensorboard": ["tensorboard"], "wandb": ["wandb"]},
 )

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from demopsd_dist import samples
 from demopsd_dist.behaviour import ANSWER_OPEN, forced_to_answer
 from demopsd_dist.checkpoints import Checkpoint
 from demopsd_dist.config import AlarmAction, Config, to_yaml
 from demopsd_dist.data.pack import pack
-from demopsd_dist.data.records import Prompt, TrainBatch
+from demopsd_dist.data.records import LearnReport, Prompt, TrainBatch
 from demopsd_dist.errors import CollapseError, GoBackError, LostStateError, WorkerError
 from demopsd_dist.evaluate import evaluate
 from demopsd_dist.production import ScoredRollouts, scored_rollouts, step_metrics
@@ -41,6 +42,7 @@ async def train(run: Run, state: RunState) -> RunState:
             with log.timed("publish_weights"):
                 await crew.weights.publish(state.version, moved=report.stepped)
             feed.admit()  # the next prompts are born on these weights
+            keep_samples(run, state, rollouts, report)
             log.step(state.step, step_metrics(rollouts, state) | report.metrics)
             heed_alarm(run, state)
             if due(cfg.evaluation.every_steps, state, cfg) and state.step < cfg.steps:
@@ -141,9 +143,21 @@ async def restore(run: Run, checkpoint: Checkpoint | None) -> RunState:
 
 
 def packed(run: Run, rollouts: ScoredRollouts) -> TrainBatch:
-    cfg, ranks = run.cfg, run.crew.learners.dp_size
-    batch = pack(rollouts.scored, rollouts.size, ranks, cfg.learner.micro_batch_tokens, cfg.model.tree_tokens)
+    learner, model, ranks = run.cfg.learner, run.cfg.model, run.crew.learners.dp_size
+    batch = pack(
+        rollouts.scored, rollouts.size, ranks, learner.micro_batch_tokens, model.tree_tokens, told=rollouts.kept
+    )
     return replace(batch, learning_rate_factor=run.alarm.learning_rate_factor)
+
+
+def keep_samples(run: Run, state: RunState, step: ScoredRollouts, report: LearnReport) -> None:
+    """What goes on record of the step's rollouts: a file in the run folder, and one of them for the reader."""
+    if step.kept:
+        with run.log.timed("samples"):
+            tokenizer = run.task.prompts.tokenizer
+            rows = samples.rows_of(run.cfg, state.step, step.kept, step.groups, step.scored, report.tables, tokenizer)
+            samples.write(run.log.folder.samples, state.step, rows)
+            run.log.show(rows[0])
 
 
 async def evaluate_all(run: Run, state: RunState) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
-from demopsd_dist import probe
+from demopsd_dist import probe, samples
 from demopsd_dist.config import Config
 from demopsd_dist.data.lessons import Group, Lessons, lessons_from_rewards, lessons_from_siblings
 from demopsd_dist.data.records import BatchSize, Rollout, Scored
@@ -35,6 +35,7 @@ class ScoredRollouts:
     size: BatchSize
     scored: list[Scored]
     figures: dict[str, float]  # of the leakage probe, where it was due, and of the workers
+    kept: list[str]  # ids of the rollouts that go on record
 
     @property
     def rollouts(self) -> list[Rollout]:
@@ -81,7 +82,9 @@ async def batch_of_step(run: Run, step: int) -> ScoredRollouts:
     if probe.due(cfg, step):
         with run.log.timed("probe"):
             leakage = await probe.measure(cfg, crew.teacher, run.task.prompts, groups, scored)
-    return ScoredRollouts(groups, size, scored, leakage | crew.rollouts.figures() | crew.teacher.figures())
+    figures = leakage | crew.rollouts.figures() | crew.teacher.figures()
+    kept = samples.drawn(cfg, step, [rollout for group in groups for rollout in group.rollouts])
+    return ScoredRollouts(groups, size, scored, figures, kept)
 
 
 def look_at_marks(run: Run, step: int, groups: Sequence[Group]) -> None:

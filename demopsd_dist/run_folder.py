@@ -19,8 +19,8 @@ CONFIG = "config.yaml"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`config.yaml`, `metrics.jsonl`, `ledger.sqlite`, `checkpoints/`, `summary.json` and `student/`, a Hugging Face
-    model folder."""
+    """`config.yaml`, `metrics.jsonl`, `samples/`, `ledger.sqlite`, `checkpoints/`, `summary.json`, `report.html` and
+    `student/`, a Hugging Face model folder."""
 
     path: Path
 
@@ -94,8 +94,20 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
     def write_summary(self, summary: dict[str, Any]) -> None:
-        replace_text(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        replace_text(self.summary, json.dumps(summary, indent=2) + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -1,20 +1,25 @@
-"""What a run tells: `metrics.jsonl` always, a line a step and a progress bar on the console, and the summary."""
+"""What a run tells: `metrics.jsonl` always, other sinks as asked, a line a step and a live view on the console, and the
+summary."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.live import Live
 
+from demopsd_dist import samples
 from demopsd_dist.errors import RunFolderError
 from demopsd_dist.evaluate import Evaluation, evaluation_of
+from demopsd_dist.live import Progress, clock
+from demopsd_dist.plain import plain
 from demopsd_dist.run_folder import RunFolder, replace_text
+from demopsd_dist.sinks import Sink, numbers_of
 
 SUMMARISED = {
     "active_fraction": "rollout/learned_fraction",
@@ -35,7 +40,9 @@ SUMMARISED = {
 class RunLog:
     """Used as a context manager: the terminal is given back whatever happens."""
 
-    def __init__(self, folder: RunFolder, total_steps: int, console: Console | None = None) -> None:
+    def __init__(
+        self, folder: RunFolder, total_steps: int, console: Console | None = None, sinks: Sequence[Sink] = ()
+    ) -> None:
         self.folder = folder
         self.console = console or Console(highlight=False, soft_wrap=True)
         self.stage_s: dict[str, float] = {}
@@ -44,29 +51,21 @@ class RunLog:
         self.skipped: Mapping[str, int] = {}
         self._total_steps = total_steps
         self._file = folder.metrics.open("a", encoding="utf-8")
+        self._sinks = sinks
         self._step_stage_s: dict[str, float] = {}
         self._step_started = time.monotonic()
         self._training_s = 0.0
-        self._progress = Progress(
-            TextColumn("  [bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
-        self._bar = self._progress.add_task("training", total=total_steps, visible=False)
+        self._progress = Progress(total_steps)
+        self._live = Live(self._progress, console=self.console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> RunLog:
-        self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._live.stop()
         self._file.close()
+        for sink in self._sinks:
+            sink.close()
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -87,11 +86,16 @@ class RunLog:
         """The clock of the first step starts now."""
         self._step_started = time.monotonic()
         self._step_stage_s = {}
-        self._progress.update(self._bar, visible=True)
+        if self.console.is_terminal:
+            self._live.start()
+
+    def show(self, row: samples.Row) -> None:
+        """A response that was just sampled, for the live view."""
+        self._progress.show(row)
 
     def go_back(self, step: int) -> None:
         """To the state after this step, with what the run folder has up to there: at a resume, and where later steps
-        are undone. Their lines go to `metrics-undone.jsonl`."""
+        are undone. Their lines go to `metrics-undone.jsonl`, their samples away."""
         self._file.close()
         kept: list[str] = []
         undone: list[str] = []
@@ -109,7 +113,8 @@ class RunLog:
             else:
                 self.steps.append({key: value for key, value in record.items() if key != "step"})
         self._training_s = sum(metrics["perf/step_s"] for metrics in self.steps)
-        self._progress.update(self._bar, completed=step)
+        samples.forget_after(self.folder.samples, step)
+        self._progress.go_back(self.steps)
 
     @property
     def last_step(self) -> int:
@@ -129,21 +134,21 @@ class RunLog:
         self._step_stage_s = {}
         self.steps.append(metrics)
         self._write({"step": step, **metrics})
-        left = self._training_s / len(self.steps) * (self._total_steps - len(self.steps))
-        width = len(str(self._total_steps))
-        self.note(
-            f"step {step:>{width}}/{self._total_steps}  {_told(metrics)}  {int(left) // 60}:{int(left) % 60:02d} left"
-        )
-        self._progress.update(self._bar, completed=step)
+        for sink in self._sinks:
+            sink.write(step, metrics)
+        self._progress.step(step, metrics)
+        self.note(step_line(step, self._total_steps, metrics, self._progress.left_s))
 
     def evaluation(self, step: int, split: str, result: Evaluation) -> None:
         self.evaluations.setdefault(split, []).append(result)
         self._step_started = time.monotonic()  # the next step's time is its own
         self._write({"step": step, "evaluation": split, **asdict(result)})
+        for sink in self._sinks:
+            sink.write(step, numbers_of(asdict(result), f"evaluation/{split}"))
         self.note(f"{split:>5} after step {step}: {told(result)}")
         if result.mean.average < 0.1 and not split.startswith("early/"):
             self.note(
-                "      for example: " + "  ".join(f"{key} {text[-200:]!r}" for key, text in result.example.items())
+                "      for example: " + "  ".join(f"{key} {plain(text[-200:])}" for key, text in result.example.items())
             )
 
     def summary(self) -> dict[str, Any]:
@@ -208,7 +213,12 @@ def told(result: Evaluation) -> str:
     )
 
 
-def _told(metrics: dict[str, float]) -> str:
+def step_line(step: int, total_steps: int, metrics: Mapping[str, float], left_s: float) -> str:
+    """A step in a line."""
+    return f"step {step:>{len(str(total_steps))}}/{total_steps}  {_told(metrics)}  {clock(left_s)} left"
+
+
+def _told(metrics: Mapping[str, float]) -> str:
     """The figures of a step that a reader wants to see go by."""
     if "learner/loss" in metrics:
         learned = f"loss {metrics['learner/loss']:.4f}  entropy {metrics.get('policy/entropy_nats', 0.0):.3f}"

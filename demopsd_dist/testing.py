@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from demopsd_dist.data.records import LearnReport, Lesson, Logp, Prompt, Rollout, Scored, Tokens, TrainBatch
+from demopsd_dist.data.records import LearnReport, Lesson, Logp, Prompt, Rollout, Scored, Tokens, TokenTable, TrainBatch
 from demopsd_dist.errors import LostStateError
 from demopsd_dist.methods import Forwards
 from demopsd_dist.roles import Crew, Sampling
@@ -114,6 +114,27 @@ def _values(support_TK: Tokens, seed: bytes) -> Logp:
     return np.log(rng.dirichlet(np.ones(TOP_K + 1), len(support_TK))).astype(np.float32)
 
 
+def _table(item: Scored) -> TokenTable:
+    """As if the student said what the reference says."""
+    tokens = item.lesson.response_length_tokens
+    some_T = np.random.default_rng(tokens).random(tokens, dtype=np.float32)
+    reference_TK, teacher_TK = (
+        None if logp is None else logp[:, :TOP_K].astype(np.float32)
+        for logp in (item.reference_logp_TA, item.teacher_logp_TA)
+    )
+    student_TK = np.full((tokens, TOP_K), -1.5, np.float32) if reference_TK is None else reference_TK
+    return TokenTable(
+        entropy_T=some_T,
+        loss_T=some_T,
+        spreads={"demopsd/alpha": 0.15 * some_T, "demopsd/disagreement_nats": 0.5 * some_T},
+        candidate_TC=item.support_TK[:, :TOP_K],
+        student_logp_TC=student_TK,
+        reference_logp_TC=reference_TK,
+        teacher_logp_TC=teacher_TK,
+        target_logp_TC=teacher_TK,
+    )
+
+
 @dataclass
 class StandInLearners:
     world: World
@@ -122,7 +143,8 @@ class StandInLearners:
     batches: list[TrainBatch] = field(default_factory=list)  # all that came
 
     async def support(self, lessons: Sequence[Lesson]) -> list[Tokens]:
-        return [np.zeros((lesson.response_length_tokens, TOP_K), np.int32) for lesson in lessons]
+        ids = np.arange(97, 97 + TOP_K, dtype=np.int32)
+        return [np.tile(ids, (lesson.response_length_tokens, 1)) for lesson in lessons]
 
     async def step(self, batch: TrainBatch) -> LearnReport:
         self.world.diary.append(("step", self.steps))
@@ -134,7 +156,9 @@ class StandInLearners:
         if not batch.token_count:
             return LearnReport({}, stepped=False)
         metrics = {"learner/loss": 1.0 / self.steps, "demopsd/alpha_mean": 0.05}
-        return LearnReport(metrics | {"demopsd/disagreement_mean_nats": 0.03}, stepped=True)
+        told = [item for item in batch.items if item.lesson.rollout.id in batch.told]
+        tables = {item.lesson.rollout.id: _table(item) for item in told}
+        return LearnReport(metrics | {"demopsd/disagreement_mean_nats": 0.03}, stepped=True, tables=tables)
 
     async def export(self, folder: Path) -> None:
         folder.mkdir()

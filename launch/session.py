@@ -14,9 +14,11 @@ from demopsd_dist.config import Config, changes, changes_of_mathematics, load, t
 from demopsd_dist.data.sources import Data, sources
 from demopsd_dist.driver import restore, train_through_failures
 from demopsd_dist.errors import ConfigError
+from demopsd_dist.report import write_report
 from demopsd_dist.run import RunState, Task
 from demopsd_dist.run_folder import RunFolder, replace_text
 from demopsd_dist.runlog import RunLog
+from demopsd_dist.sinks import open_sinks
 from launch.scaling import followed
 from launch.stopping import stopped_by_signals
 from launch.task import build_task, over_long, provenance, run_of
@@ -71,7 +73,7 @@ def run(config: Config, model: Path, data: Data, start: Start | None) -> bool:
     task, skipped = build_task(config, model, data.questions)
     if start is None:
         start = Start(RunFolder.create(config))
-    with start.folder.locked(), RunLog(start.folder, config.steps) as log:
+    with start.folder.locked(), RunLog(start.folder, config.steps, sinks=open_sinks(config, start.folder)) as log:
         log.skipped = {str(split): count for split, count in skipped.items()}
         introduce(log, config, data)
         for key, (old, new) in start.changed.items():
@@ -84,6 +86,8 @@ def run(config: Config, model: Path, data: Data, start: Start | None) -> bool:
             return False
         start.folder.write_summary(summary | data.figures())
         log.note(f"student in {start.folder.student}   figures in {start.folder.path / 'summary.json'}")
+        if config.sinks.report:
+            log.note(f"report in {write_report([start.folder.path], start.folder.report)}: open it in a browser")
         log.note(closing_line(summary))
         if summary.get("active_fraction") == 0:
             log.note("warning: no step had anything to learn from; the student is the model that was given")

@@ -17,6 +17,7 @@ from demopsd_dist.config import load, to_yaml
 from demopsd_dist.data.rewards import reward_of
 from demopsd_dist.data.sources import SPLITS, load_data
 from demopsd_dist.model_folder import model_folder
+from demopsd_dist.sinks import check_sinks
 from launch.command import count_gpus, exit_code_of
 from workers.placement import check_fits, table
 
@@ -42,6 +43,7 @@ def checked(arguments: argparse.Namespace) -> int:
     """Look at everything, then run it or say what would run."""
     config = load(arguments.config, arguments.overrides)
     reward_of(config.reward, config.limits)  # a user's own is imported here, in the dry run too
+    check_sinks(config)
     folder = model_folder(config)
     data = load_data(config.data)
     if config.ray_address is None:

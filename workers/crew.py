@@ -139,7 +139,7 @@ class LearnerGroup:
     async def step(self, batch: TrainBatch) -> LearnReport:
         reports = await self._group.each(
             lambda worker, rank: worker.step.remote(
-                batch.shards[rank], batch.token_count, batch.size, batch.learning_rate_factor
+                batch.shards[rank], batch.token_count, batch.size, batch.learning_rate_factor, batch.told
             ),
             within_s=self._call_s,
             what=f"a step on {batch.token_count} response tokens",
@@ -157,7 +157,8 @@ class LearnerGroup:
         if leaked := metrics.get("leakage/teacher_nats"):
             metrics["leakage/ratio"] = metrics["leakage/target_nats"] / leaked
         self._refuse_mismatch(metrics.get("mismatch/logp_diff_max", 0.0))
-        return LearnReport(metrics, stepped=reports[0].stepped)
+        tables = {name: table for report in reports for name, table in report.tables.items()}
+        return LearnReport(metrics, reports[0].stepped, tables)
 
     def _refuse_mismatch(self, worst: float) -> None:
         allowed = self._config.weights.max_logp_diff

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from demopsd_dist.config import Config, Transport
-from demopsd_dist.data.records import BatchSize, Lesson, Logp, Scored, Tokens
+from demopsd_dist.data.records import BatchSize, Lesson, Logp, Scored, Tokens, TokenTable
 from demopsd_dist.errors import NonFiniteLossError
 from demopsd_dist.methods import objective_of, recipe
 from demopsd_dist.objective import Loss, Slice, TokenViews, fused_loss, reduced, token_weight
@@ -25,6 +25,7 @@ from workers import learner_state
 from workers.forward import Rectangle, ResponseModel, in_slices, load_causal_lm, support_tensor
 from workers.probe import LogpT
 from workers.recompute import recompute_layers
+from workers.telling import Telling
 from workers.transports import Plan, Segment, outbox
 from workers.weights import Parcel, layout, pack_bucket
 from workers.zero import buckets_of, deepspeed_config, extensions_folder, full_shape, own_extensions, whole
@@ -47,6 +48,7 @@ class RankReport:
     sums: dict[str, float] = field(default_factory=dict)
     maxima: dict[str, float] = field(default_factory=dict)
     spreads: dict[str, np.ndarray] = field(default_factory=dict)
+    tables: dict[str, TokenTable] = field(default_factory=dict)  # by rollout id
 
 
 class Account:
@@ -56,6 +58,7 @@ class Account:
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self.maxima: dict[str, Tensor] = {}
         self.spreads: dict[str, list[Tensor]] = defaultdict(list)
+        self.tellings: list[Telling] = []
 
     def add(self, loss: Loss) -> None:
         for name, value in loss.metrics.items():
@@ -72,6 +75,7 @@ class Account:
             sums={name: float(value) for name, value in self.sums.items()},
             maxima={name: float(value) for name, value in self.maxima.items()},
             spreads={name: torch.cat(parts).float().cpu().numpy() for name, parts in self.spreads.items()},
+            tables={name: table for telling in self.tellings for name, table in telling.tables().items()},
         )
 
 
@@ -146,8 +150,10 @@ class LearnerWorker:
         token_count: int,
         size: BatchSize,
         learning_rate_factor: float = 1.0,
+        told: frozenset[str] = frozenset(),
     ) -> RankReport:
-        """Loss and backward for each micro-batch, then one optimizer step on all ranks together.
+        """Loss and backward for each micro-batch, then one optimizer step on all ranks together. Of the rollouts in
+        `told` the report has single tokens.
 
         Raises:
             NonFiniteLossError: on every rank, before the step, where any rank's loss is not finite.
@@ -158,7 +164,7 @@ class LearnerWorker:
         account = Account()
         world_size = self._config.learner.num_workers
         for rows in micro_batches:
-            loss = self._loss(rows, token_count, size, account)
+            loss = self._loss(rows, token_count, size, account, told)
             self._engine.backward(loss * world_size)  # DeepSpeed divides by it again
             self._ran["student/gradient"] += sum(map(len, rows))
         report = account.report()
@@ -177,7 +183,14 @@ class LearnerWorker:
         """Responses that went through each forward since the start: `student/support`, `student/gradient`."""
         return self._ran
 
-    def _loss(self, rows: Sequence[Sequence[Scored]], token_count: int, size: BatchSize, account: Account) -> Tensor:
+    def _loss(
+        self,
+        rows: Sequence[Sequence[Scored]],
+        token_count: int,
+        size: BatchSize,
+        account: Account,
+        told: frozenset[str],
+    ) -> Tensor:
         """The micro-batch's share of the global mean; what else it says goes into the account."""
         batch = self._rectangle([[item.lesson for item in row] for row in rows])
         scored = [item for row in rows for item in row]
@@ -201,6 +214,11 @@ class LearnerWorker:
         # Sampled from the weights of now. Older tokens differ because the student has moved.
         fresh_N = self._tensor([item.lesson.rollout.version_T == self.version - 1 for item in scored])
         any_fresh = bool(fresh_N.any())
+        samples = self._config.samples
+        telling = Telling(
+            scored, told, self._objective, count=samples.candidates, max_tokens=samples.tokens, device=self._device
+        )
+        account.tellings.append(telling)
 
         def loss_of(part: Slice) -> Tensor:
             tokens = part.tokens
@@ -216,7 +234,9 @@ class LearnerWorker:
             result = reduced(self._objective, views, weight_BT=weight_N[tokens], token_count=token_count)
             account.add(result)
             with torch.no_grad():
-                account.sums["policy/entropy_nats"] += part.entropy().sum() / token_count
+                entropy_N = part.entropy()
+                telling.see(part, views, result, entropy_N, support_NK)
+                account.sums["policy/entropy_nats"] += entropy_N.sum() / token_count
                 if any_fresh:
                     stray_N = torch.where(fresh_N[tokens], difference_N.abs(), 0.0)
                     account.largest("mismatch/logp_diff_max", stray_N.max())

@@ -6,6 +6,7 @@ from demopsd_dist.config.checks import longest_sequence_tokens
 from demopsd_dist.config.data import MINISCI, SPLIT, DataConfig, Duplicates, FieldNames, Format
 from demopsd_dist.config.methods import Aggregation, Divergence, Gate, Method, SupportOf, Variant, Weights
 from demopsd_dist.config.reading import load, to_yaml
+from demopsd_dist.config.recording import SamplesConfig, SinksConfig, WandbMode
 from demopsd_dist.config.tree import (
     Config,
     LearnerConfig,
@@ -36,10 +37,13 @@ __all__ = [
     "OnPublish",
     "Precision",
     "RewardErrors",
+    "SamplesConfig",
     "Schedule",
+    "SinksConfig",
     "SupportOf",
     "Transport",
     "Variant",
+    "WandbMode",
     "Weights",
     "changes",
     "changes_of_mathematics",

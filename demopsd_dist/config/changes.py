@@ -31,6 +31,8 @@ FREE = (
     "evaluation.*",
     "leakage.*",
     "checkpoint.*",
+    "samples.*",
+    "sinks.*",
     "alarm.*",
     "limits.*",
 )

@@ -1,5 +1,5 @@
-"""The tree of settings. Every default and every meaning is here and in `alarm.py`, `data.py` and `methods.py`, and
-nowhere else; ranges are in `checks.py`."""
+"""The tree of settings. Every default and every meaning is here and in `alarm.py`, `data.py`, `methods.py` and
+`recording.py`, and nowhere else; ranges are in `checks.py`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from enum import Enum
 from demopsd_dist.config.alarm import AlarmConfig
 from demopsd_dist.config.data import MINISCI, DataConfig
 from demopsd_dist.config.methods import DemoPSDConfig, GRPOConfig, Method, OPSDConfig, SDPOConfig
+from demopsd_dist.config.recording import SamplesConfig, SinksConfig
 
 
 class Precision(Enum):
@@ -286,5 +287,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     leakage: LeakageConfig = field(default_factory=LeakageConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    sinks: SinksConfig = field(default_factory=SinksConfig)
     alarm: AlarmConfig = field(default_factory=AlarmConfig)
     limits: Limits = field(default_factory=Limits)

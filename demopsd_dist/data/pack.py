@@ -99,7 +99,12 @@ def rectangles(rows: Iterable[Row[T]], tokens: int) -> list[list[Row[T]]]:
 
 
 def pack(
-    scored: Sequence[Scored], size: BatchSize, dp_size: int, micro_batch_tokens: int, tree_tokens: int
+    scored: Sequence[Scored],
+    size: BatchSize,
+    dp_size: int,
+    micro_batch_tokens: int,
+    tree_tokens: int,
+    told: Iterable[str] = (),
 ) -> TrainBatch:
     """The training batch of one step, with the counts that make every shard's loss a part of one global mean."""
     layout: Layout[Scored] = by_question(lambda item: item.lesson, tree_tokens)
@@ -108,4 +113,5 @@ def pack(
         shards=tuple(tuple(tuple(row.items for row in batch) for batch in rank) for rank in shards),
         token_count=sum(item.lesson.response_length_tokens for item in scored),
         size=size,
+        told=frozenset(told),
     )

@@ -10,7 +10,7 @@ the teacher if so configured.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 
 import numpy as np
@@ -144,6 +144,7 @@ class TrainBatch:
     token_count: int  # response tokens in the shards
     size: BatchSize
     learning_rate_factor: float = 1.0  # of the schedule's learning rate
+    told: frozenset[str] = frozenset()  # ids of the rollouts of which the learners are to give a `TokenTable`
 
     @property
     def items(self) -> list[Scored]:
@@ -163,8 +164,25 @@ class BatchSize:
 
 
 @dataclass(frozen=True)
+class TokenTable:
+    """What the learners saw of one response: a value for each of its first T tokens, and what everyone says of C
+    candidates there. None where the method has no such view.
+    """
+
+    entropy_T: NDArray[np.float32]  # of the student over the whole vocabulary, nats
+    loss_T: NDArray[np.float32]  # nats
+    spreads: dict[str, NDArray[np.float32]]  # metric -> (T,), for DemoPSD alpha and disagreement
+    candidate_TC: Tokens  # ids, the likeliest to anybody first
+    student_logp_TC: NDArray[np.float32]
+    reference_logp_TC: NDArray[np.float32] | None
+    teacher_logp_TC: NDArray[np.float32] | None
+    target_logp_TC: NDArray[np.float32] | None  # what the student is taken to: DemoPSD's barycenter
+
+
+@dataclass(frozen=True)
 class LearnReport:
     """What the learner ranks say of one step: means over all response tokens of the batch."""
 
     metrics: dict[str, float]
     stepped: bool  # False where the batch held no token to learn from
+    tables: dict[str, TokenTable] = field(default_factory=dict)  # by rollout id, for `TrainBatch.told`

@@ -10,6 +10,7 @@ A method (`DemoPSD`, `SDPO`, `OPSD`, `GRPO`) is a record of its settings. `loss_
 
 from demopsd_dist.objective.aggregate import token_weight
 from demopsd_dist.objective.barycenter import barycenter, gate, threshold_gate
+from demopsd_dist.objective.candidates import candidates, target_of
 from demopsd_dist.objective.demopsd import DemoPSD, DemoPSDLoss, demopsd_loss
 from demopsd_dist.objective.divergence import (
     atom_entropy,
@@ -48,6 +49,7 @@ __all__ = [
     "TokenViews",
     "atom_entropy",
     "barycenter",
+    "candidates",
     "coarsen",
     "demopsd_loss",
     "disagreement",
@@ -64,6 +66,7 @@ __all__ = [
     "reduced",
     "skewed_jsd_terms",
     "statistic",
+    "target_of",
     "threshold_gate",
     "token_weight",
     "top_k_support",

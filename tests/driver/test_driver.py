@@ -27,6 +27,7 @@ from demopsd_dist.run_folder import RunFolder
 from demopsd_dist.runlog import RunLog
 from demopsd_dist.sampling import prompts_of_step
 from demopsd_dist.scoring import InTurn
+from demopsd_dist.sinks import open_sinks
 from demopsd_dist.testing import StandInLearners, World, stand_in_crew
 from launch.task import build_task, run_of
 
@@ -47,7 +48,8 @@ class Run:
         self.crew = stand_in_crew(self.world)
         self.folder = RunFolder.create(self.config)
         self.console = StringIO()
-        with RunLog(self.folder, self.config.steps, Console(file=self.console, width=200)) as log:
+        console = Console(file=self.console, width=200)
+        with RunLog(self.folder, self.config.steps, console, open_sinks(self.config, self.folder)) as log:
             run = run_of(self.config, self.crew, task, log)
             try:
                 self.state = asyncio.run(train_through_failures(run, RunState(), "started"))

@@ -22,6 +22,7 @@ from demopsd_dist.run import Task
 from demopsd_dist.run_folder import RunFolder
 from demopsd_dist.runlog import RunLog
 from tests.real.conftest import RealCrew, Spares, demo, go_through, renew
+from tests.real.record import hold_metrics, hold_report, hold_samples
 from workers import teacher as teacher_module
 from workers.fleet import StandingFleet
 from workers.forward import load_causal_lm
@@ -124,6 +125,9 @@ def test_a_few_real_steps(crew: RealCrew, spares: Spares, task: Task, tmp_path: 
         assert record["learner/grad_norm"] > 0
         assert record["policy/age_steps_max"] == 0
     assert summary["logp_diff_max"] <= 1e-3
+    hold_metrics(steps)
+    hold_samples(tmp_path / "demo", task, lambda pairs: logits_of(MODEL_DIR, pairs))
+    hold_report(tmp_path / "demo")
 
     student = tmp_path / "student"
     asyncio.run(crew.roles.learners.export(student))

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from demopsd_dist import driver
+from demopsd_dist import driver, samples
 from launch.train import main
+from tests.browser.runs import a_run
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("configs/*.md"), *ROOT.glob("docs/*.md")])
@@ -47,6 +48,25 @@ def test_the_metrics_in_the_methods_page_are_recorded() -> None:
     assert len(names) > 10
     code = "".join(path.read_text() for room in ("demopsd_dist", "workers") for path in (ROOT / room).rglob("*.py"))
     assert [name for name in names if f'"{name}"' not in code] == []
+
+
+def test_the_samples_page_has_every_column() -> None:
+    text = (ROOT / "docs" / "samples.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| `(\w+)` \| (\S+) \| (.+) \|$", text, flags=re.MULTILINE)
+    assert {name: (kind, meaning) for name, kind, meaning in shown} == samples.COLUMNS
+
+
+def test_the_examples_of_the_samples_page_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pandas")
+    pytest.importorskip("duckdb")
+    a_run(tmp_path / "runs", steps=2, responses=8)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "samples.md").read_text(encoding="utf-8")
+    for example in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(example, {})
+        assert "disagreement" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,0 +1,193 @@
+// One line chart: series over steps, with intervals, a pointer that reads them off, and the numbers as a table.
+
+const CHART_HEIGHT = 190;
+const MARGIN = { left: 48, right: 12, top: 10, bottom: 24 };
+
+// series: [{name, colour, dash, points: [[x, y]], band: [[x, low, high]], dots}]
+function lineChart({ title, about, series, show = short, zero = false, log = false }) {
+  const there = series.filter((one) => one.points.length);
+  if (!there.length) return null;
+  const plot = el("div", { class: "plot" });
+  const tip = el("div", { class: "tip", role: "status", hidden: true });
+  const numbers = el("details", { class: "numbers" }, el("summary", {}, "Numbers"));
+  numbers.addEventListener("toggle", () => {
+    if (numbers.open && numbers.children.length === 1) numbers.append(el("div", { class: "scroll" }, numbersOf(there, show)));
+  });
+  const card = el(
+    "figure",
+    { class: "card chart" },
+    el("figcaption", {}, el("h3", {}, title), el("p", {}, about)),
+    there.length > 1 ? legend(there) : null,
+    plot,
+    tip,
+    numbers,
+  );
+  let drawn = 0;
+  new ResizeObserver(([entry]) => {
+    const width = Math.round(entry.contentRect.width);
+    if (width > 80 && width !== drawn) draw((drawn = width));
+  }).observe(plot);
+
+  function draw(width) {
+    const frame = scales(there, width, zero, log);
+    const picture = svg("svg", {
+      width,
+      height: CHART_HEIGHT,
+      viewBox: `0 0 ${width} ${CHART_HEIGHT}`,
+      role: "img",
+      tabindex: 0,
+      "aria-label": `${title}: ${there.map((one) => `${one.name} ${show(one.points.at(-1)[1])}`).join(", ")} at the end`,
+    });
+    axes(picture, frame, width, show);
+    for (const one of there) drawSeries(picture, one, frame);
+    pointer(picture, tip, there, frame, show);
+    plot.replaceChildren(picture);
+  }
+  return card;
+}
+
+function legend(series) {
+  return el("ul", { class: "legend" }, ...series.map((one) => el("li", {}, swatch(one), one.name)));
+}
+
+function swatch(one) {
+  return svg("svg", { width: 22, height: 10, "aria-hidden": "true" }, stroke(svg("path", { d: "M1 5H21" }), one));
+}
+
+function stroke(path, one) {
+  path.style.stroke = one.colour;
+  path.setAttribute("class", "line");
+  if (one.dash) path.setAttribute("stroke-dasharray", one.dash);
+  return path;
+}
+
+function scales(series, width, zero, log) {
+  const xs = series.flatMap((one) => one.points.map(([x]) => x));
+  const ys = series.flatMap((one) => [...one.points.map(([, y]) => y), ...(one.band ?? []).flatMap(([, low, high]) => [low, high])]);
+  let [x0, x1] = [Math.min(...xs), Math.max(...xs)];
+  if (x0 === x1) [x0, x1] = [x0 - 1, x1 + 1];
+  const positive = ys.filter((y) => y > 0);
+  const logged = log && positive.length > 0;
+  let [y0, y1] = logged ? [Math.min(...positive), Math.max(...positive)] : [Math.min(...ys), Math.max(...ys)];
+  if (zero && !logged) y0 = Math.min(y0, 0);
+  const to = logged ? Math.log10 : (y) => y;
+  let [low, high] = [to(y0), to(y1)];
+  if (low === high) [low, high] = zero && low === 0 ? [0, 1] : [low - (Math.abs(low) * 0.1 || 1), high + (Math.abs(high) * 0.1 || 1)];
+  const ticks = logged ? decades(low, high) : niceTicks(low, high, 4);
+  [low, high] = [Math.min(low, ticks[0]), Math.max(high, ticks.at(-1))];
+  const inner = width - MARGIN.left - MARGIN.right;
+  const tall = CHART_HEIGHT - MARGIN.top - MARGIN.bottom;
+  return {
+    x: (x) => MARGIN.left + (inner * (x - x0)) / (x1 - x0),
+    y: (y) => MARGIN.top + tall * (1 - (to(logged ? Math.max(y, 10 ** low) : y) - low) / (high - low)),
+    xTicks: niceTicks(x0, x1, Math.max(2, Math.floor(inner / 70))).filter((x) => x >= x0 && x <= x1 && Number.isInteger(x)),
+    yTicks: logged ? ticks.map((tick) => 10 ** tick) : ticks,
+    right: MARGIN.left + inner,
+    bottom: MARGIN.top + tall,
+  };
+}
+
+function niceTicks(low, high, count) {
+  const raw = (high - low) / count;
+  const size = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].map((factor) => factor * size).find((one) => one >= raw * 0.999);
+  const first = Math.floor(low / step + 1e-9);
+  const ticks = [];
+  for (let i = first; ; i++) {
+    ticks.push(Number((i * step).toPrecision(12)));
+    if (i * step >= high - step * 1e-9) return ticks;
+  }
+}
+
+function decades(low, high) {
+  const ticks = [];
+  const every = Math.max(1, Math.ceil((high - low) / 4));
+  for (let tick = Math.floor(low); ; tick += every) {
+    ticks.push(tick);
+    if (tick >= high) return ticks;
+  }
+}
+
+function axes(picture, frame, width, show) {
+  for (const tick of frame.yTicks) {
+    const y = frame.y(tick);
+    picture.append(
+      svg("path", { class: "rule", d: `M${MARGIN.left} ${y}H${frame.right}` }),
+      svg("text", { class: "tick", x: MARGIN.left - 8, y: y + 4, "text-anchor": "end" }, show(tick)),
+    );
+  }
+  for (const tick of frame.xTicks) {
+    picture.append(svg("text", { class: "tick", x: frame.x(tick), y: CHART_HEIGHT - 6, "text-anchor": "middle" }, String(tick)));
+  }
+}
+
+function drawSeries(picture, one, frame) {
+  if (one.band?.length > 1) {
+    const upper = one.band.map(([x, , high]) => `${frame.x(x)} ${frame.y(high)}`);
+    const lower = one.band.map(([x, low]) => `${frame.x(x)} ${frame.y(low)}`).reverse();
+    const band = svg("path", { class: "band", d: `M${[...upper, ...lower].join("L")}Z` });
+    band.style.fill = one.colour;
+    picture.append(band);
+  }
+  picture.append(stroke(svg("path", { d: `M${one.points.map(([x, y]) => `${frame.x(x)} ${frame.y(y)}`).join("L")}` }), one));
+  if (one.dots || one.points.length < 12) {
+    for (const [x, y] of one.points) {
+      const dot = svg("circle", { class: "dot", cx: frame.x(x), cy: frame.y(y), r: 3 });
+      dot.style.fill = one.colour;
+      picture.append(dot);
+    }
+  }
+}
+
+function pointer(picture, tip, series, frame, show) {
+  const xs = [...new Set(series.flatMap((one) => one.points.map(([x]) => x)))].sort((a, b) => a - b);
+  const values = series.map((one) => new Map(one.points));
+  const bands = series.map((one) => new Map((one.band ?? []).map(([x, ...bounds]) => [x, bounds])));
+  const line = svg("path", { class: "cursor", d: "" });
+  picture.append(line);
+  let at = -1;
+
+  function point(place) {
+    at = clamp(place, 0, xs.length - 1);
+    const x = xs[at];
+    line.setAttribute("d", `M${frame.x(x)} ${MARGIN.top}V${frame.bottom}`);
+    const rows = series.flatMap((one, i) => {
+      if (!values[i].has(x)) return [];
+      const interval = bands[i].get(x);
+      const between = interval ? ` (${show(interval[0])} to ${show(interval[1])})` : "";
+      return [el("div", {}, swatch(one), `${one.name} `, el("b", {}, show(values[i].get(x))), between)];
+    });
+    tip.replaceChildren(el("div", { class: "tip-head" }, `step ${x}`), ...rows);
+    tip.hidden = false;
+    const left = frame.x(x) > picture.clientWidth / 2;
+    tip.classList.toggle("left", left);
+  }
+  function leave() {
+    at = -1;
+    tip.hidden = true;
+    line.setAttribute("d", "");
+  }
+  picture.addEventListener("pointermove", (event) => {
+    const x = event.clientX - picture.getBoundingClientRect().left;
+    let nearest = 0;
+    xs.forEach((one, i) => {
+      if (Math.abs(frame.x(one) - x) < Math.abs(frame.x(xs[nearest]) - x)) nearest = i;
+    });
+    point(nearest);
+  });
+  picture.addEventListener("pointerleave", leave);
+  picture.addEventListener("blur", leave);
+  picture.addEventListener("keydown", (event) => {
+    const moves = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: xs.length - 1 };
+    if (event.key === "Escape") leave();
+    if (!(event.key in moves)) return;
+    event.preventDefault();
+    point(at < 0 && event.key === "ArrowLeft" ? xs.length - 1 : moves[event.key]);
+  });
+}
+
+function numbersOf(series, show) {
+  const xs = [...new Set(series.flatMap((one) => one.points.map(([x]) => x)))].sort((a, b) => a - b);
+  const values = series.map((one) => new Map(one.points));
+  return table(["step", ...series.map((one) => one.name)], xs.map((x) => [String(x), ...values.map((of) => (of.has(x) ? show(of.get(x)) : ""))]));
+}

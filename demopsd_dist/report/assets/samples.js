@@ -1,0 +1,204 @@
+// The list of samples: found, filtered and sorted here, and only the rows in sight are elements.
+
+const ROW = 66;
+const state = { measure: "alpha", chosen: null };
+const SORTS = [
+  ["peak", "most disagreement at a token"],
+  ["disagreement", "most disagreement, mean"],
+  ["entropy", "most entropy, mean"],
+  ["new", "latest step first"],
+  ["old", "first step first"],
+  ["long", "longest first"],
+];
+
+async function showSamples() {
+  const place = byId("samples");
+  const withSamples = RUNS.map((run, number) => ({ run, number })).filter(({ run }) => run.samples);
+  if (!withSamples.length) {
+    place.append(el("p", { class: "note" }, "No samples were kept: samples.every_steps was 0, or no step is done."));
+    return;
+  }
+  const entries = [];
+  for (const { run, number } of withSamples) {
+    const columns = await unpack(`index-${number}`);
+    const names = Object.keys(columns).filter((name) => name !== "arrays");
+    for (let i = 0; i < run.samples; i++) {
+      const entry = { run: number, place: i };
+      for (const name of names) entry[name] = columns[name][i];
+      entries.push(entry);
+    }
+  }
+  const list = sampleList(entries);
+  place.append(list.controls, el("div", { class: "split" }, list.box, list.detail));
+  list.refresh();
+}
+
+function sampleList(entries) {
+  const fields = [...new Set(entries.map((entry) => entry.field))].sort();
+  const steps = [...new Set(entries.map((entry) => entry.step))].sort((a, b) => a - b);
+  const peak = Math.max(...entries.map((entry) => entry.peak ?? 0));
+  const option = ([value, text]) => el("option", { value }, text);
+  const changed = { onchange: () => refresh() };
+  const search = el("input", { type: "search", id: "search", placeholder: "question or response", oninput: () => searchSoon() });
+  const field = el("select", { id: "field", ...changed }, ...[["", "any"], ...fields.map((name) => [name, name])].map(option));
+  const reward = el("select", { id: "reward", ...changed }, ...[["", "any"], ["right", "right"], ["wrong", "wrong"]].map(option));
+  const step = el("select", { id: "step", ...changed }, ...[["", "any"], ...steps.map((one) => [String(one), String(one)])].map(option));
+  const run = el("select", { id: "run", ...changed }, ...[["", "any"], ...RUNS.map((one, i) => [String(i), one.name])].map(option));
+  const sort = el("select", { id: "sort", ...changed }, ...(peak ? SORTS : SORTS.filter(([key]) => !["peak", "disagreement"].includes(key))).map(option));
+  const least = el("input", { type: "range", id: "least", min: 0, max: 1, step: 0.01, value: 0, oninput: () => refresh() });
+  const leastSaid = el("output", { for: "least" });
+  const learned = el("input", { type: "checkbox", id: "learned", ...changed });
+  const labelled = (text, input, ...more) => el("label", { class: "field", for: input.id }, el("span", {}, text), input, ...more);
+  const count = el("p", { class: "count", role: "status" });
+  const controls = el(
+    "form",
+    { class: "controls", onsubmit: (event) => event.preventDefault() },
+    labelled("Search", search),
+    MANY ? labelled("Run", run) : null,
+    labelled("Field", field),
+    labelled("Reward", reward),
+    labelled("Step", step),
+    labelled("Sort by", sort),
+    peak ? el("label", { class: "field", for: "least" }, el("span", {}, "Disagreement at least", leastSaid), least) : null,
+    el("label", { class: "check", for: "learned" }, learned, "learned from only"),
+  );
+  const rows = el("div", { class: "rows", role: "listbox", "aria-label": "Samples", tabindex: 0 });
+  const space = el("div", { class: "space" });
+  rows.append(space);
+  const box = el("div", { class: "list" }, count, rows);
+  const detail = el("article", { class: "card detail", "aria-label": "The chosen sample" });
+  let found = [];
+  let texts = null;
+  let asked = 0;
+
+  // Previews are here from the start; whole texts are unpacked when someone first searches.
+  async function searchSoon() {
+    const mine = ++asked;
+    if (search.value && !texts) {
+      count.textContent = "reading all texts …";
+      texts = await allTexts(entries);
+    }
+    if (mine === asked) refresh();
+  }
+
+  function refresh() {
+    const words = search.value.trim().toLowerCase();
+    const bound = peak * Number(least.value);
+    leastSaid.textContent = ` ${short(bound)} nats`;
+    found = entries.filter(
+      (entry, i) =>
+        (!run.value || entry.run === Number(run.value)) &&
+        (!field.value || entry.field === field.value) &&
+        (!reward.value || entry.reward >= 0.5 === (reward.value === "right")) &&
+        (!step.value || entry.step === Number(step.value)) &&
+        (bound === 0 || (entry.peak ?? 0) >= bound) &&
+        (!learned.checked || entry.learned) &&
+        (!words || (texts ? texts[i] : `${entry.question} ${entry.response}`.toLowerCase()).includes(words)),
+    );
+    const keys = { peak: (e) => -(e.peak ?? -1), disagreement: (e) => -(e.disagreement ?? -1), entropy: (e) => -(e.entropy ?? -1), new: (e) => -e.step, old: (e) => e.step, long: (e) => -e.tokens };
+    const key = keys[sort.value];
+    found.sort((a, b) => key(a) - key(b));
+    const kept = sum(RUNS.map((one) => one.kept));
+    const more = kept > entries.length ? `, evenly out of ${kept.toLocaleString("en")} kept` : "";
+    count.textContent = `${found.length.toLocaleString("en")} of ${plural(entries.length, "sample")}${more}`;
+    space.style.height = `${found.length * ROW}px`;
+    rows.scrollTop = 0;
+    if (!found.includes(state.chosen)) choose(found[0] ?? null);
+    draw();
+  }
+
+  function draw() {
+    const first = Math.max(Math.floor(rows.scrollTop / ROW) - 4, 0);
+    const shown = found.slice(first, first + Math.ceil(rows.clientHeight / ROW) + 8);
+    space.replaceChildren(...shown.map((entry, i) => rowOf(entry, first + i)));
+    const chosen = found.indexOf(state.chosen);
+    if (chosen >= first && chosen < first + shown.length) rows.setAttribute("aria-activedescendant", `row-${chosen}`);
+    else rows.removeAttribute("aria-activedescendant");
+  }
+
+  function rowOf(entry, place) {
+    const right = entry.reward >= 0.5;
+    const node = el(
+      "div",
+      { class: "row", role: "option", id: `row-${place}`, "aria-selected": String(entry === state.chosen), "aria-posinset": place + 1, "aria-setsize": found.length, "--peak": peak ? clamp((entry.peak ?? 0) / peak, 0, 1).toFixed(3) : 0, onclick: () => choose(entry) },
+      el("span", { class: right ? "verdict right" : "verdict wrong" }, right ? "✓" : "✗", el("span", { class: "hidden" }, right ? " right" : " wrong")),
+      el("span", { class: "row-question" }, entry.question),
+      el("span", { class: "row-response" }, entry.response || "(empty)"),
+      el("span", { class: "row-facts" }, `${MANY ? `${RUNS[entry.run].name} · ` : ""}step ${entry.step} · ${entry.field}${entry.peak === null ? "" : ` · peak d ${short(entry.peak)}`}`),
+    );
+    node.style.top = `${place * ROW}px`;
+    return node;
+  }
+
+  async function choose(entry) {
+    state.chosen = entry;
+    draw();
+    if (!entry) {
+      detail.replaceChildren(el("p", { class: "note" }, "No sample is like that. Take a filter away."));
+      return;
+    }
+    const { block_samples: size } = RUNS[entry.run];
+    const number = Math.floor(entry.place / size);
+    const [tokens, read] = await Promise.all([block(`tokens-${entry.run}-${number}`), block(`texts-${entry.run}-${number}`)]);
+    if (state.chosen !== entry) return;
+    const place = entry.place % size;
+    const of = Object.fromEntries(Object.entries(read).filter(([name]) => name !== "arrays").map(([name, column]) => [name, column[place]]));
+    detail.replaceChildren(...tokenView(RUNS[entry.run], entry, sampleOf(tokens, place), of));
+  }
+
+  rows.addEventListener("scroll", () => requestAnimationFrame(draw), { passive: true });
+  rows.addEventListener("keydown", (event) => {
+    const at = found.indexOf(state.chosen);
+    const page = Math.floor(rows.clientHeight / ROW);
+    const moves = { ArrowUp: at - 1, ArrowDown: at + 1, PageUp: at - page, PageDown: at + page, Home: 0, End: found.length - 1 };
+    if (!(event.key in moves) || !found.length) return;
+    event.preventDefault();
+    const next = clamp(moves[event.key], 0, found.length - 1);
+    if (next * ROW < rows.scrollTop) rows.scrollTop = next * ROW;
+    if ((next + 1) * ROW > rows.scrollTop + rows.clientHeight) rows.scrollTop = (next + 1) * ROW - rows.clientHeight;
+    choose(found[next]);
+  });
+  new ResizeObserver(draw).observe(rows);
+  state.search = (words) => {
+    search.value = words;
+    searchSoon();
+  };
+  return { controls, box, detail, refresh };
+}
+
+async function allTexts(entries) {
+  const found = new Array(entries.length);
+  const read = new Map();
+  for (const [i, entry] of entries.entries()) {
+    const { block_samples: size } = RUNS[entry.run];
+    const id = `texts-${entry.run}-${Math.floor(entry.place / size)}`;
+    if (!read.has(id)) read.set(id, await unpack(id));
+    const block = read.get(id);
+    found[i] = `${block.question[entry.place % size]}\n${block.response[entry.place % size]}`.toLowerCase();
+  }
+  return found;
+}
+
+// Which tokens all the disagreement is about.
+function showTelling() {
+  const cards = RUNS.filter((run) => run.telling?.length).map((run) => {
+    const most = run.telling[0].share || 1;
+    const rows = run.telling.filter((one, i) => i < 16 && (i < 6 || one.share > 0.002)).map((one) =>
+      el(
+        "li",
+        {},
+        el("code", { class: "chip" }, ...visible(one.text)),
+        el("span", { class: "bar", "--part": one.share / most, "--run": "var(--heat-disagreement)" }, el("i", {})),
+        el("span", { class: "bar-value" }, `${percent(one.share, 1)} · d ${short(one.disagreement)} · α ${short(one.alpha)} · ${one.count.toLocaleString("en")}×`),
+      ),
+    );
+    const of = MANY ? `: ${run.name}` : "";
+    return el(
+      "figure",
+      { class: "card" },
+      el("figcaption", {}, el("h3", {}, `Where the solution speaks${of}`), el("p", {}, "Tokens by their part of all disagreement in the samples kept; then their mean disagreement, mean alpha, and how often they come.")),
+      el("ul", { class: "bars telling" }, ...rows),
+    );
+  });
+  byId("telling").append(...cards);
+}

@@ -1,0 +1,43 @@
+"""Report: `python -m launch.report RUN [RUN ...] [--out FILE.html]`
+
+Writes one page that shows a run, or several beside each other, and needs nothing else: no network and no server. Of one
+run it is `report.html` in its folder. Exit code 0 when written, 2 for wrong input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from demopsd_dist.errors import ConfigError
+from demopsd_dist.report import write_report
+from demopsd_dist.run_folder import RunFolder
+from launch.command import exit_code_of
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
+    parser.add_argument(
+        "--out", type=Path, help="the page; default: report.html in the run folder, or here for several"
+    )
+    arguments = parser.parse_args(argv)
+    return exit_code_of(lambda: run(arguments.runs, arguments.out))
+
+
+def run(folders: Sequence[Path], out: Path | None) -> int:
+    if len(set(folders)) < len(folders):
+        raise ConfigError("a run folder is given twice. Give each once.")
+    if out is None:
+        out = RunFolder(folders[0] if len(folders) == 1 else Path()).report
+    path = write_report(folders, out)
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

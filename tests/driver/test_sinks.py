@@ -1,0 +1,108 @@
+"""Where figures go: the same numbers in every sink, under names that are in the table of metrics."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from demopsd_dist import metrics, samples, sinks
+from demopsd_dist.config import load
+from demopsd_dist.errors import ConfigError, DataError
+from demopsd_dist.run import Task
+from demopsd_dist.run_folder import RunFolder
+from launch import report
+from launch.watch import watch
+from tests.driver.test_driver import DEMO, Run, task
+
+__all__ = ["task"]
+
+
+def test_every_metric_of_a_run_is_in_the_table(tmp_path: Path, task: Task) -> None:
+    run = Run(tmp_path, task, "steps=2", "leakage.every_steps=1")
+    names = {name for line in run.log_of_steps() for name in line} - {"step"}
+    assert len(names) > 20
+    assert [name for name in sorted(names) if metrics.find(name) is None] == []
+
+
+def test_samples_of_a_run(tmp_path: Path, task: Task) -> None:
+    """Every second step; as many as asked; those learned from with their tokens."""
+    run = Run(tmp_path, task, "steps=3", "samples.every_steps=2", "samples.responses=10", skill=0.15)
+    files = samples.files(run.folder.samples)
+    assert [path.name for path in files] == ["step-000001.parquet", "step-000003.parquet"]
+    rows = samples.read(files[1])
+    assert len({(row["prompt_id"], row["sample"]) for row in rows}) == 10
+    learned = {item.lesson.rollout.id for item in run.batches[2].items}
+    for row in rows:
+        assert row["step"] == 3
+        assert row["learned"] == (f"{row['prompt_id']}#{row['sample']}" in learned)
+        assert (row["alpha"] is not None) == row["learned"]
+        assert len(row["token_texts"]) == len(row["token_ids"]) == len(row["response"]), "a stand-in's token is a byte"
+        assert set(row["versions"]) == {2}
+        assert row["privileged_view"] is None or row["expected"] in row["privileged_view"]
+    assert {row["learned"] for row in rows} == {True, False}
+    assert "time/samples_s" in run.log_of_steps()[0]
+    assert "time/samples_s" not in run.log_of_steps()[1]
+
+
+def test_tensorboard_has_the_figures(tmp_path: Path, task: Task) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: make setup")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = Run(tmp_path, task, "steps=2", "sinks.tensorboard=true")
+    events = EventAccumulator(str(run.folder.path / "tensorboard"))
+    events.Reload()
+    found = {event.step: event.value for event in events.Scalars("rollout/reward_mean")}
+    assert found == pytest.approx({line["step"]: line["rollout/reward_mean"] for line in run.log_of_steps()})
+    accuracy = [(event.step, event.value) for event in events.Scalars("evaluation/test/mean/average")]
+    assert [step for step, _ in accuracy] == [0, 2]
+    assert accuracy[-1][1] == pytest.approx(run.summary["accuracy_after"]["average"])
+
+
+def test_wandb_offline_has_the_figures(tmp_path: Path, task: Task) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed: make setup")
+    run = Run(tmp_path, task, "steps=2", "sinks.wandb=offline")
+    (written,) = (run.folder.path / "wandb").glob("offline-run-*/run-*.wandb")
+    assert b"rollout/reward_mean" in written.read_bytes()
+    assert b"evaluation/test/mean/average" in written.read_bytes()
+
+
+def test_a_sink_without_its_package_names_the_command() -> None:
+    for word, message in (
+        ("sinks.tensorboard=true", "sinks.tensorboard=true needs a package that is not installed: pip install tensor"),
+        ("sinks.wandb=offline", "sinks.wandb=offline needs a package that is not installed: pip install wandb."),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            sinks.check_sinks(load(DEMO, [word]), there=lambda package: False)
+    sinks.check_sinks(load(DEMO), there=lambda package: False)
+
+
+def test_watch_says_what_the_run_said(tmp_path: Path, task: Task) -> None:
+    run = Run(tmp_path, task, "steps=3")
+    run.folder.write_summary(run.summary)
+    file = StringIO()
+    assert watch(run.folder, Console(file=file, width=200, soft_wrap=True, highlight=False)) == 0
+    said, seen = run.console.getvalue().splitlines(), file.getvalue().splitlines()
+    assert seen[: len(said)] == said
+    assert seen[len(said)].startswith("step 3  ")
+    assert any(line.startswith("expected ") for line in seen[len(said) :])
+
+
+def test_a_folder_of_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DataError, match=r"is no run folder: it has no metrics.jsonl"):
+        watch(RunFolder(tmp_path), Console(file=StringIO()))
+    assert report.main([str(tmp_path)]) == 2
+    assert "is no run folder: it has no metrics.jsonl. Give a folder below runs/." in capsys.readouterr().err
+
+
+def test_the_report_of_a_run(tmp_path: Path, task: Task, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(tmp_path, task, "steps=2")
+    assert report.main([str(run.folder.path)]) == 0
+    assert f"{run.folder.report} (" in capsys.readouterr().out
+    page = run.folder.report.read_text(encoding="utf-8")
+    assert "://" not in page.replace("http://www.w3.org/2000/svg", ""), "nothing from elsewhere"
+    config = page.split('id="data">')[1].split("</script>")[0]
+    assert json.loads(config)["runs"][0]["samples"] == 48
