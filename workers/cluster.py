@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import socket
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from workers.placement import Bundle, check_fits
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 DISABLED = "disabled"
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+ANSWER_S = 10.0
 _OTHER_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # what Ray calls it; without it, it listens on loopback alone
 
 
@@ -73,7 +76,8 @@ def _connect(address: str) -> None:
 
     if os.environ.get(MODE) != DISABLED:
         _refuse_without_token(address)
-    _listen_to_other_nodes(True)
+    host = _host_that_answers(address)
+    _listen_to_other_nodes(host not in LOOPBACK)
     _authenticate()
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
@@ -84,6 +88,22 @@ def _connect(address: str) -> None:
         ) from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(f"ray_address={address}: no cluster can be joined there ({error}).") from None
+
+
+def _host_that_answers(address: str) -> str | None:
+    """Of an address that names one. Ray itself would try for a quarter of an hour.
+
+    Raises:
+        ConfigError: nothing answers there.
+    """
+    if address == "auto":
+        return None
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except OSError as error:
+        raise ConfigError(f"ray_address={address}: no cluster answers there ({error.strerror or error}).") from None
+    return host
 
 
 def _refuse_without_token(address: str) -> None:

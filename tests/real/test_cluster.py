@@ -106,4 +106,4 @@ def test_without_the_token_nobody_joins(
 def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
     refused = joining(tmp_path, "127.0.0.1:1", RAY_AUTH_TOKEN="0" * 64)
     assert refused.returncode == 2, refused.stderr
-    assert "ray_address=127.0.0.1:1: no cluster can be joined there" in refused.stderr
+    assert "ray_address=127.0.0.1:1: no cluster answers there (Connection refused)." in refused.stderr
