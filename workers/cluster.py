@@ -140,19 +140,19 @@ def _listen_to_other_nodes(wanted: bool) -> None:
 
 
 def _private_folder() -> Path:
-    """For Ray's sockets and logs; those in its usual place may be written by everybody on the machine.
+    """For Ray's sockets and logs. Ray lets everybody write into its own folder, so it is one inside of another.
 
     Raises:
-        ConfigError: others can write there.
+        ConfigError: others can enter that.
     """
-    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / f"demopsd-ray-{os.getuid()}"
+    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / f"demopsd-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
         raise ConfigError(
             f"{folder} must be a folder of yours that nobody else can enter. Remove it, or set RAY_TMPDIR."
         )
-    return folder
+    return folder / "ray"
 
 
 @contextmanager
