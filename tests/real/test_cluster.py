@@ -58,7 +58,7 @@ def test_a_token_of_its_own_is_with_its_processes_alone(ray_here: None, tmp_path
     files = [path for path in session.rglob("*") if path.is_file()]
     assert len(files) > 10
     assert [path for path in files if token.encode() in path.read_bytes()] == []
-    folder = session.parent.stat()
+    folder = session.parents[1].stat()
     assert (stat.S_IMODE(folder.st_mode), folder.st_uid) == (0o700, os.getuid()), "nobody else can reach its sockets"
 
 
