@@ -52,6 +52,7 @@ WORDS = (
     "data.test=null",
     "data.ood=null",
     "leakage.every_steps=0",
+    "samples.every_steps=0",
     "checkpoint.every_steps=3",
     "checkpoint.keep=3",
     f"limits.silence_s={SILENCE_S}",

@@ -66,7 +66,7 @@ def _start() -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level="ERROR",
-            _temp_dir=str(_private_folder()),
+            _temp_dir=str(_private_folder() / "ray"),  # Ray opens its own folder to everybody: it must lie in one
         )
 
 

@@ -13,7 +13,7 @@ class SamplesConfig:
 
     every_steps: int = 1
     """Keep some at step 1 and then after so many steps; >= 0. 0 for never."""
-    responses: int = 32
+    responses: int = 16
     """Of a step, drawn at random; > 0."""
     tokens: int = 2048
     """Of a response of which single tokens are told, from its start; > 0. Its text is always whole."""

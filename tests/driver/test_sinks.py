@@ -105,4 +105,4 @@ def test_the_report_of_a_run(tmp_path: Path, task: Task, capsys: pytest.CaptureF
     page = run.folder.report.read_text(encoding="utf-8")
     assert "://" not in page.replace("http://www.w3.org/2000/svg", ""), "nothing from elsewhere"
     config = page.split('id="data">')[1].split("</script>")[0]
-    assert json.loads(config)["runs"][0]["samples"] == 48
+    assert json.loads(config)["runs"][0]["samples"] == 32
