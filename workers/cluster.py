@@ -66,44 +66,35 @@ def _start() -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level="ERROR",
-            _temp_dir=str(_private_folder() / "ray"),  # Ray opens its own folder to everybody: it must lie in one
+            _temp_dir=str(_private_folder()),
         )
 
 
 def _connect(address: str) -> None:
     import ray
-    from ray.exceptions import AuthenticationError
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+    from ray._raylet import GcsClient
+    from ray.exceptions import AuthenticationError, RayError
 
     if os.environ.get(MODE) != DISABLED:
         _refuse_without_token(address)
-    host = _host_that_answers(address)
-    _listen_to_other_nodes(host not in LOOPBACK)
-    _authenticate()
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        found = canonicalize_bootstrap_address_or_die(address) if address == "auto" else address
+        host, _, port = found.rpartition("/")[2].rpartition(":")
+        # Ray itself would try for minutes where nothing answers, and for many seconds with a wrong token.
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+        _listen_to_other_nodes(host not in LOOPBACK)
+        _authenticate()
+        if not found.startswith("ray://"):
+            GcsClient(address=found)
+        ray.init(address=found, log_to_driver=False, logging_level="ERROR")
     except AuthenticationError:
         raise ConfigError(
             f"ray_address={address}: the cluster refuses the token. {TOKEN}, or the file that {TOKEN_PATH} names, or "
             "~/.ray/auth_token must hold the one that its nodes were started with."
         ) from None
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (RayError, OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"ray_address={address}: no cluster can be joined there ({error}).") from None
-
-
-def _host_that_answers(address: str) -> str | None:
-    """Of an address that names one. Ray itself would try for a quarter of an hour.
-
-    Raises:
-        ConfigError: nothing answers there.
-    """
-    if address == "auto":
-        return None
-    host, _, port = address.rpartition("/")[2].rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
-    except OSError as error:
-        raise ConfigError(f"ray_address={address}: no cluster answers there ({error.strerror or error}).") from None
-    return host
 
 
 def _refuse_without_token(address: str) -> None:
