@@ -73,7 +73,7 @@ def _start() -> None:
 def _connect(address: str) -> None:
     import ray
     from ray._private.services import canonicalize_bootstrap_address_or_die
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.exceptions import AuthenticationError, RayError
 
     if os.environ.get(MODE) != DISABLED:
