@@ -23,6 +23,7 @@ from demopsd_dist.data.records import LearnReport, Lesson, Prompt, Rollout, Scor
 from demopsd_dist.driver import train_through_failures
 from demopsd_dist.methods import Forwards
 from demopsd_dist.planning.assumed import STAGES
+from demopsd_dist.planning.hardware import fleet_of
 from demopsd_dist.planning.job import Split, Traffic, job_of
 from demopsd_dist.planning.shape import shape_of
 from demopsd_dist.planning.steps import step_seconds
@@ -45,6 +46,7 @@ DONE = {
     "evenly": [(i + 1) / 8 for i in range(8)],
     "one late": [0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 1.0],
 }
+FIVE = fleet_of("5xh100")  # devices, one for each worker
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
 
@@ -191,7 +193,7 @@ def simulations() -> Iterator[dict[str, Any]]:
                     "ahead": ahead,
                     "on_publish": "wait" if waits else "keep",
                     "simulated_s": simulated_step(split, seconds, done, task, waits=waits),
-                    "planned_s": step_seconds(of, split, seconds, tuple(done)),
+                    "planned_s": step_seconds(of, split, FIVE, seconds, tuple(done)),
                 }
 
 

@@ -45,7 +45,7 @@ def plan(job: Job, split: Split, fleet: Fleet, calibration: Calibration) -> Plan
         split,
         seconds,
         done,
-        step_seconds(job, split, seconds, done),
+        step_seconds(job, split, fleet, seconds, done),
         memory,
         shortfalls(job, split, fleet, memory),
     )
@@ -80,18 +80,31 @@ def _own(asked: int, threads: int, fleet: Fleet) -> float:
     return threads * min(1.0, fleet.size / max(asked, 1))
 
 
-def step_seconds(job: Job, split: Split, seconds: Mapping[str, float], done: Sequence[float]) -> float:
+def step_seconds(job: Job, split: Split, fleet: Fleet, seconds: Mapping[str, float], done: Sequence[float]) -> float:
     """From one publish to the next.
 
-    On shared devices the roles take turns: what one does, another has to wait for, ahead or not. On their own, scoring
-    runs beside sampling and only its tail is waited for; ahead of the learners, the next batch is sampled while they
-    learn.
+    Scoring runs beside sampling, and its tail alone is waited for; ahead of the learners, the next batch is sampled
+    while they learn. On shared devices no step is shorter than all that is done in it, on all devices together.
     """
-    if split.shared:
-        return sum(seconds.values())
     if split.ahead:
-        return overlapped_step_s(seconds, done, split.ahead, job.waits_on_publish)
-    return sum(seconds[stage] for stage in ("sample", "learn", "publish", "driver")) + tail_seconds(seconds, done)
+        step_s = overlapped_step_s(seconds, done, split.ahead, job.waits_on_publish)
+    else:
+        step_s = sum(seconds[stage] for stage in ("sample", "learn", "publish", "driver")) + tail_seconds(seconds, done)
+    return max(step_s, _done_together_s(split, fleet, seconds)) if split.shared else step_s
+
+
+def _done_together_s(split: Split, fleet: Fleet, seconds: Mapping[str, float]) -> float:
+    """Device-seconds of a step over the number of devices. On a GPU whoever is at work has all of it."""
+    devices = dict.fromkeys(STAGES, float(fleet.size))
+    if fleet.device.shared:
+        devices |= {
+            "sample": split.rollout * split.rollout_threads,
+            "support": split.learner * split.learner_threads,
+            "score": split.teacher * split.teacher_threads,
+            "learn": split.learner * split.learner_threads,
+            "driver": 1,
+        }
+    return sum(seconds[stage] * min(1.0, devices[stage] / fleet.size) for stage in STAGES)
 
 
 def tail_seconds(seconds: Mapping[str, float], done: Sequence[float]) -> float:

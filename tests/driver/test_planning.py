@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.plan_simulated import DEMO, simulated_step
+from benchmarks.plan_simulated import DEMO, FIVE, simulated_step
 from benchmarks.step import task_of
 from demopsd_dist.config import load
 from demopsd_dist.planning.assumed import STAGES
@@ -35,7 +35,7 @@ def test_stages_are_put_together_as_the_driver_does(
     """The driver runs for real, on a clock that jumps from event to event, with roles that sleep."""
     seconds = dict(zip(STAGES, stages, strict=True))
     split = Split(2, 1, 2, ahead)
-    planned = step_seconds(job(f"rollout.on_publish={on_publish}"), split, seconds, tuple(done))
+    planned = step_seconds(job(f"rollout.on_publish={on_publish}"), split, FIVE, seconds, tuple(done))
     simulated = simulated_step(split, seconds, done, task, waits=on_publish == "wait")
     assert planned == pytest.approx(simulated, rel=0.03)
 
