@@ -133,7 +133,7 @@ def under_fire(blows: Sequence[Blow], *words: str, output: Path | None = None) -
         config: Config = load(DEMO, [*SMALL, f"steps={steps}", f"output_dir={output or folder}", *words])
         model = model_folder(config)
         task = build_task(config, model, load_data(config.data).questions)[0]
-        console = Console(file=StringIO(), width=500)
+        console = Console(file=StringIO(), width=10_000)
 
         async def go(log: Saboteur) -> Any:
             actors = RayCrew(config, model, log.note)

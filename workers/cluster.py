@@ -57,8 +57,7 @@ def _start() -> None:
     """With a token of its own, which no file holds: only the processes that Ray starts now have it."""
     import ray
 
-    _listen_to_other_nodes(False)
-    with _environment(TOKEN, secrets.token_hex(32)):
+    with _environment(TOKEN, secrets.token_hex(32)), _listening_to_other_nodes(False):
         _authenticate()
         ray.init(
             address="local",
@@ -83,11 +82,11 @@ def _connect(address: str) -> None:
         host, _, port = found.rpartition("/")[2].rpartition(":")
         # Ray itself would try for minutes where nothing answers, and for many seconds with a wrong token.
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
-        _listen_to_other_nodes(host not in LOOPBACK)
-        _authenticate()
-        if not found.startswith("ray://"):
-            GcsClient(address=found)
-        ray.init(address=found, log_to_driver=False, logging_level="ERROR")
+        with _listening_to_other_nodes(host not in LOOPBACK):
+            _authenticate()
+            if not found.startswith("ray://"):
+                GcsClient(address=found)
+            ray.init(address=found, log_to_driver=False, logging_level="ERROR")
     except AuthenticationError:
         raise ConfigError(
             f"ray_address={address}: the cluster refuses the token. {TOKEN}, or the file that {TOKEN_PATH} names, or "
@@ -122,12 +121,15 @@ def _authenticate() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _listen_to_other_nodes(wanted: bool) -> None:
-    """Ray's own services on all interfaces, or on loopback alone. It reads the variable when it is imported."""
+@contextmanager
+def _listening_to_other_nodes(wanted: bool) -> Iterator[None]:
+    """Ray's own services, of those that start inside, on all interfaces, or on loopback alone. This process has read
+    the variable already, when it imported Ray."""
     from ray._private import ray_constants
 
-    os.environ[_OTHER_NODES] = str(int(wanted))
     ray_constants.ENABLE_RAY_CLUSTER = wanted
+    with _environment(_OTHER_NODES, str(int(wanted))):
+        yield
 
 
 def _private_folder() -> Path:

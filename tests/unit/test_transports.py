@@ -57,7 +57,7 @@ def test_shared_memory_carries_buckets_and_leaves_no_name() -> None:
 
 def test_memory_out_of_reach_is_explained() -> None:
     memory = SharedMemory(SIZES)
-    with pytest.raises(LostStateError, match=r"cannot be mapped: .* Set weights.transport=object_store\.$"):
+    with pytest.raises(LostStateError, match=r"cannot be mapped: .* set weights.transport=object_store\.$"):
         mapped(replace(memory.segment, descriptor=9999))
 
 
