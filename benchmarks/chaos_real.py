@@ -74,7 +74,7 @@ class Saboteur(RunLog):
     apart = 3
 
     def __enter__(self) -> Saboteur:
-        self.born = time.time()
+        self.others = {process.pid for process in psutil.Process().children(recursive=True)}  # of other runs
         self.struck: list[tuple[Blow, int, float]] = []
         self.ends: list[tuple[int, float]] = []
         super().__enter__()
@@ -100,8 +100,7 @@ class Saboteur(RunLog):
         mine = [
             process
             for process in psutil.Process().children(recursive=True)
-            if f"ray::{blow.role.capitalize()}Worker" in " ".join(process.cmdline())
-            and process.create_time() > self.born
+            if f"ray::{blow.role.capitalize()}Worker" in " ".join(process.cmdline()) and process.pid not in self.others
         ]
         os.kill(mine[0].pid, blow.how)
 
