@@ -74,7 +74,7 @@ class Saboteur(RunLog):
     apart = 3
 
     def __enter__(self) -> Saboteur:
-        self.others = {process.pid for process in psutil.Process().children(recursive=True)}  # of other runs
+        self.others = {process.pid for role in ROLES for process in actors(role)}  # of other runs
         self.struck: list[tuple[Blow, int, float]] = []
         self.ends: list[tuple[int, float]] = []
         super().__enter__()
@@ -97,12 +97,14 @@ class Saboteur(RunLog):
         return self.last_step >= self.apart + (self.struck[-1][1] if self.struck else 0)
 
     def _strike(self, blow: Blow) -> None:
-        mine = [
-            process
-            for process in psutil.Process().children(recursive=True)
-            if f"ray::{blow.role.capitalize()}Worker" in " ".join(process.cmdline()) and process.pid not in self.others
-        ]
-        os.kill(mine[0].pid, blow.how)
+        mine = [process.pid for process in actors(blow.role) if process.pid not in self.others]
+        os.kill(mine[0], blow.how)
+
+
+def actors(role: str) -> list[psutil.Process]:
+    """The processes of this role that are descendants of this one."""
+    name = f"ray::{role.capitalize()}Worker"
+    return [p for p in psutil.Process().children(recursive=True) if name in " ".join(p.cmdline())]
 
 
 @dataclass

@@ -114,10 +114,9 @@ class RolloutFleet:
                     )
             return answer.result()
         finally:
-            if not answer.done():
-                answer.cancel()
-                with suppress(asyncio.CancelledError, Exception):
-                    await answer
+            answer.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await answer  # also what it has failed with, where nobody waits any more
 
     async def _pulse(self, rank: int, silence_s: float, what: str) -> int:
         try:
