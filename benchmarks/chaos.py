@@ -61,7 +61,7 @@ def told(found: Outcome, calm: Outcome) -> Row:
         "undone": found.account.undone,
         "lost": faults.get("samples are lost: neither trained nor dropped", 0),
         "doubled": faults.get("samples were trained more than once", 0),
-        "audit": faults,
+        "audit": faults,  # a checkpoint that was torn and that no resume met is one
         "other_steps": sum(found.learned.get(step) != names for step, names in calm.learned.items()),
         "seconds": round(found.seconds, 1),
     }

@@ -20,6 +20,7 @@ MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PAT
 DISABLED = "disabled"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 ANSWER_S = 10.0
+WORKERS = {"worker_process_setup_hook": "demopsd_dist.lifeline.end_with_parent"}  # of every Ray worker of a run
 _OTHER_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # what Ray calls it; without it, it listens on loopback alone
 
 
@@ -33,6 +34,7 @@ def join(config: Config, wanted: list[Bundle] | None = None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # 15 otherwise: on a busy machine a start took minutes
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # none that WORKERS has not set up
     import ray
 
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -65,6 +67,7 @@ def _start() -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level="ERROR",
+            runtime_env=WORKERS,
             _temp_dir=str(_private_folder()),
         )
 
@@ -86,7 +89,7 @@ def _connect(address: str) -> None:
             _authenticate()
             if not found.startswith("ray://"):
                 GcsClient(address=found)
-            ray.init(address=found, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=found, log_to_driver=False, logging_level="ERROR", runtime_env=WORKERS)
     except AuthenticationError:
         raise ConfigError(
             f"ray_address={address}: the cluster refuses the token. {TOKEN}, or the file that {TOKEN_PATH} names, or "

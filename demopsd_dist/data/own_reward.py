@@ -5,7 +5,6 @@ The run never imports the user's module. The two processes exchange lines of JSO
 
 from __future__ import annotations
 
-import ctypes
 import difflib
 import importlib
 import inspect
@@ -24,13 +23,13 @@ from typing import Any
 
 from demopsd_dist.data.records import Mark, Question
 from demopsd_dist.errors import ConfigError
+from demopsd_dist.lifeline import end_with_parent
 
 SIGNATURE = "def my_reward(response: str, question: Question) -> float | Mark"
 _BEGIN = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from demopsd_dist.data.own_reward import serve; serve(int(sys.argv[2]), sys.argv[3])"
 )
-_PR_SET_PDEATHSIG = 1
 
 
 class NoMarkError(Exception):
@@ -123,8 +122,7 @@ def _line(message: dict[str, Any]) -> bytes:
 
 def serve(number: int, name: str) -> None:
     """The other side, at the socket of this number: import the function, then mark what comes until nobody asks."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    end_with_parent()
     with socket.socket(fileno=number) as asking, asking.makefile("rb") as lines:
         os.set_inheritable(number, False)
         lines.readline()

@@ -245,7 +245,9 @@ def test_dozens_of_random_faults_lose_and_double_nothing(tmp_path: Path) -> None
     for seed in (100, 101):
         found = survive(25, seed, made, tmp_path, steps, ahead=seed % 2)
         assert found.struck.total() > 15
-        assert found.account.faults == []
+        damaged = [fault for fault in found.account.faults if fault.what.startswith("checkpoint is damaged")]
+        assert found.account.faults == damaged, "nothing but what a fault tore and no resume has met since"
+        assert len(damaged) <= found.struck["torn checkpoint"]
         assert found.account.again > 0
         assert found.learned == calm.learned
 
