@@ -51,11 +51,12 @@ def reaped_by_nobody() -> Iterator[None]:
         prctl(subreaper, 0, 0, 0, 0)
 
 
-@pytest.mark.parametrize(("stage", "learners"), [(1, 1), (2, 2), (3, 2)])
+@pytest.mark.parametrize(("stage", "learners", "samplers"), [(1, 1, 2), (2, 2, 1), (3, 2, 1)])
 def test_killed_and_resumed_is_the_same_bit_for_bit(
-    stage: int, learners: int, launch: Callable[..., Launched], tmp_path: Path
+    stage: int, learners: int, samplers: int, launch: Callable[..., Launched], tmp_path: Path
 ) -> None:
-    words = (*ALIKE, f"learner.zero_stage={stage}", f"learner.num_workers={learners}")
+    ranks = (f"learner.num_workers={learners}", f"rollout.num_workers={samplers}")
+    words = (*ALIKE, f"learner.zero_stage={stage}", *ranks)
     calm = launch(*words)
     assert calm.end(within_s=400) == 0, calm.log.read_text()
     struck = launch(*words)
