@@ -194,6 +194,23 @@ async def start_learners(group: ActorGroup, within_s: float) -> None:
     )
 
 
+async def start_core(
+    config: Config, model_folder: Path, core: Placement, learners: ActorGroup, teachers: ActorGroup
+) -> None:
+    """Fill both groups with workers that are ready, where `core` places them."""
+    within_s = config.limits.start_s
+    await core.ready(within_s)
+    for group, actor, env in (
+        (teachers, teacher.TeacherWorker, teacher.environment(config)),
+        (learners, learner.LearnerWorker, learner.environment(config)),
+    ):
+        group.put(core.spawn(group.role, actor, lambda rank: (rank, config, model_folder), env))
+    await first_to_blame(
+        start_learners(learners, within_s),
+        teachers.each(lambda worker, _: worker.start.remote(), within_s=within_s, what="EMA model"),
+    )
+
+
 async def forwards_run(groups: Sequence[ActorGroup], within_s: float) -> dict[str, int]:
     """Responses that went through each forward of these actors since their start, added up."""
     total: Counter[str] = Counter()
@@ -252,17 +269,7 @@ class RayCrew:
         await self._publisher.renew()
 
     async def _start_core(self) -> None:
-        within_s = self._config.limits.start_s
-        await self._core.ready(within_s)
-        for group, actor, env in (
-            (self._teacher, teacher.TeacherWorker, teacher.environment(self._config)),
-            (self._learners, learner.LearnerWorker, learner.environment(self._config)),
-        ):
-            group.put(self._core.spawn(group.role, actor, lambda rank: (rank, self._config, self._folder), env))
-        await first_to_blame(
-            start_learners(self._learners, within_s),
-            self._teacher.each(lambda worker, _: worker.start.remote(), within_s=within_s, what="EMA model"),
-        )
+        await start_core(self._config, self._folder, self._core, self._learners, self._teacher)
 
     @property
     def transport(self) -> str:

@@ -1,0 +1,240 @@
+"""Learner and teacher on one GPU: `python -m benchmarks.one_gpu [--cases NAME ...] [--rounds 3] [--only-report]`
+
+Real Ray, DeepSpeed and publishing, on models of Qwen3's shapes with random weights. There is no engine in it: prompts
+and responses are tokens drawn at random, of one length, so sampling is not measured and responses to a question share
+their prompt alone. Each stage by itself, and beside it what `launch.plan` expects without a calibration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.results_files import RESULTS, save
+from demopsd_dist.config import Config, load
+from demopsd_dist.data.pack import pack
+from demopsd_dist.data.records import BatchSize, Lesson, Prompt, Question, Rollout
+from demopsd_dist.methods import recipe
+from demopsd_dist.planning.assumed import UNCALIBRATED
+from demopsd_dist.planning.hardware import DEVICES, Fleet
+from demopsd_dist.planning.job import Traffic, job_of, split_of
+from demopsd_dist.planning.shape import shape_of
+from demopsd_dist.planning.steps import plan
+from launch.processes import fenced
+from workers import cluster
+from workers.crew import LearnerGroup, TeacherGroup, start_core
+from workers.fleet import StandingFleet
+from workers.group import ActorGroup, Placement
+from workers.placement import core_bundles
+from workers.publisher import WeightPublisher
+
+CONFIG = Path(__file__).parents[1] / "configs" / "one_gpu.yaml"
+STAGES = ("support", "score", "learn", "publish")
+PROMPT_TOKENS, SOLUTION_TOKENS, GROUP = 256, 512, 8
+SHAPES = {  # layers, hidden, intermediate, heads; 8 heads for keys and values of 128 each, tied, as in Qwen3
+    "0.6B": (28, 1024, 3072, 16),
+    "1.7B": (28, 2048, 6144, 16),
+}
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    model: str
+    words: tuple[str, ...] = ()
+    prompts: int = 8
+    response_tokens: int = 1024
+
+    def config(self, folder: Path) -> Config:
+        settings = [f"model.path={folder}", "teacher.gpus_per_worker=0.4", "learner.gpus_per_worker=0.6"]
+        settings += [
+            f"rollout.prompts_per_step={self.prompts}",
+            f"rollout.group_size={GROUP}",
+            "weights.max_logp_diff=9",
+        ]
+        settings += [f"rollout.max_response_tokens={self.response_tokens}", "learner.learning_rate=1e-9"]
+        return load(CONFIG, [*settings, *self.words])
+
+
+CASES = [
+    Case("0.6B", "0.6B"),
+    Case("0.6B, a row for each response", "0.6B", ("model.tree_tokens=0",)),
+    Case("0.6B, ZeRO-3", "0.6B", ("learner.zero_stage=3",)),
+    Case("0.6B, no recomputation", "0.6B", ("learner.activation_checkpointing=false",)),
+    Case("1.7B", "1.7B"),
+]
+
+
+@contextmanager
+def random_qwen3(name: str) -> Iterator[Path]:
+    """A model folder without a tokenizer: nobody here reads text."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    layers, hidden, intermediate, heads = SHAPES[name]
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = Qwen3ForCausalLM(
+            Qwen3Config(
+                vocab_size=151_936,
+                hidden_size=hidden,
+                intermediate_size=intermediate,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                num_key_value_heads=8,
+                head_dim=128,
+                tie_word_embeddings=True,
+            )
+        )
+    with tempfile.TemporaryDirectory(prefix="demopsd-model-") as folder:
+        model.to(torch.bfloat16).save_pretrained(folder)
+        del model
+        torch.cuda.empty_cache()
+        yield Path(folder)
+
+
+def drawn_lessons(case: Case, seed: int = 0) -> list[Lesson]:
+    """Groups that share a prompt; the teacher's prompt adds a solution."""
+    draw = np.random.default_rng(seed)
+
+    def tokens(count: int) -> np.ndarray:
+        return draw.integers(100, 150_000, count).astype(np.int32)
+
+    lessons = []
+    for index in range(case.prompts):
+        prompt = Prompt(Question(f"drawn/{index}", "", "", ""), tokens(PROMPT_TOKENS))
+        for sample in range(GROUP):
+            length = case.response_tokens
+            old_T = np.full(length, -9, np.int32)  # of no weights that there are: nothing to compare with an engine
+            logp_T = np.full(length, -12.0, np.float32)
+            rollout = Rollout(prompt, sample, tokens(length), logp_T, "", False, old_T, worker=0)
+            privileged = np.concatenate([prompt.tokens, tokens(SOLUTION_TOKENS)])
+            lessons.append(Lesson(rollout, float(sample % 2), 0.5 - sample % 2, privileged))
+    return lessons
+
+
+async def measured(case: Case, config: Config, folder: Path, rounds: int) -> Row:
+    core, learners, teachers = Placement(core_bundles(config)), ActorGroup("learner", {}), ActorGroup("teacher", {})
+    try:
+        await start_core(config, folder, core, learners, teachers)
+        publisher = WeightPublisher(learners, StandingFleet(ActorGroup("rollout", {}), config), teachers, config)
+        await publisher.start()
+        await publisher.publish(0)
+        roles = LearnerGroup(learners, config), TeacherGroup(teachers, config)
+        laps = [await stages(config, *roles, publisher, drawn_lessons(case), turn) for turn in range(rounds + 1)]
+        memory = {group.role: await peak_gib(group) for group in (learners, teachers)}
+    finally:
+        for group in (learners, teachers):
+            group.kill()
+        core.release()
+    seconds = {stage: min(lap[stage] for lap in laps[1:]) for stage in STAGES}
+    sent = sum(publisher.plan.sizes)
+    return {"name": case.name, "seconds": seconds, "memory_gib": memory, "sent_bytes": sent} | expected(case, config)
+
+
+async def stages(
+    config: Config,
+    learners: LearnerGroup,
+    teachers: TeacherGroup,
+    publisher: WeightPublisher,
+    lessons: list[Lesson],
+    turn: int,
+) -> dict[str, float]:
+    clock = [time.perf_counter()]
+    supports = await learners.support(lessons)
+    clock.append(time.perf_counter())
+    scored = await teachers.score(lessons, supports, recipe(config).forwards)
+    clock.append(time.perf_counter())
+    size = BatchSize(sum(lesson.response_length_tokens for lesson in lessons), len(lessons))
+    batch = pack(scored, size, learners.dp_size, config.learner.micro_batch_tokens, config.model.tree_tokens)
+    begun = time.perf_counter()
+    report = await learners.step(batch)
+    assert report.stepped
+    clock.append(clock[-1] + time.perf_counter() - begun)
+    begun = time.perf_counter()
+    await publisher.publish(turn + 1)
+    clock.append(clock[-1] + time.perf_counter() - begun)
+    return dict(zip(STAGES, np.diff(clock).tolist(), strict=True))
+
+
+async def peak_gib(group: ActorGroup) -> float:
+    def of(worker: Any) -> float:
+        return torch.cuda.max_memory_allocated() / 2**30
+
+    return max(
+        await group.each(lambda worker, _: worker.__ray_call__.remote(of), within_s=60, what="its peak of GPU memory")
+    )
+
+
+def expected(case: Case, config: Config) -> Row:
+    """What the planner says, told no more than a user would tell it; its device is this one if it knows it."""
+    name = torch.cuda.get_device_name().lower()
+    device = next((device for kind, device in DEVICES.items() if kind in name), DEVICES["h100"])
+    traffic = Traffic(PROMPT_TOKENS, case.response_tokens, response_spread=0.0, solution_tokens=SOLUTION_TOKENS)
+    # The planner learns from the responses that have a right sibling; here that is each of them.
+    job = job_of(config, shape_of(config.model.path), replace(traffic, right_fraction=0.999))
+    made = plan(job, split_of(config, job), Fleet(device, 1, 1), UNCALIBRATED)
+    memory = {one.role: sum(one.held.values()) + sum(one.passing.values()) for one in made.memory}
+    return {
+        "expected_seconds": {stage: made.seconds[stage] for stage in STAGES},
+        "expected_memory_gib": {role: memory[role] for role in ("learner", "teacher")},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", metavar="NAME", help="some of: " + "; ".join(case.name for case in CASES))
+    parser.add_argument("--rounds", type=int, default=3, help="after the first; the fastest counts")
+    parser.add_argument("--only-report", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    raw = args.out / "one-gpu.json"
+    found: Row = json.loads(raw.read_text()) if raw.exists() else {"rows": []}
+    if not args.only_report:
+        found |= {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    for case in [] if args.only_report else CASES:
+        if args.cases is None or case.name in args.cases:
+            with fenced(), random_qwen3(case.model) as folder:
+                config = case.config(folder)
+                cluster.join(config)
+                row = asyncio.run(measured(case, config, folder, args.rounds))
+            found["rows"] = [old for old in found["rows"] if old["name"] != case.name] + [row]
+            print(row, flush=True)
+            save(args.out, "one-gpu", found, list(report(found)))
+    save(args.out, "one-gpu", found, list(report(found)))
+
+
+def report(found: Row) -> Iterator[str]:
+    cases = {case.name: case for case in CASES}
+    yield from ("# Learner and teacher on one GPU", "")
+    yield f"{found['device']}, torch {found['torch']}; bfloat16 student, float32 teacher with TF32 products. Random"
+    yield f"weights and tokens: {PROMPT_TOKENS} a prompt, {SOLUTION_TOKENS} more for the teacher, groups of {GROUP}."
+    yield "Seconds of a stage by itself, the fastest of several rounds; in brackets what `launch.plan` expects without"
+    yield "a calibration. No engine ran: vLLM was not there."
+    yield ""
+    columns = ["case", "response tokens", *STAGES, "learn tokens/s", "GB/s published", "learner GiB", "teacher GiB"]
+    yield f"| {' | '.join(columns)} |"
+    yield "|---" * len(columns) + "|"
+    for row in found["rows"]:
+        case = cases[row["name"]]
+        tokens = case.prompts * GROUP * case.response_tokens
+        seconds, memory = row["seconds"], row["memory_gib"]
+        cells = [f"{seconds[stage]:.2f} ({row['expected_seconds'][stage]:.2f})" for stage in STAGES]
+        cells += [f"{tokens / seconds['learn']:,.0f}", f"{row['sent_bytes'] / seconds['publish'] / 1e9:.2f}"]
+        cells += [f"{memory[role]:.1f} ({row['expected_memory_gib'][role]:.1f})" for role in ("learner", "teacher")]
+        yield f"| {row['name']} | {tokens:,} | {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Learner and teacher on a CUDA device, with real Ray and DeepSpeed, against the same on the CPU."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from demopsd_dist.config import Config, load
+from demopsd_dist.data.pack import pack
+from demopsd_dist.data.records import BatchSize, Lesson, Prompt, Question, Rollout, Scored, Tokens
+from demopsd_dist.methods import recipe
+from demopsd_dist.minisci import MODEL_DIR
+from workers import cluster
+from workers.crew import LearnerGroup, TeacherGroup, start_core
+from workers.fleet import StandingFleet
+from workers.group import ActorGroup, Placement
+from workers.placement import core_bundles
+from workers.publisher import WeightPublisher
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+WORDS = ["learner.num_workers=1", "learner.learning_rate=3e-4", "learner.warmup_steps=0"]
+ON_GPU = ["learner.gpus_per_worker=0.5", "teacher.gpus_per_worker=0.5"]
+
+
+@dataclass
+class Core:
+    config: Config
+    learners: ActorGroup
+    teachers: ActorGroup
+    publisher: WeightPublisher
+
+    def publish(self, version: int) -> None:
+        asyncio.run(self.publisher.publish(version))
+
+    def support(self, lessons: list[Lesson]) -> list[Tokens] | None:
+        return asyncio.run(LearnerGroup(self.learners, self.config).support(lessons))
+
+    def score(self, lessons: list[Lesson], supports: list[Tokens] | None) -> list[Scored]:
+        forwards = recipe(self.config).forwards
+        return asyncio.run(TeacherGroup(self.teachers, self.config).score(lessons, supports, forwards))
+
+    def step(self, scored: list[Scored]) -> dict[str, float]:
+        size = BatchSize(sum(item.lesson.response_length_tokens for item in scored), len(scored))
+        batch = pack(scored, size, 1, self.config.learner.micro_batch_tokens, self.config.model.tree_tokens)
+        return asyncio.run(LearnerGroup(self.learners, self.config).step(batch)).metrics
+
+    def weights(self, folder: Path) -> dict[str, torch.Tensor]:
+        asyncio.run(LearnerGroup(self.learners, self.config).export(folder))
+        return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    cluster.join(load(DEMO))
+    yield
+    cluster.leave()
+
+
+@contextmanager
+def started(*words: str) -> Iterator[Core]:
+    config = load(DEMO, [*WORDS, *words])
+    placement, learners, teachers = (
+        Placement(core_bundles(config)),
+        ActorGroup("learner", {}),
+        ActorGroup("teacher", {}),
+    )
+    publisher = WeightPublisher(learners, StandingFleet(ActorGroup("rollout", {}), config), teachers, config)
+    core = Core(config, learners, teachers, publisher)
+    try:
+        asyncio.run(start_core(config, MODEL_DIR, placement, learners, teachers))
+        asyncio.run(publisher.start())
+        core.publish(0)
+        yield core
+    finally:
+        learners.kill()
+        teachers.kill()
+        placement.release()
+
+
+def drawn(groups: int = 3, size: int = 4) -> list[Lesson]:
+    draw = np.random.default_rng(7)
+
+    def tokens(count: int) -> Tokens:
+        return draw.integers(4, 200, count).astype(np.int32)
+
+    lessons = []
+    for group in range(groups):
+        prompt = Prompt(Question(f"q{group}", "", "", ""), tokens(20 + group))
+        for sample in range(size):
+            length = int(draw.integers(5, 30))
+            never_T = np.full(length, -9, np.int32)
+            rollout = Rollout(prompt, sample, tokens(length), np.full(length, -5, np.float32), "", False, never_T, 0)
+            lessons.append(Lesson(rollout, 1.0, 0.5, np.concatenate([prompt.tokens, tokens(11)])))
+    return lessons
+
+
+def test_scores_and_two_steps_are_those_of_the_cpu(ray_here: None, tmp_path: Path) -> None:
+    """float32 without TF32: supports alike, log-probabilities and gradient norms to rounding."""
+    lessons = drawn()
+    supports, scores, steps, weights = [], [], [], []
+    for place, words in (("cpu", []), ("gpu", ON_GPU)):
+        with started(*words) as core:
+            supports.append(core.support(lessons))
+            scored = core.score(lessons, supports[-1])
+            steps.append([core.step(scored)])
+            core.publish(1)
+            again = core.score(lessons, supports[-1])
+            steps[-1].append(core.step(again))
+            scores.append([*scored, *again])
+            weights.append(core.weights(tmp_path / place))
+    same = [np.sort(one) == np.sort(other) for one, other in zip(*supports, strict=True)]
+    assert np.concatenate(same).mean() > 0.999, "ties alone may fall otherwise"
+    for cpu, gpu in zip(*scores, strict=True):
+        if np.array_equal(cpu.support_TK, gpu.support_TK):
+            assert np.allclose(cpu.reference_logp_TA, gpu.reference_logp_TA, atol=2e-3)
+            assert np.allclose(cpu.teacher_logp_TA, gpu.teacher_logp_TA, atol=2e-3)
+    for cpu, gpu in zip(*steps, strict=True):
+        for name in ("learner/loss", "learner/grad_norm", "policy/entropy_nats"):
+            assert cpu[name] == pytest.approx(gpu[name], rel=2e-3), name
+    for name, tensor in weights[0].items():
+        assert torch.allclose(tensor, weights[1][name], atol=1e-3), name
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_bfloat16_learns_publishes_and_is_taken_up_again(ray_here: None, tmp_path: Path, stage: int) -> None:
+    """What is published is verified by its digests; the state that is saved and loaded is the state."""
+    words = (*ON_GPU, "model.precision=bfloat16", "weights.max_logp_diff=0.5", f"learner.zero_stage={stage}")
+    with started(*words) as core:
+        lessons = drawn()
+        scored = core.score(lessons, core.support(lessons))
+        losses = [core.step(scored)["learner/loss"]]
+        asyncio.run(LearnerGroup(core.learners, core.config).save(tmp_path / "saved"))
+        losses += [core.step(scored)["learner/loss"] for _ in range(8)]
+        core.publish(9)
+        assert losses[-1] < losses[0], losses
+        assert core.publisher.receipts[0].version == 9
+    with started(*words) as core:
+        asyncio.run(LearnerGroup(core.learners, core.config).load(tmp_path / "saved"))
+        again = [core.step(scored)["learner/loss"] for _ in range(8)]
+    assert again == pytest.approx(losses[1:], rel=2e-2), (again, losses)
