@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.objective_forms import CHUNK_TOKENS, FORMS, HEAD_PRODUCTS, TOP_K, Case, Form
+from benchmarks.objective_forms import FORMS, HEAD_PRODUCTS, TOP_K, Case, Form
 
 VOCABULARY = 151_936
 RESULTS = Path(__file__).parent / "results"
@@ -114,7 +114,7 @@ def step(case: Case, form: Form) -> float:
 def products(case: Case) -> None:
     """One product of the hidden states with the head, in slices: what a form cannot be faster than."""
     with torch.no_grad():
-        for rows in case.hidden_NH.split(CHUNK_TOKENS):
+        for rows in case.hidden_NH.split(case.slice_tokens):
             torch.nn.functional.linear(rows, case.weight_VH)
 
 

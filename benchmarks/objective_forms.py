@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from demopsd_dist.objective import (
     OPSD,
     SDPO,
+    SLICE_TOKENS,
     DemoPSD,
     Slice,
     TokenViews,
@@ -33,7 +34,6 @@ from demopsd_dist.objective import (
 )
 
 TOP_K = 100
-CHUNK_TOKENS = 128
 
 
 class Case:
@@ -41,7 +41,7 @@ class Case:
 
     def __init__(self, tokens: int, hidden: int, vocabulary: int, device: str, dtype: torch.dtype) -> None:
         self._random = torch.Generator(device=device).manual_seed(0)
-        self.tokens, self.device = tokens, device
+        self.tokens, self.device, self.slice_tokens = tokens, device, SLICE_TOKENS[device]
         self.hidden_NH = self._draw(tokens, hidden).to(dtype).requires_grad_()
         self.weight_VH = (self._draw(vocabulary, hidden) * 0.05).to(dtype).requires_grad_()
         self.teacher_NH = (self.hidden_NH.detach().float() + 0.3 * self._draw(tokens, hidden)).to(dtype)
@@ -56,8 +56,8 @@ class Case:
         """Support ids, reference and teacher values on them."""
         parts = []
         reference_NH = (self.hidden_NH.float() + 0.1 * self._draw(*self.hidden_NH.shape)).to(self.hidden_NH.dtype)
-        for start in range(0, self.tokens, CHUNK_TOKENS):
-            rows = slice(start, start + CHUNK_TOKENS)
+        for start in range(0, self.tokens, self.slice_tokens):
+            rows = slice(start, start + self.slice_tokens)
             logits = [linear(x[rows], self.weight_VH) for x in (self.hidden_NH, reference_NH, self.teacher_NH)]
             ids = top_k_support(logits[0], TOP_K)
             assert ids is not None
@@ -77,8 +77,8 @@ def demopsd_plain(case: Case) -> Tensor:
 def demopsd_recomputed(case: Case) -> Tensor:
     """Slices whose logits are thrown away and computed again in the backward pass."""
     total = case.hidden_NH.new_zeros((), dtype=torch.float32)
-    for start in range(0, case.tokens, CHUNK_TOKENS):
-        rows = slice(start, start + CHUNK_TOKENS)
+    for start in range(0, case.tokens, case.slice_tokens):
+        rows = slice(start, start + case.slice_tokens)
         total = total + checkpoint(_demopsd_rows, case.hidden_NH[rows], case.weight_VH, case, rows, use_reentrant=False)
     return total
 
@@ -149,7 +149,7 @@ def jsd_liger(case: Case) -> Tensor:
 
     labels = torch.zeros(case.tokens, dtype=torch.long, device=case.device)
     loss = LigerFusedLinearJSDLoss(
-        weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.5, compiled=False, chunk_size=CHUNK_TOKENS
+        weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.5, compiled=False, chunk_size=case.slice_tokens
     )
     return loss(case.hidden_NH, case.weight_VH, case.teacher_NH, case.weight_VH.detach(), labels)
 

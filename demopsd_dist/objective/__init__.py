@@ -19,7 +19,7 @@ from demopsd_dist.objective.divergence import (
     generalised_kl,
     skewed_jsd_terms,
 )
-from demopsd_dist.objective.fused import Slice, fused_loss
+from demopsd_dist.objective.fused import SLICE_TOKENS, Slice, fused_loss
 from demopsd_dist.objective.grpo import GRPO
 from demopsd_dist.objective.leakage import information, leakage_terms, ordering_terms
 from demopsd_dist.objective.method import (
@@ -40,6 +40,7 @@ __all__ = [
     "GRPO",
     "OPSD",
     "SDPO",
+    "SLICE_TOKENS",
     "DemoPSD",
     "DemoPSDLoss",
     "Loss",

@@ -23,8 +23,8 @@ from torch.nn.functional import linear
 
 from demopsd_dist.objective.support import lifted
 
-CHUNK_TOKENS = 128
-_WIDE_TOKENS = 16  # of a slice that the loss sees at once where its atoms are the whole vocabulary
+SLICE_TOKENS = {"cpu": 128, "cuda": 1024}  # by device: a CPU's caches are small, a GPU wants much to do at once
+_WIDE_TOKENS = {"cpu": 16, "cuda": 256}  # of these that the loss sees at once where its atoms are the whole vocabulary
 _LEAST_TAIL_LOGP = -69.0  # 1e-30: below that the tail's share of the gradient is nothing, and dividing by it overflows
 
 
@@ -61,7 +61,7 @@ def fused_loss(
     *,
     bias_V: Tensor | None = None,
     temperature: float = 1.0,
-    chunk_tokens: int = CHUNK_TOKENS,
+    slice_tokens: int | None = None,
 ) -> Tensor:
     """The scalar sum of `loss_of` over all slices, differentiable in hidden states, weight and bias.
 
@@ -70,11 +70,13 @@ def fused_loss(
         weight_VH: the head's weight, whole (under ZeRO-3: gathered).
         support_NK: distinct ids, K < V; None for the full vocabulary.
         loss_of: called once for each slice, in order.
-        chunk_tokens: tokens in a slice; memory grows with `chunk_tokens * V`, not with N.
+        slice_tokens: tokens in a slice; memory grows with `slice_tokens * V`, not with N. None for `SLICE_TOKENS`.
     """
     if support_NK is not None and support_NK.shape[0] != hidden_NH.shape[0]:
         raise ValueError(f"support {tuple(support_NK.shape)} does not fit hidden states {tuple(hidden_NH.shape)}.")
-    return _FusedLoss.apply(hidden_NH, weight_VH, bias_V, support_NK, loss_of, temperature, chunk_tokens)
+    if slice_tokens is None:
+        slice_tokens = SLICE_TOKENS.get(hidden_NH.device.type, SLICE_TOKENS["cuda"])
+    return _FusedLoss.apply(hidden_NH, weight_VH, bias_V, support_NK, loss_of, temperature, slice_tokens)
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -87,15 +89,15 @@ class _FusedLoss(torch.autograd.Function):
         support_NK: Tensor | None,
         loss_of: LossOfSlice,
         temperature: float,
-        chunk_tokens: int,
+        slice_tokens: int,
     ) -> Tensor:
         wide = torch.promote_types(hidden_NH.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden_NH.device)
         d_hidden_NH = torch.zeros_like(hidden_NH)
         d_weight_VH = torch.zeros_like(weight_VH, dtype=wide)
         d_bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=wide)
-        for start in range(0, len(hidden_NH), chunk_tokens):
-            tokens = slice(start, start + chunk_tokens)
+        for start in range(0, len(hidden_NH), slice_tokens):
+            tokens = slice(start, start + slice_tokens)
             logits_NV = lifted(linear(hidden_NH[tokens], weight_VH, bias_V)).div_(temperature)
             ids_NK = None if support_NK is None else support_NK[tokens]
             total += _to_gradient(logits_NV, ids_NK, start, loss_of)
@@ -104,10 +106,7 @@ class _FusedLoss(torch.autograd.Function):
                 d_bias_V += d_logits_NV.sum(0)
             d_logits_NV = d_logits_NV.to(weight_VH.dtype)
             d_hidden_NH[tokens] = d_logits_NV @ weight_VH
-            if wide == weight_VH.dtype:
-                d_weight_VH.addmm_(d_logits_NV.T, hidden_NH[tokens])
-            else:
-                d_weight_VH += d_logits_NV.T @ hidden_NH[tokens]
+            _add_product(d_weight_VH, d_logits_NV.T, hidden_NH[tokens])
         ctx.save_for_backward(d_hidden_NH, d_weight_VH, d_bias_V)
         ctx.weight_dtype = weight_VH.dtype
         return total
@@ -120,13 +119,24 @@ class _FusedLoss(torch.autograd.Function):
         return d_hidden_NH.mul_(d_total), d_weight_VH.mul_(d_total).to(ctx.weight_dtype), d_bias_V, *[None] * 4
 
 
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, in place. A GPU adds narrow products to a wide sum without rounding them in between."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    elif total.is_cuda:
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+    else:
+        total += left @ right
+
+
 def _to_gradient(logits_NV: Tensor, ids_NK: Tensor | None, start: int, loss_of: LossOfSlice) -> Tensor:
     """A slice's loss; the logits become its gradient with respect to them."""
     if ids_NK is not None:
         return _to_gradient_on_support(logits_NV, ids_NK, slice(start, start + len(logits_NV)), loss_of)
     total = torch.zeros((), dtype=logits_NV.dtype, device=logits_NV.device)
-    for first in range(0, len(logits_NV), _WIDE_TOKENS):
-        part_NV = logits_NV[first : first + _WIDE_TOKENS]
+    wide_tokens = _WIDE_TOKENS.get(logits_NV.device.type, _WIDE_TOKENS["cuda"])
+    for first in range(0, len(logits_NV), wide_tokens):
+        part_NV = logits_NV[first : first + wide_tokens]
         tokens = slice(start + first, start + first + len(part_NV))
         normaliser_N1 = part_NV.logsumexp(-1, keepdim=True)
         logp_NV = part_NV - normaliser_N1

@@ -13,8 +13,13 @@ from demopsd_dist.planning.load import Coefficients, Load, Power
 LAYER_PASSES = 24  # over the hidden states of a layer, beside its products; torch writes every intermediate result
 ATOM_PASSES = 6  # over float32 logits: temperature, normaliser, the tail's own, top k or gather
 LOSS_PASSES = 8  # the same in the fused loss, up to the gradient
+SLICE_TOKENS = {"cpu": 128, "cuda": 1024}  # of the fused loss, as the objective has them
 OPTIMIZER_BYTES = 28.0  # of a parameter: weight, gradient and two moments read, three of them written, in float32
-FUSED_TOKENS = 128  # of a slice of the fused loss
+
+
+def slice_tokens(power: Power) -> int:
+    """Of the fused loss."""
+    return SLICE_TOKENS["cpu" if power.device.shared else "cuda"]
 
 
 def heaviest(loads: Sequence[Load], coefficients: Coefficients) -> Load:
@@ -75,7 +80,7 @@ def _forward(job: Job, power: Power, precision: str, batch: Batch, *, passes: fl
 def _forward_backward(job: Job, power: Power, batch: Batch) -> float:
     """A backward is two forwards; with checkpointing the layers run a third time."""
     shape, size = job.shape, job.element_bytes
-    slices = -(-batch.predicted // FUSED_TOKENS)
+    slices = -(-batch.predicted // slice_tokens(power))
     gradient = 2.0 * 4 * shape.head if job.precision == "float32" else (2.0 * 4 + 2 * size) * shape.head
     head_bytes = slices * (3.0 * size * shape.head + gradient)
     return (

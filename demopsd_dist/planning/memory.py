@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from demopsd_dist.planning.drawn import Batch, learner_batches, teacher_batches
-from demopsd_dist.planning.forwards import FUSED_TOKENS
+from demopsd_dist.planning.forwards import slice_tokens
 from demopsd_dist.planning.hardware import GIB, Fleet
 from demopsd_dist.planning.job import Job, Split
 from demopsd_dist.planning.load import Power
@@ -96,7 +96,7 @@ def learner_footprint(job: Job, power: Power, ranks: int) -> Footprint:
     head = job.shape.head
     passing = in_gib(
         activations=kept,
-        logits_of_a_slice=3 * 4.0 * FUSED_TOKENS * job.shape.vocabulary,
+        logits_of_a_slice=3 * 4.0 * slice_tokens(power) * job.shape.vocabulary,
         gradient_of_the_head=4.0 * head + (size * head if mixed else 0),
         gradients_on_their_way=size * parameters if stage in (1, 2) else 0.0,
     )

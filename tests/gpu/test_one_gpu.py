@@ -18,6 +18,7 @@ from demopsd_dist.data.pack import pack
 from demopsd_dist.data.records import BatchSize, Lesson, Prompt, Question, Rollout, Scored, Tokens
 from demopsd_dist.methods import recipe
 from demopsd_dist.minisci import MODEL_DIR
+from demopsd_dist.objective import SDPO, Slice, TokenViews, coarsen, fused_loss, reduced, top_k_support
 from workers import cluster
 from workers.crew import LearnerGroup, TeacherGroup, start_core
 from workers.fleet import StandingFleet
@@ -150,3 +151,29 @@ def test_bfloat16_learns_publishes_and_is_taken_up_again(ray_here: None, tmp_pat
         asyncio.run(LearnerGroup(core.learners, core.config).load(tmp_path / "saved"))
         again = [core.step(scored)["learner/loss"] for _ in range(8)]
     assert again == pytest.approx(losses[1:], rel=2e-2), (again, losses)
+
+
+@pytest.mark.parametrize("top_k", [None, 50])
+def test_the_fused_loss_has_the_gradients_of_float64(top_k: int | None) -> None:
+    """Slices of the GPU's size, narrow weights: as close as the weights' own rounding allows."""
+    draw = torch.Generator(device="cuda").manual_seed(3)
+    hidden, weight, teacher = (
+        torch.randn(size, 64, generator=draw, device="cuda", dtype=torch.float64) * scale
+        for size, scale in ((1500, 1.0), (3000, 0.1), (1500, 1.0))
+    )
+    found = []
+    for dtype in (torch.float64, torch.bfloat16):
+        hidden_NH, weight_VH = (x.detach().to(dtype).requires_grad_() for x in (hidden, weight))
+        support_NK = top_k_support(hidden @ weight.T, top_k)
+        teacher_NA = coarsen(teacher @ weight.T, support_NK).to(torch.promote_types(dtype, torch.float32))
+
+        def loss_of(part: Slice, teacher_NA: torch.Tensor = teacher_NA, top_k: int | None = top_k) -> torch.Tensor:
+            views = TokenViews(part.student_logp_NA, None, teacher_NA[part.tokens], has_tail=top_k is not None)
+            return reduced(SDPO(), views, token_count=1500).loss
+
+        fused_loss(hidden_NH, weight_VH, support_NK, loss_of).backward()
+        found.append((hidden_NH.grad, weight_VH.grad))
+    for exact, narrow in zip(*found, strict=True):
+        assert exact is not None
+        assert narrow is not None
+        assert float((exact - narrow).norm() / exact.norm()) < 1e-2

@@ -50,7 +50,7 @@ def plain(x: dict[str, Tensor], support: Tensor | None, temperature: float, meth
 
 
 def fused(
-    x: dict[str, Tensor], support: Tensor | None, temperature: float, chunk_tokens: int, method: Method
+    x: dict[str, Tensor], support: Tensor | None, temperature: float, slice_tokens: int, method: Method
 ) -> Tensor:
     reference, teacher = (coarsen(x[name], support, temperature) for name in ("reference", "teacher"))
     advantage = torch.linspace(-1, 1, N, dtype=reference.dtype)
@@ -73,23 +73,23 @@ def fused(
         loss_of,
         bias_V=x["bias"],
         temperature=temperature,
-        chunk_tokens=chunk_tokens,
+        slice_tokens=slice_tokens,
     )
 
 
 @pytest.mark.parametrize("method", [DemoPSD(), SDPO(), SDPO("forward_kl"), OPSD(0.3), GRPO(kl_coefficient=0.1)])
 @pytest.mark.parametrize("top_k", [None, 1, 7, V - 1])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("chunk_tokens", [1, 5, N, 1000])
+@pytest.mark.parametrize("slice_tokens", [1, 5, N, 1000])
 def test_loss_and_gradients_are_those_of_plain_logits(
-    method: Method, top_k: int | None, temperature: float, chunk_tokens: int
+    method: Method, top_k: int | None, temperature: float, slice_tokens: int
 ) -> None:
     x = inputs()
     support = top_k_support(x["hidden"] @ x["weight"].T + x["bias"], top_k)
     leaves = [x[name].requires_grad_() for name in ("hidden", "weight", "bias")]
     expected = plain(x, support, temperature, method)
     wanted = torch.autograd.grad(3 * expected, leaves)
-    found = fused(x, support, temperature, chunk_tokens, method)
+    found = fused(x, support, temperature, slice_tokens, method)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
     for one, other in zip(torch.autograd.grad(3 * found, leaves), wanted, strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
@@ -131,7 +131,7 @@ def test_a_slice_knows_token_probabilities_and_entropy() -> None:
         seen.append((part.token_logp(ids[part.tokens]), part.entropy()))
         return part.student_logp_NA.sum() * 0.0
 
-    fused_loss(x["hidden"], x["weight"], top_k_support(logits, 3), loss_of, temperature=0.7, chunk_tokens=10)
+    fused_loss(x["hidden"], x["weight"], top_k_support(logits, 3), loss_of, temperature=0.7, slice_tokens=10)
     logp, entropies = (torch.cat(parts) for parts in zip(*seen, strict=True))
     torch.testing.assert_close(logp, logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0])
     torch.testing.assert_close(entropies, entropy(logits))

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from demopsd_dist.errors import ConfigError
+from demopsd_dist.objective import SLICE_TOKENS
+from demopsd_dist.planning import forwards
 from demopsd_dist.planning.drawn import Batch
 from demopsd_dist.planning.job import Split
 from demopsd_dist.planning.load import Power
@@ -23,6 +25,10 @@ from demopsd_dist.planning.memory import (
 )
 from demopsd_dist.planning.shape import KNOWN, ModelShape, shape_from, shape_of
 from tests.unit.planning_jobs import SHAPE, fleet, gpu, job
+
+
+def test_the_planner_counts_the_slices_that_the_objective_makes() -> None:
+    assert forwards.SLICE_TOKENS == SLICE_TOKENS
 
 
 def model_of(shape: ModelShape, kind: str = "Qwen3") -> Any:
