@@ -62,9 +62,12 @@ class Account:
 
     def add(self, loss: Loss) -> None:
         for name, value in loss.metrics.items():
-            self.sums[name] = value + self.sums[name].to(value.device)
+            self.more(name, value)
         for name, value in loss.spreads.items():
             self.spreads[name].append(value)
+
+    def more(self, name: str, value: Tensor) -> None:
+        self.sums[name] = value + self.sums[name].to(value.device)
 
     def largest(self, name: str, value: Tensor) -> None:
         self.maxima[name] = torch.maximum(self.maxima.get(name, value), value)  # keeps a NaN
@@ -236,7 +239,7 @@ class LearnerWorker:
             with torch.no_grad():
                 entropy_N = part.entropy()
                 telling.see(part, views, result, entropy_N, support_NK)
-                account.sums["policy/entropy_nats"] += entropy_N.sum() / token_count
+                account.more("policy/entropy_nats", entropy_N.sum() / token_count)
                 if any_fresh:
                     stray_N = torch.where(fresh_N[tokens], difference_N.abs(), 0.0)
                     account.largest("mismatch/logp_diff_max", stray_N.max())

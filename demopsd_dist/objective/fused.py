@@ -24,7 +24,7 @@ from torch.nn.functional import linear
 from demopsd_dist.objective.support import lifted
 
 SLICE_TOKENS = {"cpu": 128, "cuda": 1024}  # by device: a CPU's caches are small, a GPU wants much to do at once
-_WIDE_TOKENS = {"cpu": 16, "cuda": 256}  # of these that the loss sees at once where its atoms are the whole vocabulary
+_WIDE_TOKENS = {"cpu": 16, "cuda": 64}  # of these that the loss sees at once where its atoms are the whole vocabulary
 _LEAST_TAIL_LOGP = -69.0  # 1e-30: below that the tail's share of the gradient is nothing, and dividing by it overflows
 
 
