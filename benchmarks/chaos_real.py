@@ -102,9 +102,17 @@ class Saboteur(RunLog):
 
 
 def actors(role: str) -> list[psutil.Process]:
-    """The processes of this role that are descendants of this one."""
+    """The living processes of this role that are descendants of this one."""
     name = f"ray::{role.capitalize()}Worker"
-    return [p for p in psutil.Process().children(recursive=True) if name in " ".join(p.cmdline())]
+    return [process for process in psutil.Process().children(recursive=True) if name in command_of(process)]
+
+
+def command_of(process: psutil.Process) -> str:
+    """Its command line; nothing where it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 @dataclass

@@ -16,6 +16,7 @@ from typing import ClassVar
 import psutil
 import pytest
 
+from benchmarks.chaos_real import command_of
 from tests.real.conftest import DEMO, ROOT, SMALL, marked
 
 FEW = ("rollout.num_workers=1", "learner.num_workers=1", "evaluation.at_start=false", "steps=9000")  # starts faster
@@ -66,7 +67,10 @@ class Launched:
             time.sleep(0.1)
 
     def actors(self, name: str) -> list[psutil.Process]:
-        return [process for process in marked(self.mark) if f"ray::{name}" in " ".join(process.cmdline())]
+        return [process for process in marked(self.mark) if f"ray::{name}" in command_of(process)]
+
+    def has_actors(self, name: str, count: int) -> bool:
+        return len(self.actors(name)) == count
 
     def end(self, within_s: float = 30) -> int:
         """The exit code; asserts that everything is gone ten seconds after the driver."""
