@@ -22,10 +22,18 @@ class Metric:
 
     def names(self, name: str) -> bool:
         """Whether `name` is this metric's."""
+        return self._match(name) is not None
+
+    def parts(self, name: str) -> dict[str, str]:
+        """What stands for `{quantile}`, `{i}` or `{stage}` in a name of this metric."""
+        found = self._match(name)
+        return found.groupdict() if found else {}
+
+    def _match(self, name: str) -> re.Match[str] | None:
         pattern = self.name
         for part, found in _PARTS.items():
-            pattern = pattern.replace(part, found)
-        return re.fullmatch(pattern, name) is not None
+            pattern = pattern.replace(part, f"(?P<{part[1:-1]}>{found})")
+        return re.fullmatch(pattern, name)
 
 
 ROOMS: dict[str, tuple[str, list[Metric]]] = {

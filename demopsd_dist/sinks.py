@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from demopsd_dist.config import Config, WandbMode, to_yaml
 from demopsd_dist.errors import ConfigError
+from demopsd_dist.prometheus import Prometheus
 from demopsd_dist.run_folder import RunFolder
 
 Figures = Mapping[str, float]
@@ -35,12 +36,14 @@ def check_sinks(config: Config, there: Callable[[str], bool] = is_installed) -> 
     Raises:
         ConfigError: a sink is asked for whose package is not installed; it names the command that does.
     """
-    asked = {"tensorboard": config.sinks.tensorboard, "wandb": config.sinks.wandb is not WandbMode.off}
-    for package, wanted in asked.items():
-        if wanted and not there(package):
-            value = getattr(config.sinks, package)
-            shown = value.value if isinstance(value, WandbMode) else str(value).lower()
-            raise ConfigError(f"sinks.{package}={shown} needs a package that is not installed: pip install {package}.")
+    asked = config.sinks
+    for key, module, package, value in (
+        ("tensorboard", "tensorboard", "tensorboard", "true" if asked.tensorboard else None),
+        ("wandb", "wandb", "wandb", None if asked.wandb is WandbMode.off else asked.wandb.value),
+        ("prometheus_port", "prometheus_client", "prometheus-client", asked.prometheus_port),
+    ):
+        if value is not None and not there(module):
+            raise ConfigError(f"sinks.{key}={value} needs a package that is not installed: pip install {package}.")
 
 
 def open_sinks(config: Config, folder: RunFolder) -> list[Sink]:
@@ -50,6 +53,8 @@ def open_sinks(config: Config, folder: RunFolder) -> list[Sink]:
         sinks.append(TensorBoard(folder))
     if config.sinks.wandb is not WandbMode.off:
         sinks.append(WeightsAndBiases(config, folder))
+    if config.sinks.prometheus_port is not None:
+        sinks.append(Prometheus(config.sinks.prometheus_host, config.sinks.prometheus_port, folder.path.name))
     return sinks
 
 

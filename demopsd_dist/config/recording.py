@@ -39,5 +39,9 @@ class SinksConfig:
     """`off`, `offline` or `online`. Needs `pip install wandb`."""
     wandb_project: str = "demopsd-dist"
     """The project there."""
+    prometheus_port: int | None = None
+    """Serve the figures to Prometheus at this port; 0 takes a free one. Needs `pip install prometheus-client`."""
+    prometheus_host: str = "127.0.0.1"
+    """The interface; 0.0.0.0 lets other machines read."""
     report: bool = True
     """Write `report.html` into the run folder at the end."""
