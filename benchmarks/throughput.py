@@ -42,7 +42,7 @@ from benchmarks.throughput_sweep import (
 )
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.driver import train_through_failures
-from demopsd_dist.errors import DemoPSDError, InputError
+from demopsd_dist.errors import ConfigError, DemoPSDError, InputError
 from demopsd_dist.live import clock
 from demopsd_dist.model_folder import model_folder
 from demopsd_dist.run import RunState, Task
@@ -154,14 +154,25 @@ def fill(rows: Sequence[Row], points: Sequence[Point], rounds: int, warm_up: int
             )
 
 
+def refuse_too_large(points: Sequence[Point], cpus: float, gpus: float) -> None:
+    """
+    Raises:
+        ConfigError: a point's roles need more than there is.
+    """
+    for point in points:
+        try:
+            check_fits(point.config, cpus=cpus, gpus=gpus)
+        except ConfigError as error:
+            raise ConfigError(f"{point.label}: {error}") from None
+
+
 def sweep(arguments: argparse.Namespace) -> int:
     chosen = {factor.name: values for factor in FACTORS if (values := getattr(arguments, factor.name)) is not None}
     total = arguments.warm_up + arguments.steps
     points = points_of(arguments.config, arguments.overrides, chosen or DEFAULT_SWEEP, total, arguments.product)
     first = points[0].config
     if first.ray_address is None:
-        for point in points:
-            check_fits(point.config, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus())
+        refuse_too_large(points, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus())
     print(f"{len(points)} points, {arguments.rounds} rounds of {arguments.warm_up} + {arguments.steps} steps")
     if arguments.dry_run:
         print("\n".join(f"  {point.label}   {summary_of_roles(point.config)}" for point in points))
@@ -171,8 +182,7 @@ def sweep(arguments: argparse.Namespace) -> int:
         import ray
 
         resources = ray.cluster_resources()
-        for point in points:
-            check_fits(point.config, cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0))
+        refuse_too_large(points, cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0))
         found = {
             "config": str(arguments.config),
             "overrides": arguments.overrides,
@@ -211,8 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("config", type=Path, nargs="?", default=Path(__file__).parents[1] / "configs" / "demo.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     for factor in FACTORS:
-        words = {"type": numbers, "metavar": "N,N,...", "help": factor.key, "dest": factor.name}
-        parser.add_argument(f"--{factor.name}", **words)
+        parser.add_argument(f"--{factor.name}", type=numbers, metavar="N,N,...", help=factor.key, dest=factor.name)
     parser.add_argument("--product", action="store_true", help="all combinations, not one factor at a time")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm-up", type=int, default=2, help="steps of a run that do not count")

@@ -120,10 +120,9 @@ def _differences(old: Row, new: Row) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _unmatched(old: Row, new: Row) -> list[str]:
-    sides = [{tuple(row["settings"].items()): row["label"] for row in side["points"]} for side in (old, new)]
-    return [
-        f"only in the {name}: {label}"
-        for name, here, there in (("old", *sides), ("new", *reversed(sides)))
-        for key, label in here.items()
-        if key not in there
-    ]
+    def labels(found: Row) -> dict[tuple[Any, ...], str]:
+        return {tuple(row["settings"].items()): row["label"] for row in found["points"]}
+
+    was, now = labels(old), labels(new)
+    gone = [f"only in the old: {label}" for key, label in was.items() if key not in now]
+    return gone + [f"only in the new: {label}" for key, label in now.items() if key not in was]
