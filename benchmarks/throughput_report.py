@@ -165,6 +165,14 @@ class Step:
         return paired_ratio(here[:count], there[:count]) if count else None
 
     @property
+    def label(self) -> str:
+        """`zero 0 → 2`, and in brackets what else the sweep varies."""
+        name = self.factor.name
+        others = [word for word in self.row["label"].split() if not word.startswith(f"{name}=")]
+        told = f"{name} {self.first['settings'][name]} → {self.row['settings'][name]}"
+        return told + (f" ({' '.join(others)})" if others else "")
+
+    @property
     def workers(self) -> float:
         return self.row["settings"][self.factor.name] / self.first["settings"][self.factor.name]
 
@@ -193,7 +201,7 @@ def _scaling(rows: Sequence[Row]) -> list[str]:
         own = step.times("stage_tokens_per_s", stage) if stage else None
         cells.append(
             [
-                f"{step.first['label']} → {step.row['label']}",
+                step.label,
                 ratio_cell(total),
                 f"{total.value / step.workers:.0%}" if stage else "–",
                 f"{stage} {ratio_cell(own)}" if own else "–",
@@ -217,7 +225,7 @@ def plot(found: Row, path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = [row for row in found["points"] if row["rounds"]]
-    figure = Figure(figsize=(13, 1.6 + 0.75 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(13, 2.0 + 0.75 * len(rows)), layout="constrained")
     speed, stages, memory = figure.subplots(1, 3, sharey=True, width_ratios=[3, 4, 3])
     places = range(len(rows))
     halves = [half if (half := half_width(values(row, "samples_per_s"))) < float("inf") else 0 for row in rows]
@@ -227,24 +235,23 @@ def plot(found: Row, path: Path) -> None:
     for place, row in enumerate(rows):
         rounds = values(row, "samples_per_s")
         speed.plot(rounds, [place] * len(rounds), "k.", ms=4)
-    speed.set(title="samples/s: rounds, mean and 95 % interval", xlabel="samples/s", xlim=(0, None))
+    speed.set(title="samples/s: rounds, mean, 95 % interval", xlabel="samples/s", xlim=(0, None))
     speed.set_yticks(places, [row["label"] for row in rows])
     speed.invert_yaxis()
     _grouped(stages, rows, "stage_s", list(STAGES))
     for place, row in enumerate(rows):
         step_s = mean(row, "step_s") or 0
         stages.plot([step_s, step_s], [place - 0.42, place + 0.42], "k--", lw=1.2, label="step" if not place else None)
-    stages.set(title="seconds a step, by stage (sample, support, score overlap)", xlabel="s")
+    stages.set(title="a step, by stage (the first three overlap)", xlabel="s")
     roles = list(dict.fromkeys(role for row in rows for one in row["rounds"] for role in one["memory_gib"]))
     kind = "gpu_memory_gib" if any(values(row, "gpu_memory_gib", role) for row in rows for role in roles) else None
     _grouped(memory, rows, kind or "memory_gib", roles)
-    memory.set(title=f"peak memory of a role's largest worker{' on its GPU' if kind else ''}", xlabel="GiB")
+    memory.set(title=f"peak memory of a worker{' on its GPU' if kind else ''}", xlabel="GiB")
     for axes in (speed, stages, memory):
         axes.grid(alpha=0.3, axis="x")
         axes.set_axisbelow(True)
     for axes in (stages, memory):
-        axes.legend(fontsize=8, loc="lower right", framealpha=0.9)
-        axes.set_xlim(0, axes.get_xlim()[1] * 1.3)  # room for the legend
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.62 / len(rows)), ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
 
 

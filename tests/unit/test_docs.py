@@ -94,6 +94,16 @@ def test_the_messages_in_the_troubleshooting_page_are_in_the_code() -> None:
     assert [message for message, pattern in patterns.items() if not re.search(pattern, known)] == []
 
 
+def test_the_figures_in_the_tuning_page_are_those_of_the_results() -> None:
+    """Whoever measures anew has to write anew what was concluded."""
+    results = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks" / "results").glob("*.md"))
+    text = re.sub(r"```.*?```", "", (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    figures = re.findall(r"(?<![\w.])\d+(?:,\d{3})+\b|(?<![\w.])\d+\.\d+\b(?!M)", text)
+    assert len(figures) > 30
+    there = set(re.findall(r"\d+(?:\.\d+)?", results.replace(",", "")))
+    assert [figure for figure in figures if figure.replace(",", "") not in there] == []
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
