@@ -55,6 +55,7 @@ from workers import cluster
 from workers.crew import RayCrew
 from workers.placement import check_fits, summary_of_roles
 
+ROOT = Path(__file__).parents[1]
 Row = dict[str, Any]
 
 
@@ -184,7 +185,7 @@ def sweep(arguments: argparse.Namespace) -> int:
         resources = ray.cluster_resources()
         refuse_too_large(points, cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0))
         found = {
-            "config": str(arguments.config),
+            "config": os.path.relpath(arguments.config.resolve(), ROOT),
             "overrides": arguments.overrides,
             "device": device_name(first, resources),
             "machine": {
@@ -218,7 +219,7 @@ def compare(old: Path, new: Path) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, nargs="?", default=Path(__file__).parents[1] / "configs" / "demo.yaml")
+    parser.add_argument("config", type=Path, nargs="?", default=ROOT / "configs" / "demo.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     for factor in FACTORS:
         parser.add_argument(f"--{factor.name}", type=numbers, metavar="N,N,...", help=factor.key, dest=factor.name)

@@ -62,8 +62,8 @@ def report(found: Row) -> list[str]:
         "# Throughput of whole runs",
         "",
         f"`{found['config']}`{' with `' + ' '.join(found['overrides']) + '`' if found['overrides'] else ''}; {where} "
-        f"({machine['architecture']}). Real engines, actors and driver. {rounds} rounds, points in turn; in each run "
-        f"{found['warm_up']} steps to warm up and {found['steps']} that count. ± and [ ] are 95 % intervals over the "
+        f"({machine['architecture']}). Real engines, actors and driver. Rounds, points in turn: {rounds}. "
+        f"Steps of a run: {found['warm_up']} to warm up and {found['steps']} that count. ± and [ ] are 95 % intervals over the "
         "rounds (Student's t).",
         "",
     ]
