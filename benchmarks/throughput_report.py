@@ -63,8 +63,8 @@ def report(found: Row) -> list[str]:
         "",
         f"`{found['config']}`{' with `' + ' '.join(found['overrides']) + '`' if found['overrides'] else ''}; {where} "
         f"({machine['architecture']}). Real engines, actors and driver. Rounds, points in turn: {rounds}. "
-        f"Steps of a run: {found['warm_up']} to warm up and {found['steps']} that count. ± and [ ] are 95 % intervals over the "
-        "rounds (Student's t).",
+        f"Steps of a run: {found['warm_up']} to warm up and {found['steps']} that count. ± and [ ] are 95 % intervals "
+        "over the rounds (Student's t).",
         "",
     ]
     if loads:
