@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
+
+from benchmarks.intervals import half_width
 
 Record = dict[str, Any]
 Table = dict[str, list[Record]]  # arm -> a record a seed, the same seeds for all
-_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # Student's t, by degrees of freedom
 
 Figure = Callable[[Record], float | None]
 
@@ -70,15 +71,6 @@ def shown(name: str, value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.1%}" if name.startswith(PERCENT) else f"{value:.4g}"
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Of the 95 % interval of a mean: Student's t. Infinite for one value."""
-    if len(values) < 2:
-        return float("inf")
-    degrees = len(values) - 1
-    t = _T975[degrees - 1] if degrees <= len(_T975) else 1.96 + 2.5 / degrees
-    return t * stdev(values) / len(values) ** 0.5
 
 
 def with_interval(name: str, values: Sequence[float | None]) -> str:

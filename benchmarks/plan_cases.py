@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.memory import peaks
 from benchmarks.models import model_folder
 from benchmarks.step import run as run_driver
 from demopsd_dist.config import Config, load
@@ -32,7 +33,6 @@ from demopsd_dist.sampling import train_sampling
 from launch.task import build_task
 from workers import cluster
 from workers.crew import RayCrew
-from workers.group import ActorGroup
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
@@ -126,7 +126,7 @@ def run(of: Case, rounds: int) -> Row:
         crew = asyncio.run(actors.start())
         step_s = min(metrics["perf/step_s"] for metrics in run_driver(config, crew, task).steps[1:])
         seconds, groups, lessons = asyncio.run(stages(config, crew, task, rounds))
-        memory = asyncio.run(peaks(actors))
+        memory, _ = asyncio.run(peaks(actors))
         job = job_of(config, shape_of(str(folder)), traffic_of(groups, lessons))
     measured = Measured(of.name, job, split_of(config, job), seconds, memory)
     return {**asdict(measured), "step_s": step_s, "fits": of.fits, "split_of": of.split_of}
@@ -165,24 +165,6 @@ async def stages(
         for stage, value in spent.items() if turn else ():
             found.setdefault(stage, []).append(value)
     return {stage: min(values) for stage, values in found.items()}, groups, taught.lessons
-
-
-async def peaks(actors: RayCrew) -> dict[str, float]:
-    """GiB of the largest worker of each role, at its highest since its start."""
-
-    def of(worker: Any) -> float:
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 2**20
-
-    async def highest(group: ActorGroup) -> float:
-        asked = group.each(lambda worker, _: worker.__ray_call__.remote(of), within_s=60, what="its memory")
-        return max(await asked)
-
-    return {
-        "rollout": await highest(actors.fleet.group),
-        "teacher": await highest(actors._teacher),
-        "learner": await highest(actors._learners),
-    }
 
 
 def traffic_of(groups: Sequence[Sequence[Rollout]], lessons: Sequence[Lesson]) -> Traffic:

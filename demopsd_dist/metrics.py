@@ -48,6 +48,7 @@ ROOMS: dict[str, tuple[str, list[Metric]]] = {
             Metric("rollout/groups", "questions", "questions whose responses came in time"),
             Metric("rollout/groups_differing_fraction", "fraction", "questions whose responses differ in reward"),
             Metric("rollout/learned_fraction", "fraction", "responses that the step learned from"),
+            Metric("rollout/learned_tokens", "tokens", "response tokens of these"),
             Metric("rollout/reward_errors", "responses", "responses that the reward failed on, left out"),
             Metric("rollout/workers", "workers", "rollout workers that took part"),
             Metric("rollout/workers_replaced", "workers", "those that were replaced since the start"),

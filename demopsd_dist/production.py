@@ -155,6 +155,7 @@ def step_metrics(step: ScoredRollouts, state: RunState) -> dict[str, float]:
         "rollout/tokens": float(sum(tokens)),
         "rollout/groups_differing_fraction": sum(group.differs for group in step.groups) / len(step.groups),
         "rollout/learned_fraction": len(step.scored) / len(rollouts),
+        "rollout/learned_tokens": float(sum(item.lesson.response_length_tokens for item in step.scored)),
         "rollout/reward_errors": float(sum(len(group.failed) for group in step.groups)),
         "rollout/groups": float(len(step.groups)),
         "policy/age_steps_max": float(state.step - 1 - min(rollout.oldest_version for rollout in rollouts)),

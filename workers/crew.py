@@ -272,6 +272,11 @@ class RayCrew:
         await start_core(self._config, self._folder, self._core, self._learners, self._teacher)
 
     @property
+    def groups(self) -> dict[str, ActorGroup]:
+        """The actors that live now, by role."""
+        return {group.role: group for group in (self.fleet.group, self._teacher, self._learners) if len(group)}
+
+    @property
     def transport(self) -> str:
         """How weights travel in this run."""
         return self._publisher.transport.value

@@ -168,6 +168,7 @@ def test_metrics_console_and_summary_tell_the_run(tmp_path: Path, task: Task) ->
     first = records[2]
     assert first["policy/age_steps_max"] == 0
     assert first["rollout/samples"] == 24
+    assert 0 < first["rollout/learned_tokens"] < first["rollout/tokens"]
     assert first["time/learn_s"] >= 0
     assert run.summary["accuracy_after"]["average"] > run.summary["accuracy_before"]["average"]
     assert set(run.summary["accuracy_before"]) == {"physics", "chemistry", "biology", "materials", "average", "ood"}

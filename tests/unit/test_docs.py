@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,39 @@ def test_the_examples_of_the_samples_page_run(
     for example in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
         exec(example, {})
         assert "disagreement" in capsys.readouterr().out
+
+
+def messages_of_the_code() -> Iterator[str]:
+    """Every text of it; what is filled in is an ellipsis."""
+    for room in ("demopsd_dist", "workers", "launch"):
+        for path in (ROOT / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+    for name in ("Makefile", "requirements/cpu.overrides"):
+        yield (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_messages_in_the_troubleshooting_page_are_in_the_code() -> None:
+    """What stands between its ellipses is there, in this order, in one message."""
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^### `(.+)`$", text, flags=re.MULTILINE)
+    assert len(shown) > 20
+    known = "\0".join(messages_of_the_code())
+    patterns = {message: "[^\0]*".join(map(re.escape, message.split("…"))) for message in shown}
+    assert [message for message, pattern in patterns.items() if not re.search(pattern, known)] == []
+
+
+def test_the_figures_in_the_tuning_page_are_those_of_the_results() -> None:
+    """Whoever measures anew has to write anew what was concluded."""
+    results = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks" / "results").glob("*.md"))
+    text = re.sub(r"```.*?```", "", (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    figures = re.findall(r"(?<![\w.])\d+(?:,\d{3})+\b|(?<![\w.])\d+\.\d+\b(?!M)", text)
+    assert len(figures) > 30
+    there = set(re.findall(r"\d+(?:\.\d+)?", results.replace(",", "")))
+    assert [figure for figure in figures if figure.replace(",", "") not in there] == []
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

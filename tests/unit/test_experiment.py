@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks.experiment import Bench, Experiment, Run, read, tune
-from benchmarks.experiment_report import half_width, write_report
+from benchmarks.experiment_report import write_report
+from benchmarks.intervals import half_width
 from demopsd_dist.config import load
 from demopsd_dist.errors import ConfigError
 
