@@ -1,7 +1,7 @@
 """Whole batches on disk, each with what came of it: `replay/step-000021/` in the run folder, for `launch.replay`.
 
-`batch.parquet` holds what the step took in, a row a response; what it computed from that is in `record.json`, as digests.
-Neither can run code when it is read. A folder is complete or not there: it is written aside and renamed.
+`batch.parquet` holds what the step took in, a row a response; what it computed from that is in `record.json`, as
+digests. Neither can run code when it is read. A folder is complete or not there: it is written aside and renamed.
 """
 
 from __future__ import annotations

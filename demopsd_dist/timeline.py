@@ -108,21 +108,21 @@ class Lane:
 
 def rows_of(spans: Iterable[Span]) -> list[list[Span]]:
     """Spans in as few rows as this takes: in a row each is after another, or inside of it, and none overlaps half."""
-    rows: list[list[Span]] = []
-    open_ends: list[list[float]] = []  # of each row the ends of the spans around the last
+    rows: list[tuple[list[Span], list[float]]] = []  # with the ends of those around the last
     for span in sorted(spans, key=lambda s: (s.start_s, -s.end_s)):
-        for row, ends in zip(rows, open_ends, strict=True):
-            while ends and ends[-1] <= span.start_s:
-                ends.pop()
-            if not ends or span.end_s <= ends[-1]:
-                break
-        else:
-            row, ends = [], []
-            rows.append(row)
-            open_ends.append(ends)
+        row, ends = next((row for row in rows if _has_room(row[1], span)), ([], []))
+        if not row:
+            rows.append((row, ends))
         row.append(span)
         ends.append(span.end_s)
-    return rows
+    return [row for row, _ in rows]
+
+
+def _has_room(ends: list[float], span: Span) -> bool:
+    """Whether the row has nothing that the span would overlap by half. What ended before it is forgotten."""
+    while ends and ends[-1] <= span.start_s:
+        ends.pop()
+    return not ends or span.end_s <= ends[-1]
 
 
 def trace_of(lanes: Iterable[Lane], step: int, start_s: float, end_s: float) -> dict[str, Any]:

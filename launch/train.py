@@ -1,4 +1,4 @@
-"""Train: `python -m launch.train configs/demo.yaml [key=value ...] [--dry-run] [--resume | --resume-from PATH] [--profile STEP]`
+"""Train: `python -m launch.train configs/demo.yaml [key=value ...] [--dry-run] [--resume | --resume-from PATH]`
 
 Everything that can be wrong in settings, model folder and data is found before anything heavy is imported or started.
 Exit code 0 when the run is done, 2 for wrong input, 130 when interrupted, 1 for any other failure. Interrupted once, it

@@ -156,8 +156,8 @@ class TrainBatch:
 
 @dataclass(frozen=True)
 class Trace:
-    """The learners are to give digests of all that they compute, and perhaps to write their gradient into a folder, or to
-    compare it with one that lies there. The folder is the same for all ranks."""
+    """The learners are to give digests of all that they compute, and perhaps to write their gradient into a folder, or
+    to compare it with one that lies there. The folder is the same for all ranks."""
 
     gradient_to: Path | None = None
     gradient_of: Path | None = None
