@@ -146,23 +146,29 @@ def refuse_other_tokens(changed: dict[str, tuple[object, object]]) -> None:
 async def step_again(
     config: Config, model: Path, batch: KeptBatch, checkpoint: Checkpoint | None, trace: Trace
 ) -> tuple[list[Scored], LearnReport]:
-    """Learners and teacher as they were before the step; then the step."""
+    """The step with learners and teacher of its own."""
     from workers.crew import RayCore
 
     core = RayCore(config, model)
     try:
-        crew = await core.start()
-        if checkpoint is not None:
-            await crew.learners.load(checkpoint.path / "learner")
-            await crew.teacher.load(checkpoint.path / "teacher")
-        await crew.weights.publish(batch.record.step - 1)
-        scored = await scored_again(config, crew, batch)
-        learner = config.learner
-        packed = pack(scored, batch.size, learner.num_workers, learner.micro_batch_tokens, config.model.tree_tokens)
-        factor = batch.record.learning_rate_factor
-        return scored, await crew.learners.step(replace(packed, learning_rate_factor=factor, trace=trace))
+        return await stepped(config, await core.start(), batch, checkpoint, trace)
     finally:
         core.stop()
+
+
+async def stepped(
+    config: Config, crew: Crew, batch: KeptBatch, checkpoint: Checkpoint | None, trace: Trace
+) -> tuple[list[Scored], LearnReport]:
+    """Learners and teacher, which have just been started, as they were before the step; then the step."""
+    if checkpoint is not None:
+        await crew.learners.load(checkpoint.path / "learner")
+        await crew.teacher.load(checkpoint.path / "teacher")
+    await crew.weights.publish(batch.record.step - 1)
+    scored = await scored_again(config, crew, batch)
+    learner = config.learner
+    packed = pack(scored, batch.size, crew.learners.dp_size, learner.micro_batch_tokens, config.model.tree_tokens)
+    factor = batch.record.learning_rate_factor
+    return scored, await crew.learners.step(replace(packed, learning_rate_factor=factor, trace=trace))
 
 
 async def scored_again(config: Config, crew: Crew, batch: KeptBatch) -> list[Scored]:
