@@ -266,8 +266,8 @@ def test_the_alarm_takes_the_run_back_with_a_smaller_learning_rate(
 
     packed = driver.packed
 
-    def noted(run: Run, rollouts: Any) -> TrainBatch:
-        batch = packed(run, rollouts)
+    def noted(run: Run, rollouts: Any, **named: Any) -> TrainBatch:
+        batch = packed(run, rollouts, **named)
         factors.append((len(factors), batch.learning_rate_factor))
         return batch
 
