@@ -109,9 +109,9 @@ class Tracer:
         names = {"value": "updated_weights"} | {key: key for key in MOMENTS}
         with_moments = optimizer_steps(engine) > 0
         for name, parameter in named:
-            for key, tensor in whole_state(engine, parameter, with_moments):
+            for key, value in whole_state(engine, parameter, with_moments):
                 if self._rank == 0:
-                    digest = digest_of(tensor.detach().float().cpu().contiguous().numpy())
+                    digest = digest_of(value.detach().float().cpu().contiguous().numpy())
                     found.setdefault(names[key], {})[name] = digest
         return found
 

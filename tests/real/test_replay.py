@@ -23,8 +23,8 @@ STEP = 3
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_step_done_again_is_equal_in_every_tensor(stage: int, crew: RealCrew, task: Task, tmp_path: Path) -> None:
-    words = (f"steps={STEP}", "checkpoint.every_steps=1", f"profile.steps=[{STEP}]", "evaluation.at_start=false")
-    words += (f"learner.zero_stage={stage}", "deterministic=true", f"output_dir={tmp_path}", "leakage.every_steps=0")
+    words = [f"steps={STEP}", "checkpoint.every_steps=1", f"profile.steps=[{STEP}]", "evaluation.at_start=false"]
+    words += [f"learner.zero_stage={stage}", "deterministic=true", f"output_dir={tmp_path}", "leakage.every_steps=0"]
     config = demo(*words)
     folder = RunFolder.create(config)
     crew.restart(config)
