@@ -13,7 +13,8 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -26,7 +27,7 @@ from demopsd_dist.config import Config, changes, load
 from demopsd_dist.data.pack import pack
 from demopsd_dist.data.records import LearnReport, Scored, Trace
 from demopsd_dist.digests import Digests
-from demopsd_dist.errors import CheckpointError, ConfigError, DifferenceError
+from demopsd_dist.errors import CheckpointError, ConfigError, DifferenceError, RunFolderError
 from demopsd_dist.kept import KeptBatch
 from demopsd_dist.methods import recipe
 from demopsd_dist.model_folder import model_folder
@@ -69,9 +70,8 @@ def replay(path: Path, step: int, words: Sequence[str]) -> int:
         from workers import cluster
 
         cluster.join(config, wanted=core_bundles(config))  # left, within a bound, by `fenced`
-        with TemporaryDirectory(prefix=".gradient-", dir=folder.replay) as kept_here:
-            gradient = Path(kept_here).resolve()
-            trace = Trace(gradient_to=gradient if words else None)
+        with room_for_gradient(folder) if words else nullcontext() as gradient:
+            trace = Trace(gradient_to=gradient)
             scored, report = asyncio.run(step_again(config, model, batch, checkpoint, trace))
             equal = told(batch.record.digests, digests.of_step(scored, report))
             if words:
@@ -79,6 +79,17 @@ def replay(path: Path, step: int, words: Sequence[str]) -> int:
                 _, other = asyncio.run(step_again(asked, model, batch, checkpoint, trace))
                 print("\n".join(["", f"with {' '.join(words)}:", *compared(report.metrics, other.metrics)]))
     return 0 if equal else 1
+
+
+@contextmanager
+def room_for_gradient(folder: RunFolder) -> Iterator[Path]:
+    """In the run folder, which all ranks share."""
+    try:
+        made = TemporaryDirectory(prefix=".gradient-", dir=folder.replay)
+    except OSError as error:
+        raise RunFolderError(f"{folder.replay}: --set needs room for a gradient there ({error.strerror}).") from None
+    with made as path:
+        yield Path(path).resolve()
 
 
 def found(path: Path, step: int) -> tuple[RunFolder, KeptBatch, Checkpoint | None]:
