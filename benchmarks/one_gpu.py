@@ -31,13 +31,11 @@ from demopsd_dist.planning.hardware import DEVICES, Fleet
 from demopsd_dist.planning.job import Traffic, job_of, split_of
 from demopsd_dist.planning.shape import shape_of
 from demopsd_dist.planning.steps import plan
+from demopsd_dist.roles import Crew
 from launch.processes import fenced
 from workers import cluster
-from workers.crew import LearnerGroup, TeacherGroup, start_core
-from workers.fleet import StandingFleet
-from workers.group import ActorGroup, Placement
-from workers.placement import core_bundles
-from workers.publisher import WeightPublisher
+from workers.crew import RayCore
+from workers.group import ActorGroup
 
 CONFIG = Path(__file__).parents[1] / "configs" / "one_gpu.yaml"
 STAGES = ("support", "score", "learn", "publish")
@@ -125,45 +123,34 @@ def drawn_lessons(case: Case, seed: int = 0) -> list[Lesson]:
 
 
 async def measured(case: Case, config: Config, folder: Path, rounds: int) -> Row:
-    core, learners, teachers = Placement(core_bundles(config)), ActorGroup("learner", {}), ActorGroup("teacher", {})
+    actors = RayCore(config, folder)
     try:
-        await start_core(config, folder, core, learners, teachers)
-        publisher = WeightPublisher(learners, StandingFleet(ActorGroup("rollout", {}), config), teachers, config)
-        await publisher.start()
-        await publisher.publish(0)
-        roles = LearnerGroup(learners, config), TeacherGroup(teachers, config)
-        laps = [await stages(config, *roles, publisher, drawn_lessons(case), turn) for turn in range(rounds + 1)]
-        memory = {group.role: await peak_gib(group) for group in (learners, teachers)}
+        crew = await actors.start()
+        await crew.weights.publish(0)
+        laps = [await stages(config, crew, drawn_lessons(case), turn) for turn in range(rounds + 1)]
+        memory = {role: await peak_gib(group) for role, group in actors.groups.items()}
     finally:
-        for group in (learners, teachers):
-            group.kill()
-        core.release()
+        actors.stop()
     seconds = {stage: min(lap[stage] for lap in laps[1:]) for stage in STAGES}
-    sent = sum(publisher.plan.sizes)
-    return {"name": case.name, "seconds": seconds, "memory_gib": memory, "sent_bytes": sent} | expected(case, config)
+    expects = expected(case, config)
+    sent = shape_of(config.model.path).parameters * 2  # bytes, in bfloat16
+    return {"name": case.name, "seconds": seconds, "memory_gib": memory, "sent_bytes": sent} | expects
 
 
-async def stages(
-    config: Config,
-    learners: LearnerGroup,
-    teachers: TeacherGroup,
-    publisher: WeightPublisher,
-    lessons: list[Lesson],
-    turn: int,
-) -> dict[str, float]:
+async def stages(config: Config, crew: Crew, lessons: list[Lesson], turn: int) -> dict[str, float]:
     clock = [time.perf_counter()]
-    supports = await learners.support(lessons)
+    supports = await crew.learners.support(lessons)
     clock.append(time.perf_counter())
-    scored = await teachers.score(lessons, supports, recipe(config).forwards)
+    scored = await crew.teacher.score(lessons, supports, recipe(config).forwards)
     clock.append(time.perf_counter())
     size = BatchSize(sum(lesson.response_length_tokens for lesson in lessons), len(lessons))
-    batch = pack(scored, size, learners.dp_size, config.learner.micro_batch_tokens, config.model.tree_tokens)
+    batch = pack(scored, size, crew.learners.dp_size, config.learner.micro_batch_tokens, config.model.tree_tokens)
     begun = time.perf_counter()
-    report = await learners.step(batch)
+    report = await crew.learners.step(batch)
     assert report.stepped
     clock.append(clock[-1] + time.perf_counter() - begun)
     begun = time.perf_counter()
-    await publisher.publish(turn + 1)
+    await crew.weights.publish(turn + 1)
     clock.append(clock[-1] + time.perf_counter() - begun)
     return dict(zip(STAGES, np.diff(clock).tolist(), strict=True))
 

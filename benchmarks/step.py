@@ -52,24 +52,14 @@ Row = dict[str, Any]
 
 
 class Timeline(RunLog):
-    """A run log that also keeps when each stage was under way."""
+    """A run log that also keeps when each step ended."""
 
-    spans: list[tuple[str, float, float]]
     step_ends: list[float]
 
     def __enter__(self) -> Timeline:
-        self.spans, self.step_ends = [], []
+        self.step_ends = []
         super().__enter__()
         return self
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        started = time.monotonic()
-        with super().timed(stage):
-            try:
-                yield
-            finally:
-                self.spans.append((stage, started, time.monotonic()))
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         super().step(step, metrics)
@@ -233,8 +223,8 @@ def plot(log: Timeline, out: Path) -> None:
     shown = ["sample", "support", "score", "learn", "publish_weights"]
     figure = Figure(figsize=(8, 2.6), layout="constrained")
     axes = figure.subplots()
-    for stage, started, ended in log.spans:
-        if stage in shown and ended > begin and started < end:
+    for stage, started, ended in log.spans.since(begin):
+        if stage in shown and started < end:
             left = max(started, begin)
             axes.barh(shown.index(stage), min(ended, end) - left, left=left - begin, color=f"C{shown.index(stage)}")
     axes.set_yticks(range(len(shown)), shown)

@@ -43,6 +43,10 @@ class Checkpoint:
     def state(self) -> dict[str, Any]:
         return json.loads((self.path / STATE).read_text(encoding="utf-8"))
 
+    def digest(self) -> str:
+        """Of everything in it, as its manifest has it."""
+        return json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))["digest"]
+
     def damage(self) -> str | None:
         """What is wrong with it; None where every file is as it was written."""
         try:
@@ -81,6 +85,10 @@ class Checkpoints:
             return []
         found = [Checkpoint(path) for path in self._folder.iterdir() if _NAME.fullmatch(path.name)]
         return sorted(found, key=lambda checkpoint: -checkpoint.step)
+
+    def at(self, step: int) -> Checkpoint | None:
+        """That of after this step."""
+        return next((checkpoint for checkpoint in self.all() if checkpoint.step == step), None)
 
     def newest_good(self, tell: Callable[[str], None], before: int | None = None) -> Checkpoint | None:
         """The newest that is whole, of a step before that one if given; `tell` hears of each that is not whole."""

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
-from demopsd_dist import samples
+from demopsd_dist import digests, kept, samples
 from demopsd_dist.behaviour import ANSWER_OPEN, forced_to_answer
 from demopsd_dist.checkpoints import Checkpoint
 from demopsd_dist.config import AlarmAction, Config, to_yaml
 from demopsd_dist.data.pack import pack
-from demopsd_dist.data.records import LearnReport, Prompt, TrainBatch
+from demopsd_dist.data.records import LearnReport, Prompt, Trace, TrainBatch
 from demopsd_dist.errors import CollapseError, GoBackError, LostStateError, WorkerError
 from demopsd_dist.evaluate import evaluate
 from demopsd_dist.production import ScoredRollouts, scored_rollouts, step_metrics
 from demopsd_dist.roles import Sampling
 from demopsd_dist.run import Run, RunState, Task
+from demopsd_dist.run_folder import replace_text
 from demopsd_dist.sampling import evaluation_sampling
+from demopsd_dist.timeline import Lane, as_json, trace_of
 
 
 async def train(run: Run, state: RunState) -> RunState:
@@ -34,7 +36,7 @@ async def train(run: Run, state: RunState) -> RunState:
                 rollouts = await run.stop.before(feed.take())  # rollout workers sampled, teacher scored
             if rollouts is None:
                 break
-            batch = packed(run, rollouts)
+            batch = packed(run, rollouts, replayable=cfg.checkpoint.replayable and saved == state.step)
             with log.timed("learn"):
                 report = await crew.learners.step(batch)  # the method's loss, backward, ZeRO step
             state = state.after(samples=len(rollouts.rollouts))
@@ -43,7 +45,9 @@ async def train(run: Run, state: RunState) -> RunState:
                 await crew.weights.publish(state.version, moved=report.stepped)
             feed.admit()  # the next prompts are born on these weights
             keep_samples(run, state, rollouts, report)
+            keep_batch(run, state, rollouts, report)
             log.step(state.step, step_metrics(rollouts, state) | report.metrics)
+            await keep_timeline(run, state)
             heed_alarm(run, state)
             if due(cfg.evaluation.every_steps, state, cfg) and state.step < cfg.steps:
                 await run.stop.before(evaluate_all(run, state))
@@ -123,6 +127,8 @@ async def save(run: Run, state: RunState) -> None:
         async with run.checkpoints.writing(state.step, told) as folder:
             await run.crew.learners.save(folder / "learner")
             await run.crew.teacher.save(folder / "teacher")
+    there = {checkpoint.step for checkpoint in run.checkpoints.all()}
+    kept.keep_only(run.log.folder.replay, {1, *(step + 1 for step in there)})
 
 
 async def restore(run: Run, checkpoint: Checkpoint | None) -> RunState:
@@ -142,12 +148,12 @@ async def restore(run: Run, checkpoint: Checkpoint | None) -> RunState:
     return state
 
 
-def packed(run: Run, rollouts: ScoredRollouts) -> TrainBatch:
+def packed(run: Run, rollouts: ScoredRollouts, replayable: bool) -> TrainBatch:
     learner, model, ranks = run.cfg.learner, run.cfg.model, run.crew.learners.dp_size
     batch = pack(
         rollouts.scored, rollouts.size, ranks, learner.micro_batch_tokens, model.tree_tokens, told=rollouts.kept
     )
-    return replace(batch, learning_rate_factor=run.alarm.learning_rate_factor)
+    return replace(batch, learning_rate_factor=run.alarm.learning_rate_factor, trace=Trace() if replayable else None)
 
 
 def keep_samples(run: Run, state: RunState, step: ScoredRollouts, report: LearnReport) -> None:
@@ -158,6 +164,36 @@ def keep_samples(run: Run, state: RunState, step: ScoredRollouts, report: LearnR
             rows = samples.rows_of(run.cfg, state.step, step.kept, step.groups, step.scored, report.tables, tokenizer)
             samples.write(run.log.folder.samples, state.step, rows)
             run.log.show(rows[0])
+
+
+def keep_batch(run: Run, state: RunState, step: ScoredRollouts, report: LearnReport) -> None:
+    """All that the step took in, and digests of what it computed, where the learners told them."""
+    if not report.digests:
+        return
+    with run.log.timed("replay"):
+        before = run.checkpoints.at(state.step - 1)
+        record = kept.Record(
+            step=state.step,
+            config=to_yaml(run.cfg),
+            checkpoint=None if before is None else before.digest(),
+            size=asdict(step.size),
+            learning_rate_factor=run.alarm.learning_rate_factor,
+            metrics=report.metrics,
+            digests=digests.of_step(step.scored, report),
+            surroundings=kept.surroundings(),
+        )
+        kept.write(run.log.folder.replay, record, [item.lesson for item in step.scored], step.parts)
+
+
+async def keep_timeline(run: Run, state: RunState) -> None:
+    """What everybody was busy with during the step, where it is to be profiled."""
+    if state.step not in run.cfg.profile.steps:
+        return
+    start_s, end_s = run.log.last_step_s
+    lanes = [Lane("driver", run.log.spans.since(start_s)), *await run.crew.lanes(start_s)]
+    path = run.log.folder.trace(state.step)
+    replace_text(path, as_json(trace_of(lanes, state.step, start_s, end_s)))
+    run.log.note(f"timeline of step {state.step} in {path}: open it in ui.perfetto.dev")
 
 
 async def evaluate_all(run: Run, state: RunState) -> None:

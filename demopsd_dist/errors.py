@@ -73,6 +73,10 @@ class CheckpointError(DemoPSDError):
     exit_code = 2
 
 
+class DifferenceError(DemoPSDError):
+    """A step that was done again is not the step on record; names the first tensor that differs."""
+
+
 class LostStateError(WorkerError):
     """A learner or the teacher died or hung: weights that only it held are gone since the last checkpoint."""
 

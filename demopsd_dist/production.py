@@ -34,6 +34,7 @@ class ScoredRollouts:
     groups: list[Group]
     size: BatchSize
     scored: list[Scored]
+    parts: list[list[str]]  # ids of those that were scored together, in that order
     figures: dict[str, float]  # of the leakage probe, where it was due, and of the workers
     kept: list[str]  # ids of the rollouts that go on record
 
@@ -76,6 +77,7 @@ async def batch_of_step(run: Run, step: int) -> ScoredRollouts:
     finally:
         scoring.cancel()
     scored = [item for part in parts for item in part.scored]
+    together = [[item.lesson.rollout.id for item in part.scored] for part in parts]
     scored.sort(key=lambda item: (places[item.lesson.rollout.prompt.id], item.lesson.rollout.sample))
     size = sum((part.size for part in parts), BatchSize(0, 0))
     leakage: dict[str, float] = {}
@@ -84,7 +86,7 @@ async def batch_of_step(run: Run, step: int) -> ScoredRollouts:
             leakage = await probe.measure(cfg, crew.teacher, run.task.prompts, groups, scored)
     figures = leakage | crew.rollouts.figures() | crew.teacher.figures()
     kept = samples.drawn(cfg, step, [rollout for group in groups for rollout in group.rollouts])
-    return ScoredRollouts(groups, size, scored, figures, kept)
+    return ScoredRollouts(groups, size, scored, together, figures, kept)
 
 
 def look_at_marks(run: Run, step: int, groups: Sequence[Group]) -> None:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from demopsd_dist.data.records import LearnReport, Lesson, Prompt, Rollout, Scored, Tokens, TrainBatch
 from demopsd_dist.methods import Forwards
+from demopsd_dist.timeline import Lane
 
 
 @dataclass(frozen=True)
@@ -108,13 +109,21 @@ class Weights(Protocol):
         ...
 
 
+async def no_lanes(start_s: float) -> list[Lane]:
+    return []
+
+
 @dataclass(frozen=True)
 class Crew:
     """The roles, and what starts learners and teacher anew where one of them was lost: from the model folder, their
-    `load` and a publish to follow. Rollout workers are replaced by themselves."""
+    `load` and a publish to follow. Rollout workers are replaced by themselves.
+
+    `lanes` tells what each worker was busy with since a moment of the driver's monotonic clock.
+    """
 
     rollouts: Rollouts
     teacher: Teacher
     learners: Learners
     weights: Weights
     revive: Callable[[], Awaitable[None]]
+    lanes: Callable[[float], Awaitable[list[Lane]]] = no_lanes

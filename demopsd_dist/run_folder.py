@@ -19,8 +19,8 @@ CONFIG = "config.yaml"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`config.yaml`, `metrics.jsonl`, `samples/`, `ledger.sqlite`, `checkpoints/`, `summary.json`, `report.html` and
-    `student/`, a Hugging Face model folder."""
+    """`config.yaml`, `metrics.jsonl`, `samples/`, `ledger.sqlite`, `checkpoints/`, `replay/`, `trace-step-*.json`,
+    `summary.json`, `report.html` and `student/`, a Hugging Face model folder."""
 
     path: Path
 
@@ -97,6 +97,13 @@ class RunFolder:
     @property
     def samples(self) -> Path:
         return self.path / "samples"
+
+    @property
+    def replay(self) -> Path:
+        return self.path / "replay"
+
+    def trace(self, step: int) -> Path:
+        return self.path / f"trace-step-{step:06d}.json"
 
     @property
     def summary(self) -> Path:

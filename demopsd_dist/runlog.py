@@ -13,13 +13,14 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from demopsd_dist import samples
+from demopsd_dist import kept, samples
 from demopsd_dist.errors import RunFolderError
 from demopsd_dist.evaluate import Evaluation, evaluation_of
 from demopsd_dist.live import Progress, clock
 from demopsd_dist.plain import plain
 from demopsd_dist.run_folder import RunFolder, replace_text
 from demopsd_dist.sinks import Sink, numbers_of
+from demopsd_dist.timeline import Spans
 
 SUMMARISED = {
     "active_fraction": "rollout/learned_fraction",
@@ -52,6 +53,8 @@ class RunLog:
         self._total_steps = total_steps
         self._file = folder.metrics.open("a", encoding="utf-8")
         self._sinks = sinks
+        self.spans = Spans()
+        self.last_step_s = (0.0, 0.0)  # when the last step began and ended, of the monotonic clock
         self._step_stage_s: dict[str, float] = {}
         self._step_started = time.monotonic()
         self._training_s = 0.0
@@ -72,7 +75,8 @@ class RunLog:
         """Adds the seconds spent inside to `stage`, of this step and of the run. Stages may overlap."""
         started = time.monotonic()
         try:
-            yield
+            with self.spans.span(stage):
+                yield
         finally:
             spent = time.monotonic() - started
             for table in (self.stage_s, self._step_stage_s):
@@ -97,23 +101,24 @@ class RunLog:
         """To the state after this step, with what the run folder has up to there: at a resume, and where later steps
         are undone. Their lines go to `metrics-undone.jsonl`, their samples away."""
         self._file.close()
-        kept: list[str] = []
+        staying: list[str] = []
         undone: list[str] = []
         for line in self.folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True):
-            (kept if _whole(line) and json.loads(line)["step"] <= step else undone).append(line)
+            (staying if _whole(line) and json.loads(line)["step"] <= step else undone).append(line)
         if undone:
             with (self.folder.path / "metrics-undone.jsonl").open("a", encoding="utf-8") as file:
                 file.writelines(undone)
-            replace_text(self.folder.metrics, "".join(kept))
+            replace_text(self.folder.metrics, "".join(staying))
         self._file = self.folder.metrics.open("a", encoding="utf-8")
         self.steps, self.evaluations = [], {}
-        for record in map(json.loads, kept):
+        for record in map(json.loads, staying):
             if (split := record.pop("evaluation", None)) is not None:
                 self.evaluations.setdefault(split, []).append(evaluation_of(record))
             else:
                 self.steps.append({key: value for key, value in record.items() if key != "step"})
         self._training_s = sum(metrics["perf/step_s"] for metrics in self.steps)
         samples.forget_after(self.folder.samples, step)
+        kept.keep_only(self.folder.replay, [there for there in kept.steps(self.folder.replay) if there <= step])
         self._progress.go_back(self.steps)
 
     @property
@@ -123,6 +128,7 @@ class RunLog:
     def step(self, step: int, metrics: dict[str, float]) -> None:
         """Record a step; its time runs from the previous call to this one."""
         now = time.monotonic()
+        self.last_step_s = (self._step_started, now)
         step_s, self._step_started = now - self._step_started, now
         self._training_s += step_s
         metrics = metrics | {

@@ -18,6 +18,7 @@ from demopsd_dist.data.records import LearnReport, Lesson, Logp, Prompt, Rollout
 from demopsd_dist.errors import LostStateError
 from demopsd_dist.methods import Forwards
 from demopsd_dist.roles import Crew, Sampling
+from demopsd_dist.timeline import Lane, Span
 
 TOP_K = 4
 
@@ -158,7 +159,9 @@ class StandInLearners:
         metrics = {"learner/loss": 1.0 / self.steps, "demopsd/alpha_mean": 0.05}
         told = [item for item in batch.items if item.lesson.rollout.id in batch.told]
         tables = {item.lesson.rollout.id: _table(item) for item in told}
-        return LearnReport(metrics | {"demopsd/disagreement_mean_nats": 0.03}, stepped=True, tables=tables)
+        digests = {} if batch.trace is None else {"gradient": {"0": f"of step {self.steps}"}}
+        metrics |= {"demopsd/disagreement_mean_nats": 0.03}
+        return LearnReport(metrics, stepped=True, tables=tables, digests=digests)
 
     async def export(self, folder: Path) -> None:
         folder.mkdir()
@@ -189,4 +192,7 @@ def stand_in_crew(world: World) -> Crew:
         world.diary.append(("revive", world.published))
         learners.steps = 0
 
-    return Crew(StandInRollouts(world), StandInTeacher(world), learners, StandInWeights(world), revive)
+    async def lanes(start_s: float) -> list[Lane]:
+        return [Lane("learner 0", [Span("step", start_s, start_s + 1e-3)])]
+
+    return Crew(StandInRollouts(world), StandInTeacher(world), learners, StandInWeights(world), revive, lanes)

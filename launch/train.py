@@ -35,13 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--allow-config-change", action="store_true", help="resume though settings change what is learned"
     )
+    parser.add_argument("--profile", type=int, metavar="STEP", help="write a timeline of that step into the run folder")
     arguments = parser.parse_intermixed_args(argv)
     return exit_code_of(lambda: checked(arguments))
 
 
 def checked(arguments: argparse.Namespace) -> int:
     """Look at everything, then run it or say what would run."""
-    config = load(arguments.config, arguments.overrides)
+    profiled = [] if arguments.profile is None else [f"profile.steps=[{arguments.profile}]"]
+    config = load(arguments.config, [*arguments.overrides, *profiled])
     reward_of(config.reward, config.limits)  # a user's own is imported here, in the dry run too
     check_sinks(config)
     folder = model_folder(config)

@@ -12,16 +12,19 @@ import numpy as np
 from demopsd_dist.config import Config
 from demopsd_dist.data.pack import Layout, by_question, deal, shard
 from demopsd_dist.data.records import LearnReport, Lesson, Scored, Tokens, TrainBatch
+from demopsd_dist.digests import Digests
 from demopsd_dist.errors import WeightSyncError
 from demopsd_dist.methods import Forwards, Support, recipe
 from demopsd_dist.objective import statistic
 from demopsd_dist.roles import Crew
+from demopsd_dist.timeline import Lane
 from workers import learner, teacher
-from workers.fleet import RolloutFleet, Say
+from workers.fleet import RolloutFleet, Say, StandingFleet
 from workers.group import ActorGroup, Placement
 from workers.placement import core_bundles
 from workers.publisher import WeightPublisher, first_to_blame
-from workers.pull import RolloutGroup
+from workers.pull import Fleet, RolloutGroup
+from workers.spans import lanes_of
 
 QUANTILES = (50, 90, 95, 99)
 
@@ -139,7 +142,7 @@ class LearnerGroup:
     async def step(self, batch: TrainBatch) -> LearnReport:
         reports = await self._group.each(
             lambda worker, rank: worker.step.remote(
-                batch.shards[rank], batch.token_count, batch.size, batch.learning_rate_factor, batch.told
+                batch.shards[rank], batch.token_count, batch.size, batch.learning_rate_factor, batch.told, batch.trace
             ),
             within_s=self._call_s,
             what=f"a step on {batch.token_count} response tokens",
@@ -158,7 +161,11 @@ class LearnerGroup:
             metrics["leakage/ratio"] = metrics["leakage/target_nats"] / leaked
         self._refuse_mismatch(metrics.get("mismatch/logp_diff_max", 0.0))
         tables = {name: table for report in reports for name, table in report.tables.items()}
-        return LearnReport(metrics, reports[0].stepped, tables)
+        digests: Digests = {}
+        for report in reports:
+            for tensor, rows in report.digests.items():
+                digests.setdefault(tensor, {}).update(rows)
+        return LearnReport(metrics, reports[0].stepped, tables, digests)
 
     def _refuse_mismatch(self, worst: float) -> None:
         allowed = self._config.weights.max_logp_diff
@@ -194,23 +201,6 @@ async def start_learners(group: ActorGroup, within_s: float) -> None:
     )
 
 
-async def start_core(
-    config: Config, model_folder: Path, core: Placement, learners: ActorGroup, teachers: ActorGroup
-) -> None:
-    """Fill both groups with workers that are ready, where `core` places them."""
-    within_s = config.limits.start_s
-    await core.ready(within_s)
-    for group, actor, env in (
-        (teachers, teacher.TeacherWorker, teacher.environment(config)),
-        (learners, learner.LearnerWorker, learner.environment(config)),
-    ):
-        group.put(core.spawn(group.role, actor, lambda rank: (rank, config, model_folder), env))
-    await first_to_blame(
-        start_learners(learners, within_s),
-        teachers.each(lambda worker, _: worker.start.remote(), within_s=within_s, what="EMA model"),
-    )
-
-
 async def forwards_run(groups: Sequence[ActorGroup], within_s: float) -> dict[str, int]:
     """Responses that went through each forward of these actors since their start, added up."""
     total: Counter[str] = Counter()
@@ -237,27 +227,28 @@ class RayRollouts:
         self._fleet.stop()
 
 
-class RayCrew:
-    """All actors of a run: learners and teacher placed together, each rollout worker by itself. `start` returns when
+class RayCore:
+    """Learners and teacher, placed together: those who learn a step whose rollouts are there. `start` returns when
     every engine is ready, `stop` kills them."""
 
-    def __init__(self, config: Config, model_folder: Path, say: Say = print) -> None:
+    def __init__(self, config: Config, model_folder: Path, fleet: Fleet | None = None) -> None:
         self._config, self._folder = config, model_folder.resolve()
         self._core = Placement(core_bundles(config))
         self._learners = ActorGroup("learner", {})
         self._teacher = ActorGroup("teacher", {})
-        self.fleet = RolloutFleet(config, self._folder, blank=True, say=say)
-        self._publisher = WeightPublisher(self._learners, self.fleet, self._teacher, config)
+        self._rollouts: Fleet = fleet or StandingFleet(ActorGroup("rollout", {}), config)
+        self._publisher = WeightPublisher(self._learners, self._rollouts, self._teacher, config)
 
     async def start(self) -> Crew:
-        await first_to_blame(self._start_core(), self.fleet.start())
+        await self._start_all()
         await self._publisher.start()
         return Crew(
-            rollouts=RolloutGroup(self.fleet, self._config),
+            rollouts=RolloutGroup(self._rollouts, self._config),
             teacher=TeacherGroup(self._teacher, self._config),
             learners=LearnerGroup(self._learners, self._config),
             weights=self._publisher,
             revive=self.revive,
+            lanes=self.lanes,
         )
 
     async def revive(self) -> None:
@@ -268,13 +259,31 @@ class RayCrew:
         await self._start_core()
         await self._publisher.renew()
 
+    async def _start_all(self) -> None:
+        await self._start_core()
+
     async def _start_core(self) -> None:
-        await start_core(self._config, self._folder, self._core, self._learners, self._teacher)
+        within_s = self._config.limits.start_s
+        await self._core.ready(within_s)
+        for group, actor, env in (
+            (self._teacher, teacher.TeacherWorker, teacher.environment(self._config)),
+            (self._learners, learner.LearnerWorker, learner.environment(self._config)),
+        ):
+            group.put(self._core.spawn(group.role, actor, lambda rank: (rank, self._config, self._folder), env))
+        await first_to_blame(
+            start_learners(self._learners, within_s),
+            self._teacher.each(lambda worker, _: worker.start.remote(), within_s=within_s, what="EMA model"),
+        )
 
     @property
     def groups(self) -> dict[str, ActorGroup]:
         """The actors that live now, by role."""
-        return {group.role: group for group in (self.fleet.group, self._teacher, self._learners) if len(group)}
+        return {group.role: group for group in (self._rollouts.group, self._teacher, self._learners) if len(group)}
+
+    async def lanes(self, start_s: float) -> list[Lane]:
+        """What each worker was busy with since then."""
+        groups = (self._rollouts.group, self._teacher, self._learners)
+        return await lanes_of(groups, start_s, self._config.limits.call_s)
 
     @property
     def transport(self) -> str:
@@ -286,7 +295,21 @@ class RayCrew:
         return await forwards_run((self._teacher, self._learners), self._config.limits.call_s)
 
     def stop(self) -> None:
-        self.fleet.stop()
         for group in (self._teacher, self._learners):
             group.kill()
         self._core.release()
+
+
+class RayCrew(RayCore):
+    """All actors of a run: learners and teacher, and each rollout worker by itself."""
+
+    def __init__(self, config: Config, model_folder: Path, say: Say = print) -> None:
+        self.fleet = RolloutFleet(config, model_folder.resolve(), blank=True, say=say)
+        super().__init__(config, model_folder, self.fleet)
+
+    async def _start_all(self) -> None:
+        await first_to_blame(self._start_core(), self.fleet.start())
+
+    def stop(self) -> None:
+        self.fleet.stop()
+        super().stop()

@@ -7,8 +7,10 @@ import socket
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -16,7 +18,8 @@ import torch
 from torch import Tensor
 
 from demopsd_dist.config import Config, Transport
-from demopsd_dist.data.records import BatchSize, Lesson, Logp, Scored, Tokens, TokenTable
+from demopsd_dist.data.records import BatchSize, Lesson, Logp, Scored, Tokens, TokenTable, Trace
+from demopsd_dist.digests import Digests
 from demopsd_dist.errors import NonFiniteLossError
 from demopsd_dist.methods import objective_of, recipe
 from demopsd_dist.objective import Loss, Slice, TokenViews, fused_loss, reduced, token_weight
@@ -25,7 +28,9 @@ from workers import learner_state
 from workers.forward import Rectangle, ResponseModel, in_slices, load_causal_lm, support_tensor
 from workers.probe import LogpT
 from workers.recompute import recompute_layers
+from workers.spans import Watched, spanned
 from workers.telling import Telling
+from workers.tracing import Tracer
 from workers.transports import Plan, Segment, outbox
 from workers.weights import Parcel, layout, pack_bucket
 from workers.zero import buckets_of, deepspeed_config, extensions_folder, full_shape, own_extensions, whole
@@ -49,12 +54,14 @@ class RankReport:
     maxima: dict[str, float] = field(default_factory=dict)
     spreads: dict[str, np.ndarray] = field(default_factory=dict)
     tables: dict[str, TokenTable] = field(default_factory=dict)  # by rollout id
+    digests: Digests = field(default_factory=dict)
 
 
 class Account:
     """What the slices of a step say, kept on the device until the step is done: no slice waits for a transfer."""
 
-    def __init__(self) -> None:
+    def __init__(self, tracer: Tracer | None = None) -> None:
+        self.tracer = tracer
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self.maxima: dict[str, Tensor] = {}
         self.spreads: dict[str, list[Tensor]] = defaultdict(list)
@@ -69,6 +76,9 @@ class Account:
     def more(self, name: str, value: Tensor) -> None:
         self.sums[name] = value + self.sums[name].to(value.device)
 
+    def gradient_seen(self, engine: Any) -> AbstractContextManager[None]:
+        return nullcontext() if self.tracer is None else self.tracer.gradient_seen(engine)
+
     def largest(self, name: str, value: Tensor) -> None:
         self.maxima[name] = torch.maximum(self.maxima.get(name, value), value)  # keeps a NaN
 
@@ -82,10 +92,11 @@ class Account:
         )
 
 
-class LearnerWorker:
+class LearnerWorker(Watched):
     """State: a shard of the student's weights and optimizer, and the number of training steps done."""
 
     def __init__(self, rank: int, config: Config, model_folder: Path) -> None:
+        super().__init__()
         self.rank = rank
         self._config = config
         self._folder = model_folder
@@ -132,6 +143,7 @@ class LearnerWorker:
         self._named = named  # a tied tensor is there once
         self._buckets = list(buckets_of(named, self._config.weights.bucket_mib << 20))
 
+    @spanned
     def support(self, micro_batches: Sequence[Sequence[Sequence[Lesson]]]) -> list[list[Tokens]]:
         """The student's top-k ids (T, K) at each response token; at most all but one, which the tail then is.
 
@@ -147,6 +159,7 @@ class LearnerWorker:
                 self._ran["student/support"] += sum(map(len, rows))
         return found
 
+    @spanned
     def step(
         self,
         micro_batches: Sequence[Sequence[Sequence[Scored]]],
@@ -154,9 +167,10 @@ class LearnerWorker:
         size: BatchSize,
         learning_rate_factor: float = 1.0,
         told: frozenset[str] = frozenset(),
+        trace: Trace | None = None,
     ) -> RankReport:
         """Loss and backward for each micro-batch, then one optimizer step on all ranks together. Of the rollouts in
-        `told` the report has single tokens.
+        `told` the report has single tokens, and of a step with a `trace` digests of all tensors.
 
         Raises:
             NonFiniteLossError: on every rank, before the step, where any rank's loss is not finite.
@@ -164,11 +178,13 @@ class LearnerWorker:
         self.version += 1
         if token_count == 0:  # the same on all ranks; a step would only decay weights and replay momentum
             return RankReport(stepped=False)
-        account = Account()
+        account = Account(None if trace is None else Tracer(trace, self.rank))
         world_size = self._config.learner.num_workers
         for rows in micro_batches:
-            loss = self._loss(rows, token_count, size, account, told)
-            self._engine.backward(loss * world_size)  # DeepSpeed divides by it again
+            with self.spans.span("forward"):
+                loss = self._loss(rows, token_count, size, account, told)
+            with self.spans.span("backward"):
+                self._engine.backward(loss * world_size)  # DeepSpeed divides by it again
             self._ran["student/gradient"] += sum(map(len, rows))
         report = account.report()
         self._refuse_non_finite(report.sums.get("learner/loss", 0.0))
@@ -176,10 +192,15 @@ class LearnerWorker:
             group["lr"] = report.maxima["learner/learning_rate"] = learning_rate_factor * learning_rate(
                 self._config.learner, self.version, self._config.steps
             )
-        self._engine.step()
+        with self.spans.span("update"), account.gradient_seen(self._engine):
+            self._engine.step()
         norm = self._grad_norm if self._config.learner.zero_stage == 0 else self._engine.get_global_grad_norm()
         self._refuse_infinite_gradient(float(norm))
         report.maxima["learner/grad_norm"] = float(norm)
+        if account.tracer is not None:
+            with self.spans.span("digests"):
+                report.sums |= account.tracer.sums
+                report.digests = account.tracer.digests(self._engine, self._named)
         return report
 
     def forwards_run(self) -> Counter[str]:
@@ -222,6 +243,7 @@ class LearnerWorker:
             scored, told, self._objective, count=samples.candidates, max_tokens=samples.tokens, device=self._device
         )
         account.tellings.append(telling)
+        witness = None if account.tracer is None else account.tracer.witness(scored)
 
         def loss_of(part: Slice) -> Tensor:
             tokens = part.tokens
@@ -239,6 +261,8 @@ class LearnerWorker:
             with torch.no_grad():
                 entropy_N = part.entropy()
                 telling.see(part, views, result, entropy_N, support_NK)
+                if witness is not None:
+                    witness.see(part, views, result, entropy_N)
                 account.more("policy/entropy_nats", entropy_N.sum() / token_count)
                 if any_fresh:
                     stray_N = torch.where(fresh_N[tokens], difference_N.abs(), 0.0)
@@ -308,6 +332,7 @@ class LearnerWorker:
         self._outbox = outbox(transport, self.plan().sizes)
         return self._outbox.segment
 
+    @spanned
     def gather(self, version: int, index: int) -> Parcel | None:
         """Gather a bucket of the whole weights: a collective under ZeRO-3, so all ranks are asked for all, in order.
         Rank 0 sends it."""
@@ -319,6 +344,7 @@ class LearnerWorker:
             parcel = self._outbox.send(pack_bucket(version, index, tensors, self._outbox.room(index)))
             return replace(parcel, packed_s=time.perf_counter() - started)
 
+    @spanned
     def probe(self, tokens: Tokens) -> LogpT:
         """The model's log-probability of each token after the first. A collective under ZeRO-3."""
         rectangle = Rectangle([[(tokens[:1], tokens[1:])]], self._device)
@@ -330,6 +356,7 @@ class LearnerWorker:
         with torch.no_grad():
             return self._engine(rectangle, logp_of).cpu().numpy()
 
+    @spanned
     def save(self, folder: Path) -> None:
         """Weights, optimizer and step, for any number of ranks and any ZeRO stage. A collective."""
         learner_state.save(self._engine, self._named, folder, self.version)

@@ -160,18 +160,22 @@ class RolloutWorker(Receiver):
 
     async def _step_while_busy(self) -> None:
         try:
-            while self._engine.has_unfinished_requests():
-                outputs = self._engine.step()
-                self._done += 1
-                for output in outputs:
-                    answer = self._answers.get(output.request_id)
-                    if output.finished and answer is not None and not answer.done():
-                        answer.set_result(output)
-                await asyncio.sleep(0)  # whoever else has something to do here does it now
+            with self.spans.span("sample"):
+                await self._step_to_the_end()
         except Exception as error:
             for answer in self._answers.values():
                 if not answer.done():
                     answer.set_exception(error)
+
+    async def _step_to_the_end(self) -> None:
+        while self._engine.has_unfinished_requests():
+            outputs = self._engine.step()
+            self._done += 1
+            for output in outputs:
+                answer = self._answers.get(output.request_id)
+                if output.finished and answer is not None and not answer.done():
+                    answer.set_result(output)
+            await asyncio.sleep(0)  # whoever else has something to do here does it now
 
     def _rollout(self, prompt: Prompt, sample: int, output: RequestOutput) -> Rollout:
         completion = output.outputs[0]
@@ -206,10 +210,11 @@ class RolloutWorker(Receiver):
                 await self._stepping
             finally:
                 self._open.set()
-        self._engine.collective_rpc("start_weight_update")
-        arriving = self.arriving(version, parcels)
-        self._engine.collective_rpc("update_weights", kwargs={"update_info": {"buckets": arriving}})
-        self._engine.collective_rpc("finish_weight_update")
+        with self.spans.span("receive"):
+            self._engine.collective_rpc("start_weight_update")
+            arriving = self.arriving(version, parcels)
+            self._engine.collective_rpc("update_weights", kwargs={"update_info": {"buckets": arriving}})
+            self._engine.collective_rpc("finish_weight_update")
         if not self._engine.reset_prefix_cache(reset_running_requests=True):
             raise WeightSyncError(f"rollout {self.rank} could not drop its prefix cache, which holds the old weights'.")
         self._done += 1

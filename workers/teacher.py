@@ -20,6 +20,7 @@ from demopsd_dist.errors import CheckpointError
 from demopsd_dist.methods import Forwards, held_weights, recipe
 from demopsd_dist.objective import coarsen
 from workers.forward import HEAD_CHUNK_TOKENS, Rectangle, ResponseModel, load_causal_lm, support_tensor
+from workers.spans import spanned
 from workers.transports import Receiver, refuse_other_names
 from workers.weights import Receipt, unpack_bucket
 
@@ -58,6 +59,7 @@ class TeacherWorker(Receiver):
         model = load_causal_lm(self._folder, Precision.float32).to(self._device)
         return ResponseModel(model.eval().requires_grad_(False))
 
+    @spanned
     def receive(self, version: int, parcels: Sequence[ray.ObjectRef]) -> Receipt:
         """Version 0 replaces all weights; any later one moves each, once: old + rate (student - old)."""
         named = {weights: dict(model.model.named_parameters()) for weights, model in self._models.items()}
@@ -77,6 +79,7 @@ class TeacherWorker(Receiver):
             return 1.0
         return 0.0 if weights is Weights.ema and version <= self.version else self._rates[weights]
 
+    @spanned
     def save(self, folder: Path) -> None:
         """The EMA: the weights of the start are in the model folder, the student's own come with the next publish.
         Replicas are alike, so the first one writes."""
@@ -102,6 +105,7 @@ class TeacherWorker(Receiver):
                 parameter.copy_(file.get_tensor(name))
             self.version = int(file.metadata()["version"])
 
+    @spanned
     def score(
         self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens] | None, forwards: Forwards
     ) -> list[tuple[Tokens | None, Logp | None, Logp | None]]:
@@ -114,11 +118,13 @@ class TeacherWorker(Receiver):
         teacher: list[Logp] | list[None] = [None] * len(lessons)
         if forwards.reference is not None:
             plain = [lesson.rollout.prompt.tokens for lesson in lessons]
-            supports_TK, reference = self._logp(forwards.reference, "reference", plain, lessons, supports_TK)
+            with self.spans.span("reference"):
+                supports_TK, reference = self._logp(forwards.reference, "reference", plain, lessons, supports_TK)
         assert supports_TK is not None
         if forwards.teacher is not None:
             privileged = [lesson.privileged_tokens for lesson in lessons]
-            _, teacher = self._logp(forwards.teacher, "teacher", privileged, lessons, supports_TK)
+            with self.spans.span("teacher"):
+                _, teacher = self._logp(forwards.teacher, "teacher", privileged, lessons, supports_TK)
         ids: list[Tokens] | list[None] = [None] * len(lessons) if given else list(supports_TK)
         return list(zip(ids, reference, teacher, strict=True))
 

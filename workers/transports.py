@@ -20,6 +20,7 @@ import ray
 
 from demopsd_dist.config import Transport
 from demopsd_dist.errors import ConfigError, LostStateError, WeightSyncError
+from workers.spans import Watched
 from workers.weights import Bucket, Bytes, Parcel, Receipt, Specs, bytes_of, verify_bucket
 
 
@@ -151,10 +152,11 @@ def chosen(wanted: Transport, sender_node: str, receivers: dict[str, str]) -> Tr
     return wanted
 
 
-class Receiver:
+class Receiver(Watched):
     """What rollout workers and the teacher have in common: where they are, and how buckets reach them."""
 
     def __init__(self, name: str) -> None:
+        super().__init__()
         self._name = name  # "rollout 0", for messages
         self._names: frozenset[str] | None = None  # what a publish must bring; None where that is not known yet
         self._pages: dict[Segment, Bytes] = {}

@@ -33,6 +33,7 @@ FREE = (
     "checkpoint.*",
     "samples.*",
     "sinks.*",
+    "profile.*",
     "alarm.*",
     "limits.*",
 )

@@ -102,6 +102,8 @@ def check(config: Config) -> None:
     _within("alarm.rollback_learning_rate_factor", config.alarm.rollback_learning_rate_factor, 0.0, 1.0)
     _check_address(config.ray_address)
     _check_alarm(config.alarm)
+    for step in config.profile.steps:
+        _within("profile.steps", step, 1, config.steps)
     _check_data(config.data)
     _check_methods(config)
     _within("rollout.gpus_per_worker", rollout.gpus_per_worker, 0, 1)

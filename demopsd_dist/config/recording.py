@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 
@@ -45,3 +45,11 @@ class SinksConfig:
     """The interface; 0.0.0.0 lets other machines read."""
     report: bool = True
     """Write `report.html` into the run folder at the end."""
+
+
+@dataclass
+class ProfileConfig:
+    """Which steps are told as a timeline of driver and workers, as `trace-step-000012.json` (docs/replay.md)."""
+
+    steps: list[int] = field(default_factory=list)
+    """The first is 1."""

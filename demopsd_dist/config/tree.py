@@ -9,7 +9,7 @@ from enum import Enum
 from demopsd_dist.config.alarm import AlarmConfig
 from demopsd_dist.config.data import MINISCI, DataConfig
 from demopsd_dist.config.methods import DemoPSDConfig, GRPOConfig, Method, OPSDConfig, SDPOConfig
-from demopsd_dist.config.recording import SamplesConfig, SinksConfig
+from demopsd_dist.config.recording import ProfileConfig, SamplesConfig, SinksConfig
 
 
 class Precision(Enum):
@@ -221,6 +221,9 @@ class CheckpointConfig:
     """Save after so many steps, and after the last; 0 saves only when the run is stopped."""
     keep: int = 2
     """How many are kept, the newest; > 0."""
+    replayable: bool = False
+    """Keep with each, and with the start of the run, the whole batch of the step after it and digests of all that was
+    computed from it, so that `python -m launch.replay` can do that step again. Costs about a checkpoint's time."""
 
 
 @dataclass
@@ -289,5 +292,6 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     sinks: SinksConfig = field(default_factory=SinksConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     alarm: AlarmConfig = field(default_factory=AlarmConfig)
     limits: Limits = field(default_factory=Limits)

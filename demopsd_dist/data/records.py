@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from numbers import Real
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,11 +146,21 @@ class TrainBatch:
     size: BatchSize
     learning_rate_factor: float = 1.0  # of the schedule's learning rate
     told: frozenset[str] = frozenset()  # ids of the rollouts of which the learners are to give a `TokenTable`
+    trace: Trace | None = None
 
     @property
     def items(self) -> list[Scored]:
         """All of them, in no order that means anything."""
         return [item for rank in self.shards for micro_batch in rank for row in micro_batch for item in row]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The learners are to give digests of all that they compute, and perhaps to write their gradient into a folder, or
+    to compare it with one that lies there. The folder is the same for all ranks."""
+
+    gradient_to: Path | None = None
+    gradient_of: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -186,3 +197,4 @@ class LearnReport:
     metrics: dict[str, float]
     stepped: bool  # False where the batch held no token to learn from
     tables: dict[str, TokenTable] = field(default_factory=dict)  # by rollout id, for `TrainBatch.told`
+    digests: dict[str, dict[str, str]] = field(default_factory=dict)  # tensor -> row -> digest, for `TrainBatch.trace`

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from demopsd_dist import kept
 from demopsd_dist.audit import audit
+from demopsd_dist.checkpoints import Checkpoint
 from demopsd_dist.config import Config, RewardErrors, load
 from demopsd_dist.data.records import Mark, Question
 from demopsd_dist.data.rewards import Reward
@@ -355,3 +357,33 @@ def test_a_collapse_is_told_or_ends_the_run(tmp_path: Path, task: Task) -> None:
         Run(tmp_path, task, *words, "alarm.action=stop", skill=0.0)
     healthy = Run(tmp_path, task, *words, "alarm.action=stop", skill=0.9)
     assert healthy.state.step == 5
+
+
+def test_batches_are_kept_where_a_checkpoint_stands_before_them(tmp_path: Path, task: Task) -> None:
+    """And go with it; that of the first step stays, for it begins from the model folder."""
+    run = Run(tmp_path, task, "steps=7", "checkpoint.every_steps=2", "checkpoint.keep=2")
+    assert kept.steps(run.folder.replay) == [1, 7], "after step 7 the checkpoints of 6 and 7 are left"
+    found = kept.read(run.folder.replay, 7)
+    assert [lesson.rollout.id for lesson in found.lessons] == [
+        item.lesson.rollout.id for item in sorted(run.batches[6].items, key=lambda item: found_place(found, item))
+    ]
+    assert sorted(place for part in found.parts for place in part) == list(range(len(found.lessons)))
+    assert found.record.digests["gradient"] == {"0": "of step 7"}
+    assert found.record.checkpoint == Checkpoint(run.folder.checkpoints / "step-000006").digest()
+    assert [batch.trace is not None for batch in run.batches] == [True, False, True, False, True, False, True]
+    assert not Run(tmp_path, task, "steps=2", "checkpoint.replayable=false").folder.replay.exists()
+
+
+def found_place(found: kept.KeptBatch, item: Any) -> int:
+    return [lesson.rollout.id for lesson in found.lessons].index(item.lesson.rollout.id)
+
+
+def test_a_profiled_step_has_a_timeline(tmp_path: Path, task: Task) -> None:
+    run = Run(tmp_path, task, "steps=3", "profile.steps=[2]")
+    assert [path.name for path in run.folder.path.glob("trace-*")] == ["trace-step-000002.json"]
+    trace = json.loads(run.folder.trace(2).read_text())
+    names = {event["pid"]: event["args"]["name"] for event in trace["traceEvents"] if event["name"] == "process_name"}
+    assert names == {1: "driver", 2: "learner 0"}
+    spans = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+    assert {"wait_for_rollouts", "sample", "support", "score", "learn"} <= {e["name"] for e in spans if e["pid"] == 1}
+    assert all(event["ts"] < trace["otherData"]["step_s"] * 1e6 for event in spans)

@@ -145,9 +145,9 @@ def test_a_doubled_sample_is_noticed(
 ) -> None:
     packed = driver.packed
 
-    def doubled(run: Run, rollouts: Any) -> TrainBatch:
+    def doubled(run: Run, rollouts: Any, **named: Any) -> TrainBatch:
         rollouts.scored.append(rollouts.scored[0])
-        return packed(run, rollouts)
+        return packed(run, rollouts, **named)
 
     run = Whole(tmp_path, task, "steps=2")
     monkeypatch.setattr(driver, "packed", doubled)
@@ -163,9 +163,9 @@ def test_a_lost_sample_is_noticed(tmp_path: Path, task: Task, monkeypatch: pytes
     """It was scored, and the learner never got it."""
     packed = driver.packed
 
-    def short(run: Run, rollouts: Any) -> TrainBatch:
+    def short(run: Run, rollouts: Any, **named: Any) -> TrainBatch:
         del rollouts.scored[0]
-        return packed(run, rollouts)
+        return packed(run, rollouts, **named)
 
     run = Whole(tmp_path, task, "steps=2")
     monkeypatch.setattr(driver, "packed", short)
@@ -266,8 +266,8 @@ def test_the_alarm_takes_the_run_back_with_a_smaller_learning_rate(
 
     packed = driver.packed
 
-    def noted(run: Run, rollouts: Any) -> TrainBatch:
-        batch = packed(run, rollouts)
+    def noted(run: Run, rollouts: Any, **named: Any) -> TrainBatch:
+        batch = packed(run, rollouts, **named)
         factors.append((len(factors), batch.learning_rate_factor))
         return batch
 

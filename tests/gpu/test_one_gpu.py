@@ -19,12 +19,9 @@ from demopsd_dist.data.records import BatchSize, Lesson, Prompt, Question, Rollo
 from demopsd_dist.methods import recipe
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import SDPO, Slice, TokenViews, coarsen, fused_loss, reduced, top_k_support
+from demopsd_dist.roles import Crew
 from workers import cluster
-from workers.crew import LearnerGroup, TeacherGroup, start_core
-from workers.fleet import StandingFleet
-from workers.group import ActorGroup, Placement
-from workers.placement import core_bundles
-from workers.publisher import WeightPublisher
+from workers.crew import RayCore
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,28 +34,27 @@ ON_GPU = ["learner.gpus_per_worker=0.5", "teacher.gpus_per_worker=0.5"]
 
 @dataclass
 class Core:
+    """The roles, asked one call at a time."""
+
     config: Config
-    learners: ActorGroup
-    teachers: ActorGroup
-    publisher: WeightPublisher
+    crew: Crew
 
     def publish(self, version: int) -> None:
-        asyncio.run(self.publisher.publish(version))
+        asyncio.run(self.crew.weights.publish(version))
 
     def support(self, lessons: list[Lesson]) -> list[Tokens] | None:
-        return asyncio.run(LearnerGroup(self.learners, self.config).support(lessons))
+        return asyncio.run(self.crew.learners.support(lessons))
 
     def score(self, lessons: list[Lesson], supports: list[Tokens] | None) -> list[Scored]:
-        forwards = recipe(self.config).forwards
-        return asyncio.run(TeacherGroup(self.teachers, self.config).score(lessons, supports, forwards))
+        return asyncio.run(self.crew.teacher.score(lessons, supports, recipe(self.config).forwards))
 
     def step(self, scored: list[Scored]) -> dict[str, float]:
         size = BatchSize(sum(item.lesson.response_length_tokens for item in scored), len(scored))
         batch = pack(scored, size, 1, self.config.learner.micro_batch_tokens, self.config.model.tree_tokens)
-        return asyncio.run(LearnerGroup(self.learners, self.config).step(batch)).metrics
+        return asyncio.run(self.crew.learners.step(batch)).metrics
 
     def weights(self, folder: Path) -> dict[str, torch.Tensor]:
-        asyncio.run(LearnerGroup(self.learners, self.config).export(folder))
+        asyncio.run(self.crew.learners.export(folder))
         return load_file(folder / "model.safetensors")
 
 
@@ -72,22 +68,13 @@ def ray_here() -> Iterator[None]:
 @contextmanager
 def started(*words: str) -> Iterator[Core]:
     config = load(DEMO, [*WORDS, *words])
-    placement, learners, teachers = (
-        Placement(core_bundles(config)),
-        ActorGroup("learner", {}),
-        ActorGroup("teacher", {}),
-    )
-    publisher = WeightPublisher(learners, StandingFleet(ActorGroup("rollout", {}), config), teachers, config)
-    core = Core(config, learners, teachers, publisher)
+    actors = RayCore(config, MODEL_DIR)
     try:
-        asyncio.run(start_core(config, MODEL_DIR, placement, learners, teachers))
-        asyncio.run(publisher.start())
+        core = Core(config, asyncio.run(actors.start()))
         core.publish(0)
         yield core
     finally:
-        learners.kill()
-        teachers.kill()
-        placement.release()
+        actors.stop()
 
 
 def drawn(groups: int = 3, size: int = 4) -> list[Lesson]:
@@ -142,13 +129,12 @@ def test_bfloat16_learns_publishes_and_is_taken_up_again(ray_here: None, tmp_pat
         lessons = drawn()
         scored = core.score(lessons, core.support(lessons))
         losses = [core.step(scored)["learner/loss"]]
-        asyncio.run(LearnerGroup(core.learners, core.config).save(tmp_path / "saved"))
+        asyncio.run(core.crew.learners.save(tmp_path / "saved"))
         losses += [core.step(scored)["learner/loss"] for _ in range(8)]
         core.publish(9)
         assert losses[-1] < losses[0], losses
-        assert core.publisher.receipts[0].version == 9
     with started(*words) as core:
-        asyncio.run(LearnerGroup(core.learners, core.config).load(tmp_path / "saved"))
+        asyncio.run(core.crew.learners.load(tmp_path / "saved"))
         again = [core.step(scored)["learner/loss"] for _ in range(8)]
     assert again == pytest.approx(losses[1:], rel=2e-2), (again, losses)
 

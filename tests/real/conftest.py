@@ -99,9 +99,9 @@ class RealCrew:
     def learners(self) -> ActorGroup:
         return self.actors._learners
 
-    def restart(self) -> None:
+    def restart(self, config: Config | None = None) -> None:
         """Learners from the model folder, and their weights, version 0, in all roles."""
-        renew(self.learners, self.config)
+        renew(self.learners, config or self.config)
         publisher = self.roles.weights
         assert isinstance(publisher, WeightPublisher)
         asyncio.run(publisher.start())

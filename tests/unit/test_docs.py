@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from demopsd_dist import driver, samples
+from demopsd_dist import digests, driver, samples
+from launch import replay
 from launch.train import main
 from tests.browser.runs import a_run
 
@@ -102,6 +103,21 @@ def test_the_figures_in_the_tuning_page_are_those_of_the_results() -> None:
     assert len(figures) > 30
     there = set(re.findall(r"\d+(?:\.\d+)?", results.replace(",", "")))
     assert [figure for figure in figures if figure.replace(",", "") not in there] == []
+
+
+def test_the_replay_page_has_every_tensor_and_its_commands_are_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "replay.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| `(\w+)` \| (response|step|rank|parameter) \|", text, flags=re.MULTILINE)
+    kinds = {name: digests.ROWS.get(name, "response").replace("scalar", "step") for name in digests.ORDER}
+    assert shown == list(kinds.items())
+    monkeypatch.chdir(tmp_path)
+    given = [command for path in DOCUMENTS for command in commands(path, "python -m launch.replay")]
+    assert len(given) >= 3
+    for command in given:
+        assert replay.main(shlex.split(command)[3:]) == 2
+        assert "runs/demo is no run folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
