@@ -145,7 +145,7 @@ def test_what_a_witness_says_does_not_depend_on_the_slices() -> None:
             witness.see(part, views, loss, part.entropy())
             return loss.loss
 
-        fused_loss(hidden_NH, weight_VH, ids_NK, loss_of, slice_tokens=chunk_tokens)
+        fused_loss(hidden_NH, weight_VH, ids_NK, loss_of, slice_tokens=slice_tokens)
         return witness.digests()
 
     whole = seen(items, 1000)
