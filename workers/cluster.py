@@ -14,7 +14,7 @@ from pathlib import Path
 
 from demopsd_dist.config import Config
 from demopsd_dist.errors import ConfigError
-from workers.placement import Bundle, check_fits
+from workers.placement import Bundle, check_nodes
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 DISABLED = "disabled"
@@ -25,11 +25,11 @@ _OTHER_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # what Ray calls it; without
 
 
 def join(config: Config, wanted: list[Bundle] | None = None) -> None:
-    """Start Ray on this machine, or join the cluster that `ray_address` names. `wanted` as for `check_fits`.
+    """Start Ray on this machine, or join the cluster that `ray_address` names. `wanted` as for `check_nodes`.
 
     Raises:
-        ConfigError: the cluster to join does not answer, refuses the token, or has fewer CPUs or GPUs than the roles
-            need; or there is no token for it.
+        ConfigError: the cluster to join does not answer, refuses the token, or has fewer CPUs or GPUs, or other labels,
+            than the roles need; or there is no token for it.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -44,8 +44,7 @@ def join(config: Config, wanted: list[Bundle] | None = None) -> None:
         _connect(config.ray_address)
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own, which exits without cleaning up
     if config.ray_address is not None:
-        offered = ray.cluster_resources()
-        check_fits(config, cpus=offered.get("CPU", 0.0), gpus=offered.get("GPU", 0.0), wanted=wanted)
+        check_nodes(config, ray.nodes(), wanted)
 
 
 def leave() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
 import torch
 
 from demopsd_dist.config import Config, Precision
@@ -70,6 +71,12 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface of this machine that has the address."""
+    found = [name for name, each in psutil.net_if_addrs().items() if any(one.address == address for one in each)]
+    return found[0] if found else None
 
 
 def full_size(parameter: torch.nn.Parameter) -> int:
