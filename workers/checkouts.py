@@ -65,8 +65,8 @@ def _refuse_other(name: str, there: dict[str, str]) -> None:
     if others := code_digest.differing(here, there):
         raise ConfigError(
             f"{name}: its code is not that of this machine: digest {code_digest.code_digest(there)}, here "
-            f"{code_digest.code_digest(here)}; {len(others)} files differ, {others[0]} first. Bring {root} there to the "
-            "commit of this machine."
+            f"{code_digest.code_digest(here)}; {len(others)} files differ, {others[0]} first. Bring {root} there to "
+            "the commit of this machine."
         )
 
 
