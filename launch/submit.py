@@ -27,10 +27,16 @@ from launch.task import COMMIT, commit
 if TYPE_CHECKING:
     from workers.jobs import Job, Jobs
 
+JOINS = "ray_address=auto"
 ADDRESS = "RAY_API_SERVER_ADDRESS"  # the variable that Ray's own commands read
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parsed(argv)
+    return exit_code_of(lambda: done(arguments))
+
+
+def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m launch.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -49,14 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("give a config to submit, or one of --status, --logs and --stop")
     if not arguments.address:
         parser.error(f"--address http://HEAD:8265 is needed, or {ADDRESS}")
-    return exit_code_of(lambda: done(arguments))
+    return arguments
 
 
 def done(arguments: argparse.Namespace) -> int:
-    entrypoint, stop_s = "", 0.0
-    if arguments.config:
-        config = load(arguments.config, [*arguments.overrides, "ray_address=auto"])
-        entrypoint, stop_s = command(arguments, config), config.limits.stop_s
+    config = settings(arguments) if arguments.config else None
+    command = entrypoint(arguments, config) if config else ""
     from workers.jobs import Jobs
 
     jobs = Jobs(arguments.address)
@@ -66,14 +70,18 @@ def done(arguments: argparse.Namespace) -> int:
         asked = jobs.stop(arguments.stop)
         print(f"{arguments.stop} is asked to stop" if asked else f"{arguments.stop} has ended already")
         return 0
-    name = arguments.logs
-    if not name:
-        name = jobs.submit(entrypoint, ROOT, {COMMIT: commit() or ""}, stop_s)
-        print(f"job {name}", flush=True)
+    if config is None:
+        return followed(jobs, arguments.logs)
+    name = jobs.submit(command, ROOT, {COMMIT: commit() or ""}, config.limits.stop_s)
+    print(f"job {name}", flush=True)
     return 0 if arguments.detach else followed(jobs, name)
 
 
-def command(arguments: argparse.Namespace, config: Config) -> str:
+def settings(arguments: argparse.Namespace) -> Config:
+    return load(arguments.config, [*arguments.overrides, JOINS])
+
+
+def entrypoint(arguments: argparse.Namespace, config: Config) -> str:
     """What the head runs.
 
     Raises:
@@ -85,7 +93,7 @@ def command(arguments: argparse.Namespace, config: Config) -> str:
     if set_here := [word for word in arguments.overrides if word.startswith("ray_address=")]:
         raise ConfigError(f"{set_here[0]}: a job joins the cluster that it is sent to. Drop it.")
     refuse_relative_paths(config)
-    words = [path.relative_to(ROOT).as_posix(), *arguments.overrides, "ray_address=auto"]
+    words = [path.relative_to(ROOT).as_posix(), *arguments.overrides, JOINS]
     words += ["--resume"] * arguments.resume
     return "exec " + shlex.join([arguments.python, "-m", "launch.train", *words])
 

@@ -92,8 +92,8 @@ def _connect(address: str) -> None:
             ray.init(address=found, log_to_driver=False, logging_level="ERROR", runtime_env=WORKERS)
     except AuthenticationError:
         raise ConfigError(
-            f"{what}: the cluster refuses the token. {TOKEN}, or the file that {TOKEN_PATH} names, or ~/.ray/auth_token "
-            "must hold the one that its nodes were started with."
+            f"{what}: the cluster refuses the token. {TOKEN}, or the file that {TOKEN_PATH} names, or "
+            "~/.ray/auth_token must hold the one that its nodes were started with."
         ) from None
     except (RayError, OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"{what}: no cluster can be joined there ({error}).") from None
