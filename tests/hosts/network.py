@@ -17,11 +17,7 @@ from typing import Any
 
 NETWORK = "10.213.77"
 END_S = 15.0
-# In a host of its own mounts and name; as on Debian its name leads to loopback.
-ENTER = (
-    'hostname "$1"; printf "127.0.0.1 localhost\\n127.0.1.1 %s\\n" "$1" > "$2"; mount --bind "$2" /etc/hosts; '
-    'shift 2; exec "$@"'
-)
+ENTER = 'hostname "$1"; mount --bind "$2" /etc/hosts; shift 2; exec "$@"'  # with a name and mounts of its own
 
 
 class Hosts:
@@ -64,7 +60,11 @@ class Hosts:
     def start(
         self, name: str, command: Sequence[str], environment: Mapping[str, str], **how: Any
     ) -> subprocess.Popen[bytes]:
-        enter = ["unshare", "--uts", "sh", "-c", ENTER, "sh", name, str(self.folder(name) / "hosts")]
+        names = self.folder(name) / "hosts"
+        names.write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n")  # as on Debian its name leads to loopback
+        with names.open("a") as file:
+            file.writelines(f"{self.address(each)} {each}.cluster\n" for each in self.names)
+        enter = ["unshare", "--uts", "sh", "-c", ENTER, "sh", name, str(names)]
         return subprocess.Popen(
             ["ip", "netns", "exec", self._spaces[name], *enter, *command],
             env=dict(environment),
