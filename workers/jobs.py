@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import socket
 import time
@@ -55,6 +56,7 @@ class Jobs:
             socket.create_connection((parts.hostname, port), timeout=ANSWER_S).close()
             from ray.job_submission import JobSubmissionClient
 
+            logging.getLogger("ray").setLevel(logging.ERROR)  # otherwise it tells of every file that it leaves out
             self._client = JobSubmissionClient(address)
 
     def submit(self, entrypoint: str, root: Path, environment: dict[str, str], stop_s: float) -> str:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -62,7 +63,11 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     }
     words = ["--head", f"--port={port}", "--node-ip-address=127.0.0.1", f"--dashboard-port={dashboard}"]
     words += ["--dashboard-host=127.0.0.1", "--num-cpus=2", "--disable-usage-stats", "--block"]
-    node = subprocess.Popen([RAY, "start", *words], env=environment, stdout=subprocess.DEVNULL)
+    own = tempfile.TemporaryDirectory(prefix="ray")  # its path is short, as sockets need it
+    words += [f"--temp-dir={own.name}"]
+    node = subprocess.Popen(
+        [RAY, "start", *words], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         give_up = time.monotonic() + START_S
         while True:
@@ -82,6 +87,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         left = marked(mark)
         for process in left:
             process.kill()
+        own.cleanup()
         assert not left, left
 
 
