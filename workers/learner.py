@@ -28,15 +28,7 @@ from workers.recompute import recompute_layers
 from workers.telling import Telling
 from workers.transports import Plan, Segment, outbox
 from workers.weights import Parcel, layout, pack_bucket
-from workers.zero import (
-    buckets_of,
-    deepspeed_config,
-    extensions_folder,
-    full_shape,
-    interface_of,
-    own_extensions,
-    whole,
-)
+from workers.zero import buckets_of, deepspeed_config, extensions_folder, full_shape, meet_on, own_extensions, whole
 
 _EMPTY = np.zeros(1, dtype=np.int32)  # a rank without samples still takes part in every collective
 
@@ -115,8 +107,7 @@ class LearnerWorker:
             "LOCAL_RANK": "0",  # Ray shows each actor only its own GPU
             "WORLD_SIZE": str(settings.num_workers),
         }
-        if settings.num_workers > 1 and (interface := interface_of(ray.util.get_node_ip_address())):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # where the host name leads may be loopback
+        meet_on(ray.util.get_node_ip_address())
         import deepspeed
 
         self._device = torch.device("cuda" if settings.gpus_per_worker else "cpu")

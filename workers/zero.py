@@ -79,6 +79,13 @@ def interface_of(address: str) -> str | None:
     return found[0] if found else None
 
 
+def meet_on(address: str) -> None:
+    """gloo's ranks of this process meet through the interface of this machine that has the address, unless the
+    environment names another. By itself gloo goes where the host's name leads, which on many machines is loopback."""
+    if interface := interface_of(address):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+
 def full_size(parameter: torch.nn.Parameter) -> int:
     """Elements of the whole tensor. Under ZeRO-3 the parameter itself has shape [0]."""
     return getattr(parameter, "ds_numel", parameter.numel())

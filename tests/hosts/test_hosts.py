@@ -38,6 +38,20 @@ SMALL = (
     "evaluation.samples=1",
     "sinks.report=false",
 )
+MEET = """
+import sys
+from datetime import timedelta
+import torch
+from torch import distributed
+from workers.zero import meet_on
+rank, mine, first = sys.argv[1:]
+meet_on(mine)
+where = f"tcp://{first}:29500"
+distributed.init_process_group("gloo", init_method=where, rank=int(rank), world_size=2, timeout=timedelta(seconds=30))
+summed = torch.ones(1)
+distributed.all_reduce(summed)
+assert summed == 2
+"""
 pytestmark = pytest.mark.real
 
 
@@ -143,6 +157,19 @@ def test_a_host_with_a_stale_checkout_is_refused_by_name(cluster: Cluster) -> No
     )
     assert "1 files differ, workers/probe.py first. Bring " in last
     cluster.mend()
+
+
+def test_ranks_of_two_hosts_meet_though_their_names_lead_to_loopback(cluster: Cluster) -> None:
+    hosts = cluster.hosts
+    ranks = [
+        hosts.start(
+            name,
+            [sys.executable, "-c", MEET, str(rank), hosts.address(name), hosts.address("one")],
+            cluster.environment,
+        )
+        for rank, name in enumerate(("one", "two"))
+    ]
+    assert [rank.wait(60) for rank in ranks] == [0, 0]
 
 
 def test_a_host_that_is_cut_off_is_noticed_and_its_work_done_elsewhere(cluster: Cluster) -> None:
