@@ -17,6 +17,7 @@ from demopsd_dist.errors import ConfigError, WorkerError, one_line
 from workers.cluster import ANSWER_S, MODE, authenticate
 
 LEFT_OUT = (".git", ".ci", ".venv", "/tests/", "/docs/", "/benchmarks/")  # beside what .gitignore names
+LOGGERS = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")  # tell of every file
 SETTLED_S = 30.0  # for a job whose log has ended to say how
 LEEWAY_S = 15.0  # beyond limits.stop_s, for a run to end its processes
 LAST_LINES = 20
@@ -56,7 +57,8 @@ class Jobs:
             socket.create_connection((parts.hostname, port), timeout=ANSWER_S).close()
             from ray.job_submission import JobSubmissionClient
 
-            logging.getLogger("ray").setLevel(logging.ERROR)  # otherwise it tells of every file that it leaves out
+            for name in LOGGERS:
+                logging.getLogger(name).setLevel(logging.ERROR)
             self._client = JobSubmissionClient(address)
 
     def submit(self, entrypoint: str, root: Path, environment: dict[str, str], stop_s: float) -> str:
@@ -133,7 +135,7 @@ class Jobs:
             if name is not None and "does not exist" in str(error):
                 raise ConfigError(f"--address {self._address}: there is no job {name}.") from None
             raise ConfigError(
-                f"--address {self._address}: no jobs can be handled there ({str(error).strip()}). Its head must have "
+                f"--address {self._address}: no jobs can be handled there ({str(error).strip(' .')}). Its head must have "
                 "been started with a dashboard (docs/nodes.md)."
             ) from None
 

@@ -64,7 +64,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     words = ["--head", f"--port={port}", "--node-ip-address=127.0.0.1", f"--dashboard-port={dashboard}"]
     words += ["--dashboard-host=127.0.0.1", "--num-cpus=2", "--disable-usage-stats", "--block"]
     own = tempfile.TemporaryDirectory(prefix="ray")  # its path is short, as sockets need it
-    words += [f"--temp-dir={own.name}"]
+    words += [f"--temp-dir={own.name}", f"--dashboard-agent-listen-port={free_port()}"]
     node = subprocess.Popen(
         [RAY, "start", *words], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -111,6 +111,8 @@ def test_a_job_is_followed_left_alone_and_stopped(head: Head, tmp_path: Path) ->
     for line in run.stdout:
         if line.startswith("run folder"):
             break
+    else:
+        pytest.fail(f"{name} has ended")
     run.send_signal(signal.SIGINT)
     assert run.wait(30) == 130
     assert f"{name} goes on; --stop {name} ends it" in run.stdout.read()
