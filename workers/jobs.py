@@ -135,8 +135,8 @@ class Jobs:
             if name is not None and "does not exist" in str(error):
                 raise ConfigError(f"--address {self._address}: there is no job {name}.") from None
             raise ConfigError(
-                f"--address {self._address}: no jobs can be handled there ({str(error).strip(' .')}). Its head must have "
-                "been started with a dashboard (docs/nodes.md)."
+                f"--address {self._address}: no jobs can be handled there ({str(error).strip(' .')}). Its head must "
+                "have been started with a dashboard (docs/nodes.md)."
             ) from None
 
 
