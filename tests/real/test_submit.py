@@ -23,26 +23,37 @@ RAY = str(Path(sys.executable).with_name("ray"))
 START_S, END_S = 90, 120
 
 
+SEVERAL = """
+import sys
+from launch.submit import main
+address, *commands = sys.argv[1:]
+for command in commands:
+    print("exit code", main([*command.split(), f"--address={address}"]))
+"""
+
+
 @dataclass(frozen=True)
 class Head:
     url: str
     environment: dict[str, str]
 
-    def submit(self, *words: str, **environment: str) -> subprocess.Popen[str]:
+    def submit(self, *words: str) -> subprocess.Popen[str]:
+        return self._start("-m", "launch.submit", *words, f"--address={self.url}")
+
+    def answers(self, *commands: str, **environment: str) -> str:
+        """What `launch.submit` says to one command after the other, with the exit code of each, in one process."""
+        said, _ = self._start("-c", SEVERAL, self.url, *commands, **environment).communicate(timeout=END_S)
+        return said
+
+    def _start(self, *words: str, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "launch.submit", *words, f"--address={self.url}"],
+            [sys.executable, "-u", *words],
             cwd=ROOT,
             env=self.environment | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-
-    def said(self, *words: str, **environment: str) -> tuple[int, str]:
-        """Exit code and output of `launch.submit` with these words."""
-        process = self.submit(*words, **environment)
-        said, _ = process.communicate(timeout=END_S)
-        return process.returncode, said
 
 
 def free_port() -> int:
@@ -91,21 +102,17 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         assert not left, left
 
 
-def test_a_job_that_fails_gives_its_exit_code_and_its_error(head: Head, tmp_path: Path) -> None:
-    code, said = head.said("configs/demo.yaml", f"output_dir={tmp_path}", "data.train=/nowhere/train.jsonl")
-    assert code == 2, said
-    first, *_, last = said.splitlines()
-    name = first.removeprefix("job ")
-    assert re.fullmatch(rf"{name} failed with exit code 2: error: .*/nowhere/train\.jsonl.*", last), said
-    code, said = head.said("--status", name)
-    assert code == 0
-    assert said.startswith(f"{name} FAILED with exit code 2\nerror: "), said
-    assert "/nowhere/train.jsonl" in said
-
-
-def test_a_job_is_followed_left_alone_and_stopped(head: Head, tmp_path: Path) -> None:
+def test_jobs_are_followed_looked_at_and_stopped(head: Head, tmp_path: Path) -> None:
+    """Two at once: one that fails, and one that is left alone and then stopped."""
+    wrong = head.submit("configs/demo.yaml", f"output_dir={tmp_path}", "data.train=/nowhere/train.jsonl")
     small = ["rollout.num_workers=1", "learner.num_workers=1", "evaluation.at_start=false", "steps=9000"]
     run = head.submit("configs/demo.yaml", f"output_dir={tmp_path}", *small)
+    said, _ = wrong.communicate(timeout=END_S)
+    failed, last = said.splitlines()[0].removeprefix("job "), said.splitlines()[-1]
+    assert wrong.returncode == 2, said
+    assert re.fullmatch(rf"{failed} failed with exit code 2: (error: data.train=/nowhere/train\.jsonl: .*)", last), said
+    error = last.partition(": ")[2]
+
     assert run.stdout is not None
     name = run.stdout.readline().strip().removeprefix("job ")
     for line in run.stdout:
@@ -116,16 +123,15 @@ def test_a_job_is_followed_left_alone_and_stopped(head: Head, tmp_path: Path) ->
     run.send_signal(signal.SIGINT)
     assert run.wait(30) == 130
     assert f"{name} goes on; --stop {name} ends it" in run.stdout.read()
-    assert head.said("--status", name) == (0, f"{name} RUNNING\n")
-    assert head.said("--stop", name) == (0, f"{name} is asked to stop\n")
-    code, said = head.said("--logs", name)
-    assert code == 130
-    assert "interrupted" in said
-    assert f"{name} was stopped" in said
+
+    said = head.answers(f"--status {failed}", f"--status {name}", f"--stop {name}", f"--logs {name}", "--status any")
+    looked, _, followed = said.partition(f"{name} is asked to stop\nexit code 0\n")
+    assert looked == f"{failed} FAILED with exit code 2\n{error}\nexit code 0\n{name} RUNNING\nexit code 0\n", said
+    stopped = f"interrupted\n{name} was stopped\nexit code 130\n"
+    assert followed.endswith(f"{stopped}error: --address {head.url}: there is no job any.\nexit code 2\n"), said
 
 
-def test_without_the_token_nothing_is_told(head: Head, tmp_path: Path) -> None:
-    code, said = head.said("--status", "any", RAY_AUTH_TOKEN="0" * 64)
-    assert code == 2
+def test_without_the_token_nothing_is_told(head: Head) -> None:
+    said = head.answers("--status any", RAY_AUTH_TOKEN="0" * 64)
     assert "the cluster refuses the token" in said
-    assert head.said("--status", "any") == (2, f"error: --address {head.url}: there is no job any.\n")
+    assert said.endswith("exit code 2\n")
