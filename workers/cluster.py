@@ -14,7 +14,7 @@ from pathlib import Path
 
 from demopsd_dist.config import Config
 from demopsd_dist.errors import ConfigError
-from workers.placement import Bundle, check_fits
+from workers.placement import Bundle, check_nodes
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 DISABLED = "disabled"
@@ -25,11 +25,11 @@ _OTHER_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # what Ray calls it; without
 
 
 def join(config: Config, wanted: list[Bundle] | None = None) -> None:
-    """Start Ray on this machine, or join the cluster that `ray_address` names. `wanted` as for `check_fits`.
+    """Start Ray on this machine, or join the cluster that `ray_address` names. `wanted` as for `check_nodes`.
 
     Raises:
-        ConfigError: the cluster to join does not answer, refuses the token, or has fewer CPUs or GPUs than the roles
-            need; or there is no token for it.
+        ConfigError: the cluster to join does not answer, refuses the token, or has fewer CPUs or GPUs, or other labels,
+            than the roles need; or there is no token for it.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -44,8 +44,7 @@ def join(config: Config, wanted: list[Bundle] | None = None) -> None:
         _connect(config.ray_address)
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own, which exits without cleaning up
     if config.ray_address is not None:
-        offered = ray.cluster_resources()
-        check_fits(config, cpus=offered.get("CPU", 0.0), gpus=offered.get("GPU", 0.0), wanted=wanted)
+        check_nodes(config, ray.nodes(), wanted)
 
 
 def leave() -> None:
@@ -78,8 +77,9 @@ def _connect(address: str) -> None:
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.exceptions import AuthenticationError, RayError
 
+    what = f"ray_address={address}"
     if os.environ.get(MODE) != DISABLED:
-        _refuse_without_token(address)
+        _refuse_without_token(what)
     try:
         found = canonicalize_bootstrap_address_or_die(address) if address == "auto" else address
         host, _, port = found.rpartition("/")[2].rpartition(":")
@@ -92,14 +92,28 @@ def _connect(address: str) -> None:
             ray.init(address=found, log_to_driver=False, logging_level="ERROR", runtime_env=WORKERS)
     except AuthenticationError:
         raise ConfigError(
-            f"ray_address={address}: the cluster refuses the token. {TOKEN}, or the file that {TOKEN_PATH} names, or "
+            f"{what}: the cluster refuses the token. {TOKEN}, or the file that {TOKEN_PATH} names, or "
             "~/.ray/auth_token must hold the one that its nodes were started with."
         ) from None
     except (RayError, OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"ray_address={address}: no cluster can be joined there ({error}).") from None
+        raise ConfigError(f"{what}: no cluster can be joined there ({error}).") from None
 
 
-def _refuse_without_token(address: str) -> None:
+def authenticate(what: str) -> None:
+    """For talks with a cluster that is not joined: by token, unless the environment says otherwise.
+
+    Args:
+        what: the setting or option that names the cluster, with its value, for the message.
+
+    Raises:
+        ConfigError: there is no token.
+    """
+    if os.environ.get(MODE) != DISABLED:
+        _refuse_without_token(what)
+    _authenticate()
+
+
+def _refuse_without_token(what: str) -> None:
     if os.environ.get(TOKEN):
         return
     path = Path(os.environ.get(TOKEN_PATH) or Path.home() / ".ray" / "auth_token")
@@ -109,8 +123,8 @@ def _refuse_without_token(address: str) -> None:
         found = ""
     if not found:
         raise ConfigError(
-            f"ray_address={address}: there is no token for it in {TOKEN} or {path}. Copy the one that its nodes were "
-            f"started with to that file; for a cluster without tokens set {MODE}={DISABLED}."
+            f"{what}: there is no token for it in {TOKEN} or {path}. Copy the one that its nodes were started "
+            f"with to that file; for a cluster without tokens set {MODE}={DISABLED}."
         )
 
 

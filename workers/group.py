@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from demopsd_dist.errors import DemoPSDError, LostStateError, LostWorkerError, WorkerError
+from workers.checkouts import refuse_other_checkouts
 from workers.placement import Bundle
 
 SECOND_LOOK_S = 2.0
@@ -33,13 +34,17 @@ class Placement:
     def __init__(self, bundles: Sequence[Bundle]) -> None:
         self._bundles = list(bundles)
         needs = [{"CPU": b.cpus} | ({"GPU": b.gpus} if b.gpus else {}) for b in self._bundles]
-        self._group: PlacementGroup | None = placement_group(needs, strategy="PACK") if needs else None
+        labels = [b.label for b in self._bundles]
+        self._group: PlacementGroup | None = (
+            placement_group(needs, strategy="PACK", bundle_label_selector=labels) if needs else None
+        )
 
     async def ready(self, within_s: float) -> None:
         """Wait for the claim.
 
         Raises:
             WorkerError: the cluster did not grant it in time.
+            ConfigError: it granted a node that has other code.
         """
         if self._group is None:
             return
@@ -47,11 +52,16 @@ class Placement:
         _, waiting = await asyncio.wait([claim], timeout=within_s)
         if waiting:
             claim.cancel()
-            wanted = ", ".join(f"{b.role} {b.rank} ({b.cpus:g} CPU, {b.gpus} GPU)" for b in self._bundles)
+            wanted = ", ".join(
+                f"{b.role} {b.rank} ({b.cpus:g} CPU, {b.gpus} GPU" + f", {b.nodes}" * bool(b.nodes) + ")"
+                for b in self._bundles
+            )
             raise WorkerError(
                 f"the cluster did not place {wanted} within limits.start_s={within_s:g} s; it has "
                 f"{ray.available_resources()} free."
             )
+        nodes = placement_group_table(self._group)["bundles_to_node_id"].values()
+        await refuse_other_checkouts(filter(None, nodes), within_s)
 
     def spawn(
         self, role: str, actor: type, arguments: Callable[[int], tuple[Any, ...]], env: dict[str, str]

@@ -33,7 +33,7 @@ from workers.telling import Telling
 from workers.tracing import Tracer
 from workers.transports import Plan, Segment, outbox
 from workers.weights import Parcel, layout, pack_bucket
-from workers.zero import buckets_of, deepspeed_config, extensions_folder, full_shape, own_extensions, whole
+from workers.zero import buckets_of, deepspeed_config, extensions_folder, full_shape, meet_on, own_extensions, whole
 
 _EMPTY = np.zeros(1, dtype=np.int32)  # a rank without samples still takes part in every collective
 
@@ -121,6 +121,7 @@ class LearnerWorker(Watched):
             "LOCAL_RANK": "0",  # Ray shows each actor only its own GPU
             "WORLD_SIZE": str(settings.num_workers),
         }
+        meet_on(ray.util.get_node_ip_address())
         import deepspeed
 
         self._device = torch.device("cuda" if settings.gpus_per_worker else "cpu")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from demopsd_dist.config import Config
+from demopsd_dist.config import Config, LearnerConfig, RolloutConfig, TeacherConfig
 from demopsd_dist.errors import ConfigError
 from demopsd_dist.methods import held_weights
 
@@ -17,10 +19,29 @@ class Bundle:
     rank: int
     cpus: float
     gpus: float
+    nodes: str | None = None  # `key=value`, as in the settings; None is any node
+
+    @property
+    def label(self) -> dict[str, str]:
+        """As Ray takes it."""
+        return dict([self.nodes.split("=", 1)]) if self.nodes else {}
+
+
+def has_label(labels: Mapping[str, str], nodes: str | None) -> bool:
+    """Would Ray place a bundle with this `nodes` on a node with these labels?
+
+    Example: `has_label({"role": "learn"}, "role=in(learn,spare)")` is True.
+    """
+    if nodes is None:
+        return True
+    key, value = nodes.split("=", 1)
+    wanted = value.removeprefix("!")
+    among = wanted[3:-1].split(",") if wanted.startswith("in(") else [wanted]
+    return (labels.get(key) in among) is not value.startswith("!")
 
 
 def rollout_bundle(config: Config, rank: int) -> Bundle:
-    return Bundle("rollout", rank, config.rollout.cpus_per_worker, config.rollout.gpus_per_worker)
+    return _bundle("rollout", rank, config.rollout)
 
 
 def rollout_bundles(config: Config) -> list[Bundle]:
@@ -37,20 +58,34 @@ def core_bundles(config: Config) -> list[Bundle]:
     teacher, learner = config.teacher, config.learner
     teachers = teacher.num_workers if held_weights(config) else 0  # a method without one pays for none
     return [
-        *(Bundle("teacher", i, teacher.cpus_per_worker, teacher.gpus_per_worker) for i in range(teachers)),
-        *(Bundle("learner", i, learner.cpus_per_worker, learner.gpus_per_worker) for i in range(learner.num_workers)),
+        *(_bundle("teacher", i, teacher) for i in range(teachers)),
+        *(_bundle("learner", i, learner) for i in range(learner.num_workers)),
     ]
 
 
-def check_fits(config: Config, cpus: float, gpus: float, wanted: list[Bundle] | None = None) -> None:
+def _bundle(role: str, rank: int, settings: RolloutConfig | TeacherConfig | LearnerConfig) -> Bundle:
+    return Bundle(role, rank, settings.cpus_per_worker, settings.gpus_per_worker, settings.nodes)
+
+
+def least_bundles(config: Config) -> list[Bundle]:
+    """Without which a training run does not begin."""
+    least = config.rollout.min_workers or config.rollout.num_workers
+    return [*rollout_bundles(config)[:least], *core_bundles(config)]
+
+
+def check_fits(
+    config: Config, cpus: float, gpus: float, wanted: list[Bundle] | None = None, where: str = "there"
+) -> None:
     """Refuse at once what would wait for ever. `wanted` is what a training run needs at least, unless given.
+
+    Args:
+        where: whose `cpus` and `gpus` these are, for the message.
 
     Raises:
         ConfigError: the bundles together need more CPUs or GPUs than there are.
     """
     if wanted is None:
-        least = config.rollout.min_workers or config.rollout.num_workers
-        wanted = [*rollout_bundles(config)[:least], *core_bundles(config)]
+        wanted = least_bundles(config)
     for kind, unit, need, there in (
         ("cpus", "CPUs", sum(b.cpus for b in wanted), cpus),
         ("gpus", "GPUs", sum(b.gpus for b in wanted), gpus),
@@ -61,9 +96,32 @@ def check_fits(config: Config, cpus: float, gpus: float, wanted: list[Bundle] | 
                 for role, count, share in _by_role(wanted, kind)
             )
             raise ConfigError(
-                f"{terms} need {need:g} {unit}; there are {there:g}. Lower a role's num_workers or {kind}_per_worker"
+                f"{terms} need {need:g} {unit}; {where} are {there:g}. Lower a role's num_workers or {kind}_per_worker"
                 + (" (roles that take turns may share a core: fractions are allowed)." if kind == "cpus" else ".")
             )
+
+
+def check_nodes(config: Config, nodes: Sequence[Mapping[str, Any]], wanted: list[Bundle] | None = None) -> None:
+    """`check_fits` for the nodes of a cluster together, and for those of each label that a role asks for.
+
+    Args:
+        nodes: as `ray.nodes()` tells of them.
+
+    Raises:
+        ConfigError: as `check_fits`; or no living node has a label.
+    """
+    wanted = least_bundles(config) if wanted is None else wanted
+    alive = [node for node in nodes if node["Alive"]]
+    for nodes_wanted in dict.fromkeys([None, *(bundle.nodes for bundle in wanted)]):
+        fitting = [node["Resources"] for node in alive if has_label(node.get("Labels", {}), nodes_wanted)]
+        there = [bundle for bundle in wanted if nodes_wanted in (None, bundle.nodes)]
+        if nodes_wanted and not fitting:
+            raise ConfigError(
+                f"{there[0].role}.nodes={nodes_wanted}: no node of the cluster has that label. Start one with "
+                "`ray start --labels` (docs/nodes.md), or drop it."
+            )
+        cpus, gpus = (sum(resources.get(kind, 0.0) for resources in fitting) for kind in ("CPU", "GPU"))
+        check_fits(config, cpus, gpus, there, f"on nodes with {nodes_wanted}" if nodes_wanted else "there")
 
 
 def _by_role(wanted: list[Bundle], kind: str) -> list[tuple[str, int, float]]:
@@ -76,7 +134,10 @@ def _by_role(wanted: list[Bundle], kind: str) -> list[tuple[str, int, float]]:
 
 def table(config: Config) -> str:
     """Who runs where, a line an actor."""
-    lines = [f"  {b.role:<8} {b.rank}   {b.cpus:g} CPU   {b.gpus:g} GPU" for b in bundles(config)]
+    lines = [
+        f"  {b.role:<8} {b.rank}   {b.cpus:g} CPU   {b.gpus:g} GPU" + f"   {b.nodes}" * bool(b.nodes)
+        for b in bundles(config)
+    ]
     return "\n".join(lines)
 
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from demopsd_dist import code_digest
+from workers import checkouts
+from workers.checkouts import checkout, node_name, pinned, travelling
 
 SENT_BYTES = 64 << 20
 ASKS = 3  # the one with the shortest way tells the clock best
@@ -53,11 +54,9 @@ def survey(packages: Sequence[str], paths: Sequence[str], within_s: float) -> Su
         paths: what each node must see.
         within_s: bound of each wait, seconds.
     """
-    alive = {node["NodeID"]: _name(node) for node in sorted(ray.nodes(), key=_name) if node["Alive"]}
-    for module in (sys.modules[__name__], code_digest):
-        ray.cloudpickle.register_pickle_by_value(module)
-    try:
-        refs = {node: _pinned(_account, node).remote(list(packages), list(paths)) for node in alive}
+    alive = {node["NodeID"]: node_name(node) for node in sorted(ray.nodes(), key=node_name) if node["Alive"]}
+    with travelling(sys.modules[__name__], checkouts, code_digest):
+        refs = {node: pinned(_account, node).remote(list(packages), list(paths)) for node in alive}
         answers = {node: _answer(ref, within_s) for node, ref in refs.items()}
         nodes, silent = [], []
         for node, answer in answers.items():
@@ -68,20 +67,6 @@ def survey(packages: Sequence[str], paths: Sequence[str], within_s: float) -> Su
                 nodes.append(Node(name=alive[node], clock_s=clock_s, clock_within_s=clock_within_s, **answer))
         heard = [node for node in alive if not isinstance(answers[node], str)]
         return Survey(nodes, silent, _rates(heard, alive, within_s), ray.cluster_resources())
-    finally:
-        for module in (sys.modules[__name__], code_digest):
-            ray.cloudpickle.unregister_pickle_by_value(module)
-
-
-def _name(node: dict[str, Any]) -> str:
-    """Its host, or what it was named at `ray start`, and its address."""
-    address, named = node["NodeManagerAddress"], node["NodeName"]
-    return f"{node['NodeManagerHostname'] if named == address else named} ({address})"
-
-
-def _pinned(work: Any, node: str) -> Any:
-    strategy = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(work).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
 
 
 def _answer(ref: Any, within_s: float) -> Any:
@@ -97,7 +82,6 @@ def _answer(ref: Any, within_s: float) -> Any:
 
 def _account(packages: list[str], paths: list[str]) -> dict[str, Any]:
     """Runs on the node: the fields of `Node` but for its name and clock."""
-    import importlib.util
     import os
     import platform
     import shutil
@@ -105,8 +89,7 @@ def _account(packages: list[str], paths: list[str]) -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
     from pathlib import Path
 
-    found = importlib.util.find_spec("demopsd_dist")
-    root = Path(found.origin).parents[1] if found and found.origin else None
+    root = checkout()
     versions = {"python": platform.python_version()}
     for name in packages:
         with suppress(PackageNotFoundError):
@@ -135,7 +118,7 @@ def _clock(node: str, within_s: float) -> tuple[float, float]:
     best = (float("inf"), 0.0)
     for _ in range(ASKS):
         asked = time.time()
-        there = _answer(_pinned(_now, node).remote(), within_s)
+        there = _answer(pinned(_now, node).remote(), within_s)
         heard = time.time()
         if isinstance(there, float):
             best = min(best, (heard - asked, there - (asked + heard) / 2))
@@ -146,9 +129,9 @@ def _rates(nodes: Sequence[str], names: dict[str, str], within_s: float) -> dict
     """Around the ring: one node puts an array into the object store, the next fetches it and says how long it took."""
     rates = {}
     for sender, receiver in zip(nodes, [*nodes[1:], *nodes[:1]], strict=True) if len(nodes) > 1 else ():
-        ref = _pinned(_array, sender).remote(SENT_BYTES)
-        _answer(_pinned(_settled, sender).remote([ref]), within_s)
-        seconds = _answer(_pinned(_fetched, receiver).remote([ref]), within_s)
+        ref = pinned(_array, sender).remote(SENT_BYTES)
+        _answer(pinned(_settled, sender).remote([ref]), within_s)
+        seconds = _answer(pinned(_fetched, receiver).remote([ref]), within_s)
         if isinstance(seconds, float):
             rates[names[sender], names[receiver]] = SENT_BYTES / seconds / 1e9
     return rates

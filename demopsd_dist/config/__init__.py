@@ -14,7 +14,9 @@ from demopsd_dist.config.tree import (
     OnPublish,
     Precision,
     RewardErrors,
+    RolloutConfig,
     Schedule,
+    TeacherConfig,
     Transport,
 )
 
@@ -37,10 +39,12 @@ __all__ = [
     "OnPublish",
     "Precision",
     "RewardErrors",
+    "RolloutConfig",
     "SamplesConfig",
     "Schedule",
     "SinksConfig",
     "SupportOf",
+    "TeacherConfig",
     "Transport",
     "Variant",
     "WandbMode",

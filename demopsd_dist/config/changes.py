@@ -20,6 +20,7 @@ FREE = (
     "rollout.max_batch_*",
     "*.cpus_per_worker",
     "*.gpus_per_worker",
+    "*.nodes",
     "*.threads",
     "teacher.num_workers",
     "teacher.batch_tokens",

@@ -15,6 +15,8 @@ from demopsd_dist.config.tree import Config, Precision, RewardErrors, Schedule
 from demopsd_dist.errors import ConfigError
 
 LARGEST = 2**32 - 1  # as a seed, what NumPy takes
+_LABEL = r"[a-zA-Z0-9](?:[\w.-]{0,61}[a-zA-Z0-9])?"  # as Ray takes it
+_SELECTOR = re.compile(rf"(?:[\w.-]+/)?{_LABEL}=!?(?:{_LABEL}|in\({_LABEL}(?:,{_LABEL})*\))")
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -101,6 +103,7 @@ def check(config: Config) -> None:
         _within(key, value, 0, float("inf"))
     _within("alarm.rollback_learning_rate_factor", config.alarm.rollback_learning_rate_factor, 0.0, 1.0)
     _check_address(config.ray_address)
+    _check_nodes(config)
     _check_alarm(config.alarm)
     for step in config.profile.steps:
         _within("profile.steps", step, 1, config.steps)
@@ -177,6 +180,26 @@ def _check_address(address: str | None) -> None:
             "ray_address must be auto or host:port. No user or token belongs into it, since the run folder keeps all "
             "settings: put the token into RAY_AUTH_TOKEN or ~/.ray/auth_token (docs/security.md)."
         )
+
+
+def _check_nodes(config: Config) -> None:
+    for role, nodes in {
+        "rollout": config.rollout.nodes,
+        "teacher": config.teacher.nodes,
+        "learner": config.learner.nodes,
+    }.items():
+        if nodes is None:
+            continue
+        if not _SELECTOR.fullmatch(nodes):
+            raise ConfigError(
+                f"{role}.nodes={nodes} must be key=value, key=!value or key=in(one,other), a label of `ray start "
+                "--labels` (docs/nodes.md)."
+            )
+        if config.ray_address is None:
+            raise ConfigError(
+                f"{role}.nodes={nodes} chooses among the nodes of a cluster, and ray_address=null is this machine "
+                "alone. Drop it, or set ray_address."
+            )
 
 
 def _values(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

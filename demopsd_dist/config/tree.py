@@ -74,6 +74,9 @@ class RolloutConfig:
     """Ray CPUs each; a fraction lets roles that take turns share a core."""
     gpus_per_worker: float = 0
     """0 runs on CPU; 1 on a GPU each; a fraction shares a GPU with others, and is then at least gpu_memory_fraction."""
+    nodes: str | None = None
+    """Only nodes of the cluster with this label, `key=value`, `key=!value` or `key=in(one,other)`; null is any
+    (docs/nodes.md)."""
     threads: int = 1
     """torch threads of an engine on CPU; > 0."""
     prompts_per_step: int = 64
@@ -113,6 +116,8 @@ class TeacherConfig:
     """Ray CPUs each."""
     gpus_per_worker: float = 0
     """0 runs on CPU; 1 on a GPU each; a fraction shares a GPU with others."""
+    nodes: str | None = None
+    """As `rollout.nodes`."""
     threads: int = 1
     """torch threads on CPU; > 0. May exceed `cpus_per_worker` where the roles take turns."""
     ema_rate: float = 0.05
@@ -141,6 +146,8 @@ class LearnerConfig:
     """Ray CPUs each."""
     gpus_per_worker: float = 0
     """0 runs on CPU (gloo); 1 on a GPU each (nccl); a fraction, of one rank alone, shares a GPU with other roles."""
+    nodes: str | None = None
+    """As `rollout.nodes`."""
     threads: int = 1
     """torch threads a rank on CPU; > 0."""
     zero_stage: int = 2

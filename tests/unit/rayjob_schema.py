@@ -64,6 +64,7 @@ HEAD = record("rayStartParams template", rayStartParams=TEXTS, serviceType=TEXT,
 WORKERS = record(
     "groupName rayStartParams template minReplicas maxReplicas",
     groupName=TEXT,
+    labels=TEXTS,
     replicas=COUNT,
     minReplicas=COUNT,
     maxReplicas=COUNT,

@@ -73,6 +73,8 @@ def test_words_go_over_the_file_and_the_file_over_the_defaults() -> None:
         ("demopsd.gate=linear", "linear"),
         ("learner.schedule=triangle", "triangle"),
         ("learner.final_learning_rate_fraction=2", "final_learning_rate_fraction=2.0 must be between 0 and 1"),
+        ("learner.nodes=big", "learner.nodes=big must be key=value, key=!value or key=in(one,other)"),
+        ("learner.nodes=role=big", "learner.nodes=role=big chooses among the nodes of a cluster"),
         ("leakage.contexts=1", "leakage.contexts=1 must be at least 2"),
     ],
 )

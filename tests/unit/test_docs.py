@@ -14,12 +14,16 @@ import pytest
 import torch
 
 from demopsd_dist import digests, driver, samples
-from launch import replay
+from demopsd_dist.config import load
+from launch import replay, submit
 from launch.train import main
 from tests.browser.runs import a_run
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("configs/*.md"), *ROOT.glob("docs/*.md")])
+
+
+LARGER = tuple(f"configs/{name}.yaml" for name in ("one_gpu", "node_8gpu", "multi_node", "paper_qwen3_4b"))
 
 
 def commands(path: Path, program: str) -> list[str]:
@@ -152,9 +156,21 @@ def test_train_commands_are_right(
             elif name.startswith("data.") and value.endswith(".jsonl") and not Path(value).exists():
                 Path(value).parent.mkdir(exist_ok=True)
                 Path(value).write_text('{"prompt": "1+1?", "answer": "2"}\n')
-        if {"configs/node_8gpu.yaml", "configs/paper_qwen3_4b.yaml"} & set(words):
+        if words[0] in LARGER:
+            load(words[0], words[1:])
             continue  # their model is larger than the one at hand; test_shipped_configs.py has them
         assert main([*words, "--dry-run"]) == 0, (command, capsys.readouterr().err)
+
+
+def test_submit_commands_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to what is sent."""
+    shown = [command for path in DOCUMENTS for command in commands(path, "python -m launch.submit")]
+    assert len(shown) >= 4
+    monkeypatch.chdir(ROOT)
+    for command in shown:
+        arguments = submit.parsed(shlex.split(command)[3:])
+        if arguments.config:
+            assert "launch.train" in submit.entrypoint(arguments, submit.settings(arguments))
 
 
 @pytest.mark.parametrize("program", ["plan", "doctor"])

@@ -15,7 +15,7 @@ import yaml
 from demopsd_dist.config import load
 from launch.findings import locked
 from tests.unit.rayjob_schema import RAY_JOB
-from workers.placement import bundles
+from workers.placement import bundles, has_label
 
 ROOT = Path(__file__).parents[2]
 JOB: dict[str, Any] = yaml.safe_load((ROOT / "launch" / "kuberay.yaml").read_text())
@@ -58,6 +58,7 @@ def test_it_offers_what_its_config_asks_for() -> None:
         (container,) = group["template"]["spec"]["containers"]
         each = container["resources"]["limits"]["nvidia.com/gpu"]
         assert group["rayStartParams"]["num-gpus"] == each
+        assert all(has_label(group["labels"], bundle.nodes) is (bundle.role == role) for bundle in bundles(config))
         assert group["replicas"] * int(each) == gpus, role
         assert group["minReplicas"] == group["maxReplicas"] == group["replicas"], "a job that waits for ever is none"
 

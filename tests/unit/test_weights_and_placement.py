@@ -13,9 +13,9 @@ from torch import nn
 
 from demopsd_dist.config import load
 from demopsd_dist.errors import ConfigError, WeightSyncError
-from workers.placement import bundles, check_fits, summary_of_roles, table
+from workers.placement import bundles, check_fits, check_nodes, has_label, summary_of_roles, table
 from workers.weights import pack_bucket, unpack_bucket, verify_bucket
-from workers.zero import buckets_of, own_extensions
+from workers.zero import buckets_of, interface_of, own_extensions
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
@@ -99,6 +99,42 @@ def test_the_demo_fits_two_cores_and_says_what_does_not() -> None:
     on_gpus = load(DEMO, ["rollout.gpus_per_worker=1", "learner.gpus_per_worker=1", "learner.num_workers=4"])
     with pytest.raises(ConfigError, match="need 6 GPUs; there are 4"):
         check_fits(on_gpus, cpus=8, gpus=4)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "fitting"),
+    [
+        (None, "abc"),
+        ("role=learn", "a"),
+        ("role=!learn", "bc"),
+        ("role=in(learn,sample)", "ab"),
+        ("role=!in(learn,sample)", "c"),
+        ("ray.io/node-group=x", "c"),
+    ],
+)
+def test_a_label_chooses_nodes(nodes: str | None, fitting: str) -> None:
+    labels = {"a": {"role": "learn"}, "b": {"role": "sample"}, "c": {"ray.io/node-group": "x"}}
+    assert "".join(name for name in labels if has_label(labels[name], nodes)) == fitting
+
+
+def test_the_nodes_of_a_label_must_have_room() -> None:
+    def node(cpus: float, role: str, alive: bool = True) -> dict[str, object]:
+        return {"Alive": alive, "Resources": {"CPU": cpus}, "Labels": {"role": role}}
+
+    config = load(DEMO, ["ray_address=auto", "learner.nodes=role=learn"])
+    assert [bundle.label for bundle in bundles(config) if bundle.role != "rollout"] == [{}, *[{"role": "learn"}] * 2]
+    check_nodes(config, [node(1.2, "sample"), node(0.8, "learn")])
+    with pytest.raises(ConfigError, match=r"_workers=2 .* need 0.8 CPUs; on nodes with role=learn are 0.7\."):
+        check_nodes(config, [node(3, "sample"), node(0.7, "learn")])
+    with pytest.raises(ConfigError, match=r"learner.nodes=role=learn: no node of the cluster has that label\."):
+        check_nodes(config, [node(3, "sample"), node(3, "learn", alive=False)])
+    with pytest.raises(ConfigError, match=r"need 2 CPUs; there are 1\.9\."):
+        check_nodes(config, [node(0.5, "sample"), node(1.4, "learn")])
+
+
+def test_the_interface_of_an_address() -> None:
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("192.0.2.1") is None
 
 
 def test_a_lock_left_by_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""Hosts of their own on one machine: network namespaces with an address each, on the bridge that the first of them has.
+
+Nothing of it is in the machine's own network. Linux, and root's rights.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+NETWORK = "10.213.77"
+END_S = 15.0
+ENTER = 'hostname "$1"; mount --bind "$2" /etc/hosts; shift 2; exec "$@"'  # with a name and mounts of its own
+
+
+class Hosts:
+    """`with Hosts("head", "one") as hosts:` -- at the end their processes and namespaces are gone."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        self._spaces = {name: f"demopsd-{os.getpid()}-{name}" for name in names}
+        self._folder = tempfile.TemporaryDirectory(prefix="hosts")
+
+    def __enter__(self) -> Hosts:
+        first, *others = self.names
+        try:
+            for name in self.names:
+                ip("netns", "add", self._spaces[name])
+                self._ip(name, "link set lo up")
+            self._ip(first, "link add bridge0 type bridge")
+            self._settle(first, "bridge0")
+            for name in others:
+                self._ip(first, f"link add {name} type veth peer name eth0 netns {self._spaces[name]}")
+                self._ip(first, f"link set {name} master bridge0 up")
+                self._settle(name, "eth0")
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def address(self, name: str) -> str:
+        return f"{NETWORK}.{self.names.index(name) + 1}"
+
+    def folder(self, name: str) -> Path:
+        """Of the host alone; its path is short, as sockets need it."""
+        folder = Path(self._folder.name) / name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def start(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str], **how: Any
+    ) -> subprocess.Popen[bytes]:
+        names = self.folder(name) / "hosts"
+        names.write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n")  # as on Debian its name leads to loopback
+        with names.open("a") as file:
+            file.writelines(f"{self.address(each)} {each}.cluster\n" for each in self.names)
+        enter = ["unshare", "--uts", "sh", "-c", ENTER, "sh", name, str(names)]
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self._spaces[name], *enter, *command],
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            **how,
+        )
+
+    def cut(self, name: str) -> None:
+        """No packet reaches the host any more, and none comes from it. It is not told."""
+        self._ip(self.names[0], f"link set {name} nomaster down")
+
+    def pids(self, name: str) -> list[int]:
+        return [int(word) for word in ip("netns", "pids", self._spaces[name]).split()]
+
+    def close(self) -> None:
+        """
+        Raises:
+            AssertionError: a process outlived its killing.
+        """
+        give_up = time.monotonic() + END_S
+        while (left := self._left()) and time.monotonic() < give_up:
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.2)
+        for space in self._spaces.values():
+            with suppress(subprocess.CalledProcessError):
+                ip("netns", "del", space)
+        self._folder.cleanup()
+        assert not left, left
+
+    def _left(self) -> list[int]:
+        found = []
+        for name in self.names:
+            with suppress(subprocess.CalledProcessError):
+                found += self.pids(name)
+        return found
+
+    def _settle(self, name: str, interface: str) -> None:
+        self._ip(name, f"addr add {self.address(name)}/24 dev {interface}")
+        self._ip(name, f"link set {interface} up")
+        self._ip(name, f"route add default dev {interface}")  # by which Ray finds the address of its host
+
+    def _ip(self, name: str, words: str) -> None:
+        ip("-n", self._spaces[name], *words.split())
+
+
+def ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], capture_output=True, text=True, check=True, timeout=30).stdout
+
+
+def why_not() -> str | None:
+    """Why there can be no hosts here, if so."""
+    try:
+        with Hosts("first", "second") as hosts:
+            done = hosts.start("second", ["true"], os.environ).wait(30)
+            return f"a host's first process ended with {done}" if done else None
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        return f"hosts of their own need Linux, iproute2 and root's rights: {str(said).strip()}"

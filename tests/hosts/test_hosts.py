@@ -1,0 +1,194 @@
+"""One run over three hosts with addresses, names and mounts of their own: each role where its label says, and one host
+cut off in the middle of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from demopsd_dist.audit import audit
+from demopsd_dist.run_folder import RunFolder
+from tests.hosts.network import Hosts, why_not
+
+ROOT = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).with_name("ray"))
+PORT = 6379
+START_S, NOTICED_S = 90, 20
+HEARTBEAT = {  # a host that does not answer is given up after 4 times 1 + 2 seconds
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "4",
+}
+SMALL = (
+    "rollout.num_workers=1",
+    "rollout.prompts_per_step=8",
+    "data.minisci_train_size=64",
+    "data.test=null",
+    "data.ood=null",
+    "leakage.every_steps=0",
+    "checkpoint.every_steps=1",
+    "evaluation.at_start=false",
+    "evaluation.samples=1",
+    "sinks.report=false",
+)
+MEET = """
+import sys
+from datetime import timedelta
+import torch
+from torch import distributed
+from workers.zero import meet_on
+rank, mine, first = sys.argv[1:]
+meet_on(mine)
+where = f"tcp://{first}:29500"
+distributed.init_process_group("gloo", init_method=where, rank=int(rank), world_size=2, timeout=timedelta(seconds=30))
+summed = torch.ones(1)
+distributed.all_reduce(summed)
+assert summed == 2
+"""
+pytestmark = pytest.mark.real
+
+
+class Cluster:
+    """Ray on three hosts, with a token. The code of the last is stale until `mend`."""
+
+    def __init__(self, hosts: Hosts, folder: Path) -> None:
+        self.hosts, self.folder = hosts, folder
+        token = folder / "token"
+        token.write_text("a" * 64)
+        token.chmod(0o600)
+        self.environment = (
+            os.environ
+            | HEARTBEAT
+            | {
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN_PATH": str(token),
+                "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+                "PYTHONPATH": str(ROOT),
+            }
+        )
+        self.address = f"{hosts.address('head')}:{PORT}"
+        self._stale = ROOT / "workers" / "probe.py"
+        old = folder / "probe.py"
+        old.write_text(self._stale.read_text() + "\n# of yesterday\n")
+        head = ["--head", f"--port={PORT}", "--include-dashboard=false", "--labels=role=sample"]
+        self._ray("head", [RAY], head)
+        self._ray("one", [RAY], [f"--address={self.address}", "--labels=role=learn,host=one"])
+        self._two = self._ray(
+            "two",
+            ["sh", "-c", f'mount --bind {old} {self._stale}; exec "$@"', "sh", RAY],
+            [f"--address={self.address}", "--labels=role=learn,host=two"],
+        )
+        wait = [sys.executable, "-m", "launch.nodes", self.address, *hosts.names, "--within", str(START_S)]
+        assert self.on_head(wait, "nodes").wait(START_S + 30) == 0, self.said("nodes")
+
+    def _ray(self, host: str, command: list[str], words: list[str]) -> subprocess.Popen[bytes]:
+        words = [*words, f"--node-name={host}", f"--node-ip-address={self.hosts.address(host)}"]
+        words += [f"--temp-dir={self.hosts.folder(host)}", "--num-cpus=2", "--disable-usage-stats", "--block"]
+        log = (self.folder / f"ray-{host}").open("w")
+        return self.hosts.start(
+            host, [*command, "start", *words], self.environment, stdout=log, stderr=subprocess.STDOUT
+        )
+
+    def mend(self) -> None:
+        """The checkout of the last host is brought up to date."""
+        mounts = f"--mount=/proc/{self._two.pid}/ns/mnt"
+        subprocess.run(["nsenter", mounts, "umount", str(self._stale)], check=True, timeout=30)
+
+    def on_head(self, command: list[str], log: str) -> subprocess.Popen[bytes]:
+        return self.hosts.start(
+            "head",
+            command,
+            self.environment,
+            cwd=ROOT,
+            stdout=(self.folder / log).open("w"),
+            stderr=subprocess.STDOUT,
+        )
+
+    def train(self, log: str, *words: str) -> subprocess.Popen[bytes]:
+        settings = [*SMALL, f"ray_address={self.address}", f"output_dir={self.folder / 'runs'}", *words]
+        return self.on_head([sys.executable, "-m", "launch.train", "configs/demo.yaml", *settings], log)
+
+    def said(self, log: str) -> str:
+        return (self.folder / log).read_text()
+
+    def runs(self, host: str, role: str) -> bool:
+        """Has this host a process of this role?"""
+        return any(f"ray::{role.capitalize()}Worker" in command(pid) for pid in self.hosts.pids(host))
+
+    def wait_until(
+        self, what: str, ready: Callable[[], bool], run: subprocess.Popen[bytes], log: str, s: float
+    ) -> None:
+        give_up = time.monotonic() + s
+        while not ready():
+            assert run.poll() is None, self.said(log)
+            assert time.monotonic() < give_up, f"waited in vain for {what}\n{self.said(log)}"
+            time.sleep(0.1)
+
+
+def command(pid: int) -> str:
+    try:
+        return " ".join(psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return ""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if (reason := why_not()) is not None:
+        pytest.skip(reason)
+    with Hosts("head", "one", "two") as hosts:
+        yield Cluster(hosts, tmp_path_factory.mktemp("hosts"))
+
+
+def test_a_host_with_a_stale_checkout_is_refused_by_name(cluster: Cluster) -> None:
+    words = [f"{role}.nodes=host=two" for role in ("rollout", "teacher", "learner")]
+    run = cluster.train("stale", *words, "name=stale")
+    assert run.wait(90) == 2, cluster.said("stale")
+    last = cluster.said("stale").splitlines()[-1]
+    assert last.startswith(
+        f"error: two ({cluster.hosts.address('two')}): its code is not that of this machine: digest "
+    )
+    assert "1 files differ, workers/probe.py first. Bring " in last
+    cluster.mend()
+
+
+def test_ranks_of_two_hosts_meet_though_their_names_lead_to_loopback(cluster: Cluster) -> None:
+    hosts = cluster.hosts
+    ranks = [
+        hosts.start(
+            name,
+            [sys.executable, "-c", MEET, str(rank), hosts.address(name), hosts.address("one")],
+            cluster.environment,
+        )
+        for rank, name in enumerate(("one", "two"))
+    ]
+    assert [rank.wait(60) for rank in ranks] == [0, 0]
+
+
+def test_a_host_that_is_cut_off_is_noticed_and_its_work_done_elsewhere(cluster: Cluster) -> None:
+    words = ["rollout.nodes=role=sample", "teacher.nodes=role=learn", "learner.nodes=role=learn", "steps=4"]
+    run = cluster.train("log", *words)
+    cluster.wait_until("step 2", lambda: "step 2/4" in cluster.said("log"), run, "log", 150)
+    assert cluster.runs("head", "rollout")
+    assert not cluster.runs("head", "learner")
+    lost, other = ("one", "two") if cluster.runs("one", "learner") else ("two", "one")
+    assert cluster.runs(lost, "learner")
+    assert not cluster.runs(other, "learner")
+    cluster.hosts.cut(lost)
+    began = time.monotonic()
+    cluster.wait_until("notice", lambda: "start anew" in cluster.said("log"), run, "log", NOTICED_S)
+    print(f"noticed after {time.monotonic() - began:.1f} s")
+    cluster.wait_until("others", lambda: cluster.runs(other, "learner"), run, "log", 60)
+    assert run.wait(120) == 0, cluster.said("log")
+    said = cluster.said("log")
+    assert "weights by object_store" in said
+    folder = cluster.folder / "runs" / "demo"
+    account = audit(RunFolder(folder))
+    assert (account.faults, account.steps, len(account.lives)) == ([], 4, 2)
