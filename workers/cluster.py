@@ -129,7 +129,12 @@ def _refuse_without_token(what: str) -> None:
 
 
 def _authenticate() -> None:
-    """Unless the environment says otherwise, by token. Ray reads mode and token once, so it is told to read anew."""
+    """Unless the environment says otherwise, by token. Ray reads mode and token once, so it is told to read anew; not
+    in a process that has joined a cluster, which it needs the token of."""
+    import ray
+
+    if ray.is_initialized():
+        return
     from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
     from ray._raylet import Config as RayConfig  # type: ignore[attr-defined]
 

@@ -12,6 +12,9 @@ import psutil
 import pytest
 import ray
 
+from demopsd_dist.errors import ConfigError
+from workers.jobs import Jobs
+
 ROOT = Path(__file__).parents[2]
 JOIN = (
     "import sys; from demopsd_dist.config import load\n"
@@ -110,3 +113,14 @@ def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
     assert refused.returncode == 2, refused.stderr
     said = "error: ray_address=127.0.0.1:1: no cluster can be joined there ([Errno 111] Connection refused).\n"
     assert refused.stderr == said
+
+
+def test_a_look_at_the_jobs_of_another_cluster_leaves_the_token_of_this_one(
+    ray_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it Ray would end this process at its next word to the cluster."""
+    with monkeypatch.context() as patch:
+        patch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+        with pytest.raises(ConfigError, match="no jobs can be handled there"):
+            Jobs("http://127.0.0.1:1")
+    assert ray.get(ray.remote(os.getpid).options(num_cpus=0).remote()) != os.getpid()
