@@ -123,4 +123,4 @@ def test_a_look_at_the_jobs_of_another_cluster_leaves_the_token_of_this_one(
         patch.setenv("RAY_AUTH_TOKEN", "0" * 64)
         with pytest.raises(ConfigError, match="no jobs can be handled there"):
             Jobs("http://127.0.0.1:1")
-    assert ray.get(ray.remote(os.getpid).options(num_cpus=0).remote()) != os.getpid()
+    assert ray.get(ray.remote(lambda: os.getpid()).options(num_cpus=0).remote()) != os.getpid()
