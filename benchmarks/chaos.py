@@ -69,7 +69,7 @@ def told(found: Outcome, calm: Outcome) -> Row:
 
 def real(count: int, seed: int) -> Row:
     found = under_fire(every_blow(seed, count))
-    felt = [{"blow": str(one.blow), "step": one.step, "recovered_s": round(one.recovered_s, 1)} for one in found.felt]
+    felt = [{"blow": str(one.blow), "step": one.step, "lost_s": round(one.lost_s, 1)} for one in found.felt]
     return {
         "felt": felt,
         "steps": found.account.steps,
@@ -104,13 +104,13 @@ def report(found: Row) -> list[str]:
         lines += [
             f"**Real engines** (Ray, vLLM, DeepSpeed on two CPU cores): {len(row['felt'])} blows in {row['steps']} "
             f"steps of {row['samples']:,} samples, {row['again']} asked again, {row['undone']} undone; faults in the "
-            f"account: {'; '.join(row['audit']) or 'none'}. Seconds until the first step after the blow was done, "
-            "beyond a step's usual time:",
+            f"account: {'; '.join(row['audit']) or 'none'}. Seconds lost to a blow: until the next "
+            "one, beyond what the steps gained by then usually take (steps that are done again are not gained):",
             "",
-            "| blow | after step | recovered, s |",
+            "| blow | after step | lost, s |",
             "|---|---|---|",
         ]
-        lines += [f"| {one['blow']} | {one['step']} | {one['recovered_s']} |" for one in row["felt"]]
+        lines += [f"| {one['blow']} | {one['step']} | {one['lost_s']} |" for one in row["felt"]]
         lines.append("")
     return lines
 

@@ -64,7 +64,7 @@ class Blow:
 class Felt:
     blow: Blow
     step: int
-    recovered_s: float  # until the first step that was done after it, less a step's usual time
+    lost_s: float  # until the next blow, beyond what the steps gained by then usually take
 
 
 class Saboteur(RunLog):
@@ -158,9 +158,10 @@ def under_fire(blows: Sequence[Blow], *words: str, output: Path | None = None) -
             asyncio.run(go(log))
         assert not log.blows, f"never struck: {log.blows}"
         usual_s = sorted(metrics["perf/step_s"] for metrics in log.steps)[len(log.steps) // 2]
+        marks = [(step, when) for _, step, when in log.struck] + log.ends[-1:]
         felt = [
-            Felt(blow, step, max(min(at for _, at in log.ends if at > when + IN_IT_S) - when - usual_s, 0.0))
-            for blow, step, when in log.struck
+            Felt(blow, step, max(ended - when - (gained - step) * usual_s, 0.0))
+            for (blow, step, when), (gained, ended) in zip(log.struck, marks[1:], strict=True)
         ]
         file = console.file
         assert isinstance(file, StringIO)
