@@ -9,7 +9,6 @@ samples a forward suit TRL best is tried first, in short runs; it then runs with
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import subprocess
@@ -21,13 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results_files import RESULTS, save
-from benchmarks.step import run, task_of
+from benchmarks.step import on_real_engines
 from demopsd_dist.config import Config, load
-from demopsd_dist.model_folder import model_folder
 from launch.processes import fenced
 from launch.task import provenance
 from workers import cluster
-from workers.crew import RayCrew
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
@@ -96,14 +93,11 @@ def figures(steps: Sequence[Step]) -> Figures:
 
 
 def ours(words: Sequence[str]) -> list[Step]:
-    """The driver and the crew, as `launch.train` runs them."""
     config = load(DEMO, words)
     cluster.join(config)
-    actors = RayCrew(config, model_folder(config))
     try:
-        log = run(config, asyncio.run(actors.start()), task_of(config))
+        log = on_real_engines(config)
     finally:
-        actors.stop()
         cluster.leave()
     return [
         Step(

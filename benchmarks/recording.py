@@ -8,19 +8,16 @@ written at all steps; their seconds are told by the driver itself.
 from __future__ import annotations
 
 import argparse
-import asyncio
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from benchmarks.intervals import paired_ratio
 from benchmarks.results_files import RESULTS, save
-from benchmarks.step import run, task_of
+from benchmarks.step import on_real_engines
 from demopsd_dist.config import load
-from demopsd_dist.model_folder import model_folder
 from launch.processes import fenced
 from workers import cluster
-from workers.crew import RayCrew
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 WARM_UP = 4
@@ -38,12 +35,7 @@ def measured(pairs: int) -> list[dict[str, float]]:
     config = load(DEMO, [*WORDS, f"steps={WARM_UP + 2 * pairs}"])
     with fenced():
         cluster.join(config)
-        actors = RayCrew(config, model_folder(config))
-        try:
-            log = run(config, asyncio.run(actors.start()), task_of(config))
-        finally:
-            actors.stop()
-    return log.steps[WARM_UP:]
+        return on_real_engines(config).steps[WARM_UP:]
 
 
 def compared(steps: list[dict[str, float]]) -> dict[str, Any]:

@@ -210,14 +210,18 @@ def pulled_s(seconds: Sequence[float], slots: int) -> float:
     return max(free_at)
 
 
-def real(steps: int) -> tuple[Row, Timeline]:
-    config = load(DEMO, [f"steps={steps}", "evaluation.at_start=false", "leakage.every_steps=0"])
+def on_real_engines(config: Config) -> Timeline:
+    """The driver and the crew, as `launch.train` runs them. Ray is there already."""
     actors = RayCrew(config, model_folder(config))
     try:
-        crew = asyncio.run(actors.start())
-        log = run(config, crew, task_of(config))
+        return run(config, asyncio.run(actors.start()), task_of(config))
     finally:
         actors.stop()
+
+
+def real(steps: int) -> tuple[Row, Timeline]:
+    config = load(DEMO, [f"steps={steps}", "evaluation.at_start=false", "leakage.every_steps=0"])
+    log = on_real_engines(config)
     later = log.steps[2:]
 
     def mean(key: str) -> float:

@@ -115,6 +115,15 @@ def scores_of(item: Scored) -> dict[str, NDArray]:
     return {name: values for name, values in found.items() if values is not None}
 
 
+def merged(parts: Iterable[Digests]) -> Digests:
+    """The rows of all of them, tensor by tensor."""
+    found: Digests = {}
+    for part in parts:
+        for tensor, rows in part.items():
+            found.setdefault(tensor, {}).update(rows)
+    return found
+
+
 def of_inputs(lessons: Iterable[Lesson]) -> Digests:
     return _by_tensor((lesson.rollout.id, inputs_of(lesson)) for lesson in lessons)
 

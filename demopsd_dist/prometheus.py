@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from demopsd_dist.errors import ConfigError
@@ -20,6 +21,7 @@ _WIDTH, _HEIGHT, _ACROSS = 8, 7, 3  # of a panel, in Grafana's units; panels in 
 _UNITS = {"s": "s", "fraction": "percentunit", "0 to 1": "percentunit"}  # others stand in the title
 
 
+@cache
 def exported(name: str) -> tuple[str, dict[str, str]]:
     """The metric and its labels for a recorded name.
 

@@ -39,6 +39,7 @@ async def refuse_other_checkouts(nodes: Iterable[str], within_s: float) -> None:
     with travelling(sys.modules[__name__], code_digest):
         asked = {node: asyncio.wrap_future(pinned(_files, node).remote().future()) for node in unknown}
     await asyncio.wait(asked.values(), timeout=within_s)
+    here = code_digest.file_digests()
     names = {node["NodeID"]: node_name(node) for node in ray.nodes()}
     for node, answer in asked.items():
         name = names.get(node, node)
@@ -50,16 +51,16 @@ async def refuse_other_checkouts(nodes: Iterable[str], within_s: float) -> None:
             raise ConfigError(
                 f"{name}: no worker of the run can start there. Bring {code_digest.ROOT} there as it is here. ({last})"
             )
-        _refuse_other(name, answer.result())
+        _refuse_other(name, here, answer.result())
         _same.add(node)
 
 
-def _refuse_other(name: str, there: dict[str, str]) -> None:
+def _refuse_other(name: str, here: dict[str, str], there: dict[str, str]) -> None:
     """
     Raises:
         ConfigError: these are not the digests of the files here.
     """
-    here, root = code_digest.file_digests(), code_digest.ROOT
+    root = code_digest.ROOT
     if not there:
         raise ConfigError(f"{name}: there is no checkout that it would import. Put this one at {root} there.")
     if others := code_digest.differing(here, there):

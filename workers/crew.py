@@ -12,7 +12,7 @@ import numpy as np
 from demopsd_dist.config import Config
 from demopsd_dist.data.pack import Layout, by_question, deal, shard
 from demopsd_dist.data.records import LearnReport, Lesson, Scored, Tokens, TrainBatch
-from demopsd_dist.digests import Digests
+from demopsd_dist.digests import merged
 from demopsd_dist.errors import WeightSyncError
 from demopsd_dist.methods import Forwards, Support, recipe
 from demopsd_dist.objective import statistic
@@ -161,11 +161,7 @@ class LearnerGroup:
             metrics["leakage/ratio"] = metrics["leakage/target_nats"] / leaked
         self._refuse_mismatch(metrics.get("mismatch/logp_diff_max", 0.0))
         tables = {name: table for report in reports for name, table in report.tables.items()}
-        digests: Digests = {}
-        for report in reports:
-            for tensor, rows in report.digests.items():
-                digests.setdefault(tensor, {}).update(rows)
-        return LearnReport(metrics, reports[0].stepped, tables, digests)
+        return LearnReport(metrics, reports[0].stepped, tables, merged(report.digests for report in reports))
 
     def _refuse_mismatch(self, worst: float) -> None:
         allowed = self._config.weights.max_logp_diff

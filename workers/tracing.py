@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from demopsd_dist.data.records import Scored, Trace
-from demopsd_dist.digests import Digests, digest_of, hasher_of
+from demopsd_dist.digests import Digests, digest_of, hasher_of, merged
 from demopsd_dist.objective import Loss, Slice, TokenViews
 from workers.learner_state import MOMENTS, Named, inner, optimizer_steps, whole_state
 
@@ -102,10 +102,8 @@ class Tracer:
 
     def digests(self, engine: Any, named: Named) -> Digests:
         """A collective: every rank goes through all parameters, in order, and the first one tells of them."""
-        found: Digests = {"gradient": {f"{self._rank}": _digest_of_parts(self._gradient)}}
-        for witness in self._witnesses:
-            for tensor, rows in witness.digests().items():
-                found.setdefault(tensor, {}).update(rows)
+        gradient = {"gradient": {f"{self._rank}": _digest_of_parts(self._gradient)}}
+        found = merged([gradient, *(witness.digests() for witness in self._witnesses)])
         names = {"value": "updated_weights"} | {key: key for key in MOMENTS}
         with_moments = optimizer_steps(engine) > 0
         for name, parameter in named:

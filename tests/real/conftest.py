@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,6 +193,17 @@ def posted(version: int, *buckets: Iterable[tuple[str, torch.Tensor]]) -> list[r
     """Parcels of these tensors in the object store, as `receive` takes them."""
     packed = [pack_bucket(version, index, tensors) for index, tensors in enumerate(buckets)]
     return [ray.put(Parcel(bucket.label, ray.put(bucket.data))) for bucket in packed]
+
+
+def refuse_left(mark: str, within_s: float = 15) -> None:
+    """No process with this mark may be there any more after a while; what is, is killed, and a failure."""
+    give_up = time.monotonic() + within_s
+    while marked(mark) and time.monotonic() < give_up:
+        time.sleep(0.5)
+    left = marked(mark)
+    for process in left:
+        process.kill()
+    assert not left, f"still there: {left}"
 
 
 def marked(mark: str) -> list[psutil.Process]:

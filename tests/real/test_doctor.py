@@ -7,14 +7,13 @@ import re
 import socket
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.real.conftest import marked
+from tests.real.conftest import refuse_left
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -50,13 +49,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dic
             node.terminate()
         for node in nodes:
             node.wait(30)
-        give_up = time.monotonic() + 15
-        while marked(mark) and time.monotonic() < give_up:
-            time.sleep(0.5)
-        left = marked(mark)
-        for process in left:
-            process.kill()
-        assert not left, left
+        refuse_left(mark)
 
 
 def start(words: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:

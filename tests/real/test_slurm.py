@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.conftest import marked
+from tests.real.conftest import refuse_left
 
 ROOT = Path(__file__).parents[2]
 BOUND_S = 240
@@ -55,13 +55,7 @@ def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
         "SLURM_CPUS_PER_TASK": "1",
         "DEMOPSD_TEST_MARK": mark,
     }
-    give_up = time.monotonic() + 15
-    while marked(mark) and time.monotonic() < give_up:
-        time.sleep(0.5)
-    left = marked(mark)
-    for process in left:
-        process.kill()
-    assert not left, f"still there after the job: {left}"
+    refuse_left(mark)
 
 
 def run(environment: dict[str, str], nodes: str, *words: str, within_s: int = 60) -> subprocess.CompletedProcess[str]:

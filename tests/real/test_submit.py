@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.conftest import ROOT, marked
+from tests.real.conftest import ROOT, refuse_left
 
 RAY = str(Path(sys.executable).with_name("ray"))
 START_S, END_S = 90, 120
@@ -92,14 +92,10 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     finally:
         node.terminate()
         node.wait(30)
-        give_up = time.monotonic() + 15
-        while marked(mark) and time.monotonic() < give_up:
-            time.sleep(0.5)
-        left = marked(mark)
-        for process in left:
-            process.kill()
-        own.cleanup()
-        assert not left, left
+        try:
+            refuse_left(mark)
+        finally:
+            own.cleanup()
 
 
 def test_jobs_are_followed_looked_at_and_stopped(head: Head, tmp_path: Path) -> None:
