@@ -83,6 +83,7 @@ CASES = [
     case("minisci", [], 24, 8, 64, "demo", fits=False),
     case("100M", [], 6, 4, 32, "two and two", fits=False),
     case("500M", [*TWO_THREADS, *ZERO_0], 2, 4, 24, "two threads", fits=False),
+    case("500M", [*TWO_THREADS, *ZERO_0, "model.lora_rank=16"], 2, 4, 24, "two threads, LoRA", fits=False),
 ]
 """Models to calibrate on are of other sizes than those to predict."""
 SPLITS = (  # of the demo on two cores: engines x threads, threads of the teacher, ranks x threads, ahead

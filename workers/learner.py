@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
@@ -18,13 +16,14 @@ import torch
 from torch import Tensor
 
 from demopsd_dist.config import Config, Transport
-from demopsd_dist.data.records import BatchSize, Lesson, Logp, Scored, Tokens, TokenTable, Trace
-from demopsd_dist.digests import Digests
+from demopsd_dist.data.records import BatchSize, Lesson, Logp, Scored, Tokens, Trace
 from demopsd_dist.errors import NonFiniteLossError
 from demopsd_dist.methods import objective_of, recipe
-from demopsd_dist.objective import Loss, Slice, TokenViews, fused_loss, reduced, token_weight
+from demopsd_dist.objective import Slice, TokenViews, fused_loss, reduced, token_weight
 from demopsd_dist.schedule import learning_rate
 from workers import learner_state
+from workers.account import Account, RankReport
+from workers.adapters import Adapters, adapt, save_adapters, whole_names
 from workers.forward import Rectangle, ResponseModel, in_slices, load_causal_lm, support_tensor
 from workers.probe import LogpT
 from workers.recompute import recompute_layers
@@ -33,7 +32,16 @@ from workers.telling import Telling
 from workers.tracing import Tracer
 from workers.transports import Plan, Segment, outbox
 from workers.weights import Parcel, layout, pack_bucket
-from workers.zero import buckets_of, deepspeed_config, extensions_folder, full_shape, meet_on, own_extensions, whole
+from workers.zero import (
+    Named,
+    buckets_of,
+    deepspeed_config,
+    extensions_folder,
+    full_shape,
+    meet_on,
+    own_extensions,
+    whole,
+)
 
 _EMPTY = np.zeros(1, dtype=np.int32)  # a rank without samples still takes part in every collective
 
@@ -42,54 +50,6 @@ def environment(config: Config) -> dict[str, str]:
     if config.learner.gpus_per_worker:
         return {}
     return {"OMP_NUM_THREADS": str(config.learner.threads), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-
-
-@dataclass
-class RankReport:
-    """`sums` of all ranks add up to means over the batch's tokens; of `maxima` the largest counts; `spreads` hold a
-    value for each token of the rank."""
-
-    stepped: bool
-    sums: dict[str, float] = field(default_factory=dict)
-    maxima: dict[str, float] = field(default_factory=dict)
-    spreads: dict[str, np.ndarray] = field(default_factory=dict)
-    tables: dict[str, TokenTable] = field(default_factory=dict)  # by rollout id
-    digests: Digests = field(default_factory=dict)
-
-
-class Account:
-    """What the slices of a step say, kept on the device until the step is done: no slice waits for a transfer."""
-
-    def __init__(self, tracer: Tracer | None = None) -> None:
-        self.tracer = tracer
-        self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
-        self.maxima: dict[str, Tensor] = {}
-        self.spreads: dict[str, list[Tensor]] = defaultdict(list)
-        self.tellings: list[Telling] = []
-
-    def add(self, loss: Loss) -> None:
-        for name, value in loss.metrics.items():
-            self.more(name, value)
-        for name, value in loss.spreads.items():
-            self.spreads[name].append(value)
-
-    def more(self, name: str, value: Tensor) -> None:
-        self.sums[name] = value + self.sums[name].to(value.device)
-
-    def gradient_seen(self, engine: Any) -> AbstractContextManager[None]:
-        return nullcontext() if self.tracer is None else self.tracer.gradient_seen(engine)
-
-    def largest(self, name: str, value: Tensor) -> None:
-        self.maxima[name] = torch.maximum(self.maxima.get(name, value), value)  # keeps a NaN
-
-    def report(self) -> RankReport:
-        return RankReport(
-            stepped=True,
-            sums={name: float(value) for name, value in self.sums.items()},
-            maxima={name: float(value) for name, value in self.maxima.items()},
-            spreads={name: torch.cat(parts).float().cpu().numpy() for name, parts in self.spreads.items()},
-            tables={name: table for telling in self.tellings for name, table in telling.tables().items()},
-        )
 
 
 class LearnerWorker(Watched):
@@ -130,8 +90,11 @@ class LearnerWorker(Watched):
         torch.manual_seed(self._config.seed)
         with own_extensions(extensions_folder()):
             deepspeed.init_distributed("nccl" if settings.gpus_per_worker else "gloo", verbose=False)
-        model = ResponseModel(load_causal_lm(self._folder, self._config.model.precision))
-        optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        causal = load_causal_lm(self._folder, self._config.model.precision)
+        self._adapters = adapt(causal, self._config.model)
+        model = ResponseModel(causal)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         if settings.zero_stage == 0:
             optimizer.register_step_pre_hook(self._clip)
         self._engine, *_ = deepspeed.initialize(
@@ -139,10 +102,10 @@ class LearnerWorker(Watched):
         )
         self._engine.eval()  # no dropout: rollouts, support and loss must see the same student
         if settings.activation_checkpointing:
-            recompute_layers(model.model)
-        named = [(name.removeprefix("module.").removeprefix("model."), p) for name, p in model.named_parameters()]
-        self._named = named  # a tied tensor is there once
-        self._buckets = list(buckets_of(named, self._config.weights.bucket_mib << 20))
+            recompute_layers(causal)
+        named = list(causal.named_parameters())  # a tied tensor is there once
+        self._trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+        self._buckets = list(buckets_of(whole_names(named), self._config.weights.bucket_mib << 20))
 
     @spanned
     def support(self, micro_batches: Sequence[Sequence[Sequence[Lesson]]]) -> list[list[Tokens]]:
@@ -201,7 +164,7 @@ class LearnerWorker(Watched):
         if account.tracer is not None:
             with self.spans.span("digests"):
                 report.sums |= account.tracer.sums
-                report.digests = account.tracer.digests(self._engine, self._named)
+                report.digests = account.tracer.digests(self._engine, self._trained)
         return report
 
     def forwards_run(self) -> Counter[str]:
@@ -338,7 +301,7 @@ class LearnerWorker(Watched):
         """Gather a bucket of the whole weights: a collective under ZeRO-3, so all ranks are asked for all, in order.
         Rank 0 sends it."""
         self.version = version
-        with whole(self._buckets[index], self._config.learner.zero_stage) as tensors:
+        with whole(self._buckets[index], self._config.learner.zero_stage, self._adapters) as tensors:
             if self.rank:
                 return None
             started = time.perf_counter()
@@ -360,26 +323,35 @@ class LearnerWorker(Watched):
     @spanned
     def save(self, folder: Path) -> None:
         """Weights, optimizer and step, for any number of ranks and any ZeRO stage. A collective."""
-        learner_state.save(self._engine, self._named, folder, self.version)
+        learner_state.save(self._engine, self._trained, folder, self.version)
 
     def load(self, folder: Path) -> None:
         """Take up what `save` wrote, before the first step. A collective."""
-        self.version = learner_state.load(self._engine, self._named, folder)
+        self.version = learner_state.load(self._engine, self._trained, folder)
 
     def export(self, folder: Path) -> None:
-        """Rank 0 writes a Hugging Face model folder: weights, configuration and tokenizer."""
-        state: dict[str, Tensor] = {}
-        for bucket in self._buckets:
-            with whole(bucket, self._config.learner.zero_stage) as tensors:
-                if self.rank == 0:
-                    state |= {name: tensor.detach().cpu().clone() for name, tensor in tensors}
+        """Rank 0 writes a Hugging Face model folder: weights, configuration and tokenizer; adapters also by themselves,
+        in a folder in it."""
+        state = self._kept(self._buckets, self._adapters)
+        own = self._kept([self._trained], {}) if self._adapters else {}
         if self.rank == 0:
             from transformers import AutoTokenizer
 
             self._engine.module.model.save_pretrained(folder, state_dict=state)
             AutoTokenizer.from_pretrained(self._folder).save_pretrained(folder)
-            for path in folder.iterdir():  # safetensors writes for the owner alone
+            if own:
+                save_adapters(folder / "adapter", own, self._config.model)
+            for path in folder.rglob("*.*"):  # safetensors writes for the owner alone
                 path.chmod(0o666 & ~_umask())
+
+    def _kept(self, buckets: Sequence[Named], adapters: Adapters) -> dict[str, Tensor]:
+        """Copies of whole tensors, on rank 0."""
+        state: dict[str, Tensor] = {}
+        for bucket in buckets:
+            with whole(bucket, self._config.learner.zero_stage, adapters) as tensors:
+                if self.rank == 0:
+                    state |= {name: tensor.detach().cpu().clone() for name, tensor in tensors}
+        return state
 
 
 def _umask() -> int:

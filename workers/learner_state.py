@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from demopsd_dist.errors import CheckpointError
+from workers.adapters import Named
 from workers.zero import full_shape, full_size
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 FILE_BYTES = 1 << 30
 INDEX = "index.json"
-Named = Sequence[tuple[str, Parameter]]
 
 
 def files_of(named: Named) -> Sequence[Named]:
@@ -44,6 +44,7 @@ def files_of(named: Named) -> Sequence[Named]:
 def save(engine: Any, named: Named, folder: Path, version: int) -> None:
     """
     Args:
+        named: the parameters that are trained.
         folder: is there, and the same for all ranks.
         version: training steps done.
     """

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +15,7 @@ import psutil
 import torch
 
 from demopsd_dist.config import Config, Precision
+from workers.adapters import Adapters, Named, merged
 
 
 def extensions_folder() -> Path:
@@ -95,9 +96,7 @@ def full_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def buckets_of(
-    named: list[tuple[str, torch.nn.Parameter]], bucket_bytes: int
-) -> Iterator[list[tuple[str, torch.nn.Parameter]]]:
+def buckets_of(named: Named, bucket_bytes: int) -> Iterator[Named]:
     """Consecutive parameters, at most `bucket_bytes` together; a larger one alone. The same cut on every rank."""
     bucket: list[tuple[str, torch.nn.Parameter]] = []
     filled = 0
@@ -113,15 +112,23 @@ def buckets_of(
 
 
 @contextmanager
-def whole(bucket: list[tuple[str, torch.nn.Parameter]], zero_stage: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
-    """The whole tensors of a bucket. A collective under ZeRO-3: every rank must go through all buckets, in order.
+def whole(
+    bucket: Named, zero_stage: int, adapters: Adapters | None = None
+) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
+    """The whole tensors of a bucket, with what adapters add to them. A collective under ZeRO-3: every rank must go
+    through all buckets, in order.
 
     The tensors are valid inside alone: copy them there.
     """
+    adapters = adapters or {}
+    beside = [part for name, _ in bucket if name in adapters for part in adapters[name].parts]
+    with _gathered([*(parameter for _, parameter in bucket), *beside], zero_stage):
+        yield merged([(name, parameter.data) for name, parameter in bucket], adapters)
+
+
+def _gathered(parameters: list[torch.nn.Parameter], zero_stage: int) -> AbstractContextManager[Any]:
     if zero_stage < 3:
-        yield [(name, parameter.data) for name, parameter in bucket]
-        return
+        return nullcontext()
     from deepspeed.runtime.zero import GatheredParameters
 
-    with GatheredParameters([parameter for _, parameter in bucket], modifier_rank=None):
-        yield [(name, parameter.data) for name, parameter in bucket]
+    return GatheredParameters(parameters, modifier_rank=None)

@@ -11,7 +11,7 @@ from typing import Any
 from demopsd_dist.config.alarm import AlarmConfig
 from demopsd_dist.config.data import SPLIT, DataConfig, FieldNames, Format
 from demopsd_dist.config.methods import Method, SupportOf, Weights
-from demopsd_dist.config.tree import Config, Precision, RewardErrors, Schedule
+from demopsd_dist.config.tree import Config, ModelConfig, Precision, RewardErrors, Schedule
 from demopsd_dist.errors import ConfigError
 
 LARGEST = 2**32 - 1  # as a seed, what NumPy takes
@@ -32,6 +32,7 @@ def check(config: Config) -> None:
         {
             "data.minisci_train_size": config.data.minisci_train_size,
             "data.minisci_test_size": config.data.minisci_test_size,
+            "model.lora_alpha": config.model.lora_alpha,
             "privileged.max_tokens": config.privileged.max_tokens,
             "demopsd.gate_sensitivity": config.demopsd.gate_sensitivity,
             "leakage.prompts": config.leakage.prompts,
@@ -87,6 +88,7 @@ def check(config: Config) -> None:
     for key, value in {
         "steps": config.steps,
         "model.tree_tokens": config.model.tree_tokens,
+        "model.lora_rank": config.model.lora_rank,
         "rollout.ahead": rollout.ahead,
         "learner.warmup_steps": learner.warmup_steps,
         "learner.weight_decay": learner.weight_decay,
@@ -102,6 +104,7 @@ def check(config: Config) -> None:
     }.items():
         _within(key, value, 0, float("inf"))
     _within("alarm.rollback_learning_rate_factor", config.alarm.rollback_learning_rate_factor, 0.0, 1.0)
+    _check_lora(config.model)
     _check_address(config.ray_address)
     _check_nodes(config)
     _check_alarm(config.alarm)
@@ -223,6 +226,18 @@ def _check_plain(key: str, value: Any) -> None:
         raise ConfigError(f"{key}={value} must be finite.")
     if isinstance(value, str) and _UNWRITABLE.search(value):
         raise ConfigError(f"{key}={value!r} holds a zero byte or half a character, which can stand in no file.")
+
+
+def _check_lora(model: ModelConfig) -> None:
+    """Settings of adapters that there are not would do nothing."""
+    plain = ModelConfig()
+    for name in ("lora_alpha", "lora_targets"):
+        value = getattr(model, name)
+        if not model.lora_rank and value != getattr(plain, name):
+            raise ConfigError(
+                f"model.{name}={value} does nothing with model.lora_rank=0, which trains all weights. Set "
+                "model.lora_rank=16 for adapters, or leave it out."
+            )
 
 
 def _check_shared_gpus(config: Config) -> None:

@@ -28,6 +28,13 @@ class ModelConfig:
     tree_tokens: int = 2048
     """Teacher and learners merge the responses to one question with what they share into rows of at most so many
     tokens, so that a prompt is computed once; >= 0. 0 gives each response a row of its own. The result is the same."""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank beside the weights, instead of the weights (LoRA, by peft); >= 0. 0 trains
+    all weights. Adapters want a larger learner.learning_rate (docs/lora.md)."""
+    lora_alpha: float = 32.0
+    """What an adapter adds is multiplied by lora_alpha / lora_rank; > 0."""
+    lora_targets: list[str] = field(default_factory=list)
+    """Names of the linear layers that get an adapter, such as `q_proj`; empty for all of them but the head."""
 
 
 class Payload(Enum):

@@ -94,8 +94,9 @@ class _FusedLoss(torch.autograd.Function):
         wide = torch.promote_types(hidden_NH.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden_NH.device)
         d_hidden_NH = torch.zeros_like(hidden_NH)
-        d_weight_VH = torch.zeros_like(weight_VH, dtype=wide)
-        d_bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=wide)
+        _, with_weight, with_bias, *_ = ctx.needs_input_grad  # a head that is not trained asks for none
+        d_weight_VH = torch.zeros_like(weight_VH, dtype=wide) if with_weight else None
+        d_bias_V = torch.zeros_like(bias_V, dtype=wide) if bias_V is not None and with_bias else None
         for start in range(0, len(hidden_NH), slice_tokens):
             tokens = slice(start, start + slice_tokens)
             logits_NV = lifted(linear(hidden_NH[tokens], weight_VH, bias_V)).div_(temperature)
@@ -106,7 +107,8 @@ class _FusedLoss(torch.autograd.Function):
                 d_bias_V += d_logits_NV.sum(0)
             d_logits_NV = d_logits_NV.to(weight_VH.dtype)
             d_hidden_NH[tokens] = d_logits_NV @ weight_VH
-            _add_product(d_weight_VH, d_logits_NV.T, hidden_NH[tokens])
+            if d_weight_VH is not None:
+                _add_product(d_weight_VH, d_logits_NV.T, hidden_NH[tokens])
         ctx.save_for_backward(d_hidden_NH, d_weight_VH, d_bias_V)
         ctx.weight_dtype = weight_VH.dtype
         return total
@@ -114,9 +116,9 @@ class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden_NH, d_weight_VH, d_bias_V = ctx.saved_tensors
-        d_bias_V = None if d_bias_V is None else (d_bias_V * d_total).to(ctx.weight_dtype)
         # In place: each is the gradient itself, and this graph is walked once.
-        return d_hidden_NH.mul_(d_total), d_weight_VH.mul_(d_total).to(ctx.weight_dtype), d_bias_V, *[None] * 4
+        d_head = [None if d is None else d.mul_(d_total).to(ctx.weight_dtype) for d in (d_weight_VH, d_bias_V)]
+        return d_hidden_NH.mul_(d_total), *d_head, *[None] * 4
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -78,14 +78,17 @@ def _forward(job: Job, power: Power, precision: str, batch: Batch, *, passes: fl
 
 
 def _forward_backward(job: Job, power: Power, batch: Batch) -> float:
-    """A backward is two forwards; with checkpointing the layers run a third time."""
+    """A backward is two forwards: gradients of what went in, and of the weights where these are trained. With
+    checkpointing the layers run a third time."""
     shape, size = job.shape, job.element_bytes
     slices = -(-batch.predicted // slice_tokens(power))
     gradient = 2.0 * 4 * shape.head if job.precision == "float32" else (2.0 * 4 + 2 * size) * shape.head
-    head_bytes = slices * (3.0 * size * shape.head + gradient)
+    products = 2 if job.adapters else 3
+    head_bytes = slices * (products * size * shape.head + (0.0 if job.adapters else gradient))
     return (
-        _layers_s(job, power, job.precision, batch, products=4 if job.checkpointing else 3)
-        + float(power.seconds(job.precision, 6.0 * shape.head * batch.predicted, head_bytes))
+        _layers_s(job, power, job.precision, batch, products=products + int(job.checkpointing))
+        + float(power.seconds(job.precision, 6.0 * job.adapters * batch.tokens, 0.0))
+        + float(power.seconds(job.precision, 2.0 * products * shape.head * batch.predicted, head_bytes))
         + float(power.seconds("float32", 0.0, 4.0 * LOSS_PASSES * batch.predicted * shape.vocabulary))
     )
 
@@ -101,8 +104,8 @@ def _layers_s(job: Job, power: Power, precision: str, batch: Batch, products: in
 
 
 def _optimizer_s(job: Job, power: Power, ranks: int) -> float:
-    """AdamW over a rank's own part of the parameters, or over all at stage 0."""
-    own = job.shape.parameters / (ranks if job.zero_stage else 1)
+    """AdamW over a rank's own part of what is trained, or over all of it at stage 0."""
+    own = job.trained / (ranks if job.zero_stage else 1)
     return float(power.seconds("float32", 0.0, OPTIMIZER_BYTES * own))
 
 
@@ -114,13 +117,14 @@ def _exchanged_s(job: Job, ranks: int, fleet: Fleet, micro_batches: int) -> floa
     """
     if ranks == 1:
         return 0.0
-    once = (ranks - 1) / ranks * job.weights_bytes
+    share = (ranks - 1) / ranks
+    weights, trained = share * job.weights_bytes, share * job.trained * job.element_bytes
     support = int(job.support_forward)
     moved = {
-        0: 2 * once,
-        1: 2 * once,
-        2: (micro_batches + 1) * once,
-        3: (3 + support) * micro_batches * once,
+        0: 2 * trained,
+        1: 2 * trained,
+        2: (micro_batches + 1) * trained,
+        3: micro_batches * ((2 + support) * weights + trained),
     }[job.zero_stage]
     device = fleet.device
     rate = device.link_gb_per_s if ranks <= fleet.per_node else min(device.link_gb_per_s, device.network_gb_per_s)

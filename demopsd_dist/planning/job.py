@@ -60,6 +60,7 @@ class Job:
     micro_batch_tokens: int
     checkpointing: bool
     bucket_mib: int
+    adapters: int = 0  # parameters of LoRA's; 0 where all weights are trained
 
     @property
     def element_bytes(self) -> int:
@@ -73,6 +74,11 @@ class Job:
     @property
     def samples(self) -> int:
         return self.prompts * self.group_size
+
+    @property
+    def trained(self) -> int:
+        """Parameters that have a gradient and the optimizer's moments."""
+        return self.adapters or self.shape.parameters
 
     @property
     def weights_bytes(self) -> int:
@@ -137,6 +143,7 @@ def job_of(config: Config, shape: ModelShape, traffic: Traffic) -> Job:
         micro_batch_tokens=learner.micro_batch_tokens,
         checkpointing=learner.activation_checkpointing,
         bucket_mib=config.weights.bucket_mib,
+        adapters=shape.adapters(config.model.lora_rank, config.model.lora_targets),
     )
 
 

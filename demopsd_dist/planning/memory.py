@@ -80,15 +80,16 @@ def teacher_footprint(job: Job, power: Power, replicas: int) -> Footprint:
 @lru_cache(maxsize=256)
 def learner_footprint(job: Job, power: Power, ranks: int) -> Footprint:
     """A rank's shard of weights, gradients and optimizer, and what a micro-batch keeps for its backward."""
-    parameters, size = float(job.shape.parameters), job.element_bytes
+    trained, size = float(job.trained), job.element_bytes
+    parameters = float(job.shape.parameters + job.adapters)
     stage, mixed = job.zero_stage, job.precision == "bfloat16"
-    part = parameters / ranks
+    part = trained / ranks
     held = in_gib(
-        weights=size * (part if stage == 3 else parameters),
+        weights=size * (parameters / ranks if stage == 3 else parameters),
         gathered_weights=size * min(parameters, LIVE_PARAMETERS) if stage == 3 and ranks > 1 else 0.0,
         float32_weights=4 * part if stage else 0.0,
-        gradients=4 * parameters if stage == 0 else 4 * part,
-        optimizer=8 * (part if stage else parameters),
+        gradients=4 * (part if stage else trained),
+        optimizer=8 * (part if stage else trained),
         **_segment(job, power),
     )
     whole = [batch for rank in learner_batches(job, ranks) for batch in rank]
@@ -97,8 +98,8 @@ def learner_footprint(job: Job, power: Power, ranks: int) -> Footprint:
     passing = in_gib(
         activations=kept,
         logits_of_a_slice=3 * 4.0 * slice_tokens(power) * job.shape.vocabulary,
-        gradient_of_the_head=4.0 * head + (size * head if mixed else 0),
-        gradients_on_their_way=size * parameters if stage in (1, 2) else 0.0,
+        gradient_of_the_head=0.0 if job.adapters else 4.0 * head + (size * head if mixed else 0),
+        gradients_on_their_way=size * trained if stage in (1, 2) else 0.0,
     )
     return Footprint("learner", held, passing)
 

@@ -19,6 +19,7 @@ def heading(job: Job, fleet: Fleet, calibration: Calibration) -> Iterator[str]:
     told = f"{shape.parameters / 1e9:.2f}e9 parameters" + (
         f", {shape.active / 1e9:.2f}e9 active" if shape.experts else ""
     )
+    told += f", of which none is trained: adapters of {job.adapters / 1e6:.1f}e6" if job.adapters else ""
     yield f"model      {told}, {job.precision}"
     place = f"{fleet.nodes} x " if fleet.nodes > 1 else ""
     yield f"hardware   {place}{fleet.per_node} x {fleet.device.name}"

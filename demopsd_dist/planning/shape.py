@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,16 @@ class ModelShape:
             block = block * self.experts + self.hidden * self.experts
         norms = 2 * self.hidden + (2 * self.head_dim if self.normed_heads else 0)
         return self.layers * (self.attention + block + norms) + self.hidden + self.head * (1 if self.tied else 2)
+
+    def adapters(self, rank: int, targets: Sequence[str] = ()) -> int:
+        """Parameters of LoRA's beside the projections of these names; without names beside all but the experts'."""
+        hidden = self.hidden
+        sides = {"q_proj": (hidden, self.query), "k_proj": (hidden, self.key), "v_proj": (hidden, self.key)}
+        sides |= {"o_proj": (self.query, hidden)}
+        if not self.experts:
+            sides |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), (hidden, self.intermediate))
+        chosen = [sum(side) for name, side in sides.items() if not targets or name in targets]
+        return self.layers * rank * sum(chosen)
 
     @property
     def active(self) -> int:

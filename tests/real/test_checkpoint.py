@@ -28,16 +28,19 @@ def words(rank_count: int, stage: int) -> tuple[str, str]:
     return f"learner.num_workers={rank_count}", f"learner.zero_stage={stage}"
 
 
-@pytest.mark.parametrize(("ranks_before", "stage"), [(1, 0), (2, 1), (2, 2), (2, 3)])
+@pytest.mark.parametrize(
+    ("ranks_before", "stage", "lora_rank"), [(1, 0, 0), (2, 1, 0), (2, 2, 0), (2, 3, 0), (1, 0, 8), (2, 3, 8)]
+)
 def test_steps_go_on_bit_for_bit(
-    ranks_before: int, stage: int, ranks: Ranks, scored: list[Scored], tmp_path: Path
+    ranks_before: int, stage: int, lora_rank: int, ranks: Ranks, scored: list[Scored], tmp_path: Path
 ) -> None:
-    group = ranks.start(*words(ranks_before, stage), "learner.weight_decay=0.1")
+    settings = (*words(ranks_before, stage), "learner.weight_decay=0.1", f"model.lora_rank={lora_rank}")
+    group = ranks.start(*settings)
     steps(group, scored, 2)
     asyncio.run(group.save(tmp_path / "two"))
     expected = steps(group, scored, 2)
     asyncio.run(group.save(tmp_path / "four"))
-    again = ranks.start(*words(ranks_before, stage), "learner.weight_decay=0.1")
+    again = ranks.start(*settings)
     asyncio.run(again.load(tmp_path / "two"))
     assert steps(again, scored, 2) == expected
     asyncio.run(again.save(tmp_path / "four-again"))

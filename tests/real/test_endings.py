@@ -122,3 +122,17 @@ def test_a_run_that_ends_well_leaves_a_student_and_figures(launch: Callable[...,
     assert "Traceback" not in run.log.read_text()
     written = [path for path in run.folder.parent.rglob("*") if path.is_file()]
     assert [path for path in written if any(secret.encode() in path.read_bytes() for secret in secrets)] == []
+
+
+def test_a_call_after_the_end_looks_for_no_other_cluster() -> None:
+    """Ray would connect by itself, and wait for a cluster that is gone: an interrupted run once hung so at its exit."""
+    program = "from workers import cluster; import ray; ray.nodes()"
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "Ray has not been started yet" in found.stderr

@@ -48,6 +48,7 @@ RUNS: dict[str, tuple[list[str], set[str]]] = {
     "grpo, KL": (["method=grpo", "grpo.kl_coefficient=0.04"], {"reference/frozen"}),
     "dr_grpo": (["method=grpo", "grpo.variant=dr_grpo"], set()),
     "dapo": (["method=grpo", "grpo.variant=dapo"], set()),
+    "demopsd, LoRA": (["model.lora_rank=8", "learner.learning_rate=1e-2"], FULL),
 }
 CONTROLS: dict[str, set[str]] = {
     "constant_alpha": FULL,

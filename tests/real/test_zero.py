@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from torch.nn.functional import linear
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -104,6 +105,25 @@ def test_two_ranks_at_every_stage_are_one_rank(
     base = load_causal_lm(MODEL_DIR, Precision.float32).state_dict()
     assert {name: value.shape for name, value in exported.items()} == {n: v.shape for n, v in base.items()}
     assert all((exported[name] != base[name]).any() for name in base if "layernorm" not in name and "norm" not in name)
+
+
+def test_adapters_at_every_stage(ranks: Ranks, scored: list[Scored], tmp_path: Path) -> None:
+    """Two ranks as one; the exported student is the base with adapters merged, which peft reads by themselves too."""
+    lora = ("model.lora_rank=8", "learner.learning_rate=3e-3")
+    whole = losses(ranks, scored, 10_000, *lora, "learner.num_workers=1", "learner.zero_stage=0")
+    assert whole[-1, 0] < 0.9 * whole[0, 0], "it learns"
+    for stage in (1, 2, 3):
+        words = (*lora, "learner.num_workers=2", f"learner.zero_stage={stage}")
+        folder = tmp_path / str(stage)
+        found = losses(ranks, scored, 150, *words, export=folder)
+        np.testing.assert_allclose(found[:, 0], whole[:, 0], atol=2e-4)
+        np.testing.assert_allclose(found[0, 1], whole[0, 1], rtol=1e-3)
+        student, base = (load_causal_lm(path, Precision.float32) for path in (folder, MODEL_DIR))
+        adapted = PeftModel.from_pretrained(base, str(folder / "adapter")).merge_and_unload()
+        for (name, one), other in zip(student.named_parameters(), adapted.parameters(), strict=True):
+            torch.testing.assert_close(one, other, msg=name)
+    untouched = load_causal_lm(MODEL_DIR, Precision.float32).get_input_embeddings().weight
+    assert torch.equal(student.get_input_embeddings().weight, untouched)
 
 
 def test_a_loss_that_is_not_finite_is_refused_before_the_step(ranks: Ranks, scored: list[Scored]) -> None:

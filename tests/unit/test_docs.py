@@ -23,7 +23,9 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("configs/*.md"), *ROOT.glob("docs/*.md")])
 
 
-LARGER = tuple(f"configs/{name}.yaml" for name in ("one_gpu", "node_8gpu", "multi_node", "paper_qwen3_4b"))
+LARGER = tuple(
+    f"configs/{name}.yaml" for name in ("one_gpu", "one_gpu_lora", "node_8gpu", "multi_node", "paper_qwen3_4b")
+)
 
 
 def commands(path: Path, program: str) -> list[str]:

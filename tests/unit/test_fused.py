@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -93,6 +95,17 @@ def test_loss_and_gradients_are_those_of_plain_logits(
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
     for one, other in zip(torch.autograd.grad(3 * found, leaves), wanted, strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
+
+
+def test_a_head_that_is_not_trained_costs_no_gradient() -> None:
+    x = inputs()
+    support = top_k_support(x["hidden"] @ x["weight"].T + x["bias"], 7)
+    x["hidden"].requires_grad_()
+    (wanted,) = torch.autograd.grad(plain(x, support, 1.0, DemoPSD()), x["hidden"])
+    found = fused(x, support, 1.0, 16, DemoPSD())
+    saved: Any = found.grad_fn
+    assert [gradient is None for gradient in saved.saved_tensors] == [False, True, True]
+    torch.testing.assert_close(torch.autograd.grad(found, x["hidden"])[0], wanted, atol=1e-12, rtol=1e-10)
 
 
 @pytest.mark.parametrize("scale", [1.0, 40.0, 400.0])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from demopsd_dist.config import ModelConfig
 from demopsd_dist.errors import ConfigError
 from demopsd_dist.objective import SLICE_TOKENS
 from demopsd_dist.planning import forwards
@@ -25,6 +26,7 @@ from demopsd_dist.planning.memory import (
 )
 from demopsd_dist.planning.shape import KNOWN, ModelShape, shape_from, shape_of
 from tests.unit.planning_jobs import SHAPE, fleet, gpu, job
+from workers.adapters import adapt
 
 
 def test_the_planner_counts_the_slices_that_the_objective_makes() -> None:
@@ -105,6 +107,26 @@ def test_checkpointing_keeps_a_layers_input_and_one_layer() -> None:
     assert kept_bytes(checkpointed, batch) == inputs + 2 * kept_bytes(
         replace(plain, shape=replace(deep, layers=1)), batch
     )
+
+
+@pytest.mark.parametrize("targets", [(), ("q_proj", "down_proj")])
+def test_adapters_are_counted_as_peft_makes_them(targets: tuple[str, ...]) -> None:
+    model = model_of(SHAPE)
+    adapt(model, ModelConfig(lora_rank=8, lora_targets=list(targets)))
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert SHAPE.adapters(8, targets) == trained
+    assert SHAPE.adapters(0) == 0
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_adapters_alone_have_gradients_and_moments(stage: int) -> None:
+    of = replace(job("model.lora_rank=8"), zero_stage=stage, precision="bfloat16")
+    adapters, share = SHAPE.adapters(8), 1 if stage == 0 else 1 / 4
+    found = learner_footprint(of, Power(gpu()), 4)
+    assert (found.held["gradients"] + found.held["optimizer"]) * 2**30 == pytest.approx(12 * adapters * share)
+    weights = 2 * (SHAPE.parameters + adapters) * (1 / 4 if stage == 3 else 1)
+    assert found.held["weights"] * 2**30 == pytest.approx(weights)
+    assert "gradient of the head" not in found.passing
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,15 @@ def test_a_learner_that_is_bound_by_computation_takes_six_flops_a_parameter_and_
     assert checkpointed.roofline_s == pytest.approx((4 * flops_of_layers(of, batches) + head) / 1e12, rel=1e-6)
 
 
+def test_adapters_spare_the_gradients_of_the_weights() -> None:
+    of = job("model.lora_rank=8", tree_tokens=0)
+    (batches,) = learner_batches(of, 1)
+    (load,) = learn_loads(of, COMPUTE_ONLY, 1, fleet())
+    head = 4 * of.shape.head * sum(item.tokens for item in learned(of))
+    own = 6 * of.adapters * sum(batch.tokens for batch in batches)
+    assert load.roofline_s == pytest.approx((2 * flops_of_layers(of, batches) + own + head) / 1e12, rel=1e-6)
+
+
 def test_support_is_one_forward_and_scoring_two() -> None:
     of = job()
     head = 2 * of.shape.head * sum(item.tokens for item in learned(of))

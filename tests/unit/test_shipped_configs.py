@@ -40,6 +40,7 @@ def test_dry_run(
     ("name", "gpus"),
     [
         ("one_gpu", "1xh100"),
+        ("one_gpu_lora", "1xh100"),
         ("node_8gpu", "8xh100"),
         ("node_8gpu", "8xa100"),
         ("multi_node", "4x8xh100"),
@@ -53,6 +54,12 @@ def test_it_fits_where_it_is_for(name: str, gpus: str, capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     assert "DOES NOT FIT" not in said.partition("Splits of these devices")[0]
     assert "samples/s" in said
+
+
+def test_without_adapters_it_would_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["model.lora_rank=0", "model.lora_alpha=32"]
+    assert plan.main([str(ROOT / "configs" / "one_gpu_lora.yaml"), "--gpus", "1xh100", *words]) == 1
+    assert "DOES NOT FIT" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.yaml")), ids=lambda path: path.stem)
