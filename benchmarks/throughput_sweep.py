@@ -103,7 +103,7 @@ def devices(config: Config, cpus: float) -> dict[str, float]:
 
 def _devices_of(config: Config, role: str, cpus: float) -> float:
     settings = getattr(config, role)
-    count = settings.num_workers
+    count = settings.num_workers * (config.rollout.tensor_parallel if role == "rollout" else 1)
     return float(count * settings.gpus_per_worker or min(cpus, count * settings.threads))
 
 

@@ -16,7 +16,8 @@ def model_folder(config: Config) -> Path:
 
     Raises:
         ConfigError: no such folder; no `config.json`, weights or tokenizer in it; prompts and responses longer than
-            the model's context; attention that `model.tree_tokens` cannot serve.
+            the model's context; attention that `model.tree_tokens` cannot serve; heads that do not divide by
+            `rollout.tensor_parallel`.
     """
     folder = MODEL_DIR if config.model.path == MINISCI else Path(config.model.path)
     if not folder.is_dir():
@@ -41,6 +42,12 @@ def model_folder(config: Config) -> Path:
             f"{folder} has {kind}. Set model.tree_tokens=0."
         )
     rollout = config.rollout
+    heads = settings.get("num_attention_heads")
+    if heads is not None and heads % rollout.tensor_parallel:
+        raise ConfigError(
+            f"rollout.tensor_parallel={rollout.tensor_parallel}: the {heads} attention heads of {folder} cannot be "
+            f"shared out alike. Set it to one of {', '.join(str(n) for n in range(1, heads + 1) if heads % n == 0)}."
+        )
     need = rollout.max_prompt_tokens + rollout.max_response_tokens
     if limit is not None and need > limit:
         raise ConfigError(

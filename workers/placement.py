@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from demopsd_dist.config import Config, LearnerConfig, RolloutConfig, TeacherConfig
@@ -41,7 +41,10 @@ def has_label(labels: Mapping[str, str], nodes: str | None) -> bool:
 
 
 def rollout_bundle(config: Config, rank: int) -> Bundle:
-    return _bundle("rollout", rank, config.rollout)
+    """All processes of an engine together, so that they come to lie on one node."""
+    settings = config.rollout
+    one = _bundle("rollout", rank, settings)
+    return replace(one, cpus=one.cpus * settings.tensor_parallel, gpus=one.gpus * settings.tensor_parallel)
 
 
 def rollout_bundles(config: Config) -> list[Bundle]:
@@ -91,14 +94,18 @@ def check_fits(
         ("gpus", "GPUs", sum(b.gpus for b in wanted), gpus),
     ):
         if need > there + 1e-9:
-            terms = " + ".join(
-                f"{role}.num_workers={count} x {kind}_per_worker={share:g}"
-                for role, count, share in _by_role(wanted, kind)
-            )
+            terms = " + ".join(_term(config, kind, *claim) for claim in _by_role(wanted, kind))
             raise ConfigError(
                 f"{terms} need {need:g} {unit}; {where} are {there:g}. Lower a role's num_workers or {kind}_per_worker"
                 + (" (roles that take turns may share a core: fractions are allowed)." if kind == "cpus" else ".")
             )
+
+
+def _term(config: Config, kind: str, role: str, count: int, share: float) -> str:
+    """`rollout.num_workers=2 x gpus_per_worker=1 x tensor_parallel=4`"""
+    processes = config.rollout.tensor_parallel if role == "rollout" else 1
+    beside = f" x tensor_parallel={processes}" if processes > 1 else ""
+    return f"{role}.num_workers={count} x {kind}_per_worker={share / processes:g}{beside}"
 
 
 def check_nodes(config: Config, nodes: Sequence[Mapping[str, Any]], wanted: list[Bundle] | None = None) -> None:

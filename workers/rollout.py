@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +18,8 @@ from demopsd_dist.errors import WeightSyncError, WorkerError
 from demopsd_dist.methods import Support, recipe
 from demopsd_dist.roles import Sampling
 from workers.probe import LogpT
-from workers.transports import Receiver
-from workers.weights import Receipt
+from workers.transports import Receiver, SharedMemory
+from workers.weights import Bucket, Parcel, Receipt
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 
 def environment(config: Config) -> dict[str, str]:
-    """Variables that vLLM reads at import. In-process engine: one process a worker, no child to outlive it."""
+    """Variables that vLLM reads at import. The engine is in the worker's process, and with `tensor_parallel` processes
+    that end with it compute for it."""
     common = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     if config.rollout.gpus_per_worker:
         return common
@@ -57,6 +58,7 @@ class RolloutWorker(Receiver):
         self._top_k = 0  # most likely tokens to tell of each step, beside the one sampled
         self._answers: dict[str, asyncio.Future[RequestOutput]] = {}
         self._stepping: asyncio.Task[None] | None = None
+        self._copies: SharedMemory | None = None  # of weights, for the engine's processes
         self._open = asyncio.Event()  # for new prompts; closed while a publish waits for those under way
         self._open.set()
 
@@ -69,7 +71,7 @@ class RolloutWorker(Receiver):
         from vllm import LLM
         from vllm.config.weight_transfer import WeightTransferConfig
 
-        from workers.vllm_transfer import BACKEND
+        from workers.vllm_transfer import BACKEND, SEVERAL
 
         settings = self._config.rollout
         made = recipe(self._config)
@@ -86,7 +88,9 @@ class RolloutWorker(Receiver):
             max_num_seqs=settings.max_batch_sequences,
             gpu_memory_utilization=settings.gpu_memory_fraction,
             enforce_eager=not settings.gpus_per_worker,
-            distributed_executor_backend="uni",
+            tensor_parallel_size=settings.tensor_parallel,
+            distributed_executor_backend="uni" if settings.tensor_parallel == 1 else "mp",
+            worker_extension_cls=SEVERAL if settings.tensor_parallel > 1 else "",
             enable_prefix_caching=True,
             max_logprobs=max(self._top_k, 1),
             logprobs_mode="processed_logprobs",  # at the sampling temperature: those of the policy that sampled
@@ -213,13 +217,33 @@ class RolloutWorker(Receiver):
         with self.spans.span("receive"):
             self._engine.collective_rpc("start_weight_update")
             arriving = self.arriving(version, parcels)
-            self._engine.collective_rpc("update_weights", kwargs={"update_info": {"buckets": arriving}})
+            if self._config.rollout.tensor_parallel == 1:
+                self._update(arriving, complete=True)
+            else:
+                self._tell_processes(arriving)
             self._engine.collective_rpc("finish_weight_update")
         if not self._engine.reset_prefix_cache(reset_running_requests=True):
             raise WeightSyncError(f"rollout {self.rank} could not drop its prefix cache, which holds the old weights'.")
         self._done += 1
         self._stamp(version)
         return replace(self.receipt(version), probe_logp_T=await self._probe_logp(probe))
+
+    def _update(self, buckets: Iterable[Bucket | Parcel], complete: bool) -> None:
+        update = {"buckets": buckets, "complete": complete}
+        self._engine.collective_rpc("update_weights", kwargs={"update_info": update})
+
+    def _tell_processes(self, arriving: Iterable[Bucket]) -> None:
+        """Where in shared memory the engine's processes find each bucket: where it came, or a copy of what came through
+        the object store."""
+        for bucket in arriving:
+            if bucket.place is None:
+                self._copies = self._copies or SharedMemory(self.plan.sizes)
+                self._copies.room(bucket.label.index)[: len(bucket.data)] = bucket.data
+                parcel = self._copies.send(bucket)
+            else:
+                parcel = Parcel(bucket.label, bucket.place)
+            self._update([parcel], complete=False)
+        self._update([], complete=True)
 
     async def _probe_logp(self, tokens_T: Tokens) -> LogpT:
         """The engine's log-probability of each token of a prompt after the first, at temperature 1."""

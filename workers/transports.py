@@ -132,6 +132,30 @@ def mapped(segment: Segment) -> Bytes:
     return np.frombuffer(pages, np.uint8)
 
 
+class Pages:
+    """A process's views of shared memory, by segment."""
+
+    def __init__(self) -> None:
+        self._mapped: dict[Segment, Bytes] = {}
+
+    def add(self, segment: Segment) -> None:
+        """Map it, and let go of those whose owner has ended.
+
+        Raises:
+            LostStateError: as `mapped`.
+        """
+        self._mapped = {old: pages for old, pages in self._mapped.items() if os.path.exists(f"/proc/{old.pid}")}
+        self._mapped[segment] = mapped(segment)
+
+    def bucket(self, parcel: Parcel) -> Bucket:
+        """What lies at the parcel's place; its segment is mapped if it has not been."""
+        place: Place = parcel.place
+        if place.segment not in self._mapped:
+            self.add(place.segment)
+        end = place.start + bytes_of(parcel.label.specs)
+        return Bucket(parcel.label, self._mapped[place.segment][place.start : end], place)
+
+
 def chosen(wanted: Transport, sender_node: str, receivers: dict[str, str]) -> Transport:
     """The transport of a run.
 
@@ -159,7 +183,7 @@ class Receiver(Watched):
         super().__init__()
         self._name = name  # "rollout 0", for messages
         self._names: frozenset[str] | None = None  # what a publish must bring; None where that is not known yet
-        self._pages: dict[Segment, Bytes] = {}
+        self._pages = Pages()
 
     def node(self) -> str:
         return ray.get_runtime_context().get_node_id()
@@ -173,10 +197,10 @@ class Receiver(Watched):
         """
         if self._names is not None:
             refuse_other_names(self._name, set(self._names), set(plan.names), "the learners' model")
+        self.plan = plan
         self._names = plan.names
-        self._pages = {sent: pages for sent, pages in self._pages.items() if os.path.exists(f"/proc/{sent.pid}")}
         if segment is not None:
-            self._pages[segment] = mapped(segment)
+            self._pages.add(segment)
 
     def arriving(self, version: int, parcels: Sequence[ray.ObjectRef]) -> Iterator[Bucket]:
         """The buckets of a publish, each as soon as it is there and found whole. While the caller loads one, the next
@@ -212,18 +236,13 @@ class Receiver(Watched):
                 f"{self._name} waits for bucket {index} of weights version {version} and got bucket {label.index} of "
                 f"version {label.version}."
             )
-        bucket = Bucket(label, self._taken(parcel))
+        stored = isinstance(parcel.place, ray.ObjectRef)
+        bucket = Bucket(label, ray.get(parcel.place)) if stored else self._pages.bucket(parcel)
         arrived = time.perf_counter()
         verify_bucket(bucket, self._name)
         self.waited_s += arrived - started
         self.verified_s += time.perf_counter() - arrived
         return bucket
-
-    def _taken(self, parcel: Parcel) -> Bytes:
-        if isinstance(parcel.place, ray.ObjectRef):
-            return ray.get(parcel.place)
-        start = parcel.place.start
-        return self._pages[parcel.place.segment][start : start + bytes_of(parcel.label.specs)]
 
 
 def refuse_other_names(receiver: str, expected: set[str], sent: set[str], of_what: str) -> None:

@@ -1,7 +1,9 @@
-"""vLLM's native weight-transfer API, fed with our buckets. Imported only where vLLM is."""
+"""vLLM's native weight-transfer API, fed with our buckets. Imported only where vLLM is: in the rollout worker, and in
+the processes of an engine that has several (as its `worker_extension_cls`)."""
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -16,7 +18,9 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from demopsd_dist.errors import WeightSyncError
-from workers.weights import Bucket, unpack_bucket
+from demopsd_dist.lifeline import end_with_parent
+from workers.transports import Pages
+from workers.weights import Bucket, Parcel, unpack_bucket
 
 BACKEND = "demopsd_buckets"
 
@@ -28,9 +32,11 @@ class BucketInit(WeightTransferInitInfo):
 
 @dataclass
 class BucketUpdate(WeightTransferUpdateInfo):
-    """All buckets of a publish, each taken when the one before is loaded."""
+    """Buckets of a publish, each taken when the one before is loaded. Another process than the rollout worker's is told
+    where in shared memory they lie."""
 
-    buckets: Iterable[Bucket] = field(default_factory=list)
+    buckets: Iterable[Bucket | Parcel] = field(default_factory=list)
+    complete: bool = True  # these are the last of the publish
 
 
 class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
@@ -45,27 +51,29 @@ class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
 
     def init_transfer_engine(self, init_info: BucketInit) -> None:
         self._receiver = init_info.receiver
+        self._pages = Pages()
 
     def start_weight_update(self) -> None:
-        self._wanted = {name for name, _ in self.model.named_parameters()}
+        self._missing = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: BucketUpdate) -> None:
         """
         Raises:
-            WeightSyncError: that of a bucket; or a tensor of the model did not come.
+            WeightSyncError: that of a bucket; or a tensor of the model has not come with the last of them.
         """
-        loaded: set[str] = set()
         try:
             for bucket in update_info.buckets:
-                loaded |= self.model.load_weights(unpack_bucket(bucket)) or set()
-            self._refuse_missing(loaded)
+                here = bucket if isinstance(bucket, Bucket) else self._pages.bucket(bucket)
+                self._missing -= self.model.load_weights(unpack_bucket(here)) or set()
+            if update_info.complete:
+                self._refuse_missing()
         except BaseException:
             self.finish_weight_update()  # forget what waits for the rest of its layer: it would count as the next one's
             raise
 
-    def _refuse_missing(self, loaded: set[str]) -> None:
-        if missing := self._wanted - loaded:
+    def _refuse_missing(self) -> None:
+        if missing := self._missing:
             raise WeightSyncError(
                 f"{self._receiver} was not sent {len(missing)} of its tensors, first {min(missing)}; it would go on "
                 "sampling from old ones."
@@ -93,4 +101,11 @@ def pack_tied_heads(model: torch.nn.Module) -> None:
             head.quant_method.process_weights_after_loading(head)
 
 
+class OneOfSeveral:
+    """Of an engine's processes. vLLM imports it there, and by that our backend and the bond to the rollout worker."""
+
+
+SEVERAL = f"{__name__}.{OneOfSeveral.__name__}"
 WeightTransferEngineFactory.register_engine(BACKEND, BucketEngine)
+if multiprocessing.parent_process() is not None:
+    end_with_parent()

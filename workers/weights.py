@@ -52,6 +52,7 @@ class Label:
 class Bucket:
     label: Label
     data: Bytes
+    place: Any = None  # in shared memory, where it lies there
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ FREE = (
     "model.tree_tokens",
     "rollout.num_workers",
     "rollout.min_workers",
+    "rollout.tensor_parallel",
     "rollout.kv_cache_gib",
     "rollout.gpu_memory_fraction",
     "rollout.max_batch_*",

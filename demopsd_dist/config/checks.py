@@ -38,6 +38,7 @@ def check(config: Config) -> None:
             "leakage.prompts": config.leakage.prompts,
             "rollout.num_workers": rollout.num_workers,
             "rollout.cpus_per_worker": rollout.cpus_per_worker,
+            "rollout.tensor_parallel": rollout.tensor_parallel,
             "rollout.threads": rollout.threads,
             "rollout.prompts_per_step": rollout.prompts_per_step,
             "rollout.group_size": rollout.group_size,
@@ -248,6 +249,12 @@ def _check_shared_gpus(config: Config) -> None:
             f"rollout.gpu_memory_fraction={rollout.gpu_memory_fraction:g} is more than rollout.gpus_per_worker="
             f"{rollout.gpus_per_worker:g}: those who share the GPU need memory too. Lower it to "
             f"{rollout.gpus_per_worker:g} or less."
+        )
+    if 0 < rollout.gpus_per_worker < 1 < rollout.tensor_parallel:
+        raise ConfigError(
+            f"rollout.tensor_parallel={rollout.tensor_parallel} with rollout.gpus_per_worker="
+            f"{rollout.gpus_per_worker:g}: each process of such an engine needs a GPU of its own. Set "
+            "rollout.gpus_per_worker=1."
         )
     if 0 < learner.gpus_per_worker < 1 < learner.num_workers:
         raise ConfigError(

@@ -81,6 +81,9 @@ class RolloutConfig:
     """Ray CPUs each; a fraction lets roles that take turns share a core."""
     gpus_per_worker: float = 0
     """0 runs on CPU; 1 on a GPU each; a fraction shares a GPU with others, and is then at least gpu_memory_fraction."""
+    tensor_parallel: int = 1
+    """Processes of an engine, which share its weights between them on one node; > 0, and a divisor of the model's
+    attention heads. Each of them claims cpus_per_worker and gpus_per_worker, and has `threads`."""
     nodes: str | None = None
     """Only nodes of the cluster with this label, `key=value`, `key=!value` or `key=in(one,other)`; null is any
     (docs/nodes.md)."""

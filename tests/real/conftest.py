@@ -195,6 +195,15 @@ def posted(version: int, *buckets: Iterable[tuple[str, torch.Tensor]]) -> list[r
     return [ray.put(Parcel(bucket.label, ray.put(bucket.data))) for bucket in packed]
 
 
+def engine_processes() -> list[psutil.Process]:
+    """Of engines with `tensor_parallel`, below this process."""
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process.status() != psutil.STATUS_ZOMBIE and process.name().startswith("VLLM::Worker")
+    ]
+
+
 def refuse_left(mark: str, within_s: float = 15) -> None:
     """No process with this mark may be there any more after a while; what is, is killed, and a failure."""
     give_up = time.monotonic() + within_s
