@@ -61,6 +61,7 @@ class Job:
     checkpointing: bool
     bucket_mib: int
     adapters: int = 0  # parameters of LoRA's; 0 where all weights are trained
+    tensor_parallel: int = 1  # processes of an engine, each with a device
 
     @property
     def element_bytes(self) -> int:
@@ -144,6 +145,7 @@ def job_of(config: Config, shape: ModelShape, traffic: Traffic) -> Job:
         checkpointing=learner.activation_checkpointing,
         bucket_mib=config.weights.bucket_mib,
         adapters=shape.adapters(config.model.lora_rank, config.model.lora_targets),
+        tensor_parallel=rollout.tensor_parallel,
     )
 
 

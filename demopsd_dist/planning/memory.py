@@ -45,16 +45,18 @@ def in_gib(**bytes_of: float) -> dict[str, float]:
 
 
 def rollout_footprint(job: Job, power: Power, engines: int) -> Footprint:
-    """On a GPU the cache takes what is left of the engine's share, so the whole is that share."""
-    cache = cache_bytes(job, power)
+    """Of each of its processes. On a GPU the cache takes what is left of the engine's share, so the whole is that
+    share."""
+    cache = cache_bytes(job, power) / job.tensor_parallel
+    weights = job.weights_bytes / job.tensor_parallel
     work = workspace_bytes(job)
     if power.device.shared:
         at_once = min(room(job, power), job.samples / engines)
         work = workspace_bytes(job, at_once * job.traffic.prompt_tokens)
-        packed = job.weights_bytes  # the kernels' own copy
-        held = in_gib(weights=job.weights_bytes, packed_weights=packed, KV_cache=cache, **_segment(job, power))
+        packed = weights  # the kernels' own copy
+        held = in_gib(weights=weights, packed_weights=packed, KV_cache=cache, **_segment(job, power))
     else:
-        held = in_gib(weights=job.weights_bytes, KV_cache=cache)
+        held = in_gib(weights=weights, KV_cache=cache)
     return Footprint("rollout", held, in_gib(activations_and_logits=work))
 
 
@@ -141,7 +143,7 @@ def footprints(job: Job, split: Split, fleet: Fleet, known: Mapping[str, tuple[f
     """Of one worker of each role. `known`: base_gib and factor by role."""
     device = fleet.device
     found = [
-        rollout_footprint(job, Power(device, split.rollout_threads), split.rollout),
+        rollout_footprint(job, Power(device, split.rollout_threads * job.tensor_parallel), split.rollout),
         *([teacher_footprint(job, Power(device, split.teacher_threads), split.teacher)] if split.teacher else []),
         learner_footprint(job, Power(device, split.learner_threads), split.learner),
     ]
@@ -153,10 +155,14 @@ def footprints(job: Job, split: Split, fleet: Fleet, known: Mapping[str, tuple[f
 def shortfalls(job: Job, split: Split, fleet: Fleet, found: list[Footprint]) -> list[str]:
     """What does not fit, by role, with the way out; nothing where all fits."""
     device, reasons = fleet.device, []
-    claimed = split.rollout + split.teacher + split.learner
+    counts = {
+        "rollout": split.rollout * job.tensor_parallel,
+        "teacher": split.teacher,
+        "learner": split.learner,
+    }
+    claimed = sum(counts.values())
     if not split.shared and claimed > fleet.size:
         reasons.append(f"the roles claim {claimed} devices; there are {fleet.size}.")
-    counts = {"rollout": split.rollout, "teacher": split.teacher, "learner": split.learner}
     if split.shared:
         places = 1 if device.shared else fleet.size
         twice = sum(one.held.get("shared with others", 0.0) * counts[one.role] for one in found)
@@ -173,12 +179,12 @@ def shortfalls(job: Job, split: Split, fleet: Fleet, found: list[Footprint]) -> 
                 f"{one.largest()}. {_remedy(job, one)}"
             )
     longest = (job.max_prompt_tokens + job.max_response_tokens) * job.shape.kv_bytes(job.element_bytes)
-    cache = cache_bytes(job, Power(device))
+    cache = cache_bytes(job, Power(device, job.tensor_parallel))
     if cache < longest:
         reasons.append(
             f"rollout has {cache / GIB:.1f} GiB for keys and values; one sequence of {job.max_prompt_tokens} + "
             f"{job.max_response_tokens} tokens needs {longest / GIB:.1f}. Lower rollout.max_response_tokens, or raise "
-            "rollout.gpu_memory_fraction."
+            "rollout.gpu_memory_fraction or rollout.tensor_parallel."
         )
     return reasons
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from demopsd_dist.planning.drawn import Response, responses
-from demopsd_dist.planning.hardware import GIB
+from demopsd_dist.planning.hardware import GB, GIB
 from demopsd_dist.planning.job import Job
 from demopsd_dist.planning.load import Coefficients, Floats, Load, Power
 
@@ -99,7 +99,7 @@ def cache_bytes(job: Job, power: Power) -> float:
     if power.device.shared:
         return job.kv_cache_gib * GIB
     share = power.device.memory_gib * power.devices * GIB * job.engine_memory_fraction
-    return max(share - job.weights_bytes - workspace_bytes(job), 0.0)
+    return max(share - job.weights_bytes - job.tensor_parallel * workspace_bytes(job), 0.0)
 
 
 def workspace_bytes(job: Job, tokens: float | None = None) -> float:
@@ -141,6 +141,12 @@ def _weights_read(job: Job, tokens: Floats) -> Floats:
     return shape.active + expert * (touched - shape.experts_per_token)
 
 
+def _exchanged_bytes(job: Job, tokens: Floats) -> Floats:
+    """Of each of an engine's processes: two sums a layer over the hidden states, by ring."""
+    share = 2 * (job.tensor_parallel - 1) / job.tensor_parallel
+    return share * 2 * job.shape.layers * job.shape.hidden * job.element_bytes * tokens
+
+
 @dataclass(frozen=True)
 class Sampled:
     """The slowest engine's load, and the share of it at which each group is done, over all engines."""
@@ -151,19 +157,21 @@ class Sampled:
 
 @lru_cache(maxsize=256)
 def sampled(job: Job, power: Power, engines: int, coefficients: Coefficients) -> Sampled:
-    shape = job.shape
+    shape, link = job.shape, power.device.link_gb_per_s * GB
     found: list[tuple[float, Load, list[float]]] = []
     for engine in played(job, engines, power.device.shared, room(job, power)):
         roofline = step_seconds(job, power, engine)
         layered = np.full(engine.steps, shape.layers)
         items = engine.sequences
+        sent = _exchanged_bytes(job, engine.sequences + engine.prefilled) / link
         passed = np.cumsum(
             roofline / coefficients.efficiency
+            + sent / coefficients.link
             + coefficients.call_s
             + layered * coefficients.layer_s
             + items * coefficients.item_s
         )
-        load = Load(float(roofline.sum()), 0.0, engine.steps, float(layered.sum()), float(items.sum()))
+        load = Load(float(roofline.sum()), float(sent.sum()), engine.steps, float(layered.sum()), float(items.sum()))
         found.append((coefficients.seconds(load), load, [float(passed[end - 1]) for end in engine.ends]))
     seconds, load, _ = max(found, key=lambda engine: engine[0])
     ends = sorted(end for _, _, of_engine in found for end in of_engine)

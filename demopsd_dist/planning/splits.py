@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from demopsd_dist.planning.assumed import Calibration
@@ -22,7 +23,7 @@ def _sharing(job: Job, fleet: Fleet, ahead: int) -> Iterator[Split]:
     """One worker with all cores, or one a core. Replicas of the teacher would only hold its weights again."""
     cores = fleet.size
     ways = {(1, 1), (1, cores), (cores, 1)}
-    for rollout, rollout_threads in sorted(ways):
+    for rollout, rollout_threads in sorted(way for way in ways if math.prod(way) * job.tensor_parallel <= cores):
         for learner, learner_threads in sorted(ways):
             for teacher_threads in sorted({1, cores}):
                 yield Split(
@@ -42,7 +43,9 @@ def _apart(job: Job, fleet: Fleet, ahead: int) -> Iterator[Split]:
     teachers = range(1, devices - 1) if job.teacher_copies else (0,)
     for teacher in teachers:
         for learner in range(1, devices - teacher):
-            yield Split(devices - teacher - learner, teacher, learner, ahead)
+            engines, left_over = divmod(devices - teacher - learner, job.tensor_parallel)
+            if engines and not left_over:
+                yield Split(engines, teacher, learner, ahead)
 
 
 def ranked(job: Job, fleet: Fleet, calibration: Calibration) -> list[Plan]:

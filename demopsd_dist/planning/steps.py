@@ -59,7 +59,7 @@ def loads_of(
     engine, teacher, learner = (
         Power(fleet.device, _own(workers * threads, threads, fleet))
         for workers, threads in (
-            (split.rollout, split.rollout_threads),
+            (split.rollout, split.rollout_threads * job.tensor_parallel),
             (split.teacher, split.teacher_threads),
             (split.learner, split.learner_threads),
         )
@@ -90,15 +90,15 @@ def step_seconds(job: Job, split: Split, fleet: Fleet, seconds: Mapping[str, flo
         step_s = overlapped_step_s(seconds, done, split.ahead, job.waits_on_publish)
     else:
         step_s = sum(seconds[stage] for stage in ("sample", "learn", "publish", "driver")) + tail_seconds(seconds, done)
-    return max(step_s, _done_together_s(split, fleet, seconds)) if split.shared else step_s
+    return max(step_s, _done_together_s(job, split, fleet, seconds)) if split.shared else step_s
 
 
-def _done_together_s(split: Split, fleet: Fleet, seconds: Mapping[str, float]) -> float:
+def _done_together_s(job: Job, split: Split, fleet: Fleet, seconds: Mapping[str, float]) -> float:
     """Device-seconds of a step over the number of devices. On a GPU whoever is at work has all of it."""
     devices = dict.fromkeys(STAGES, float(fleet.size))
     if fleet.device.shared:
         devices |= {
-            "sample": split.rollout * split.rollout_threads,
+            "sample": split.rollout * split.rollout_threads * job.tensor_parallel,
             "support": split.learner * split.learner_threads,
             "score": split.teacher * split.teacher_threads,
             "learn": split.learner * split.learner_threads,

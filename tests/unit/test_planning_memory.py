@@ -146,6 +146,19 @@ def test_what_a_rank_holds_by_zero_stage(stage: int, precision: str, bytes_a_par
     assert sum(held.values()) * 2**30 == pytest.approx(bytes_a_parameter * SHAPE.parameters)
 
 
+def test_processes_of_an_engine_share_its_weights_and_room() -> None:
+    of = replace(job(shape=KNOWN["qwen3-32b"]), precision="bfloat16", engine_tokens=8192, engine_memory_fraction=0.9)
+    small = fleet(8, memory_gib=45.0)
+    alone = shortfalls(of, Split(6, 0, 2), small, footprints(of, Split(6, 0, 2), small, {}))
+    assert any("GiB for keys and values" in reason for reason in alone)
+    shared = replace(of, tensor_parallel=2)
+    found = footprints(shared, Split(3, 0, 2), small, {})
+    assert found[0].held["weights"] == pytest.approx(footprints(of, Split(6, 0, 2), small, {})[0].held["weights"] / 2)
+    assert found[0].held["KV cache"] > 0
+    assert not [reason for reason in shortfalls(shared, Split(3, 0, 2), small, found) if "rollout" in reason]
+    assert "claim 9 devices" in shortfalls(shared, Split(3, 1, 2), small, found)[0]
+
+
 def test_a_large_model_is_never_gathered_whole() -> None:
     of = replace(job(shape=KNOWN["qwen3-32b"]), zero_stage=3, precision="bfloat16")
     held = learner_footprint(of, Power(gpu()), 32).held

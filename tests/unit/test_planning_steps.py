@@ -19,6 +19,7 @@ from demopsd_dist.planning.forwards import learn_loads, score_loads, support_loa
 from demopsd_dist.planning.hardware import DEVICES, Device, Fleet, fleet_of
 from demopsd_dist.planning.job import Split, Traffic
 from demopsd_dist.planning.load import Coefficients, Load, Power
+from demopsd_dist.planning.sampling import sampled
 from demopsd_dist.planning.shape import KNOWN
 from demopsd_dist.planning.splits import candidates, ranked
 from demopsd_dist.planning.steps import loads_of, plan, step_seconds, tail_seconds
@@ -222,6 +223,23 @@ def test_the_best_split_is_the_best_of_all() -> None:
     assert len(plans) == len(list(candidates(of, place))) == 2 * sum(range(1, 5))
     assert {made.split.rollout + made.split.teacher + made.split.learner for made in plans} == {6}
     assert plans[0].samples_per_s == max(made.samples_per_s for made in plans)
+
+
+def test_an_engine_of_several_devices_is_faster_and_pays_for_its_sums() -> None:
+    of = job("rollout.max_batch_sequences=8")
+    halves = replace(of, tensor_parallel=2)
+    place = fleet(4, link=1e-3)
+    assert {
+        made.split.rollout * 2 + made.split.learner + made.split.teacher for made in ranked(halves, place, UNCALIBRATED)
+    } == {4}
+    loads = [
+        sampled(each, Power(place.device, each.tensor_parallel), 1, UNCALIBRATED.stages["sample"]).load
+        for each in (of, halves)
+    ]
+    assert loads[1].roofline_s == pytest.approx(loads[0].roofline_s / 2)
+    assert loads[0].sent_s == 0.0
+    tokens = loads[1].items + of.prompts * of.traffic.prompt_tokens  # siblings share a prompt, but for its last block
+    assert loads[1].sent_s == pytest.approx(2 * of.shape.layers * of.shape.hidden * 4 * tokens / 1e6, rel=0.2)
 
 
 def test_a_split_that_does_not_fit_is_never_recommended() -> None:

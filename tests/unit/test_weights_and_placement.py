@@ -13,6 +13,7 @@ from torch import nn
 
 from demopsd_dist.config import load
 from demopsd_dist.errors import ConfigError, WeightSyncError
+from demopsd_dist.model_folder import model_folder
 from workers.placement import bundles, check_fits, check_nodes, has_label, summary_of_roles, table
 from workers.weights import pack_bucket, unpack_bucket, verify_bucket
 from workers.zero import buckets_of, interface_of, own_extensions
@@ -99,6 +100,18 @@ def test_the_demo_fits_two_cores_and_says_what_does_not() -> None:
     on_gpus = load(DEMO, ["rollout.gpus_per_worker=1", "learner.gpus_per_worker=1", "learner.num_workers=4"])
     with pytest.raises(ConfigError, match="need 6 GPUs; there are 4"):
         check_fits(on_gpus, cpus=8, gpus=4)
+
+
+def test_the_processes_of_an_engine_are_claimed_together() -> None:
+    config = load(DEMO, ["rollout.gpus_per_worker=1", "rollout.tensor_parallel=4", "rollout.num_workers=2"])
+    assert [(b.cpus, b.gpus) for b in bundles(config) if b.role == "rollout"] == [(1.6, 4)] * 2
+    message = r"rollout.num_workers=2 x gpus_per_worker=1 x tensor_parallel=4 \+ .* need 8 GPUs; there are 6\."
+    with pytest.raises(ConfigError, match=message):
+        check_fits(config, cpus=8, gpus=6)
+    with pytest.raises(ConfigError, match="each process of such an engine needs a GPU of its own"):
+        load(DEMO, ["rollout.gpus_per_worker=0.5", "rollout.gpu_memory_fraction=0.4", "rollout.tensor_parallel=2"])
+    with pytest.raises(ConfigError, match=r"the 4 attention heads of .* shared out alike. Set it to one of 1, 2, 4\."):
+        model_folder(load(DEMO, ["rollout.tensor_parallel=3"]))
 
 
 @pytest.mark.parametrize(
