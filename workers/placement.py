@@ -151,6 +151,7 @@ def table(config: Config) -> str:
 def summary_of_roles(config: Config) -> str:
     """`2 rollout, 1 teacher (ema), 2 learner (ZeRO-2)`"""
     weights = "+".join(sorted(weights.value for weights in held_weights(config)))
-    parts = [f"{config.rollout.num_workers} rollout"]
+    processes = config.rollout.tensor_parallel
+    parts = [f"{config.rollout.num_workers} rollout" + (f" (TP-{processes})" if processes > 1 else "")]
     parts += [f"{config.teacher.num_workers} teacher ({weights})"] if weights else []
     return ", ".join([*parts, f"{config.learner.num_workers} learner (ZeRO-{config.learner.zero_stage})"])

@@ -105,6 +105,7 @@ def test_the_demo_fits_two_cores_and_says_what_does_not() -> None:
 def test_the_processes_of_an_engine_are_claimed_together() -> None:
     config = load(DEMO, ["rollout.gpus_per_worker=1", "rollout.tensor_parallel=4", "rollout.num_workers=2"])
     assert [(b.cpus, b.gpus) for b in bundles(config) if b.role == "rollout"] == [(1.6, 4)] * 2
+    assert summary_of_roles(config).startswith("2 rollout (TP-4), ")
     message = r"rollout.num_workers=2 x gpus_per_worker=1 x tensor_parallel=4 \+ .* need 8 GPUs; there are 6\."
     with pytest.raises(ConfigError, match=message):
         check_fits(config, cpus=8, gpus=6)
