@@ -71,14 +71,14 @@ def case(
 STEPS = 5
 ZERO_0 = ["learner.zero_stage=0"]
 CASES = [
-    case("3M", [], 24, 8, 48, "two and two"),
+    case("3M", [], 16, 8, 48, "two and two"),
     case("3M", [*ONE, *ZERO_0], 12, 8, 12, "one and one"),
-    case("10M", [], 16, 4, 96, "two and two"),
+    case("10M", [], 12, 4, 96, "two and two"),
     case("10M", [*TWO_THREADS, *ZERO_0], 12, 4, 20, "two threads"),
-    case("30M", [], 8, 8, 40, "two and two"),
-    case("30M", [*ONE, *ZERO_0], 6, 4, 80, "one and one"),
-    case("60M", ["learner.zero_stage=3"], 8, 4, 20, "two and two, ZeRO-3"),
-    case("60M", [*TWO_THREADS, "learner.zero_stage=1"], 6, 4, 48, "two threads"),
+    case("30M", [], 6, 8, 32, "two and two"),
+    case("30M", [*ONE, *ZERO_0], 3, 4, 64, "one and one"),
+    case("60M", ["learner.zero_stage=3"], 6, 4, 20, "two and two, ZeRO-3"),
+    case("60M", [*TWO_THREADS, "learner.zero_stage=1"], 4, 4, 40, "two threads"),
     case("250M", [*TWO_THREADS, *ZERO_0], 3, 4, 24, "two threads"),
     case("minisci", [], 24, 8, 64, "demo", fits=False),
     case("100M", [], 6, 4, 32, "two and two", fits=False),
@@ -111,8 +111,9 @@ CASES += [split_case(*split) for split in SPLITS]
 
 
 def coin(response: str, question: Question) -> float:
-    """Right or wrong by a hash: a model that knows nothing is then taught as one that knows something."""
-    return float(hashlib.blake2b(response.encode(), digest_size=1).digest()[0] & 1)
+    """Three of four right, by a hash: a model that knows nothing is then taught as one that knows something. Nearly all
+    responses have a right sibling, so that steps are alike."""
+    return float(hashlib.blake2b(response.encode(), digest_size=1).digest()[0] % 4 > 0)
 
 
 def run(of: Case, rounds: int) -> Row:
