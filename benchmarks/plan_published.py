@@ -74,7 +74,7 @@ def planned(row: Published, fleet: Fleet) -> dict[str, float]:
     seconds = dict.fromkeys(STAGES, 0.0)
     seconds["sample"] = sample.seconds(sampled(job, Power(fleet.device, row.tensor_parallel), engines, sample).load)
     forward, learn = ASSUMED["support"], ASSUMED["learn"]
-    seconds["support"] = 2 * forward.seconds(heaviest(support_loads(job, power, fleet.size), forward))
+    seconds["support"] = 2 * forward.seconds(heaviest(support_loads(job, power, fleet.size, fleet), forward))
     seconds["learn"] = learn.seconds(heaviest(learn_loads(job, power, fleet.size, fleet), learn))
     return {stage: value for stage, value in seconds.items() if value}
 
@@ -89,4 +89,6 @@ def _job(row: Published) -> Job:
     words = ["method=grpo", f"rollout.group_size={row.group_size}", "rollout.max_response_tokens=4096"]
     words += [f"rollout.prompts_per_step={row.samples // row.group_size}", "model.tree_tokens=0"]
     job = job_of(load(NODE, words), KNOWN[row.model], traffic)
-    return replace(job, support_forward=True, checkpointing=False, engine_sequences=512)
+    return replace(
+        job, support_forward=True, checkpointing=False, engine_sequences=512, tensor_parallel=row.tensor_parallel
+    )

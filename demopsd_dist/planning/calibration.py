@@ -90,14 +90,16 @@ def fit_stage(loads: Sequence[Load], seconds: Sequence[float], assumed: Coeffici
         scale = float(np.exp(np.mean(np.log(wanted / before))))
         return Coefficients(
             assumed.efficiency / scale,
+            assumed.attention / scale,
             assumed.link / scale,
             assumed.call_s * scale,
             assumed.layer_s * scale,
             assumed.item_s * scale,
         )
     table = np.asarray([load.features for load in loads], float)
-    slope, sent, call_s, layer_s, item_s = map(float, nonnegative(table / wanted[:, None], np.ones_like(wanted)))
-    return Coefficients(1 / max(slope, 1e-9), 1 / max(sent, 1e-9), call_s, layer_s, item_s)
+    found = nonnegative(table / wanted[:, None], np.ones_like(wanted))
+    efficiency, attention, link = (1 / max(float(slope), 1e-9) for slope in found[:3])
+    return Coefficients(efficiency, attention, link, *map(float, found[3:]))
 
 
 def fit_memory(counted: Sequence[tuple[float, float, float]]) -> tuple[float, float]:

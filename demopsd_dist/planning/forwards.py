@@ -27,13 +27,15 @@ def heaviest(loads: Sequence[Load], coefficients: Coefficients) -> Load:
 
 
 @lru_cache(maxsize=256)
-def support_loads(job: Job, power: Power, ranks: int) -> tuple[Load, ...]:
+def support_loads(job: Job, power: Power, ranks: int, fleet: Fleet) -> tuple[Load, ...]:
     """By rank; nothing where the teacher or the engine names the support."""
     if not job.support_forward:
         return ()
+    shards = learner_batches(job, ranks)
+    gathered = Load(sent_s=gathered_s(job, ranks, fleet) * max(map(len, shards)))
     return tuple(
-        _counted(job, [_forward(job, power, job.precision, batch, passes=2.0) for batch in rank], rank)
-        for rank in learner_batches(job, ranks)
+        _counted(job, [_forward(job, power, job.precision, batch, passes=2.0) for batch in rank], rank) + gathered
+        for rank in shards
     )
 
 
@@ -45,9 +47,9 @@ def score_loads(job: Job, power: Power, replicas: int) -> tuple[Load, ...]:
         return ()
     for privileged, times in ((False, job.reference_forwards), (True, job.teacher_forwards)):
         for replica, batches in enumerate(teacher_batches(job, replicas, privileged=privileged)):
-            seconds = [_forward(job, power, job.teacher_precision, batch, passes=ATOM_PASSES) for batch in batches]
+            forwards = [_forward(job, power, job.teacher_precision, batch, passes=ATOM_PASSES) for batch in batches]
             for _ in range(times):
-                loads[replica] += _counted(job, seconds, batches)
+                loads[replica] += _counted(job, forwards, batches)
     return tuple(loads)
 
 
@@ -55,52 +57,53 @@ def score_loads(job: Job, power: Power, replicas: int) -> tuple[Load, ...]:
 def learn_loads(job: Job, power: Power, ranks: int, fleet: Fleet) -> tuple[Load, ...]:
     """By rank: forward and backward of every micro-batch, gradients and weights to and from the others, one step."""
     shards = learner_batches(job, ranks)
-    together = Load(_optimizer_s(job, power, ranks), _exchanged_s(job, ranks, fleet, max(map(len, shards))), calls=1)
+    sent_s = _exchanged_s(job, ranks, fleet, max(map(len, shards)))
+    together = Load(_optimizer_s(job, power, ranks), sent_s=sent_s, calls=1)
     return tuple(
         _counted(job, [_forward_backward(job, power, batch) for batch in shard], shard) + together for shard in shards
     )
 
 
-def _counted(job: Job, seconds: Sequence[float], batches: Sequence[Batch]) -> Load:
+def _counted(job: Job, forwards: Sequence[Load], batches: Sequence[Batch]) -> Load:
     calls = len(batches)
-    return Load(sum(seconds), 0.0, calls, calls * job.shape.layers, sum(batch.responses for batch in batches))
+    responses = sum(batch.responses for batch in batches)
+    return sum(forwards, Load(calls=calls, layers=calls * job.shape.layers, items=responses))
 
 
-def _forward(job: Job, power: Power, precision: str, batch: Batch, *, passes: float) -> float:
+def _forward(job: Job, power: Power, precision: str, batch: Batch, *, passes: float) -> Load:
     size = ELEMENT_BYTES[precision]
     shape = job.shape
     logits = 4.0 * batch.predicted * shape.vocabulary
-    return (
-        _layers_s(job, power, precision, batch, products=1)
-        + float(power.seconds(precision, 2.0 * shape.head * batch.predicted, shape.head * size + logits))
-        + float(power.seconds("float32", 0.0, passes * logits))
+    head = power.seconds(precision, 2.0 * shape.head * batch.predicted, shape.head * size + logits)
+    return _layers(job, power, precision, batch, products=1) + Load(
+        float(head + power.seconds("float32", 0.0, passes * logits))
     )
 
 
-def _forward_backward(job: Job, power: Power, batch: Batch) -> float:
-    """A backward is two forwards: gradients of what went in, and of the weights where these are trained. With
-    checkpointing the layers run a third time."""
+def _forward_backward(job: Job, power: Power, batch: Batch) -> Load:
+    """A backward is two forwards: gradients of what went in, and of the weights where these are trained; attention has
+    none. With checkpointing the layers run a third time."""
     shape, size = job.shape, job.element_bytes
     slices = -(-batch.predicted // slice_tokens(power))
     gradient = 2.0 * 4 * shape.head if job.precision == "float32" else (2.0 * 4 + 2 * size) * shape.head
     products = 2 if job.adapters else 3
     head_bytes = slices * (products * size * shape.head + (0.0 if job.adapters else gradient))
-    return (
-        _layers_s(job, power, job.precision, batch, products=products + int(job.checkpointing))
-        + float(power.seconds(job.precision, 6.0 * job.adapters * batch.tokens, 0.0))
-        + float(power.seconds(job.precision, 2.0 * products * shape.head * batch.predicted, head_bytes))
-        + float(power.seconds("float32", 0.0, 4.0 * LOSS_PASSES * batch.predicted * shape.vocabulary))
-    )
+    again = int(job.checkpointing)
+    layers = _layers(job, power, job.precision, batch, products=products + again, attentions=3 + again)
+    adapters = power.seconds(job.precision, 6.0 * job.adapters * batch.tokens, 0.0)
+    head = power.seconds(job.precision, 2.0 * products * shape.head * batch.predicted, head_bytes)
+    loss = power.seconds("float32", 0.0, 4.0 * LOSS_PASSES * batch.predicted * shape.vocabulary)
+    return layers + Load(float(adapters + head + loss))
 
 
-def _layers_s(job: Job, power: Power, precision: str, batch: Batch, products: int) -> float:
-    """`products` times what a forward takes. A mask is looked at in full; without one half of the pairs are."""
+def _layers(job: Job, power: Power, precision: str, batch: Batch, products: int, attentions: int = 1) -> Load:
+    """So many times what a forward takes. A mask is looked at in full; without one half of the pairs are."""
     shape, size = job.shape, ELEMENT_BYTES[precision]
     pairs = batch.rows * batch.length**2 / (1 if batch.masked else 2)
     weights = power.seconds(precision, 2.0 * shape.active * batch.tokens, float(shape.stored * size))
     attention = power.seconds(precision, float(shape.pair_flops) * pairs, 0.0)
     rest = power.seconds(precision, 0.0, float(LAYER_PASSES * shape.layers * shape.hidden * size * batch.tokens))
-    return products * float(weights + attention + rest)
+    return Load(products * float(weights + rest), attentions * float(attention))
 
 
 def _optimizer_s(job: Job, power: Power, ranks: int) -> float:
@@ -115,17 +118,17 @@ def _exchanged_s(job: Job, ranks: int, fleet: Fleet, micro_batches: int) -> floa
     Stages 0 and 1 reduce gradients once a step, stage 2 after every micro-batch; 1 and 2 gather the weights once. Stage
     3 gathers them for the forward and the backward of every micro-batch, and reduces gradients after it.
     """
-    if ranks == 1:
-        return 0.0
-    share = (ranks - 1) / ranks
-    weights, trained = share * job.weights_bytes, share * job.trained * job.element_bytes
-    support = int(job.support_forward)
-    moved = {
-        0: 2 * trained,
-        1: 2 * trained,
-        2: (micro_batches + 1) * trained,
-        3: micro_batches * ((2 + support) * weights + trained),
-    }[job.zero_stage]
+    times = {0: 2, 1: 2, 2: micro_batches + 1, 3: micro_batches}[job.zero_stage]
+    reduced_s = times * _moved_s(job.trained * job.element_bytes, ranks, fleet)
+    return reduced_s + 2 * micro_batches * gathered_s(job, ranks, fleet)
+
+
+def gathered_s(job: Job, ranks: int, fleet: Fleet) -> float:
+    """All weights, once: before anything is computed or published at stage 3, else never."""
+    return _moved_s(job.weights_bytes, ranks, fleet) if job.zero_stage == 3 else 0.0
+
+
+def _moved_s(size: float, ranks: int, fleet: Fleet) -> float:
     device = fleet.device
     rate = device.link_gb_per_s if ranks <= fleet.per_node else min(device.link_gb_per_s, device.network_gb_per_s)
-    return moved / (rate * GB)
+    return (ranks - 1) / ranks * size / (rate * GB)

@@ -2,7 +2,8 @@
 
 A stage is a list of phases; each takes as long as the slower of its computation and its traffic to memory, were the
 device's rates reached; what goes to others comes on top. `Coefficients` turn that into seconds: the shares that are
-reached, and what calls, layers and items cost beside it. They are measured (`calibration.py`) or assumed.
+reached, of attention another than of the rest, and what calls, layers and items cost beside it. They are measured
+(`calibration.py`) or assumed.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Power:
 class Load:
     """A worker's part of a stage. The stage is over when the slowest worker is."""
 
-    roofline_s: float = 0.0
+    roofline_s: float = 0.0  # but for attention
+    attention_s: float = 0.0  # of tokens to each other, where whole sequences are computed
     sent_s: float = 0.0  # to and from the others, at the full rate of the links
     calls: float = 0.0  # of the engine or model
     layers: float = 0.0  # calls times layers
@@ -43,6 +45,7 @@ class Load:
     def __add__(self, other: Load) -> Load:
         return Load(
             self.roofline_s + other.roofline_s,
+            self.attention_s + other.attention_s,
             self.sent_s + other.sent_s,
             self.calls + other.calls,
             self.layers + other.layers,
@@ -51,14 +54,16 @@ class Load:
 
     @property
     def features(self) -> tuple[float, ...]:
-        return (self.roofline_s, self.sent_s, self.calls, self.layers, self.items)
+        return (self.roofline_s, self.attention_s, self.sent_s, self.calls, self.layers, self.items)
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Seconds = roofline_s / efficiency + sent_s / link + calls call_s + layers layer_s + items item_s."""
+    """Seconds = roofline_s / efficiency + attention_s / attention + sent_s / link + calls call_s + layers layer_s +
+    items item_s."""
 
     efficiency: float
+    attention: float
     link: float = 1.0
     call_s: float = 0.0
     layer_s: float = 0.0
@@ -67,6 +72,7 @@ class Coefficients:
     def seconds(self, load: Load) -> float:
         return (
             load.roofline_s / self.efficiency
+            + load.attention_s / self.attention
             + load.sent_s / self.link
             + load.calls * self.call_s
             + load.layers * self.layer_s

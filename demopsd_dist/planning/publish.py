@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from demopsd_dist.planning.forwards import gathered_s
 from demopsd_dist.planning.hardware import GB, Fleet
 from demopsd_dist.planning.job import Job, Split
 from demopsd_dist.planning.load import Load
@@ -16,12 +17,13 @@ def publish_load(job: Job, split: Split, fleet: Fleet) -> Load:
     time where each has processors of its own."""
     device = fleet.device
     size = float(job.weights_bytes)
+    gathered = gathered_s(job, split.learner, fleet)
     buckets = max(1.0, size / (job.bucket_mib * 2**20))
     receivers = split.rollout + split.teacher
     if device.shared:  # cores are shared as well as memory
         at_once = max(1.0, (receivers + 1) / fleet.size)
         seconds = (SENT_PASSES + LOADED_PASSES) * size / (device.memory_gb_per_s * GB) * at_once
-        return Load(seconds, calls=1, layers=buckets, items=receivers)
+        return Load(seconds, sent_s=gathered, calls=1, layers=buckets, items=receivers)
     out_s = size / (device.host_gb_per_s * GB)
     sent_s = size / (OBJECT_STORE_GB_PER_S * GB) if fleet.nodes > 1 else 0.0
-    return Load(out_s + out_s / buckets, sent_s, calls=1, layers=buckets, items=receivers)
+    return Load(out_s + out_s / buckets, sent_s=gathered + sent_s, calls=1, layers=buckets, items=receivers)

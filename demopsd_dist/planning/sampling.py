@@ -171,7 +171,13 @@ def sampled(job: Job, power: Power, engines: int, coefficients: Coefficients) ->
             + layered * coefficients.layer_s
             + items * coefficients.item_s
         )
-        load = Load(float(roofline.sum()), float(sent.sum()), engine.steps, float(layered.sum()), float(items.sum()))
+        load = Load(
+            float(roofline.sum()),
+            sent_s=float(sent.sum()),
+            calls=engine.steps,
+            layers=float(layered.sum()),
+            items=float(items.sum()),
+        )
         found.append((coefficients.seconds(load), load, [float(passed[end - 1]) for end in engine.ends]))
     seconds, load, _ = max(found, key=lambda engine: engine[0])
     ends = sorted(end for _, _, of_engine in found for end in of_engine)

@@ -67,7 +67,7 @@ def loads_of(
     drawn = sampled(job, engine, split.rollout, stages["sample"])
     return {
         "sample": drawn.load,
-        "support": heaviest(support_loads(job, learner, split.learner), stages["support"]),
+        "support": heaviest(support_loads(job, learner, split.learner, fleet), stages["support"]),
         "score": heaviest(score_loads(job, teacher, split.teacher), stages["score"]),
         "learn": heaviest(learn_loads(job, learner, split.learner, fleet), stages["learn"]),
         "publish": publish_load(job, split, fleet),
