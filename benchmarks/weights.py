@@ -69,6 +69,7 @@ class Sender(learner.LearnerWorker):
         torch.set_num_threads(1)
         model = ResponseModel(load_causal_lm(self._folder, self._config.model.precision).eval())
         self._engine = _Bare(model)
+        self._adapters = {}
         named = list(model.model.named_parameters())
         self._buckets = list(buckets_of(named, self._config.weights.bucket_mib << 20))
 

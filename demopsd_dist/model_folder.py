@@ -42,11 +42,11 @@ def model_folder(config: Config) -> Path:
             f"{folder} has {kind}. Set model.tree_tokens=0."
         )
     rollout = config.rollout
-    heads = settings.get("num_attention_heads")
-    if heads is not None and heads % rollout.tensor_parallel:
+    ways = _ways_to_share(settings)
+    if rollout.tensor_parallel > 1 and ways and rollout.tensor_parallel not in ways:
         raise ConfigError(
-            f"rollout.tensor_parallel={rollout.tensor_parallel}: the {heads} attention heads of {folder} cannot be "
-            f"shared out alike. Set it to one of {', '.join(str(n) for n in range(1, heads + 1) if heads % n == 0)}."
+            f"rollout.tensor_parallel={rollout.tensor_parallel}: the attention heads of {folder} cannot be shared out "
+            f"alike. Set it to one of {', '.join(map(str, ways))}."
         )
     need = rollout.max_prompt_tokens + rollout.max_response_tokens
     if limit is not None and need > limit:
@@ -81,6 +81,14 @@ def _settings(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} is not a JSON object; download or save the model again.")
     return settings
+
+
+def _ways_to_share(settings: dict[str, Any]) -> list[int]:
+    """Numbers of processes among which vLLM can share out the heads; those for keys and values may be there several
+    times. Nothing where the model does not say how many it has."""
+    heads = settings.get("num_attention_heads") or 0
+    kept = settings.get("num_key_value_heads") or heads
+    return [n for n in range(1, heads + 1) if heads % n == 0 and (kept % n == 0 or n % kept == 0)]
 
 
 def _other_attention(settings: dict[str, Any]) -> str | None:

@@ -70,7 +70,7 @@ def planned(arguments: argparse.Namespace) -> int:
         plans = ranked(job, fleet, figures)
         print("\nSplits of these devices, the fastest first:")
         print("\n".join(report.best(plans)))
-        if not plans[0].shortfalls:
+        if plans and not plans[0].shortfalls:
             print(f"\nTake the first with: {report.settings(plans[0])}\n")
             print("\n".join(report.chosen(plans[0], fleet, arguments.hours, arguments.price)))
     return int(bool(made.shortfalls))

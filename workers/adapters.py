@@ -57,8 +57,9 @@ def adapt(model: Any, settings: ModelConfig) -> Adapters:
     from peft import inject_adapter_in_model
     from peft.tuners.lora import Linear
 
-    _check_targets(model, settings.lora_targets)
-    inject_adapter_in_model(_peft_config(settings), model, adapter_name=_NAME)
+    targets = settings.lora_targets or linear_layers(model)
+    _check_targets(model, targets)
+    inject_adapter_in_model(_peft_config(settings, targets), model, adapter_name=_NAME)
     found = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
     return {f"{name}.weight": _adapter_of(module) for name, module in found.items()}
 
@@ -67,13 +68,21 @@ def _adapter_of(module: Any) -> Adapter:
     return Adapter(module.lora_A[_NAME].weight, module.lora_B[_NAME].weight, float(module.scaling[_NAME]))
 
 
-def _peft_config(settings: ModelConfig) -> Any:
+def linear_layers(model: Any) -> list[str]:
+    """The last parts of the names of all linear layers, the head aside. peft's own "all-linear" would also take experts
+    that are fused into one tensor, which cannot be merged as others are."""
+    head = model.get_output_embeddings()
+    found = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
+    return sorted({name.rpartition(".")[2] for name in found})
+
+
+def _peft_config(settings: ModelConfig, targets: Sequence[str]) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # whole or not, it is only divided
-        target_modules=list(settings.lora_targets) or "all-linear",
+        target_modules=list(targets),
         lora_dropout=0.0,  # rollouts, support and loss must see the same student
         base_model_name_or_path=settings.path,
         task_type="CAUSAL_LM",
@@ -84,14 +93,13 @@ def _check_targets(model: Any, targets: Sequence[str]) -> None:
     """peft leaves a name that fits nothing out without a word."""
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     head = {name for name, module in model.named_modules() if module is model.get_output_embeddings()}
-    last = sorted({name.rpartition(".")[2] for name in linear - head})
     for target in targets:
         fitting = {name for name in linear if name == target or name.endswith(f".{target}")}
         if not fitting or fitting & head:
             what = "is the head, which is not adapted" if fitting else "fits no linear layer"
             raise ConfigError(
                 f"model.lora_targets: {target} {what} of {type(model).__name__}. Its linear layers are "
-                f"{', '.join(last)}; an empty list takes them all."
+                f"{', '.join(linear_layers(model))}; an empty list takes them all."
             )
 
 
@@ -113,10 +121,9 @@ def save_adapters(folder: Path, tensors: Mapping[str, Tensor], settings: ModelCo
         tensors: by their names in the model that `adapt` has changed.
     """
     folder.mkdir()
-    config = _peft_config(settings)
+    adapted = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in tensors})
+    config = _peft_config(settings, settings.lora_targets or adapted)
     config.inference_mode = True
-    if not settings.lora_targets:  # all-linear, as it was resolved
-        config.target_modules = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in tensors})
     config.save_pretrained(folder)
     named = {f"base_model.model.{name.replace(f'.{_NAME}.', '.')}": tensor for name, tensor in tensors.items()}
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})

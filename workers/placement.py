@@ -127,8 +127,21 @@ def check_nodes(config: Config, nodes: Sequence[Mapping[str, Any]], wanted: list
                 f"{there[0].role}.nodes={nodes_wanted}: no node of the cluster has that label. Start one with "
                 "`ray start --labels` (docs/nodes.md), or drop it."
             )
+        _refuse_wider_than_a_node(config, there, fitting)
         cpus, gpus = (sum(resources.get(kind, 0.0) for resources in fitting) for kind in ("CPU", "GPU"))
         check_fits(config, cpus, gpus, there, f"on nodes with {nodes_wanted}" if nodes_wanted else "there")
+
+
+def _refuse_wider_than_a_node(config: Config, wanted: list[Bundle], nodes: Sequence[Mapping[str, float]]) -> None:
+    """An engine's processes are on one node together."""
+    for kind, unit in (("CPU", "cpus"), ("GPU", "gpus")):
+        most = max((resources.get(kind, 0.0) for resources in nodes), default=0.0)
+        for role, count, share in _by_role(wanted, unit):
+            if share > most + 1e-9:
+                raise ConfigError(
+                    f"{_term(config, unit, role, count, share)}: one worker needs {share:g} {kind}s on a node; no node "
+                    f"has more than {most:g}. Lower it."
+                )
 
 
 def _by_role(wanted: list[Bundle], kind: str) -> list[tuple[str, int, float]]:

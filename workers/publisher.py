@@ -40,6 +40,7 @@ class WeightPublisher:
 
     def __init__(self, learners: ActorGroup, fleet: Fleet, teacher: ActorGroup, config: Config) -> None:
         self._learners, self._fleet, self._teacher, self._config = learners, fleet, teacher, config
+        self._bytes: list[str] = []  # digests of what was published last
         self._said: dict[int, tuple[LogpT, LogpT]] = {}  # of the probe, by rank of the engine: learner, engine
         self._last: Published | None = None
         self._busy = asyncio.Lock()
@@ -161,6 +162,9 @@ class WeightPublisher:
         receipts = {rank: answer for rank, answer in received.items() if isinstance(answer, Receipt)}
         ranks = len(self._learners)
         self.parcels, self.receipts = learned[:-ranks:ranks], [*receipts.values(), *taught]
+        before, self._bytes = self._bytes, [parcel.label.digest for parcel in self.parcels]
+        if self._bytes == before:  # the learners' step was less than a rounding: nobody has anything new to take
+            self._said.clear()
         self._compare(version, learned[-ranks], receipts)
         self._last = Published(version, version, parcels, learned[-ranks])
 

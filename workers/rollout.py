@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -233,17 +234,29 @@ class RolloutWorker(Receiver):
         self._engine.collective_rpc("update_weights", kwargs={"update_info": update})
 
     def _tell_processes(self, arriving: Iterable[Bucket]) -> None:
-        """Where in shared memory the engine's processes find each bucket: where it came, or a copy of what came through
-        the object store."""
-        for bucket in arriving:
-            if bucket.place is None:
-                self._copies = self._copies or SharedMemory(self.plan.sizes)
-                self._copies.room(bucket.label.index)[: len(bucket.data)] = bucket.data
-                parcel = self._copies.send(bucket)
-            else:
-                parcel = Parcel(bucket.label, bucket.place)
-            self._update([parcel], complete=False)
-        self._update([], complete=True)
+        """
+        Raises:
+            WeightSyncError: that of a bucket; or a process has not loaded what it was told of.
+        """
+        try:
+            for bucket in arriving:
+                self._update([self._shared(bucket)], complete=False)
+            self._update([], complete=True)
+        except BaseException as error:
+            with suppress(Exception):
+                self._engine.collective_rpc("finish_weight_update")  # else the next update could not begin
+            if isinstance(error, RuntimeError):  # what vLLM makes of any error of a process
+                raise WeightSyncError(f"rollout {self.rank} could not load weights: {error}") from None
+            raise
+
+    def _shared(self, bucket: Bucket) -> Parcel:
+        """Where in shared memory all processes find it: where it came, or a copy of what came through the object
+        store."""
+        if bucket.place is not None:
+            return Parcel(bucket.label, bucket.place)
+        self._copies = self._copies or SharedMemory(self.plan.sizes)
+        self._copies.room(bucket.label.index)[: len(bucket.data)] = bucket.data
+        return self._copies.send(bucket)
 
     async def _probe_logp(self, tokens_T: Tokens) -> LogpT:
         """The engine's log-probability of each token of a prompt after the first, at temperature 1."""

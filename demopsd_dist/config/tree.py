@@ -108,7 +108,7 @@ class RolloutConfig:
     on_publish: OnPublish = OnPublish.wait
     """`wait` or `keep`: what a publish does to responses still being sampled, of which there are some if ahead > 0."""
     kv_cache_gib: float = 1.0
-    """KV cache of a CPU engine, whole GiB; > 0."""
+    """KV cache of a CPU engine, or of each of its processes, whole GiB; > 0."""
     gpu_memory_fraction: float = 0.85
     """Share of its GPUs' memory that an engine takes; in (0, 1]."""
     max_batch_tokens: int = 32768

@@ -14,7 +14,8 @@ LAYER_PASSES = 24  # over the hidden states of a layer, beside its products; tor
 ATOM_PASSES = 6  # over float32 logits: temperature, normaliser, the tail's own, top k or gather
 LOSS_PASSES = 8  # the same in the fused loss, up to the gradient
 SLICE_TOKENS = {"cpu": 128, "cuda": 1024}  # of the fused loss, as the objective has them
-OPTIMIZER_BYTES = 28.0  # of a parameter: weight, gradient and two moments read, three of them written, in float32
+OPTIMIZER_BYTES = 92.0  # of a parameter, by torch's AdamW and clipping: an operation a pass, each reads and writes
+GRADIENT_BYTES = 16.0  # of a parameter and micro-batch: its gradient written, and added to those before
 
 
 def slice_tokens(power: Power) -> int:
@@ -91,9 +92,10 @@ def _forward_backward(job: Job, power: Power, batch: Batch) -> Load:
     again = int(job.checkpointing)
     layers = _layers(job, power, job.precision, batch, products=products + again, attentions=3 + again)
     adapters = power.seconds(job.precision, 6.0 * job.adapters * batch.tokens, 0.0)
+    gradients = power.seconds("float32", 0.0, GRADIENT_BYTES * job.trained)
     head = power.seconds(job.precision, 2.0 * products * shape.head * batch.predicted, head_bytes)
     loss = power.seconds("float32", 0.0, 4.0 * LOSS_PASSES * batch.predicted * shape.vocabulary)
-    return layers + Load(float(adapters + head + loss))
+    return layers + Load(float(adapters + gradients + head + loss))
 
 
 def _layers(job: Job, power: Power, precision: str, batch: Batch, products: int, attentions: int = 1) -> Load:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from demopsd_dist.config import Config, OnPublish
+from demopsd_dist.errors import ConfigError
 from demopsd_dist.methods import Support, held_weights, recipe
-from demopsd_dist.planning.shape import ModelShape
+from demopsd_dist.planning.shape import PROJECTIONS, ModelShape
 
 ELEMENT_BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2}
 
@@ -110,6 +111,10 @@ class Split:
 
 
 def job_of(config: Config, shape: ModelShape, traffic: Traffic) -> Job:
+    """
+    Raises:
+        ConfigError: adapters beside layers whose sizes are not known.
+    """
     rollout, teacher, learner = config.rollout, config.teacher, config.learner
     made = recipe(config)
     forwards = made.forwards
@@ -117,6 +122,12 @@ def job_of(config: Config, shape: ModelShape, traffic: Traffic) -> Job:
         traffic = replace(traffic, response_tokens=rollout.max_response_tokens / 2)
     if not traffic.solution_tokens:
         traffic = replace(traffic, solution_tokens=traffic.response_tokens + TEMPLATE_TOKENS)
+    adapters = shape.adapters(config.model.lora_rank, config.model.lora_targets)
+    if config.model.lora_rank and not adapters:
+        raise ConfigError(
+            f"model.lora_targets={config.model.lora_targets}: the planner knows the sizes of {', '.join(PROJECTIONS)}. "
+            "Plan with some of these."
+        )
     atoms = {Support.vocabulary: shape.vocabulary, Support.sampled: 1}.get(forwards.support, (made.top_k or 0) + 1)
     return Job(
         shape=shape,
@@ -144,7 +155,7 @@ def job_of(config: Config, shape: ModelShape, traffic: Traffic) -> Job:
         micro_batch_tokens=learner.micro_batch_tokens,
         checkpointing=learner.activation_checkpointing,
         bucket_mib=config.weights.bucket_mib,
-        adapters=shape.adapters(config.model.lora_rank, config.model.lora_targets),
+        adapters=adapters,
         tensor_parallel=rollout.tensor_parallel,
     )
 

@@ -160,6 +160,11 @@ def shortfalls(job: Job, split: Split, fleet: Fleet, found: list[Footprint]) -> 
         "teacher": split.teacher,
         "learner": split.learner,
     }
+    if job.tensor_parallel > fleet.per_node:
+        reasons.append(
+            f"rollout.tensor_parallel={job.tensor_parallel}: an engine's processes are on one node; it has "
+            f"{fleet.per_node} devices."
+        )
     claimed = sum(counts.values())
     if not split.shared and claimed > fleet.size:
         reasons.append(f"the roles claim {claimed} devices; there are {fleet.size}.")

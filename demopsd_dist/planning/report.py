@@ -44,7 +44,7 @@ def chosen(made: Plan, fleet: Fleet, hours: float | None, price: float | None) -
             line += f", {total / samples:.2g} a sample"
         yield line
     for one in made.memory:
-        yield f"  {one.role:<10} {one.gib:6.1f} GiB a worker: {_items(one)}"
+        yield f"  {one.role:<10} {one.gib:6.1f} GiB a process: {_items(one)}"
     yield (
         f"             the loss without fusing would hold {plain_logits_gib(made.job, made.split.learner):.1f} GiB of "
         "logits in a learner"

@@ -97,7 +97,7 @@ def room(job: Job, power: Power) -> int:
 def cache_bytes(job: Job, power: Power) -> float:
     """For keys and values: as told on CPU; on a GPU what weights and the work of a step leave of an engine's share."""
     if power.device.shared:
-        return job.kv_cache_gib * GIB
+        return job.kv_cache_gib * GIB * job.tensor_parallel
     share = power.device.memory_gib * power.devices * GIB * job.engine_memory_fraction
     return max(share - job.weights_bytes - job.tensor_parallel * workspace_bytes(job), 0.0)
 

@@ -12,6 +12,7 @@ from demopsd_dist.config import MINISCI
 from demopsd_dist.errors import ConfigError
 from demopsd_dist.minisci import MODEL_DIR
 
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SOFTMAX_FLOPS = 64  # that a product could have made while a head compares, scales and exponentiates one pair
 
 
@@ -64,7 +65,7 @@ class ModelShape:
         sides = {"q_proj": (hidden, self.query), "k_proj": (hidden, self.key), "v_proj": (hidden, self.key)}
         sides |= {"o_proj": (self.query, hidden)}
         if not self.experts:
-            sides |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), (hidden, self.intermediate))
+            sides |= dict.fromkeys(PROJECTIONS[4:], (hidden, self.intermediate))
         chosen = [sum(side) for name, side in sides.items() if not targets or name in targets]
         return self.layers * rank * sum(chosen)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from demopsd_dist.planning.assumed import Calibration
@@ -22,9 +21,8 @@ def candidates(job: Job, fleet: Fleet) -> Iterator[Split]:
 def _sharing(job: Job, fleet: Fleet, ahead: int) -> Iterator[Split]:
     """One worker with all cores, or one a core. Replicas of the teacher would only hold its weights again."""
     cores = fleet.size
-    ways = {(1, 1), (1, cores), (cores, 1)}
-    for rollout, rollout_threads in sorted(way for way in ways if math.prod(way) * job.tensor_parallel <= cores):
-        for learner, learner_threads in sorted(ways):
+    for rollout, rollout_threads in _ways(cores // job.tensor_parallel):
+        for learner, learner_threads in _ways(cores):
             for teacher_threads in sorted({1, cores}):
                 yield Split(
                     rollout,
@@ -36,6 +34,11 @@ def _sharing(job: Job, fleet: Fleet, ahead: int) -> Iterator[Split]:
                     learner_threads,
                     shared=True,
                 )
+
+
+def _ways(cores: int) -> list[tuple[int, int]]:
+    """(workers, threads of each)"""
+    return sorted({(1, 1), (1, cores), (cores, 1)}) if cores else []
 
 
 def _apart(job: Job, fleet: Fleet, ahead: int) -> Iterator[Split]:

@@ -57,6 +57,7 @@ def test_a_plan_tells_memory_time_the_best_split_and_what_it_costs(capsys: pytes
 
 
 def test_a_config_that_does_not_fit_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([NODE, "--gpus", "8xh100", "rollout.tensor_parallel=8"]) == 1, "no split has room for it"
     assert main([NODE, "--gpus", "8xl40s", "learner.zero_stage=1", "learner.activation_checkpointing=false"]) == 1
     said = capsys.readouterr().out
     assert "DOES NOT FIT: learner needs" in said

@@ -196,11 +196,11 @@ def posted(version: int, *buckets: Iterable[tuple[str, torch.Tensor]]) -> list[r
 
 
 def engine_processes() -> list[psutil.Process]:
-    """Of engines with `tensor_parallel`, below this process."""
+    """Of engines with `tensor_parallel`, whoever has them now."""
     return [
         process
-        for process in psutil.Process().children(recursive=True)
-        if process.status() != psutil.STATUS_ZOMBIE and process.name().startswith("VLLM::Worker")
+        for process in psutil.process_iter(["name", "status"])
+        if process.info["status"] != psutil.STATUS_ZOMBIE and (process.info["name"] or "").startswith("VLLM::Worker")
     ]
 
 

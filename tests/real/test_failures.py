@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from psutil import wait_procs
+from psutil import Process, wait_procs
 
 from benchmarks.chaos_real import Blow, under_fire
 from demopsd_dist.errors import WorkerError
@@ -45,12 +45,13 @@ def test_a_worker_that_fails_again_and_again_stops_the_run_with_its_story(
     from workers.rollout import RolloutWorker
 
     async def broken(self: object, *_: object, **__: object) -> None:
-        raise RuntimeError("out of luck")
+        own = [child for child in Process().children() if child.name().startswith("VLLM::Worker")]
+        raise RuntimeError(f"{len(own)} out of luck")
 
     monkeypatch.setattr(RolloutWorker, "sample", broken)
     words = ("limits.restarts=1", "rollout.num_workers=1", "rollout.tensor_parallel=2", "steps=1")
     before = engine_processes()
-    with pytest.raises(WorkerError, match=r"(?s)rollout 0 failed 2 times \(limits.restarts=1\): .*out of luck"):
+    with pytest.raises(WorkerError, match=r"(?s)rollout 0 failed 2 times \(limits.restarts=1\): .*2 out of luck"):
         under_fire([], *words, output=tmp_path)
     wait_procs([process for process in engine_processes() if process not in before], timeout=10)
     assert [process for process in engine_processes() if process not in before] == [], "they ended with the worker"

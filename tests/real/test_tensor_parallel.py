@@ -6,10 +6,12 @@ import asyncio
 from pathlib import Path
 
 import numpy as np
+import pytest
 import ray
 import torch
 
 from demopsd_dist.config import Precision
+from demopsd_dist.errors import WeightSyncError
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.roles import Sampling
 from demopsd_dist.run import Task
@@ -55,6 +57,10 @@ def test_weights_reach_both_processes(spares: Spares, task: Task, tmp_path: Path
         group.each(lambda worker, _: worker.attach.remote(plan, memory.segment), within_s=60, what="shared memory")
     )
     said = [asyncio.run(publish(0, [ray.put(parcel) for parcel in shared]))]
+    damaged = pack_bucket(0, 0, old[0], memory.room(0))
+    damaged.data[5] ^= 1
+    with pytest.raises(WeightSyncError, match="rollout 0 got bucket 0 of weights version 0 damaged"):
+        asyncio.run(publish(0, [ray.put(memory.send(damaged))]))
     said.append(asyncio.run(publish(1, posted(1, *buckets))))
     for logp, folder in zip(said, (MODEL_DIR, tmp_path), strict=True):
         (logits,) = logits_of(folder, [(probe[:1], probe[1:])])

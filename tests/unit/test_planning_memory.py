@@ -110,12 +110,22 @@ def test_checkpointing_keeps_a_layers_input_and_one_layer() -> None:
 
 
 @pytest.mark.parametrize("targets", [(), ("q_proj", "down_proj")])
-def test_adapters_are_counted_as_peft_makes_them(targets: tuple[str, ...]) -> None:
-    model = model_of(SHAPE)
-    adapt(model, ModelConfig(lora_rank=8, lora_targets=list(targets)))
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    assert SHAPE.adapters(8, targets) == trained
-    assert SHAPE.adapters(0) == 0
+@pytest.mark.parametrize("experts", [0, 4])
+def test_adapters_are_counted_as_peft_makes_them(targets: tuple[str, ...], experts: int) -> None:
+    """Experts are one tensor, which has none; and nothing but adapters is trained."""
+    shape = replace(SHAPE, experts=experts, experts_per_token=experts // 2)
+    model = model_of(shape, "Qwen3Moe" if experts else "Qwen3")
+    chosen = targets[:1] if experts else targets
+    adapters = adapt(model, ModelConfig(lora_rank=8, lora_targets=list(chosen)))
+    trained = {id(parameter): parameter.numel() for parameter in model.parameters() if parameter.requires_grad}
+    assert trained.keys() == {id(part) for adapter in adapters.values() for part in adapter.parts}
+    assert shape.adapters(8, chosen) == sum(trained.values())
+    assert shape.adapters(0) == 0
+
+
+def test_adapters_of_unknown_size_are_not_planned_for() -> None:
+    with pytest.raises(ConfigError, match=r"lora_targets=\['c_attn'\]: the planner knows the sizes of q_proj, "):
+        job("model.lora_rank=8", "model.lora_targets=[c_attn]")
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -157,6 +167,8 @@ def test_processes_of_an_engine_share_its_weights_and_room() -> None:
     assert found[0].held["KV cache"] > 0
     assert not [reason for reason in shortfalls(shared, Split(3, 0, 2), small, found) if "rollout" in reason]
     assert "claim 9 devices" in shortfalls(shared, Split(3, 1, 2), small, found)[0]
+    wide = replace(of, tensor_parallel=16)
+    assert "are on one node; it has 8 devices" in shortfalls(wide, Split(1, 0, 1), small, found)[0]
 
 
 def test_a_large_model_is_never_gathered_whole() -> None:

@@ -111,7 +111,7 @@ def test_the_processes_of_an_engine_are_claimed_together() -> None:
         check_fits(config, cpus=8, gpus=6)
     with pytest.raises(ConfigError, match="each process of such an engine needs a GPU of its own"):
         load(DEMO, ["rollout.gpus_per_worker=0.5", "rollout.gpu_memory_fraction=0.4", "rollout.tensor_parallel=2"])
-    with pytest.raises(ConfigError, match=r"the 4 attention heads of .* shared out alike. Set it to one of 1, 2, 4\."):
+    with pytest.raises(ConfigError, match=r"the attention heads of .* shared out alike. Set it to one of 1, 2, 4\."):
         model_folder(load(DEMO, ["rollout.tensor_parallel=3"]))
 
 
@@ -144,6 +144,12 @@ def test_the_nodes_of_a_label_must_have_room() -> None:
         check_nodes(config, [node(3, "sample"), node(3, "learn", alive=False)])
     with pytest.raises(ConfigError, match=r"need 2 CPUs; there are 1\.9\."):
         check_nodes(config, [node(0.5, "sample"), node(1.4, "learn")])
+    wide = load(DEMO, ["ray_address=auto", "rollout.tensor_parallel=4"])
+    message = (
+        r"cpus_per_worker=0\.4 x tensor_parallel=4: one worker needs 1\.6 CPUs on a node; no node has more than 1\.5"
+    )
+    with pytest.raises(ConfigError, match=message):
+        check_nodes(wide, [node(1.5, "sample")] * 9)
 
 
 def test_the_interface_of_an_address() -> None:
