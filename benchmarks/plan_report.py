@@ -81,12 +81,13 @@ def _coefficients(figures: Calibration) -> Iterator[str]:
     yield from (
         "## Coefficients",
         "",
-        "| stage | share of the roofline | of attention | of links | ms a call | ms a call and layer | ms an item |",
+        "| stage | share of roofline | attention | weights | links | ms a call | ms a call and layer | ms an item |",
     )
-    yield "|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|"
     for stage, found in figures.stages.items():
         reached = " | ".join(
-            f"{share:.2f}" if share < 1e6 else "–" for share in (found.efficiency, found.attention, found.link)
+            f"{share:.2f}" if share < 1e6 else "–"
+            for share in (found.efficiency, found.attention, found.weights, found.link)
         )
         overheads = " | ".join(f"{1e3 * value:.3g}" for value in (found.call_s, found.layer_s, found.item_s))
         yield f"| {stage} | {reached} | {overheads} |"

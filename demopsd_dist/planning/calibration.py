@@ -91,6 +91,7 @@ def fit_stage(loads: Sequence[Load], seconds: Sequence[float], assumed: Coeffici
         return Coefficients(
             assumed.efficiency / scale,
             assumed.attention / scale,
+            assumed.weights / scale,
             assumed.link / scale,
             assumed.call_s * scale,
             assumed.layer_s * scale,
@@ -98,8 +99,8 @@ def fit_stage(loads: Sequence[Load], seconds: Sequence[float], assumed: Coeffici
         )
     table = np.asarray([load.features for load in loads], float)
     found = nonnegative(table / wanted[:, None], np.ones_like(wanted))
-    efficiency, attention, link = (1 / max(float(slope), 1e-9) for slope in found[:3])
-    return Coefficients(efficiency, attention, link, *map(float, found[3:]))
+    efficiency, attention, weights, link = (1 / max(float(slope), 1e-9) for slope in found[:4])
+    return Coefficients(efficiency, attention, weights, link, *map(float, found[4:]))
 
 
 def fit_memory(counted: Sequence[tuple[float, float, float]]) -> tuple[float, float]:

@@ -15,6 +15,9 @@ ATOM_PASSES = 6  # over float32 logits: temperature, normaliser, the tail's own,
 LOSS_PASSES = 8  # the same in the fused loss, up to the gradient
 SLICE_TOKENS = {"cpu": 128, "cuda": 1024}  # of the fused loss, as the objective has them
 OPTIMIZER_BYTES = 92.0  # of a parameter, by torch's AdamW and clipping: an operation a pass, each reads and writes
+PACKED_BYTES = (
+    4.0  # of a parameter and product on CPU, whose kernels bring weights into an order of their own each time
+)
 GRADIENT_BYTES = 16.0  # of a parameter and micro-batch: its gradient written, and added to those before
 
 
@@ -59,7 +62,7 @@ def learn_loads(job: Job, power: Power, ranks: int, fleet: Fleet) -> tuple[Load,
     """By rank: forward and backward of every micro-batch, gradients and weights to and from the others, one step."""
     shards = learner_batches(job, ranks)
     sent_s = _exchanged_s(job, ranks, fleet, max(map(len, shards)))
-    together = Load(_optimizer_s(job, power, ranks), sent_s=sent_s, calls=1)
+    together = Load(weights_s=_optimizer_s(job, power, ranks), sent_s=sent_s, calls=1)
     return tuple(
         _counted(job, [_forward_backward(job, power, batch) for batch in shard], shard) + together for shard in shards
     )
@@ -95,7 +98,7 @@ def _forward_backward(job: Job, power: Power, batch: Batch) -> Load:
     gradients = power.seconds("float32", 0.0, GRADIENT_BYTES * job.trained)
     head = power.seconds(job.precision, 2.0 * products * shape.head * batch.predicted, head_bytes)
     loss = power.seconds("float32", 0.0, 4.0 * LOSS_PASSES * batch.predicted * shape.vocabulary)
-    return layers + Load(float(adapters + gradients + head + loss))
+    return layers + Load(float(adapters + head + loss), weights_s=float(gradients))
 
 
 def _layers(job: Job, power: Power, precision: str, batch: Batch, products: int, attentions: int = 1) -> Load:
@@ -105,7 +108,8 @@ def _layers(job: Job, power: Power, precision: str, batch: Batch, products: int,
     weights = power.seconds(precision, 2.0 * shape.active * batch.tokens, float(shape.stored * size))
     attention = power.seconds(precision, float(shape.pair_flops) * pairs, 0.0)
     rest = power.seconds(precision, 0.0, float(LAYER_PASSES * shape.layers * shape.hidden * size * batch.tokens))
-    return Load(products * float(weights + rest), attentions * float(attention))
+    packed = power.seconds(precision, 0.0, PACKED_BYTES * shape.parameters) if power.device.shared else 0.0
+    return Load(products * float(weights + rest), attentions * float(attention), products * float(packed))
 
 
 def _optimizer_s(job: Job, power: Power, ranks: int) -> float:

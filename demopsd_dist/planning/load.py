@@ -2,8 +2,8 @@
 
 A stage is a list of phases; each takes as long as the slower of its computation and its traffic to memory, were the
 device's rates reached; what goes to others comes on top. `Coefficients` turn that into seconds: the shares that are
-reached, of attention another than of the rest, and what calls, layers and items cost beside it. They are measured
-(`calibration.py`) or assumed.
+reached, each of its own for attention, for passes over all weights and for the rest, and what calls, layers and items
+cost beside it. They are measured (`calibration.py`) or assumed.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ class Power:
 class Load:
     """A worker's part of a stage. The stage is over when the slowest worker is."""
 
-    roofline_s: float = 0.0  # but for attention
+    roofline_s: float = 0.0  # but for the next two
     attention_s: float = 0.0  # of tokens to each other, where whole sequences are computed
+    weights_s: float = 0.0  # passes over all weights, their gradients and moments, beside the products
     sent_s: float = 0.0  # to and from the others, at the full rate of the links
     calls: float = 0.0  # of the engine or model
     layers: float = 0.0  # calls times layers
@@ -46,6 +47,7 @@ class Load:
         return Load(
             self.roofline_s + other.roofline_s,
             self.attention_s + other.attention_s,
+            self.weights_s + other.weights_s,
             self.sent_s + other.sent_s,
             self.calls + other.calls,
             self.layers + other.layers,
@@ -54,16 +56,25 @@ class Load:
 
     @property
     def features(self) -> tuple[float, ...]:
-        return (self.roofline_s, self.attention_s, self.sent_s, self.calls, self.layers, self.items)
+        return (
+            self.roofline_s,
+            self.attention_s,
+            self.weights_s,
+            self.sent_s,
+            self.calls,
+            self.layers,
+            self.items,
+        )
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Seconds = roofline_s / efficiency + attention_s / attention + sent_s / link + calls call_s + layers layer_s +
-    items item_s."""
+    """Seconds = roofline_s / efficiency + attention_s / attention + weights_s / weights + sent_s / link
+    + calls call_s + layers layer_s + items item_s."""
 
     efficiency: float
     attention: float
+    weights: float
     link: float = 1.0
     call_s: float = 0.0
     layer_s: float = 0.0
@@ -73,6 +84,7 @@ class Coefficients:
         return (
             load.roofline_s / self.efficiency
             + load.attention_s / self.attention
+            + load.weights_s / self.weights
             + load.sent_s / self.link
             + load.calls * self.call_s
             + load.layers * self.layer_s
