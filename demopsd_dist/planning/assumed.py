@@ -16,7 +16,7 @@ ASSUMED = {
     "sample": Coefficients(0.65, 0.65, 0.65, link=0.7, call_s=4e-3, item_s=1e-5),
     "support": Coefficients(0.33, 0.33, 0.33, link=0.7, call_s=2e-2),
     "score": Coefficients(0.22, 0.22, 0.22, call_s=2e-2),
-    "learn": Coefficients(0.25, 0.25, 0.5, link=0.7, call_s=5e-2),
+    "learn": Coefficients(0.25, 0.25, 0.8, link=0.7, call_s=5e-2),
     "publish": Coefficients(0.02, 0.02, 0.02, link=0.02, call_s=0.1),
     "driver": Coefficients(1.0, 1.0, 1.0, call_s=0.05, item_s=5e-4),
 }

@@ -15,9 +15,7 @@ ATOM_PASSES = 6  # over float32 logits: temperature, normaliser, the tail's own,
 LOSS_PASSES = 8  # the same in the fused loss, up to the gradient
 SLICE_TOKENS = {"cpu": 128, "cuda": 1024}  # of the fused loss, as the objective has them
 OPTIMIZER_BYTES = 92.0  # of a parameter, by torch's AdamW and clipping: an operation a pass, each reads and writes
-PACKED_BYTES = (
-    4.0  # of a parameter and product on CPU, whose kernels bring weights into an order of their own each time
-)
+PACKED_BYTES = 4.0  # of a parameter and product: kernels of a CPU bring weights into their own order each time
 GRADIENT_BYTES = 16.0  # of a parameter and micro-batch: its gradient written, and added to those before
 
 
