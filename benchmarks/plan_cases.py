@@ -54,9 +54,13 @@ class Case:
     fits: bool  # its figures may be fitted to; else they are only predicted
     split_of: str = ""  # the job of which it is one of several splits
 
+    @property
+    def steps(self) -> int:
+        return STEPS_OF_A_SPLIT if self.split_of else STEPS
+
     def config(self, folder: Path) -> Config:
         words = [*ALL, *self.words, f"rollout.prompts_per_step={self.prompts}", f"rollout.group_size={self.group}"]
-        words += [f"rollout.max_response_tokens={self.tokens}", f"steps={STEPS}"]
+        words += [f"rollout.max_response_tokens={self.tokens}", f"steps={self.steps}"]
         if self.model != "minisci":
             words += [*RANDOM, f"model.path={folder}"]
         return load(DEMO, words)
@@ -68,7 +72,7 @@ def case(
     return Case(f"{model} {suffix}", model, tuple(words), prompts, group, tokens, fits)
 
 
-STEPS = 5
+STEPS, STEPS_OF_A_SPLIT = 5, 10
 ZERO_0 = ["learner.zero_stage=0"]
 CASES = [
     case("3M", [], 16, 8, 48, "two and two"),
@@ -126,12 +130,20 @@ def run(of: Case, rounds: int) -> Row:
         actors = RayCrew(config, folder)
         stack.callback(actors.stop)
         crew = asyncio.run(actors.start())
-        step_s = min(metrics["perf/step_s"] for metrics in run_driver(config, crew, task).steps[1:])
+        step_s = settled_s([metrics["perf/step_s"] for metrics in run_driver(config, crew, task).steps], config, of)
         seconds, groups, lessons = asyncio.run(stages(config, crew, task, rounds))
         memory, _ = asyncio.run(peaks(actors))
         job = job_of(config, shape_of(str(folder)), traffic_of(groups, lessons))
     measured = Measured(of.name, job, split_of(config, job), seconds, memory)
     return {**asdict(measured), "step_s": step_s, "fits": of.fits, "split_of": of.split_of}
+
+
+def settled_s(steps_s: Sequence[float], config: Config, of: Case) -> float:
+    """Of the steps after the first the fastest; of a split their mean: ahead of the learners one step's time is
+    another's, and those at both ends have less to do."""
+    ahead = config.rollout.ahead
+    counted = steps_s[1 + ahead : len(steps_s) - ahead]
+    return statistics.mean(counted) if of.split_of else min(counted)
 
 
 async def stages(

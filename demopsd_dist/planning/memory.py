@@ -15,7 +15,7 @@ from demopsd_dist.planning.sampling import cache_bytes, room, workspace_bytes
 
 HEAD_SLICE_TOKENS = 2048  # of the teacher's logits
 LIVE_PARAMETERS = 1e9  # that ZeRO-3 keeps gathered at most
-REDUCED_PARAMETERS = 5e8  # in the buffer in which ZeRO-1 and 2 reduce gradients, at most
+REDUCED_PARAMETERS = 5e8  # in the buffer in which ZeRO-2 and 3 reduce gradients, at most
 PLAIN_LOGITS = 4  # [tokens, vocabulary] tensors in float32 that a loss without fusing holds: see docs/planning.md
 
 
@@ -94,6 +94,8 @@ def learner_footprint(job: Job, power: Power, ranks: int) -> Footprint:
         optimizer=8 * (part if stage else trained),
         **_segment(job, power),
     )
+    # Stage 1 keeps them until the step, 2 and 3 as long as they take to be reduced.
+    on_their_way = {0: 0.0, 1: trained}.get(stage, min(trained, REDUCED_PARAMETERS))
     whole = [batch for rank in learner_batches(job, ranks) for batch in rank]
     kept = max((kept_bytes(job, batch) for batch in whole), default=0.0)
     head = job.shape.head
@@ -101,7 +103,7 @@ def learner_footprint(job: Job, power: Power, ranks: int) -> Footprint:
         activations=kept,
         logits_of_a_slice=3 * 4.0 * slice_tokens(power) * job.shape.vocabulary,
         gradient_of_the_head=0.0 if job.adapters else 4.0 * head + (size * head if mixed else 0),
-        gradients_on_their_way=size * trained if stage in (1, 2) else 0.0,
+        gradients_on_their_way=size * on_their_way,
     )
     return Footprint("learner", held, passing)
 
