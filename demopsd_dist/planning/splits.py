@@ -19,26 +19,16 @@ def candidates(job: Job, fleet: Fleet) -> Iterator[Split]:
 
 
 def _sharing(job: Job, fleet: Fleet, ahead: int) -> Iterator[Split]:
-    """One worker with all cores, or one a core. Replicas of the teacher would only hold its weights again."""
-    cores = fleet.size
-    for rollout, rollout_threads in _ways(cores // job.tensor_parallel):
-        for learner, learner_threads in _ways(cores):
-            for teacher_threads in sorted({1, cores}):
-                yield Split(
-                    rollout,
-                    int(job.teacher_copies > 0),
-                    learner,
-                    ahead,
-                    rollout_threads,
-                    teacher_threads if job.teacher_copies else 1,
-                    learner_threads,
-                    shared=True,
-                )
-
-
-def _ways(cores: int) -> list[tuple[int, int]]:
-    """(workers, threads of each)"""
-    return sorted({(1, 1), (1, cores), (cores, 1)}) if cores else []
+    """One worker or one a core. Several threads of a worker wait for each other, and do so for long where other roles
+    want the same cores: the teacher alone has some, if it mostly works when the engines are done. Replicas of it would
+    only hold its weights again."""
+    cores, teachers = fleet.size, int(job.teacher_copies > 0)
+    threads = {1, cores} if teachers and not ahead else {1}
+    for rollout in sorted({1, cores // job.tensor_parallel}):
+        for learner in sorted({1, cores}):
+            for teacher_threads in sorted(threads):
+                if rollout and job.tensor_parallel <= cores:
+                    yield Split(rollout, teachers, learner, ahead, teacher_threads=teacher_threads, shared=True)
 
 
 def _apart(job: Job, fleet: Fleet, ahead: int) -> Iterator[Split]:

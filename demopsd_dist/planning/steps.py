@@ -16,6 +16,8 @@ from demopsd_dist.planning.pipeline import overlapped_step_s
 from demopsd_dist.planning.publish import publish_load
 from demopsd_dist.planning.sampling import sampled
 
+CROWDING = 0.05  # of a step, for each process beyond the cores: the splits of benchmarks.plan, ahead of the learners
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -93,6 +95,12 @@ def step_seconds(job: Job, split: Split, fleet: Fleet, seconds: Mapping[str, flo
     return max(step_s, _done_together_s(job, split, fleet, seconds)) if split.shared else step_s
 
 
+def _crowding(job: Job, split: Split, fleet: Fleet) -> float:
+    """How much longer all takes where more processes are at work than there are cores."""
+    at_work = split.rollout * job.tensor_parallel + split.teacher + split.learner
+    return 1 + CROWDING * max(0, at_work - fleet.size) if split.ahead and fleet.device.shared else 1.0
+
+
 def _done_together_s(job: Job, split: Split, fleet: Fleet, seconds: Mapping[str, float]) -> float:
     """Device-seconds of a step over the number of devices. On a GPU whoever is at work has all of it."""
     devices = dict.fromkeys(STAGES, float(fleet.size))
@@ -104,7 +112,8 @@ def _done_together_s(job: Job, split: Split, fleet: Fleet, seconds: Mapping[str,
             "learn": split.learner * split.learner_threads,
             "driver": 1,
         }
-    return sum(seconds[stage] * min(1.0, devices[stage] / fleet.size) for stage in STAGES)
+    together_s = sum(seconds[stage] * min(1.0, devices[stage] / fleet.size) for stage in STAGES)
+    return together_s * _crowding(job, split, fleet)
 
 
 def tail_seconds(seconds: Mapping[str, float], done: Sequence[float]) -> float:

@@ -23,7 +23,7 @@ from demopsd_dist.planning.publish import publish_load
 from demopsd_dist.planning.sampling import sampled
 from demopsd_dist.planning.shape import KNOWN
 from demopsd_dist.planning.splits import candidates, ranked
-from demopsd_dist.planning.steps import loads_of, plan, step_seconds, tail_seconds
+from demopsd_dist.planning.steps import CROWDING, loads_of, plan, step_seconds, tail_seconds
 from tests.unit.planning_jobs import ALIKE, fleet, gpu, job
 
 COMPUTE_ONLY = Power(gpu(tflops=1.0))
@@ -110,9 +110,10 @@ def test_on_shared_devices_the_roles_take_turns() -> None:
         on_a_gpu = Split(1, 1, 1, ahead, shared=True)
         assert step_seconds(job(), on_a_gpu, fleet(1), seconds, (1.0,)) == sum(seconds.values())
         all_cores = Split(2, 1, 2, ahead, teacher_threads=2, shared=True)
-        driver_s = seconds["driver"]
+        together_s = sum(seconds.values()) - (seconds["driver"] / 2 if ahead else 0.0)
+        crowding = 1 + CROWDING * (2 + 1 + 2 - 2) if ahead else 1.0
         found = step_seconds(job(), all_cores, cores, seconds, (1.0,))
-        assert found == pytest.approx(sum(seconds.values()) - (driver_s / 2 if ahead else 0.0))
+        assert found == pytest.approx(together_s * crowding)
 
 
 def test_roles_that_leave_cores_free_run_beside_each_other() -> None:
@@ -252,6 +253,14 @@ def test_an_engine_of_several_devices_is_faster_and_pays_for_its_sums() -> None:
     assert loads[0].sent_s == 0.0
     tokens = loads[1].items + of.prompts * of.traffic.prompt_tokens  # siblings share a prompt, but for its last block
     assert loads[1].sent_s == pytest.approx(2 * of.shape.layers * of.shape.hidden * 4 * tokens / 1e6, rel=0.2)
+
+
+def test_on_shared_cores_threads_of_a_worker_are_not_set_against_other_roles() -> None:
+    splits = list(candidates(job(), Fleet(replace(gpu(), shared=True), 1, 4)))
+    assert {(split.rollout, split.learner) for split in splits} == {(1, 1), (1, 4), (4, 1), (4, 4)}
+    assert {split.teacher_threads for split in splits if split.ahead} == {1}
+    assert {split.teacher_threads for split in splits if not split.ahead} == {1, 4}
+    assert {split.rollout_threads * split.learner_threads for split in splits} == {1}
 
 
 def test_a_split_that_does_not_fit_is_never_recommended() -> None:
