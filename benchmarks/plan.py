@@ -49,6 +49,7 @@ def main() -> None:
             with fenced():
                 row = run(case, args.rounds)
             found["measured"] = [old for old in found["measured"] if old["name"] != case.name] + [row]
+            found["measured"].sort(key=lambda row: [case.name for case in CASES].index(row["name"]))
             args.out.mkdir(parents=True, exist_ok=True)
             raw.write_text(json.dumps(found, indent=2) + "\n")
             print(case.name, {stage: round(value, 3) for stage, value in row["seconds"].items()}, flush=True)

@@ -28,7 +28,8 @@ def report(found: Row) -> Iterator[str]:
         f"{device.memory_gb_per_s:.1f} GB/s, {device.memory_gib:.0f} GiB. Real engines. Seconds are the fastest of "
         "some rounds, as the machine is not alone; each stage by itself. Errors are predicted over measured, less one.",
         "",
-        f"Fitted to {len(known)} cases: {', '.join(case.name for case in known)}. The others were not looked at.",
+        f"Fitted to {len(known)} cases: {', '.join(case.name for case in known)}. Of the others no figure went "
+        "into the fit; but which work is counted by itself was decided with their errors in view.",
         "",
     )
     yield from _errors("Predicted", [row for row in rows if not row["fits"]], fleet, figures)
@@ -111,7 +112,12 @@ def _splits(found: Row, fleet: Fleet, figures: Calibration) -> Iterator[str]:
             yield f"| {case.split.told()}{mark} | {row['step_s']:.3g} | {predicted:.3g} |"
         place = next((i for i, case in enumerate(cases) if case.split == best), None)
         told = "was not measured" if place is None else f"is number {place + 1} of {len(cases)} measured"
-        yield from ("", f"The recommended split ({best.told()}) {told}.", "")
+        yield from (
+            "",
+            f"The recommended split ({best.told()}) {told}. What processes that crowd the cores cost, and that several "
+            "threads of a worker are not proposed beside other roles, was taken from these.",
+            "",
+        )
 
 
 def _simulated(rows: Sequence[Row]) -> Iterator[str]:
