@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from demopsd_dist.planning.drawn import Batch, learner_batches, teacher_batches
 from demopsd_dist.planning.forwards import slice_tokens
-from demopsd_dist.planning.hardware import GIB, Fleet
+from demopsd_dist.planning.hardware import GIB, Device, Fleet
 from demopsd_dist.planning.job import Job, Split
 from demopsd_dist.planning.load import Power
 from demopsd_dist.planning.sampling import cache_bytes, room, workspace_bytes
@@ -183,7 +183,7 @@ def shortfalls(job: Job, split: Split, fleet: Fleet, found: list[Footprint]) -> 
         if one.gib > device.memory_gib:
             reasons.append(
                 f"{one.role} needs {one.gib:.1f} GiB; {device.name} has {device.memory_gib:.1f}. Most of it: "
-                f"{one.largest()}. {_remedy(job, one)}"
+                f"{one.largest()}. {_remedy(job, one, device)}"
             )
     longest = (job.max_prompt_tokens + job.max_response_tokens) * job.shape.kv_bytes(job.element_bytes)
     cache = cache_bytes(job, Power(device, job.tensor_parallel))
@@ -200,7 +200,9 @@ def _place(fleet: Fleet) -> str:
     return "machine" if fleet.device.shared else fleet.device.name
 
 
-def _remedy(job: Job, one: Footprint) -> str:
+def _remedy(job: Job, one: Footprint, device: Device) -> str:
+    if one.role == "teacher" and one.base_gib + sum(one.held.values()) > device.memory_gib:
+        return "Its copies are in float32, whole on each device: use a smaller model, or a method without a teacher."
     if one.role == "teacher":
         return "Lower teacher.batch_tokens, or use a smaller model: its copies are in float32."
     if one.role == "rollout":

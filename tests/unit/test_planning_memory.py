@@ -167,6 +167,9 @@ def test_processes_of_an_engine_share_its_weights_and_room() -> None:
     assert found[0].held["KV cache"] > 0
     assert not [reason for reason in shortfalls(shared, Split(3, 0, 2), small, found) if "rollout" in reason]
     assert "claim 9 devices" in shortfalls(shared, Split(3, 1, 2), small, found)[0]
+    scored = Split(4, 1, 2)
+    reasons = shortfalls(of, scored, small, footprints(of, scored, small, {}))
+    assert any(reason.startswith("teacher") and "a method without a teacher" in reason for reason in reasons)
     wide = replace(of, tensor_parallel=16)
     assert "are on one node; it has 8 devices" in shortfalls(wide, Split(1, 0, 1), small, found)[0]
 
