@@ -34,8 +34,8 @@ class ModelConfig:
     lora_alpha: float = 32.0
     """What an adapter adds is multiplied by lora_alpha / lora_rank; > 0."""
     lora_targets: list[str] = field(default_factory=list)
-    """Names of the linear layers that get an adapter, such as `q_proj`; empty for all of them but the head. Experts that
-    are fused into one tensor are none."""
+    """Names of the linear layers that get an adapter, such as `q_proj`; empty for all of them but the head. Experts
+    that are fused into one tensor are none."""
 
 
 class Payload(Enum):
@@ -84,8 +84,8 @@ class RolloutConfig:
     """0 runs on CPU; 1 on a GPU each; a fraction shares a GPU with others, and is then at least gpu_memory_fraction."""
     tensor_parallel: int = 1
     """Processes of an engine, which share its weights between them on one node; > 0, a divisor of the model's attention
-    heads, and a divisor or a multiple of those for keys and values. Each claims cpus_per_worker and gpus_per_worker, and
-    has `threads`."""
+    heads, and a divisor or a multiple of those for keys and values. Each claims cpus_per_worker and gpus_per_worker,
+    and has `threads`."""
     nodes: str | None = None
     """Only nodes of the cluster with this label, `key=value`, `key=!value` or `key=in(one,other)`; null is any
     (docs/nodes.md)."""
