@@ -21,7 +21,13 @@ def _of_test(record: Record) -> Record:
 
 
 def _split(name: str) -> Figure:
-    return lambda record: record["summary"]["evaluation"][name]["mean"]["average"]
+    """None where the experiment has not evaluated on it."""
+
+    def figure(record: Record) -> float | None:
+        found = record["summary"]["evaluation"].get(name)
+        return found["mean"]["average"] if found else None
+
+    return figure
 
 
 def _field(name: str) -> Figure:
@@ -134,8 +140,7 @@ def markdown(table: Table, columns: dict[str, Figure], rates: dict[str, str], co
             cells = []
             for name, scale, digits in (("test mean@k", 100, 1), ("ood mean@k", 100, 1), ("entropy, nats", 1, 4)):
                 found = difference(table, arm, compared_with, columns[name])
-                assert found is not None
-                cells.append(_difference_cell(*found, scale, digits))
+                cells.append(_difference_cell(*found, scale, digits) if found else "–")
             lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -183,6 +188,8 @@ def plot(table: Table, columns: dict[str, Figure], path: Path) -> None:
     for name, axis in (("test mean@k", axes[1, 0]), ("ood mean@k", axes[1, 1])):
         for i, (arm, records) in enumerate(table.items()):
             values = [100 * value for record in records if (value := columns[name](record)) is not None]
+            if not values:
+                continue
             half = half_width(values)
             colour = palette(trained.index(arm) % 10) if arm in trained else "grey"
             axis.barh(i, fmean(values), xerr=half if half < 1e9 else 0, color=colour, alpha=0.55, capsize=3)

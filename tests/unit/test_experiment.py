@@ -128,6 +128,18 @@ def test_the_report_pairs_seeds_and_leaves_out_what_was_not_measured(tmp_path: P
     assert (tmp_path / "seeds-0-1-2.png").stat().st_size > 10_000
 
 
+def test_an_experiment_without_early_answers_or_a_second_split_has_a_report(tmp_path: Path) -> None:
+    table = {arm: [record(seed, 0.3) for seed in (0, 1, 2)] for arm in ("base", "demopsd")}
+    for records in table.values():
+        for each in records:
+            evaluation = each["summary"]["evaluation"]
+            each["summary"]["evaluation"] = {"test": evaluation["test"]}
+    write_report(table, {}, "demopsd", [], tmp_path)
+    text = (tmp_path / "seeds-0-1-2.md").read_text()
+    assert "| base | +0.0 ± 0.0 | – | +0.0000 ± 0.0000 |" in text
+    assert {row["ood mean@k"] for row in csv.DictReader((tmp_path / "seeds-0-1-2.csv").open())} == {""}
+
+
 def test_half_width_is_students() -> None:
     assert half_width([0.0, 1.0]) == pytest.approx(12.706 * 0.5, rel=1e-3)
     assert half_width([1.0]) == float("inf")
