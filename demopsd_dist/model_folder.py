@@ -43,7 +43,7 @@ def model_folder(config: Config) -> Path:
         )
     rollout = config.rollout
     ways = _ways_to_share(settings)
-    if rollout.tensor_parallel > 1 and ways and rollout.tensor_parallel not in ways:
+    if ways and rollout.tensor_parallel not in ways:
         raise ConfigError(
             f"rollout.tensor_parallel={rollout.tensor_parallel}: the attention heads of {folder} cannot be shared out "
             f"alike. Set it to one of {', '.join(map(str, ways))}."

@@ -57,8 +57,8 @@ def adapt(model: Any, settings: ModelConfig) -> Adapters:
     from peft import inject_adapter_in_model
     from peft.tuners.lora import Linear
 
+    _check_targets(model, settings.lora_targets)
     targets = settings.lora_targets or linear_layers(model)
-    _check_targets(model, targets)
     inject_adapter_in_model(_peft_config(settings, targets), model, adapter_name=_NAME)
     found = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
     return {f"{name}.weight": _adapter_of(module) for name, module in found.items()}

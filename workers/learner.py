@@ -23,7 +23,7 @@ from demopsd_dist.objective import Slice, TokenViews, fused_loss, reduced, token
 from demopsd_dist.schedule import learning_rate
 from workers import learner_state
 from workers.account import Account, RankReport
-from workers.adapters import Adapters, adapt, save_adapters, whole_names
+from workers.adapters import Adapters, Named, adapt, save_adapters, whole_names
 from workers.forward import Rectangle, ResponseModel, in_slices, load_causal_lm, support_tensor
 from workers.probe import LogpT
 from workers.recompute import recompute_layers
@@ -32,16 +32,7 @@ from workers.telling import Telling
 from workers.tracing import Tracer
 from workers.transports import Plan, Segment, outbox
 from workers.weights import Parcel, layout, pack_bucket
-from workers.zero import (
-    Named,
-    buckets_of,
-    deepspeed_config,
-    extensions_folder,
-    full_shape,
-    meet_on,
-    own_extensions,
-    whole,
-)
+from workers.zero import buckets_of, deepspeed_config, extensions_folder, full_shape, meet_on, own_extensions, whole
 
 _EMPTY = np.zeros(1, dtype=np.int32)  # a rank without samples still takes part in every collective
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from demopsd_dist.config import Config, LearnerConfig, RolloutConfig, TeacherConfig
+from demopsd_dist.config import Config
 from demopsd_dist.errors import ConfigError
 from demopsd_dist.methods import held_weights
 
@@ -42,9 +42,7 @@ def has_label(labels: Mapping[str, str], nodes: str | None) -> bool:
 
 def rollout_bundle(config: Config, rank: int) -> Bundle:
     """All processes of an engine together, so that they come to lie on one node."""
-    settings = config.rollout
-    one = _bundle("rollout", rank, settings)
-    return replace(one, cpus=one.cpus * settings.tensor_parallel, gpus=one.gpus * settings.tensor_parallel)
+    return _bundle(config, "rollout", rank)
 
 
 def rollout_bundles(config: Config) -> list[Bundle]:
@@ -58,16 +56,21 @@ def bundles(config: Config) -> list[Bundle]:
 
 def core_bundles(config: Config) -> list[Bundle]:
     """Those who stay for the whole run: teacher workers if the method has a teacher, and learner ranks."""
-    teacher, learner = config.teacher, config.learner
-    teachers = teacher.num_workers if held_weights(config) else 0  # a method without one pays for none
+    teachers = config.teacher.num_workers if held_weights(config) else 0  # a method without one pays for none
     return [
-        *(_bundle("teacher", i, teacher) for i in range(teachers)),
-        *(_bundle("learner", i, learner) for i in range(learner.num_workers)),
+        *(_bundle(config, "teacher", i) for i in range(teachers)),
+        *(_bundle(config, "learner", i) for i in range(config.learner.num_workers)),
     ]
 
 
-def _bundle(role: str, rank: int, settings: RolloutConfig | TeacherConfig | LearnerConfig) -> Bundle:
-    return Bundle(role, rank, settings.cpus_per_worker, settings.gpus_per_worker, settings.nodes)
+def processes_of(config: Config, role: str) -> int:
+    """Of each worker of the role; each of them claims the role's CPUs and GPUs."""
+    return config.rollout.tensor_parallel if role == "rollout" else 1
+
+
+def _bundle(config: Config, role: str, rank: int) -> Bundle:
+    settings, count = getattr(config, role), processes_of(config, role)
+    return Bundle(role, rank, settings.cpus_per_worker * count, settings.gpus_per_worker * count, settings.nodes)
 
 
 def least_bundles(config: Config) -> list[Bundle]:
@@ -103,7 +106,7 @@ def check_fits(
 
 def _term(config: Config, kind: str, role: str, count: int, share: float) -> str:
     """`rollout.num_workers=2 x gpus_per_worker=1 x tensor_parallel=4`"""
-    processes = config.rollout.tensor_parallel if role == "rollout" else 1
+    processes = processes_of(config, role)
     beside = f" x tensor_parallel={processes}" if processes > 1 else ""
     return f"{role}.num_workers={count} x {kind}_per_worker={share / processes:g}{beside}"
 

@@ -40,7 +40,6 @@ class WeightPublisher:
 
     def __init__(self, learners: ActorGroup, fleet: Fleet, teacher: ActorGroup, config: Config) -> None:
         self._learners, self._fleet, self._teacher, self._config = learners, fleet, teacher, config
-        self._bytes: list[str] = []  # digests of what was published last
         self._said: dict[int, tuple[LogpT, LogpT]] = {}  # of the probe, by rank of the engine: learner, engine
         self._last: Published | None = None
         self._busy = asyncio.Lock()
@@ -161,9 +160,9 @@ class WeightPublisher:
                 self._fleet.lost(rank, error)
         receipts = {rank: answer for rank, answer in received.items() if isinstance(answer, Receipt)}
         ranks = len(self._learners)
-        self.parcels, self.receipts = learned[:-ranks:ranks], [*receipts.values(), *taught]
-        before, self._bytes = self._bytes, [parcel.label.digest for parcel in self.parcels]
-        if self._bytes == before:  # the learners' step was less than a rounding: nobody has anything new to take
+        before, self.parcels = self.parcels, learned[:-ranks:ranks]
+        self.receipts = [*receipts.values(), *taught]
+        if digests_of(self.parcels) == digests_of(before):  # a step below rounding: nobody has anything new to take
             self._said.clear()
         self._compare(version, learned[-ranks], receipts)
         self._last = Published(version, version, parcels, learned[-ranks])
@@ -202,6 +201,10 @@ async def nodes_of(group: ActorGroup, within_s: float) -> dict[str, str]:
     """The node of each actor, by its name ("rollout 0")."""
     nodes = await group.each(lambda worker, _: worker.node.remote(), within_s=within_s, what="its node")
     return {f"{group.role} {rank}": node for rank, node in zip(group.ranks, nodes, strict=True)}
+
+
+def digests_of(parcels: Sequence[Parcel]) -> list[str]:
+    return [parcel.label.digest for parcel in parcels]
 
 
 def _gather(version: int, index: int) -> Any:

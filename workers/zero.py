@@ -112,15 +112,12 @@ def buckets_of(named: Named, bucket_bytes: int) -> Iterator[Named]:
 
 
 @contextmanager
-def whole(
-    bucket: Named, zero_stage: int, adapters: Adapters | None = None
-) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
+def whole(bucket: Named, zero_stage: int, adapters: Adapters) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
     """The whole tensors of a bucket, with what adapters add to them. A collective under ZeRO-3: every rank must go
     through all buckets, in order.
 
     The tensors are valid inside alone: copy them there.
     """
-    adapters = adapters or {}
     beside = [part for name, _ in bucket if name in adapters for part in adapters[name].parts]
     with _gathered([*(parameter for _, parameter in bucket), *beside], zero_stage):
         yield merged([(name, parameter.data) for name, parameter in bucket], adapters)

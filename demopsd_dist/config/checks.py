@@ -231,10 +231,12 @@ def _check_plain(key: str, value: Any) -> None:
 
 def _check_lora(model: ModelConfig) -> None:
     """Settings of adapters that there are not would do nothing."""
+    if model.lora_rank:
+        return
     plain = ModelConfig()
     for name in ("lora_alpha", "lora_targets"):
         value = getattr(model, name)
-        if not model.lora_rank and value != getattr(plain, name):
+        if value != getattr(plain, name):
             raise ConfigError(
                 f"model.{name}={value} does nothing with model.lora_rank=0, which trains all weights. Set "
                 "model.lora_rank=16 for adapters, or leave it out."

@@ -8,7 +8,7 @@ cost beside it. They are measured (`calibration.py`) or assumed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,27 +44,11 @@ class Load:
     items: float = 0.0
 
     def __add__(self, other: Load) -> Load:
-        return Load(
-            self.roofline_s + other.roofline_s,
-            self.attention_s + other.attention_s,
-            self.weights_s + other.weights_s,
-            self.sent_s + other.sent_s,
-            self.calls + other.calls,
-            self.layers + other.layers,
-            self.items + other.items,
-        )
+        return Load(*(one + another for one, another in zip(self.features, other.features, strict=True)))
 
     @property
     def features(self) -> tuple[float, ...]:
-        return (
-            self.roofline_s,
-            self.attention_s,
-            self.weights_s,
-            self.sent_s,
-            self.calls,
-            self.layers,
-            self.items,
-        )
+        return astuple(self)
 
 
 @dataclass(frozen=True)

@@ -61,13 +61,10 @@ class ModelShape:
 
     def adapters(self, rank: int, targets: Sequence[str] = ()) -> int:
         """Parameters of LoRA's beside the projections of these names; without names beside all but the experts'."""
-        hidden = self.hidden
-        sides = {"q_proj": (hidden, self.query), "k_proj": (hidden, self.key), "v_proj": (hidden, self.key)}
-        sides |= {"o_proj": (self.query, hidden)}
-        if not self.experts:
-            sides |= dict.fromkeys(PROJECTIONS[4:], (hidden, self.intermediate))
-        chosen = [sum(side) for name, side in sides.items() if not targets or name in targets]
-        return self.layers * rank * sum(chosen)
+        query, key = self.hidden + self.query, self.hidden + self.key
+        block = 0 if self.experts else self.hidden + self.intermediate
+        sides = dict(zip(PROJECTIONS, (query, key, key, query, block, block, block), strict=True))
+        return self.layers * rank * sum(sides[name] for name in PROJECTIONS if not targets or name in targets)
 
     @property
     def active(self) -> int:

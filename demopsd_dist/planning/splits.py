@@ -23,12 +23,13 @@ def _sharing(job: Job, fleet: Fleet, ahead: int) -> Iterator[Split]:
     want the same cores: the teacher alone has some, if it mostly works when the engines are done. Replicas of it would
     only hold its weights again."""
     cores, teachers = fleet.size, int(job.teacher_copies > 0)
+    if job.tensor_parallel > cores:
+        return
     threads = {1, cores} if teachers and not ahead else {1}
     for rollout in sorted({1, cores // job.tensor_parallel}):
         for learner in sorted({1, cores}):
             for teacher_threads in sorted(threads):
-                if rollout and job.tensor_parallel <= cores:
-                    yield Split(rollout, teachers, learner, ahead, teacher_threads=teacher_threads, shared=True)
+                yield Split(rollout, teachers, learner, ahead, teacher_threads=teacher_threads, shared=True)
 
 
 def _apart(job: Job, fleet: Fleet, ahead: int) -> Iterator[Split]:

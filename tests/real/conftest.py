@@ -7,6 +7,7 @@ import gc
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import ray
 import torch
 
 from demopsd_dist.audit import audit
-from demopsd_dist.config import Config, load
+from demopsd_dist.config import Config, Precision, load
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.driver import train_through_failures
 from demopsd_dist.minisci import MODEL_DIR
@@ -27,6 +28,7 @@ from demopsd_dist.runlog import RunLog
 from launch.task import build_task, run_of
 from workers import cluster, learner, rollout, teacher
 from workers.crew import LearnerGroup, RayCrew, start_learners
+from workers.forward import load_causal_lm
 from workers.group import ActorGroup, Placement
 from workers.placement import Bundle
 from workers.publisher import WeightPublisher
@@ -195,13 +197,24 @@ def posted(version: int, *buckets: Iterable[tuple[str, torch.Tensor]]) -> list[r
     return [ray.put(Parcel(bucket.label, ray.put(bucket.data))) for bucket in packed]
 
 
-def engine_processes() -> list[psutil.Process]:
-    """Of engines with `tensor_parallel`, whoever has them now."""
-    return [
-        process
-        for process in psutil.process_iter(["name", "status"])
-        if process.info["status"] != psutil.STATUS_ZOMBIE and (process.info["name"] or "").startswith("VLLM::Worker")
-    ]
+def moved_model() -> Any:
+    """MiniSci's, every weight a little off: always the same."""
+    model = load_causal_lm(MODEL_DIR, Precision.float32)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return model
+
+
+def engine_processes(parent: psutil.Process | None = None) -> list[psutil.Process]:
+    """Of engines with `tensor_parallel`: children of this process, or whoever has them now."""
+    found = []
+    for process in psutil.process_iter() if parent is None else parent.children():
+        with suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE and process.name().startswith("VLLM::Worker"):
+                found.append(process)
+    return found
 
 
 def refuse_left(mark: str, within_s: float = 15) -> None:

@@ -45,8 +45,7 @@ def test_a_worker_that_fails_again_and_again_stops_the_run_with_its_story(
     from workers.rollout import RolloutWorker
 
     async def broken(self: object, *_: object, **__: object) -> None:
-        own = [child for child in Process().children() if child.name().startswith("VLLM::Worker")]
-        raise RuntimeError(f"{len(own)} out of luck")
+        raise RuntimeError(f"{len(engine_processes(Process()))} out of luck")
 
     monkeypatch.setattr(RolloutWorker, "sample", broken)
     words = ("limits.restarts=1", "rollout.num_workers=1", "rollout.tensor_parallel=2", "steps=1")

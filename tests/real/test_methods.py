@@ -20,7 +20,7 @@ from demopsd_dist.roles import Crew
 from demopsd_dist.run import Task
 from demopsd_dist.run_folder import RunFolder
 from demopsd_dist.runlog import RunLog
-from tests.real.conftest import ROOT, SMALL, RealCrew, Spares, demo, go_through, posted, renew
+from tests.real.conftest import ROOT, SMALL, RealCrew, Spares, demo, go_through, moved_model, posted, renew
 from tests.real.test_training import logits_of
 from tests.unit.samples import prompt
 from tests.unit.samples import rollout as a_rollout
@@ -126,11 +126,7 @@ def test_the_teachers_weights_move_as_they_should(ray_here: None, tmp_path: Path
     config = demo("method=sdpo", "sdpo.teacher=trust_region", "teacher.trust_region_rate=0.3", "teacher.ema_rate=0.05")
     held = {Weights.ema, Weights.live, Weights.frozen}
     old = load_causal_lm(MODEL_DIR, Precision.float32)
-    new = load_causal_lm(MODEL_DIR, Precision.float32)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in new.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
+    new = moved_model()
     worker = teacher.TeacherWorker(0, config, MODEL_DIR)
     worker.start()
     worker._models = {weights: worker._load() for weights in held}

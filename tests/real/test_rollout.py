@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from demopsd_dist.config import Precision
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.roles import Sampling
 from demopsd_dist.run import Task
-from tests.real.conftest import Spares, demo, posted, renew
+from tests.real.conftest import Spares, demo, moved_model, posted, renew
 from tests.real.test_training import logits_of, logp_of
 from workers.fleet import StandingFleet
-from workers.forward import load_causal_lm
 from workers.group import ActorGroup
 from workers.probe import probe_tokens
 from workers.pull import RolloutGroup
@@ -45,11 +43,7 @@ def long_sampling(seed: str) -> Sampling:
 def test_responses_under_way_go_on_with_new_weights(worker: ActorGroup, task: Task, tmp_path: Path) -> None:
     """Each token carries the version that sampled it, and its log-probability is that version's of the whole prefix:
     keys and values of the old weights are not used any more."""
-    new = load_causal_lm(MODEL_DIR, Precision.float32)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in new.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
+    new = moved_model()
     new.save_pretrained(tmp_path)
     folders = {-1: MODEL_DIR, 0: tmp_path}
 

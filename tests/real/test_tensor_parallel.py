@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-import torch
 
 from demopsd_dist.config import Precision
 from demopsd_dist.errors import WeightSyncError
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.roles import Sampling
 from demopsd_dist.run import Task
-from tests.real.conftest import Spares, demo, engine_processes, posted, renew
+from tests.real.conftest import Spares, demo, engine_processes, moved_model, posted, renew
 from tests.real.test_training import logits_of, logp_of
 from workers.fleet import StandingFleet
 from workers.forward import load_causal_lm
@@ -30,11 +29,7 @@ CONFIG = demo("rollout.tensor_parallel=2")
 def test_weights_reach_both_processes(spares: Spares, task: Task, tmp_path: Path) -> None:
     """Through shared memory and Ray's object store. The probe, and what is sampled then, have the log-probabilities of
     plain forwards of the new model."""
-    model = load_causal_lm(MODEL_DIR, Precision.float32)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
+    model = moved_model()
     model.save_pretrained(tmp_path)
     cut = len(named := list(model.named_parameters())) // 2
     buckets = [named[:cut], named[cut:]]
