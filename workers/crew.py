@@ -189,12 +189,14 @@ class LearnerGroup:
         )
 
 
-async def start_learners(group: ActorGroup, within_s: float) -> None:
-    """Let the ranks meet: rank 0 says where, then all join its process group."""
-    addresses = await group.each(lambda worker, _: worker.address.remote(), within_s=within_s, what="an address")
-    await group.each(
-        lambda worker, _: worker.start.remote(addresses[0]), within_s=within_s, what="the DeepSpeed process group"
-    )
+async def start_ranks(group: ActorGroup, within_s: float, what: str) -> None:
+    """Let the ranks meet: rank 0 says where, then all start, and join its process group."""
+    if not len(group):
+        return
+    meeting_point = (await group.each(lambda worker, _: worker.address.remote(), within_s=within_s, what="an address"))[
+        0
+    ]
+    await group.each(lambda worker, _: worker.start.remote(meeting_point), within_s=within_s, what=what)
 
 
 async def forwards_run(groups: Sequence[ActorGroup], within_s: float) -> dict[str, int]:
@@ -267,8 +269,8 @@ class RayCore:
         ):
             group.put(self._core.spawn(group.role, actor, lambda rank: (rank, self._config, self._folder), env))
         await first_to_blame(
-            start_learners(self._learners, within_s),
-            self._teacher.each(lambda worker, _: worker.start.remote(), within_s=within_s, what="EMA model"),
+            start_ranks(self._learners, within_s, "the DeepSpeed process group"),
+            start_ranks(self._teacher, within_s, "the teacher's models"),
         )
 
     @property

@@ -17,6 +17,7 @@ from demopsd_dist.data.records import Tokens, input_of
 from demopsd_dist.data.tree import Tree, tree_of
 
 HEAD_CHUNK_TOKENS = 2048
+_NOTHING = np.zeros(1, dtype=np.int32)
 
 
 def load_causal_lm(folder: Path, precision: Precision) -> Any:
@@ -33,10 +34,12 @@ class Rectangle:
 
     A row with several responses is a prefix tree (`demopsd_dist/data/tree.py`) and needs a mask. Where each has one,
     attention is causal and the padding comes last: no real token ever sees a padded one, and no mask is needed.
+    Without rows it has one token, which nobody asks for: whose forward is a collective takes part with it.
     `N` below counts the response tokens of all samples, sample after sample, row after row.
     """
 
     def __init__(self, rows: Sequence[Sequence[tuple[Tokens, Tokens]]], device: torch.device) -> None:
+        rows = rows or [[(_NOTHING, _NOTHING)]]
         trees = [tree_of([input_of(*sample) for sample in row]) for row in rows]
         tokens_BL = _padded([tree.tokens_L for tree in trees])
         self.lengths = [len(response) for row in rows for _, response in row]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -26,15 +25,14 @@ from workers.account import Account, RankReport
 from workers.adapters import Adapters, Named, adapt, save_adapters, whole_names
 from workers.forward import Rectangle, ResponseModel, in_slices, load_causal_lm, support_tensor
 from workers.probe import LogpT
+from workers.ranks import MeetingPoint, Rank, meet_on
 from workers.recompute import recompute_layers
 from workers.spans import Watched, spanned
 from workers.telling import Telling
 from workers.tracing import Tracer
 from workers.transports import Plan, Segment, outbox
 from workers.weights import Parcel, layout, pack_bucket
-from workers.zero import buckets_of, deepspeed_config, extensions_folder, full_shape, meet_on, own_extensions, whole
-
-_EMPTY = np.zeros(1, dtype=np.int32)  # a rank without samples still takes part in every collective
+from workers.zero import buckets_of, deepspeed_config, extensions_folder, full_shape, own_extensions, whole
 
 
 def environment(config: Config) -> dict[str, str]:
@@ -43,7 +41,7 @@ def environment(config: Config) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(config.learner.threads), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
-class LearnerWorker(Watched):
+class LearnerWorker(Watched, Rank):
     """State: a shard of the student's weights and optimizer, and the number of training steps done."""
 
     def __init__(self, rank: int, config: Config, model_folder: Path) -> None:
@@ -56,13 +54,7 @@ class LearnerWorker(Watched):
         self._ran: Counter[str] = Counter()
         self.version = 0
 
-    def address(self) -> tuple[str, int]:
-        """Where rank 0 can be met: its node's address and a free port there."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
-
-    def start(self, meeting_point: tuple[str, int]) -> None:
+    def start(self, meeting_point: MeetingPoint) -> None:
         """Join the process group and hand the model to DeepSpeed."""
         settings = self._config.learner
         os.environ |= {
@@ -238,7 +230,7 @@ class LearnerWorker(Watched):
 
     def _rectangle(self, rows: Sequence[Sequence[Lesson]]) -> Rectangle:
         samples = [[(lesson.rollout.prompt.tokens, lesson.rollout.tokens_T) for lesson in row] for row in rows]
-        return Rectangle(samples or [[(_EMPTY, _EMPTY)]], self._device)
+        return Rectangle(samples, self._device)
 
     def _values(self, arrays: Sequence[Logp | None]) -> Tensor | None:
         """Several samples' values as one (N, A) tensor; None where the method has none of this kind."""

@@ -19,12 +19,16 @@ from demopsd_dist.data.records import Lesson, Logp, Tokens, input_of
 from demopsd_dist.errors import CheckpointError
 from demopsd_dist.methods import Forwards, held_weights, recipe
 from demopsd_dist.objective import coarsen
+from workers import shards
 from workers.forward import HEAD_CHUNK_TOKENS, Rectangle, ResponseModel, load_causal_lm, support_tensor
+from workers.learner_state import FILE_BYTES
+from workers.ranks import MeetingPoint, Rank, meet_on
 from workers.spans import spanned
 from workers.transports import Receiver, refuse_other_names
 from workers.weights import Receipt, unpack_bucket
+from workers.zero import buckets_of
 
-EMA_FILE = "ema.safetensors"
+EMA_FILES = "ema*.safetensors"
 
 
 def environment(config: Config) -> dict[str, str]:
@@ -33,8 +37,9 @@ def environment(config: Config) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(config.teacher.threads), "CUDA_VISIBLE_DEVICES": ""}
 
 
-class TeacherWorker(Receiver):
-    """State: the weights that the method asks for, in float32 (a bfloat16 EMA would lose small updates)."""
+class TeacherWorker(Receiver, Rank):
+    """State: the weights that the method asks for, in float32 (a bfloat16 EMA would lose small updates); of each tensor
+    some rows alone where several workers share a copy (`teacher.shards`)."""
 
     def __init__(self, rank: int, config: Config, model_folder: Path) -> None:
         super().__init__(f"teacher {rank}")
@@ -45,31 +50,41 @@ class TeacherWorker(Receiver):
         self.version = -1  # of the student's weights last taken in
         self._rates = {Weights.ema: config.teacher.ema_rate, Weights.live: 1.0, Weights.frozen: 0.0}
 
-    def start(self) -> None:
+    def start(self, meeting_point: MeetingPoint | None = None) -> None:
         """Load the models. A call of its own, so that a failure comes back as this worker's error."""
-        self._device = torch.device("cuda" if self._config.teacher.gpus_per_worker else "cpu")
+        settings = self._config.teacher
+        self._device = torch.device("cuda" if settings.gpus_per_worker else "cpu")
         if self._device.type == "cpu":
-            torch.set_num_threads(self._config.teacher.threads)
+            torch.set_num_threads(settings.threads)
         elif self._config.model.precision is Precision.bfloat16:
             torch.set_float32_matmul_precision("high")  # TF32: finer than the student's own rounding, and far faster
+        self._mesh = None
+        if settings.shards > 1:
+            assert meeting_point is not None
+            meet_on(ray.util.get_node_ip_address())
+            self._mesh = shards.join(self._device, self.rank, settings.num_workers, settings.shards, meeting_point)
         self._models = {weights: self._load() for weights in sorted(held_weights(self._config), key=lambda w: w.value)}
-        self._names = frozenset(name for name, _ in next(iter(self._models.values())).model.named_parameters())
+        self._names = frozenset(shards.parameters_of(next(iter(self._models.values()))))
 
     def _load(self) -> ResponseModel:
-        model = load_causal_lm(self._folder, Precision.float32).to(self._device)
-        return ResponseModel(model.eval().requires_grad_(False))
+        model = ResponseModel(load_causal_lm(self._folder, Precision.float32).eval().requires_grad_(False))
+        if self._mesh is None:
+            return model.to(self._device)
+        shards.shard(model, self._mesh)
+        return model
 
     @spanned
     def receive(self, version: int, parcels: Sequence[ray.ObjectRef]) -> Receipt:
         """Version 0 replaces all weights; any later one moves each, once: old + rate (student - old)."""
-        named = {weights: dict(model.model.named_parameters()) for weights, model in self._models.items()}
+        held = {weights: shards.parameters_of(model) for weights, model in self._models.items()}
+        like = next(iter(held.values()))
         for bucket in self.arriving(version, parcels):
             for name, tensor in unpack_bucket(bucket):
-                student = tensor.to(self._device, torch.float32)
-                for weights, parameters in named.items():
+                student = tensor[shards.rows_held(like[name])].to(self._device, torch.float32)
+                for weights, parameters in held.items():
                     rate = self._rate(weights, version)
                     if rate:
-                        parameters[name].lerp_(student, rate)
+                        shards.held(parameters[name]).lerp_(student, rate)
         self.version = version
         return self.receipt(version)
 
@@ -82,10 +97,19 @@ class TeacherWorker(Receiver):
     @spanned
     def save(self, folder: Path) -> None:
         """The EMA: the weights of the start are in the model folder, the student's own come with the next publish.
-        Replicas are alike, so the first one writes."""
-        if self.rank == 0 and (model := self._models.get(Weights.ema)) is not None:
-            tensors = {name: tensor.cpu().contiguous() for name, tensor in model.model.named_parameters()}
-            save_file(tensors, folder / EMA_FILE, metadata={"version": str(self.version)})
+        Copies are alike, so the workers of the first write, and share out the files."""
+        workers = self._config.teacher.shards
+        if self.rank >= workers or (model := self._models.get(Weights.ema)) is None:
+            return
+        for number, part in enumerate(buckets_of(list(shards.parameters_of(model).items()), FILE_BYTES)):
+            mine = number % workers == self.rank
+            kept = {}
+            for name, parameter in part:
+                tensor = shards.whole(parameter)
+                if mine:
+                    kept[name] = tensor.cpu().contiguous()
+            if mine:
+                save_file(kept, folder / f"ema-{number:05d}.safetensors", metadata={"version": str(self.version)})
 
     def load(self, folder: Path) -> None:
         """
@@ -95,15 +119,16 @@ class TeacherWorker(Receiver):
         """
         if (model := self._models.get(Weights.ema)) is None:
             return
-        path = folder / EMA_FILE
-        if not path.is_file():
-            raise CheckpointError(f"{folder} has no {EMA_FILE}: it was saved by a method without an EMA teacher.")
-        parameters = dict(model.model.named_parameters())
-        with safe_open(path, framework="pt") as file:
-            refuse_other_names(self._name, set(parameters), set(file.keys()), str(path))
-            for name, parameter in parameters.items():
-                parameter.copy_(file.get_tensor(name))
-            self.version = int(file.metadata()["version"])
+        parameters, found = shards.parameters_of(model), set[str]()
+        for path in sorted(folder.glob(EMA_FILES)):
+            with safe_open(path, framework="pt") as file:
+                for name in parameters.keys() & set(file.keys()):
+                    shards.held(parameters[name]).copy_(file.get_tensor(name)[shards.rows_held(parameters[name])])
+                found |= set(file.keys())
+                self.version = int(file.metadata()["version"])
+        if not found:
+            raise CheckpointError(f"{folder} has no {EMA_FILES}: it was saved by a method without an EMA teacher.")
+        refuse_other_names(self._name, set(parameters), found, str(folder))
 
     @spanned
     def score(
@@ -150,7 +175,9 @@ class TeacherWorker(Receiver):
             lambda i: input_of(prompts[i], responses[i]),
             self._config.model.tree_tokens,
         )
-        for rows in rectangles(layout.rows(range(len(lessons))), self._config.teacher.batch_tokens):
+        batches = rectangles(layout.rows(range(len(lessons))), self._config.teacher.batch_tokens)
+        missing = self._missing(len(batches))
+        for rows in batches:
             batch = [i for row in rows for i in row.items]
             rectangle = Rectangle([[(prompts[i], responses[i]) for i in row.items] for row in rows], self._device)
             logits_of = self._logits(weights, view, rectangle)
@@ -163,7 +190,13 @@ class TeacherWorker(Receiver):
             parts = [self._atoms(logits_of(tokens), support_NK, tokens) for tokens in slices]
             values = torch.cat(parts).to(getattr(torch, self._config.teacher.payload.value))
             found |= zip(batch, rectangle.split(values), strict=True)
+        for part in _parts(weights) * missing:
+            self._models[part](Rectangle([], self._device), lambda *head: head)
         return [ids[i] for i in range(len(lessons))], [found[i] for i in range(len(lessons))]
+
+    def _missing(self, forwards: int) -> int:
+        """So many more are run for nothing, as another of those who share a copy has as many to run."""
+        return 0 if self._mesh is None else shards.most(self._mesh, forwards) - forwards
 
     def _most_likely(self, logits_NV: Tensor) -> Tensor:
         top_k = min(recipe(self._config).top_k or 0, logits_NV.shape[-1] - 1)
@@ -177,9 +210,14 @@ class TeacherWorker(Receiver):
         """Logits of some response tokens. Those of a trust region are mixed over the whole vocabulary, then coarsened:
         frozen + rate (live - frozen), a geometric mixture of the two distributions (arXiv 2601.20802, equation 6)."""
         if weights is Weights.trust_region:
-            frozen, live = (self._logits(part, view, rectangle) for part in (Weights.frozen, Weights.live))
+            frozen, live = (self._logits(part, view, rectangle) for part in _parts(weights))
             rate = self._config.teacher.trust_region_rate
             return lambda tokens: torch.lerp(frozen(tokens), live(tokens), rate)
         self._ran[f"{view}/{weights.value}"] += len(rectangle.lengths)
         hidden_NH, weight_VH, bias_V = self._models[weights](rectangle, lambda *head: head)
         return lambda tokens: linear(hidden_NH[tokens], weight_VH, bias_V)
+
+
+def _parts(weights: Weights) -> tuple[Weights, ...]:
+    """The models that a forward with these weights runs through."""
+    return (Weights.frozen, Weights.live) if weights is Weights.trust_region else (weights,)

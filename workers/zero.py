@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import psutil
 import torch
 
 from demopsd_dist.config import Config, Precision
@@ -72,19 +71,6 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
-
-
-def interface_of(address: str) -> str | None:
-    """The network interface of this machine that has the address."""
-    found = [name for name, each in psutil.net_if_addrs().items() if any(one.address == address for one in each)]
-    return found[0] if found else None
-
-
-def meet_on(address: str) -> None:
-    """gloo's ranks of this process meet through the interface of this machine that has the address, unless the
-    environment names another. By itself gloo goes where the host's name leads, which on many machines is loopback."""
-    if interface := interface_of(address):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def full_size(parameter: torch.nn.Parameter) -> int:

@@ -24,6 +24,7 @@ FREE = (
     "*.nodes",
     "*.threads",
     "teacher.num_workers",
+    "teacher.shards",
     "teacher.batch_tokens",
     "learner.num_workers",
     "learner.zero_stage",

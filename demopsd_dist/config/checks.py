@@ -48,6 +48,7 @@ def check(config: Config) -> None:
             "rollout.max_batch_tokens": rollout.max_batch_tokens,
             "rollout.max_batch_sequences": rollout.max_batch_sequences,
             "teacher.num_workers": teacher.num_workers,
+            "teacher.shards": teacher.shards,
             "teacher.cpus_per_worker": teacher.cpus_per_worker,
             "teacher.threads": teacher.threads,
             "teacher.batch_tokens": teacher.batch_tokens,
@@ -116,6 +117,11 @@ def check(config: Config) -> None:
     _within("rollout.gpus_per_worker", rollout.gpus_per_worker, 0, 1)
     _within("teacher.gpus_per_worker", teacher.gpus_per_worker, 0, 1)
     _within("learner.gpus_per_worker", learner.gpus_per_worker, 0, 1)
+    if teacher.num_workers % teacher.shards:
+        raise ConfigError(
+            f"teacher.shards={teacher.shards} does not divide teacher.num_workers={teacher.num_workers}: so many "
+            "workers share each copy of the weights. Set teacher.num_workers to a multiple of it."
+        )
     _check_shared_gpus(config)
     whole = longest_sequence_tokens(config)
     if not rollout.gpus_per_worker and rollout.max_batch_tokens < whole:
@@ -245,7 +251,7 @@ def _check_lora(model: ModelConfig) -> None:
 
 def _check_shared_gpus(config: Config) -> None:
     """A GPU may be shared: engines then take no more of its memory than their share, and ranks are not among them."""
-    rollout, learner = config.rollout, config.learner
+    rollout, teacher, learner = config.rollout, config.teacher, config.learner
     if 0 < rollout.gpus_per_worker < 1 and rollout.gpu_memory_fraction > rollout.gpus_per_worker:
         raise ConfigError(
             f"rollout.gpu_memory_fraction={rollout.gpu_memory_fraction:g} is more than rollout.gpus_per_worker="
@@ -262,6 +268,11 @@ def _check_shared_gpus(config: Config) -> None:
         raise ConfigError(
             f"learner.gpus_per_worker={learner.gpus_per_worker:g} with learner.num_workers={learner.num_workers}: nccl "
             "refuses two ranks on one GPU. Set learner.num_workers=1, or learner.gpus_per_worker=1."
+        )
+    if 0 < teacher.gpus_per_worker < 1 < teacher.shards:
+        raise ConfigError(
+            f"teacher.gpus_per_worker={teacher.gpus_per_worker:g} with teacher.shards={teacher.shards}: nccl refuses "
+            "two workers of a copy on one GPU. Set teacher.shards=1, or teacher.gpus_per_worker=1."
         )
 
 

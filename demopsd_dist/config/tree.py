@@ -123,7 +123,10 @@ class RolloutConfig:
 @dataclass
 class TeacherConfig:
     num_workers: int = 1
-    """Replicas, which share the responses to score; > 0."""
+    """They share the responses to score; > 0."""
+    shards: int = 1
+    """How many of them share a copy of the weights (FSDP): each holds so small a part of it, and gathers the layers one
+    by one. 1: each has a copy of its own. A divisor of `num_workers`."""
     cpus_per_worker: float = 1.0
     """Ray CPUs each."""
     gpus_per_worker: float = 0

@@ -43,7 +43,7 @@ import sys
 from datetime import timedelta
 import torch
 from torch import distributed
-from workers.zero import meet_on
+from workers.ranks import meet_on
 rank, mine, first = sys.argv[1:]
 meet_on(mine)
 where = f"tcp://{first}:29500"

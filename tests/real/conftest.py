@@ -27,7 +27,7 @@ from demopsd_dist.run import RunState, Task
 from demopsd_dist.runlog import RunLog
 from launch.task import build_task, run_of
 from workers import cluster, learner, rollout, teacher
-from workers.crew import LearnerGroup, RayCrew, start_learners
+from workers.crew import LearnerGroup, RayCrew, start_ranks
 from workers.forward import load_causal_lm
 from workers.group import ActorGroup, Placement
 from workers.placement import Bundle
@@ -81,7 +81,7 @@ def renew(group: ActorGroup, config: Config, folder: Path = MODEL_DIR, **start: 
     async def again() -> None:
         await group.each(lambda worker, rank: worker.__ray_call__.remote(make, rank), within_s=60, what="a new worker")
         if group.role == "learner":
-            await start_learners(group, 120)
+            await start_ranks(group, 120, "a start")
         else:
             await group.each(lambda worker, _: worker.start.remote(**start), within_s=120, what="a start")
 

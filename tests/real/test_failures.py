@@ -15,7 +15,8 @@ from tests.real.conftest import engine_processes
 
 @pytest.mark.usefixtures("ray_here")
 def test_each_role_dies_and_the_run_goes_on(tmp_path: Path) -> None:
-    """Each stage sees a death, each role dies; one worker hangs. What was learned is what an undisturbed run learns."""
+    """Each stage sees a death, each role dies, with it a teacher who shares its weights with another; one worker hangs.
+    What was learned is what an undisturbed run learns, whose teacher has them for itself."""
     blows = [
         Blow("sample", "rollout"),
         Blow("score", "teacher"),
@@ -24,7 +25,7 @@ def test_each_role_dies_and_the_run_goes_on(tmp_path: Path) -> None:
         Blow("sample", "rollout", signal.SIGSTOP),
         Blow("checkpoint", "learner"),
     ]
-    found = under_fire(blows, output=tmp_path / "fire")
+    found = under_fire(blows, "teacher.num_workers=2", "teacher.shards=2", output=tmp_path / "fire")
     assert found.account.faults == []
     assert found.account.steps == len(found.metrics) == 3 * (len(blows) + 2)
     assert found.account.again > 0, "some prompts were asked for again"

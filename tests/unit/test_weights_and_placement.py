@@ -15,8 +15,9 @@ from demopsd_dist.config import load
 from demopsd_dist.errors import ConfigError, WeightSyncError
 from demopsd_dist.model_folder import model_folder
 from workers.placement import bundles, check_fits, check_nodes, has_label, summary_of_roles, table
+from workers.ranks import interface_of
 from workers.weights import pack_bucket, unpack_bucket, verify_bucket
-from workers.zero import buckets_of, interface_of, own_extensions
+from workers.zero import buckets_of, own_extensions
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 

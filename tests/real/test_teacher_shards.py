@@ -1,0 +1,135 @@
+"""Teachers that share a copy of the weights: bit for bit what one with a whole copy says, holds and saves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from demopsd_dist.config import Precision, Weights
+from demopsd_dist.data.records import Lesson, Tokens
+from demopsd_dist.methods import Forwards, Support
+from demopsd_dist.minisci import MODEL_DIR
+from tests.real.conftest import demo, moved_model, posted
+from tests.unit.samples import prompt
+from tests.unit.samples import rollout as a_rollout
+from workers import shards
+from workers.crew import start_ranks
+from workers.forward import load_causal_lm
+from workers.group import ActorGroup, Placement
+from workers.placement import Bundle
+from workers.teacher import TeacherWorker, environment
+
+RANKS = 3  # MiniSci's tensors have other numbers of rows than multiples of it
+WORDS = ("method=sdpo", "sdpo.teacher=trust_region", "teacher.batch_tokens=64", "teacher.ema_rate=0.05")
+EVERY = frozenset({Weights.ema, Weights.frozen, Weights.live})
+TOP_K = 7
+
+
+class Holder(TeacherWorker):
+    """Has all kinds of weights, and tells what it has."""
+
+    def start(self, meeting_point: Any = None) -> None:
+        super().start(meeting_point)
+        self._models = {weights: self._load() for weights in sorted(EVERY, key=lambda w: w.value)}
+
+    def elements(self) -> int:
+        parameters = shards.parameters_of(self._models[Weights.ema]).values()
+        return sum(shards.held(parameter).numel() for parameter in parameters)
+
+    def took(self, version: int, seed: int | None) -> int:
+        """Weights of that version: MiniSci's own, or a little off."""
+        model = load_causal_lm(MODEL_DIR, Precision.float32) if seed is None else moved_model()
+        return self.receive(version, posted(version, model.named_parameters())).version
+
+
+def whole_teacher() -> Holder:
+    worker = Holder(0, demo(*WORDS), MODEL_DIR)
+    worker.start()
+    return worker
+
+
+def taught(group: ActorGroup, call: Callable[[Any, int], Any]) -> list[Any]:
+    return asyncio.run(group.each(call, within_s=60, what="a test"))
+
+
+@pytest.fixture(scope="module")
+def sharers(ray_here: None) -> Iterator[ActorGroup]:
+    config = demo(*WORDS, f"teacher.num_workers={RANKS}", f"teacher.shards={RANKS}")
+    placement = Placement([Bundle("teacher", rank, 0.1, 0) for rank in range(RANKS)])
+    group = placement.start("teacher", Holder, lambda rank: (rank, config, MODEL_DIR), environment(config))
+    asyncio.run(start_ranks(group, 180, "a start"))
+    yield group
+    group.kill()
+    placement.release()
+
+
+def lessons(count: int) -> list[Lesson]:
+    rollouts = [a_rollout(prompt(f"q{i}"), length=5 + i) for i in range(count)]
+    return [Lesson(rollout, 1.0, 0.0, np.arange(30, 50 + i, dtype=np.int32)) for i, rollout in enumerate(rollouts)]
+
+
+def supports(of: list[Lesson]) -> list[Tokens]:
+    return [np.tile(np.arange(TOP_K, dtype=np.int32), (lesson.response_length_tokens, 1)) for lesson in of]
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["support given", "own support"])
+def test_they_say_what_one_with_a_whole_copy_says(sharers: ActorGroup, given: bool) -> None:
+    """Also where they have several forwards to run, one, or none."""
+    alone = whole_teacher()
+    for version, seed in ((0, None), (1, 0)):
+        assert taught(sharers, lambda worker, _, v=version, s=seed: worker.took.remote(v, s)) == [version] * RANKS
+        alone.took(version, seed)
+    for forwards in (
+        Forwards(Support.student, Weights.ema, Weights.ema),
+        Forwards(Support.student, Weights.frozen, Weights.trust_region),
+    ):
+        hands = [lessons(7), lessons(1), []]
+        answers = taught(
+            sharers,
+            lambda worker, rank, hands=hands, forwards=forwards: worker.score.remote(
+                hands[rank], supports(hands[rank]) if given else None, forwards
+            ),
+        )
+        for hand, answer in zip(hands, answers, strict=True):
+            expected = alone.score(hand, supports(hand) if given else None, forwards)
+            assert len(answer) == len(expected) == len(hand)
+            for one, other in zip(answer, expected, strict=True):
+                for found, wanted in zip(one, other, strict=True):
+                    assert (found is None) == (wanted is None)
+                    if found is not None:
+                        np.testing.assert_array_equal(found, wanted)
+    ran = taught(sharers, lambda worker, _: worker.forwards_run.remote())
+    assert ran[2] == {}, "forwards for nothing are not counted"
+
+
+def test_each_holds_its_part_alone(sharers: ActorGroup) -> None:
+    whole = whole_teacher().elements()
+    parts = taught(sharers, lambda worker, _: worker.elements.remote())
+    assert sum(parts) == whole
+    assert max(parts) < 0.36 * whole
+
+
+def test_what_they_save_fits_one_and_the_other_way_round(sharers: ActorGroup, tmp_path: Path) -> None:
+    names = dict(moved_model().named_parameters())
+    ours, theirs = tmp_path / "whole", tmp_path / "shared"
+    for folder in (ours, theirs):
+        folder.mkdir()
+    one = whole_teacher()
+    for version, seed in ((0, None), (1, 0), (2, 0)):
+        one.took(version, seed)
+    one.save(ours)
+    taught(sharers, lambda worker, _: worker.load.remote(ours))
+    taught(sharers, lambda worker, _: worker.save.remote(theirs))
+    other = whole_teacher()
+    other.load(theirs)
+    assert other.version == one.version == 2
+    before, after = (shards.parameters_of(worker._models[Weights.ema]) for worker in (one, other))
+    assert before.keys() == after.keys() == names.keys()
+    for name, parameter in before.items():
+        assert parameter.equal(after[name])
+    assert not any(parameter.equal(names[name]) for name, parameter in before.items()), "it is an average"
