@@ -42,16 +42,19 @@ def support_loads(job: Job, power: Power, ranks: int, fleet: Fleet) -> tuple[Loa
 
 
 @lru_cache(maxsize=256)
-def score_loads(job: Job, power: Power, replicas: int) -> tuple[Load, ...]:
-    """By replica. The copies are in float32."""
-    loads = [Load()] * replicas
-    if not replicas:
+def score_loads(job: Job, power: Power, workers: int, fleet: Fleet, shards: int = 1) -> tuple[Load, ...]:
+    """By worker. The copies are in float32. Those who share one gather its layers at every forward."""
+    loads = [Load()] * workers
+    if not workers:
         return ()
+    gathered_s = _moved_s(4.0 * job.shape.stored, shards, fleet)
     for privileged, times in ((False, job.reference_forwards), (True, job.teacher_forwards)):
-        for replica, batches in enumerate(teacher_batches(job, replicas, privileged=privileged)):
+        of_each = teacher_batches(job, workers, privileged=privileged)
+        together = Load(sent_s=gathered_s * max(map(len, of_each)))
+        for worker, batches in enumerate(of_each):
             forwards = [_forward(job, power, job.teacher_precision, batch, passes=ATOM_PASSES) for batch in batches]
             for _ in range(times):
-                loads[replica] += _counted(job, forwards, batches)
+                loads[worker] += _counted(job, forwards, batches) + together
     return tuple(loads)
 
 

@@ -100,13 +100,16 @@ class Split:
     teacher_threads: int = 1
     learner_threads: int = 1
     shared: bool = False  # the roles take turns on the same devices
+    teacher_shards: int = 1  # teacher workers that share a copy of the weights
 
     def told(self) -> str:
         def role(count: int, name: str, threads: int) -> str:
             return f"{count} {name}" + (f" x {threads} threads" if threads > 1 else "")
 
         parts = [role(self.rollout, "rollout", self.rollout_threads)]
-        parts += [role(self.teacher, "teacher", self.teacher_threads)] if self.teacher else []
+        if self.teacher:
+            together = f" by {self.teacher_shards}" if self.teacher_shards > 1 else ""
+            parts.append(role(self.teacher, "teacher", self.teacher_threads) + together)
         return ", ".join([*parts, role(self.learner, "learner", self.learner_threads), f"ahead {self.ahead}"])
 
 
@@ -173,6 +176,7 @@ def split_of(config: Config, job: Job) -> Split:
         teacher_threads=teacher.threads,
         learner_threads=learner.threads,
         shared=any(part < 1 for part in parts),
+        teacher_shards=teacher.shards,
     )
 
 

@@ -12,6 +12,7 @@ from demopsd_dist.planning.hardware import GIB, Device, Fleet
 from demopsd_dist.planning.job import Job, Split
 from demopsd_dist.planning.load import Power
 from demopsd_dist.planning.sampling import cache_bytes, room, workspace_bytes
+from demopsd_dist.planning.shape import ModelShape
 
 HEAD_SLICE_TOKENS = 2048  # of the teacher's logits
 LIVE_PARAMETERS = 1e9  # that ZeRO-3 keeps gathered at most
@@ -61,22 +62,33 @@ def rollout_footprint(job: Job, power: Power, engines: int) -> Footprint:
 
 
 @lru_cache(maxsize=256)
-def teacher_footprint(job: Job, power: Power, replicas: int) -> Footprint:
-    """Copies in float32, and one forward without gradients."""
+def teacher_footprint(job: Job, power: Power, workers: int, shards: int = 1) -> Footprint:
+    """Copies in float32, each shared by so many workers, and one forward without gradients.
+
+    Who shares one has two layers whole, the one that computes and the next, and what is beside the layers.
+    """
     batches = [
         batch
         for privileged in (False, True)
-        for replica in teacher_batches(job, replicas, privileged=privileged)
-        for batch in replica
+        for worker in teacher_batches(job, workers, privileged=privileged)
+        for batch in worker
     ]
     shape = job.shape
     logits = max((min(batch.predicted, HEAD_SLICE_TOKENS) for batch in batches), default=0) * 4.0 * shape.vocabulary
     layer = max((_layer_bytes(job, batch, 4) for batch in batches), default=0.0)
     return Footprint(
         "teacher",
-        in_gib(weights=4.0 * shape.parameters * job.teacher_copies, **_segment(job, power)),
+        in_gib(
+            weights=4.0 * shape.parameters * job.teacher_copies / shards,
+            gathered_weights=4.0 * _gathered(shape, job.teacher_copies) if shards > 1 else 0.0,
+            **_segment(job, power),
+        ),
         in_gib(logits=3 * logits, activations=layer),
     )
+
+
+def _gathered(shape: ModelShape, copies: int) -> float:
+    return 2 * shape.stored / shape.layers + copies * (shape.parameters - shape.stored)
 
 
 @lru_cache(maxsize=256)
@@ -144,9 +156,10 @@ def _segment(job: Job, power: Power) -> dict[str, float]:
 def footprints(job: Job, split: Split, fleet: Fleet, known: Mapping[str, tuple[float, float]]) -> list[Footprint]:
     """Of one worker of each role. `known`: base_gib and factor by role."""
     device = fleet.device
+    teacher = Power(device, split.teacher_threads)
     found = [
         rollout_footprint(job, Power(device, split.rollout_threads * job.tensor_parallel), split.rollout),
-        *([teacher_footprint(job, Power(device, split.teacher_threads), split.teacher)] if split.teacher else []),
+        *([teacher_footprint(job, teacher, split.teacher, split.teacher_shards)] if split.teacher else []),
         learner_footprint(job, Power(device, split.learner_threads), split.learner),
     ]
     return [
@@ -202,9 +215,12 @@ def _place(fleet: Fleet) -> str:
 
 def _remedy(job: Job, one: Footprint, device: Device) -> str:
     if one.role == "teacher" and one.base_gib + sum(one.held.values()) > device.memory_gib:
-        return "Its copies are in float32, whole on each device: use a smaller model, or a method without a teacher."
+        return (
+            "Its copies are in float32: raise teacher.shards, the number of workers that share one, or use a smaller "
+            "model or a method without a teacher."
+        )
     if one.role == "teacher":
-        return "Lower teacher.batch_tokens, or use a smaller model: its copies are in float32."
+        return "Its copies are in float32: lower teacher.batch_tokens, or raise teacher.shards."
     if one.role == "rollout":
         return "Lower rollout.gpu_memory_fraction or rollout.max_batch_tokens."
     if one.passing.get("activations", 0.0) * one.factor > sum(one.held.values()):

@@ -77,6 +77,8 @@ def settings(made: Plan) -> str:
     ]
     if split.teacher:
         words.insert(1, f"teacher.num_workers={split.teacher}")
+    if split.teacher_shards > 1:
+        words.insert(2, f"teacher.shards={split.teacher_shards}")
     for role, threads in (
         ("rollout", split.rollout_threads),
         ("teacher", split.teacher_threads),

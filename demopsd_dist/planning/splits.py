@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from demopsd_dist.planning.assumed import Calibration
 from demopsd_dist.planning.hardware import Fleet
 from demopsd_dist.planning.job import Job, Split
+from demopsd_dist.planning.memory import footprints
 from demopsd_dist.planning.steps import Plan, plan
 
 AHEAD = (0, 1)
+Known = Mapping[str, tuple[float, float]]  # base_gib and factor of memory, by role
 
 
-def candidates(job: Job, fleet: Fleet) -> Iterator[Split]:
+def candidates(job: Job, fleet: Fleet, memory: Known) -> Iterator[Split]:
     """On CPU the roles share the cores; on GPUs each device has one role, and every role has at least one."""
     for ahead in AHEAD:
-        yield from _sharing(job, fleet, ahead) if fleet.device.shared else _apart(job, fleet, ahead)
+        yield from _sharing(job, fleet, ahead) if fleet.device.shared else _apart(job, fleet, ahead, memory)
 
 
 def _sharing(job: Job, fleet: Fleet, ahead: int) -> Iterator[Split]:
@@ -32,17 +34,28 @@ def _sharing(job: Job, fleet: Fleet, ahead: int) -> Iterator[Split]:
                 yield Split(rollout, teachers, learner, ahead, teacher_threads=teacher_threads, shared=True)
 
 
-def _apart(job: Job, fleet: Fleet, ahead: int) -> Iterator[Split]:
+def _apart(job: Job, fleet: Fleet, ahead: int, memory: Known) -> Iterator[Split]:
     devices = fleet.size
     teachers = range(1, devices - 1) if job.teacher_copies else (0,)
     for teacher in teachers:
+        shards = _least_shards(job, fleet, teacher, memory) if teacher else 1
         for learner in range(1, devices - teacher):
             engines, left_over = divmod(devices - teacher - learner, job.tensor_parallel)
             if engines and not left_over:
-                yield Split(engines, teacher, learner, ahead)
+                yield Split(engines, teacher, learner, ahead, teacher_shards=shards)
+
+
+def _least_shards(job: Job, fleet: Fleet, teachers: int, memory: Known) -> int:
+    """So many of the teachers share a copy as must for it to fit: who has one of its own waits for nobody."""
+    divisors = [shards for shards in range(1, teachers + 1) if teachers % shards == 0]
+    for shards in divisors:
+        found = footprints(job, Split(1, teachers, 1, teacher_shards=shards), fleet, memory)
+        if all(one.gib <= fleet.device.memory_gib for one in found if one.role == "teacher"):
+            return shards
+    return divisors[-1]
 
 
 def ranked(job: Job, fleet: Fleet, calibration: Calibration) -> list[Plan]:
     """Plans of all splits, the fastest first; those that do not fit into memory come last."""
-    plans = [plan(job, split, fleet, calibration) for split in candidates(job, fleet)]
+    plans = [plan(job, split, fleet, calibration) for split in candidates(job, fleet, calibration.memory)]
     return sorted(plans, key=lambda made: (bool(made.shortfalls), -made.samples_per_s))

@@ -70,7 +70,7 @@ def loads_of(
     return {
         "sample": drawn.load,
         "support": heaviest(support_loads(job, learner, split.learner, fleet), stages["support"]),
-        "score": heaviest(score_loads(job, teacher, split.teacher), stages["score"]),
+        "score": heaviest(score_loads(job, teacher, split.teacher, fleet, split.teacher_shards), stages["score"]),
         "learn": heaviest(learn_loads(job, learner, split.learner, fleet), stages["learn"]),
         "publish": publish_load(job, split, fleet),
         "driver": Load(calls=1, items=job.samples),

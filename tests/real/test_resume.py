@@ -103,11 +103,11 @@ def test_interrupted_saves_and_resumes_with_fewer_learners_and_more_workers(laun
     step = audit(RunFolder(run.folder)).steps
     last = f"steps={step + 3}"
     fewer = (*words[1:], last, "rollout.num_workers=2", "learner.num_workers=1", "learner.zero_stage=1")
-    fewer += ("teacher.num_workers=2", "teacher.shards=2")
-    refused = run.again("--resume", *fewer, "learner.learning_rate=1e-6")
+    shared = ("teacher.num_workers=2", "teacher.shards=2")
+    refused = run.again("--resume", *fewer, *shared, "learner.learning_rate=1e-6")
     assert refused.end(within_s=60) == 2
     assert "other settings, which change what is learned: learner.learning_rate: " in refused.log.read_text()
-    again = run.again("--resume", *fewer)
+    again = run.again("--resume", *fewer, *shared)
     assert again.end(within_s=400) == 0, again.log.read_text()
     said = again.log.read_text()
     assert f"resumed after step {step}" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,6 @@ class Holder(TeacherWorker):
         parameters = shards.parameters_of(self._models[Weights.ema]).values()
         return sum(shards.held(parameter).numel() for parameter in parameters)
 
-    def took(self, version: int, seed: int | None) -> int:
-        """Weights of that version: MiniSci's own, or a little off."""
-        model = load_causal_lm(MODEL_DIR, Precision.float32) if seed is None else moved_model()
-        return self.receive(version, posted(version, model.named_parameters())).version
-
 
 def whole_teacher() -> Holder:
     worker = Holder(0, demo(*WORDS), MODEL_DIR)
@@ -55,6 +51,24 @@ def whole_teacher() -> Holder:
 
 def taught(group: ActorGroup, call: Callable[[Any, int], Any]) -> list[Any]:
     return asyncio.run(group.each(call, within_s=60, what="a test"))
+
+
+def took(group: ActorGroup | None, alone: Holder, versions: int) -> None:
+    """So many publishes: MiniSci's own weights, then those a little off."""
+    own = load_causal_lm(MODEL_DIR, Precision.float32)
+    for version, model in enumerate([own, *[moved_model()] * (versions - 1)]):
+        parcels = posted(version, model.named_parameters())
+        alone.receive(version, parcels)
+        if group is not None:
+            taught(group, partial(receive, version, parcels))
+
+
+def receive(version: int, parcels: Any, worker: Any, _: int) -> Any:
+    return worker.receive.remote(version, parcels)
+
+
+def score(asked: list[Any], forwards: Forwards, worker: Any, rank: int) -> Any:
+    return worker.score.remote(*asked[rank], forwards)
 
 
 @pytest.fixture(scope="module")
@@ -81,23 +95,17 @@ def supports(of: list[Lesson]) -> list[Tokens]:
 def test_they_say_what_one_with_a_whole_copy_says(sharers: ActorGroup, given: bool) -> None:
     """Also where they have several forwards to run, one, or none."""
     alone = whole_teacher()
-    for version, seed in ((0, None), (1, 0)):
-        assert taught(sharers, lambda worker, _, v=version, s=seed: worker.took.remote(v, s)) == [version] * RANKS
-        alone.took(version, seed)
+    took(sharers, alone, versions=2)
+    hands = [lessons(7), lessons(1), []]
+    asked = [(hand, supports(hand) if given else None) for hand in hands]
     for forwards in (
         Forwards(Support.student, Weights.ema, Weights.ema),
         Forwards(Support.student, Weights.frozen, Weights.trust_region),
     ):
-        hands = [lessons(7), lessons(1), []]
-        answers = taught(
-            sharers,
-            lambda worker, rank, hands=hands, forwards=forwards: worker.score.remote(
-                hands[rank], supports(hands[rank]) if given else None, forwards
-            ),
-        )
-        for hand, answer in zip(hands, answers, strict=True):
-            expected = alone.score(hand, supports(hand) if given else None, forwards)
-            assert len(answer) == len(expected) == len(hand)
+        answers = taught(sharers, partial(score, asked, forwards))
+        for hand, answer in zip(asked, answers, strict=True):
+            expected = alone.score(*hand, forwards)
+            assert len(answer) == len(expected) == len(hand[0])
             for one, other in zip(answer, expected, strict=True):
                 for found, wanted in zip(one, other, strict=True):
                     assert (found is None) == (wanted is None)
@@ -120,8 +128,7 @@ def test_what_they_save_fits_one_and_the_other_way_round(sharers: ActorGroup, tm
     for folder in (ours, theirs):
         folder.mkdir()
     one = whole_teacher()
-    for version, seed in ((0, None), (1, 0), (2, 0)):
-        one.took(version, seed)
+    took(None, one, versions=3)
     one.save(ours)
     taught(sharers, lambda worker, _: worker.load.remote(ours))
     taught(sharers, lambda worker, _: worker.save.remote(theirs))

@@ -23,6 +23,7 @@ from demopsd_dist.planning.memory import (
     plain_logits_gib,
     rollout_footprint,
     shortfalls,
+    teacher_footprint,
 )
 from demopsd_dist.planning.shape import KNOWN, ModelShape, shape_from, shape_of
 from tests.unit.planning_jobs import SHAPE, fleet, gpu, job
@@ -171,6 +172,18 @@ def test_processes_of_an_engine_share_its_weights_and_room() -> None:
     assert "are on one node; it has 8 devices" in shortfalls(wide, Split(1, 0, 1), small, found)[0]
 
 
+def test_teachers_share_a_copy() -> None:
+    """Beside its part each has two layers, and per copy what is not in layers."""
+    shape = KNOWN["qwen3-8b"]
+    of = replace(job(shape=shape), precision="bfloat16", teacher_copies=2)
+    alone, four = (teacher_footprint(of, Power(gpu()), 4, shards).held for shards in (1, 4))
+    assert four["weights"] == alone["weights"] / 4
+    embedding_and_head = 2 * 151_936 * 4096 + 4096
+    layer = (shape.parameters - embedding_and_head) / 36
+    assert four["gathered weights"] * 2**30 == pytest.approx(4 * (2 * layer + 2 * embedding_and_head), rel=1e-3)
+    assert "gathered weights" not in alone
+
+
 def test_a_large_model_is_never_gathered_whole() -> None:
     of = replace(job(shape=KNOWN["qwen3-32b"]), zero_stage=3, precision="bfloat16")
     held = learner_footprint(of, Power(gpu()), 32).held
@@ -198,8 +211,12 @@ def test_logits_without_fusing_grow_with_the_micro_batch() -> None:
             24,
             "Set learner.activation_checkpointing=true, or lower learner.micro_batch_tokens.",
         ),
-        ({"shape": KNOWN["qwen3-14b"]}, 40, "use a smaller model, or a method without a teacher"),
-        ({"shape": KNOWN["qwen3-8b"]}, 32, "Lower teacher.batch_tokens, or use a smaller model"),
+        (
+            {"shape": KNOWN["qwen3-14b"]},
+            40,
+            "raise teacher.shards, the number of workers that share one, or use a smaller model or a method",
+        ),
+        ({"shape": KNOWN["qwen3-8b"]}, 32, "lower teacher.batch_tokens, or raise teacher.shards"),
         (
             {"max_response_tokens": 200_000, "shape": KNOWN["qwen3-0.6b"]},
             20,

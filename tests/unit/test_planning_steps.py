@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from demopsd_dist.errors import ConfigError
+from demopsd_dist.planning import report
 from demopsd_dist.planning.assumed import ASSUMED, STAGES, UNCALIBRATED, Calibration
 from demopsd_dist.planning.calibration import Measured, fit_memory, fit_stage, fitted, nonnegative, read
 from demopsd_dist.planning.drawn import learned, learner_batches, teacher_batches
@@ -68,7 +69,7 @@ def test_support_is_one_forward_and_scoring_two() -> None:
     (support,) = support_loads(of, COMPUTE_ONLY, 1, fleet())
     (batches,) = learner_batches(of, 1)
     assert work_s(support) == pytest.approx((flops_of_layers(of, batches) + head) / 1e12, rel=1e-6)
-    (score,) = score_loads(of, COMPUTE_ONLY, 1)
+    (score,) = score_loads(of, COMPUTE_ONLY, 1, fleet())
     both = [teacher_batches(of, 1, privileged=privileged)[0] for privileged in (False, True)]
     wanted = sum(flops_of_layers(of, batches) + head for batches in both)
     assert work_s(score) == pytest.approx(wanted / 1e12, rel=1e-6)
@@ -92,11 +93,22 @@ def test_what_ranks_send_each_other(stage: int) -> None:
     assert publish_load(of, Split(1, 1, 4), slow).sent_s == pytest.approx(gathered)
 
 
+def test_teachers_who_share_a_copy_gather_its_layers_at_every_forward() -> None:
+    of = job("teacher.batch_tokens=1000", "rollout.prompts_per_step=8")
+    slow = fleet(link=1.0)
+    views = [teacher_batches(of, 4, privileged=privileged) for privileged in (False, True)]
+    forwards = sum(max(map(len, view)) for view in views)
+    assert forwards > 2
+    for load in score_loads(of, Power(slow.device), 4, slow, shards=2):
+        assert load.sent_s == pytest.approx(forwards * 1 / 2 * 4 * of.shape.stored / 1e9)
+    assert all(load.sent_s == 0.0 for load in score_loads(of, Power(slow.device), 4, slow))
+
+
 def test_more_workers_share_the_work() -> None:
     of = job("rollout.prompts_per_step=64")
     for loads in (
         lambda count: support_loads(of, COMPUTE_ONLY, count, fleet()),
-        lambda count: score_loads(of, COMPUTE_ONLY, count),
+        lambda count: score_loads(of, COMPUTE_ONLY, count, fleet()),
         lambda count: learn_loads(of, COMPUTE_ONLY, count, fleet()),
     ):
         alone, four = (max(work_s(load) for load in loads(count)) for count in (1, 4))
@@ -233,16 +245,27 @@ def test_the_best_split_is_the_best_of_all() -> None:
     of = job("rollout.prompts_per_step=32", traffic=replace(ALIKE, response_spread=0.5))
     place = fleet(6)
     plans = ranked(of, place, UNCALIBRATED)
-    assert len(plans) == len(list(candidates(of, place))) == 2 * sum(range(1, 5))
+    assert len(plans) == len(list(candidates(of, place, {}))) == 2 * sum(range(1, 5))
     assert {made.split.rollout + made.split.teacher + made.split.learner for made in plans} == {6}
     assert plans[0].samples_per_s == max(made.samples_per_s for made in plans)
+
+
+def test_teachers_share_a_copy_where_they_must() -> None:
+    of = replace(job(shape=KNOWN["qwen3-32b"]), precision="bfloat16", adapters=10**8, zero_stage=3, tensor_parallel=2)
+    best = ranked(of, fleet(16), UNCALIBRATED)[0]
+    assert not best.shortfalls
+    assert 1 < best.split.teacher_shards <= best.split.teacher
+    assert f"teacher.shards={best.split.teacher_shards}" in report.settings(best)
+    assert f"{best.split.teacher} teacher by {best.split.teacher_shards}," in best.split.told()
+    small = replace(of, shape=KNOWN["qwen3-4b"])
+    assert {made.split.teacher_shards for made in ranked(small, fleet(16), UNCALIBRATED)} == {1}
 
 
 def test_an_engine_of_several_devices_is_faster_and_pays_for_its_sums() -> None:
     of = job("rollout.max_batch_sequences=8")
     halves = replace(of, tensor_parallel=2)
     place = fleet(4, link=1e-3)
-    splits = list(candidates(halves, place))
+    splits = list(candidates(halves, place, {}))
     assert splits
     assert {split.rollout * 2 + split.learner + split.teacher for split in splits} == {4}
     loads = [
@@ -256,7 +279,7 @@ def test_an_engine_of_several_devices_is_faster_and_pays_for_its_sums() -> None:
 
 
 def test_on_shared_cores_threads_of_a_worker_are_not_set_against_other_roles() -> None:
-    splits = list(candidates(job(), Fleet(replace(gpu(), shared=True), 1, 4)))
+    splits = list(candidates(job(), Fleet(replace(gpu(), shared=True), 1, 4), {}))
     assert {(split.rollout, split.learner) for split in splits} == {(1, 1), (1, 4), (4, 1), (4, 4)}
     assert {split.teacher_threads for split in splits if split.ahead} == {1}
     assert {split.teacher_threads for split in splits if not split.ahead} == {1, 4}
@@ -275,7 +298,7 @@ def test_a_split_that_does_not_fit_is_never_recommended() -> None:
 
 def test_a_method_without_a_teacher_gives_it_no_device() -> None:
     of = job("method=grpo")
-    assert {split.teacher for split in candidates(of, fleet(4))} == {0}
+    assert {split.teacher for split in candidates(of, fleet(4), {})} == {0}
     assert plan(of, Split(2, 0, 2), fleet(4), UNCALIBRATED).seconds["score"] == 0.0
 
 
