@@ -20,12 +20,18 @@ HEAD_CHUNK_TOKENS = 2048
 _NOTHING = np.zeros(1, dtype=np.int32)
 
 
-def load_causal_lm(folder: Path, precision: Precision) -> Any:
-    """A transformers causal language model; no code from the folder is run."""
+def load_causal_lm(folder: Path, precision: Precision | None) -> Any:
+    """A transformers causal language model; no code from the folder is run.
+
+    Without a precision it has that of its files, and is mapped from them: what is never touched takes no memory.
+    """
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, precision.value), trust_remote_code=False, use_safetensors=True
+        folder,
+        dtype=getattr(torch, precision.value) if precision else "auto",
+        trust_remote_code=False,
+        use_safetensors=True,
     )
 
 

@@ -9,14 +9,16 @@ What FSDP is made of takes a second to import, so only those who share a copy do
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from demopsd_dist.config import Precision
 from demopsd_dist.errors import ConfigError
-from workers.forward import ResponseModel
+from workers.forward import ResponseModel, load_causal_lm
 from workers.ranks import MeetingPoint
 
 if TYPE_CHECKING:
@@ -34,8 +36,8 @@ def join(device: torch.device, rank: int, ranks: int, shards: int, meeting_point
     return init_device_mesh(device.type, (ranks // shards, shards), mesh_dim_names=("copies", "shards"))["shards"]
 
 
-def shard(model: ResponseModel, mesh: DeviceMesh) -> None:
-    """Keep this worker's rows alone, on its device.
+def shared_model(folder: Path, mesh: DeviceMesh) -> ResponseModel:
+    """This worker's rows of a model in float32, on its device. At no time has it more than a layer of the others'.
 
     Raises:
         ConfigError: transformers does not tell the model's layers.
@@ -43,15 +45,21 @@ def shard(model: ResponseModel, mesh: DeviceMesh) -> None:
     from torch.distributed.fsdp import fully_shard
     from transformers.modeling_layers import GradientCheckpointingLayer
 
+    causal = load_causal_lm(folder, None)
+    if any(buffer.dtype in (torch.bfloat16, torch.float16) for buffer in causal.buffers()):  # they lost digits
+        causal = load_causal_lm(folder, Precision.float32)
+    model = ResponseModel(causal.eval().requires_grad_(False))
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise ConfigError(
-            f"teacher.shards={mesh.size()}: transformers does not tell the layers of {type(model.model).__name__}. "
+            f"teacher.shards={mesh.size()}: transformers does not tell the layers of {type(causal).__name__}. "
             "Set it to 1."
         )
     for layer in layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh, reshard_after_forward=False)  # the caller applies the head after the forward
+        fully_shard(layer.float(), mesh=mesh)
+    # The caller applies the head after the forward, so what is beside the layers stays whole until then.
+    fully_shard(model.float(), mesh=mesh, reshard_after_forward=False)
+    return model
 
 
 def most(mesh: DeviceMesh, count: int) -> int:

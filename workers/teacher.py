@@ -67,11 +67,10 @@ class TeacherWorker(Receiver, Rank):
         self._names = frozenset(shards.parameters_of(next(iter(self._models.values()))))
 
     def _load(self) -> ResponseModel:
-        model = ResponseModel(load_causal_lm(self._folder, Precision.float32).eval().requires_grad_(False))
-        if self._mesh is None:
-            return model.to(self._device)
-        shards.shard(model, self._mesh)
-        return model
+        if self._mesh is not None:
+            return shards.shared_model(self._folder, self._mesh)
+        model = load_causal_lm(self._folder, Precision.float32).eval().requires_grad_(False)
+        return ResponseModel(model).to(self._device)
 
     @spanned
     def receive(self, version: int, parcels: Sequence[ray.ObjectRef]) -> Receipt:

@@ -43,8 +43,8 @@ class Holder(TeacherWorker):
         return sum(shards.held(parameter).numel() for parameter in parameters)
 
 
-def whole_teacher() -> Holder:
-    worker = Holder(0, demo(*WORDS), MODEL_DIR)
+def whole_teacher(folder: Path = MODEL_DIR) -> Holder:
+    worker = Holder(0, demo(*WORDS), folder)
     worker.start()
     return worker
 
@@ -56,7 +56,7 @@ def taught(group: ActorGroup, call: Callable[[Any, int], Any]) -> list[Any]:
 def took(group: ActorGroup | None, alone: Holder, versions: int) -> None:
     """So many publishes: MiniSci's own weights, then those a little off."""
     own = load_causal_lm(MODEL_DIR, Precision.float32)
-    for version, model in enumerate([own, *[moved_model()] * (versions - 1)]):
+    for version, model in enumerate([own, *[moved_model()] * (versions - 1)][:versions]):
         parcels = posted(version, model.named_parameters())
         alone.receive(version, parcels)
         if group is not None:
@@ -72,10 +72,18 @@ def score(asked: list[Any], forwards: Forwards, worker: Any, rank: int) -> Any:
 
 
 @pytest.fixture(scope="module")
-def sharers(ray_here: None) -> Iterator[ActorGroup]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MiniSci in bfloat16: teachers hold it in float32 all the same."""
+    folder = tmp_path_factory.mktemp("bfloat16")
+    load_causal_lm(MODEL_DIR, Precision.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sharers(ray_here: None, folder: Path) -> Iterator[ActorGroup]:
     config = demo(*WORDS, f"teacher.num_workers={RANKS}", f"teacher.shards={RANKS}")
     placement = Placement([Bundle("teacher", rank, 0.1, 0) for rank in range(RANKS)])
-    group = placement.start("teacher", Holder, lambda rank: (rank, config, MODEL_DIR), environment(config))
+    group = placement.start("teacher", Holder, lambda rank: (rank, config, folder), environment(config))
     asyncio.run(start_ranks(group, 180, "a start"))
     yield group
     group.kill()
@@ -91,11 +99,13 @@ def supports(of: list[Lesson]) -> list[Tokens]:
     return [np.tile(np.arange(TOP_K, dtype=np.int32), (lesson.response_length_tokens, 1)) for lesson in of]
 
 
-@pytest.mark.parametrize("given", [True, False], ids=["support given", "own support"])
-def test_they_say_what_one_with_a_whole_copy_says(sharers: ActorGroup, given: bool) -> None:
+@pytest.mark.parametrize(("given", "versions"), [(False, 0), (True, 2)], ids=["as loaded", "as published"])
+def test_they_say_what_one_with_a_whole_copy_says(
+    sharers: ActorGroup, folder: Path, given: bool, versions: int
+) -> None:
     """Also where they have several forwards to run, one, or none."""
-    alone = whole_teacher()
-    took(sharers, alone, versions=2)
+    alone = whole_teacher(folder)
+    took(sharers, alone, versions)
     hands = [lessons(7), lessons(1), []]
     asked = [(hand, supports(hand) if given else None) for hand in hands]
     for forwards in (
