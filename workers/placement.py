@@ -169,5 +169,6 @@ def summary_of_roles(config: Config) -> str:
     weights = "+".join(sorted(weights.value for weights in held_weights(config)))
     processes = config.rollout.tensor_parallel
     parts = [f"{config.rollout.num_workers} rollout" + (f" (TP-{processes})" if processes > 1 else "")]
-    parts += [f"{config.teacher.num_workers} teacher ({weights})"] if weights else []
+    shared = f", {config.teacher.shards} a copy" if config.teacher.shards > 1 else ""
+    parts += [f"{config.teacher.num_workers} teacher ({weights}{shared})"] if weights else []
     return ", ".join([*parts, f"{config.learner.num_workers} learner (ZeRO-{config.learner.zero_stage})"])

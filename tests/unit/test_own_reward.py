@@ -91,8 +91,9 @@ def test_one_that_hangs_is_ended_and_shows_the_sample(own: Callable[..., Reward]
     assert time.monotonic() - started < 10
     assert not before.is_running()
     if how == "children":
-        slept = [p.info for p in psutil.process_iter(["cmdline", "ppid"]) if p.info["cmdline"] == ["sleep", "600.7"]]
-        assert slept == [], "what it had started is ended too"
+        slept = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "600.7"]]
+        _, left = psutil.wait_procs(slept, timeout=10)
+        assert left == [], "what it had started is ended too"
     assert reward("x" * 1000, QUESTION) == Mark(1e-4), "the next is marked, by a new process"
     assert process_of(reward).pid != before.pid
 

@@ -1,0 +1,148 @@
+"""What teachers that share a copy of their weights save and cost: `python -m benchmarks.teacher_shards [--model 500M]`
+
+Teachers alone, on CPU, with random weights and random responses of which each question has several. The same responses
+are scored by two teachers with a copy each and by two that share one; both find the same numbers. Memory is the most
+that a process has had resident while it scored; it has one copy, the EMA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.memory import held, held_from_now
+from benchmarks.models import MODELS, model_folder
+from benchmarks.results_files import RESULTS, save
+from demopsd_dist.config import Config, load
+from demopsd_dist.data.records import Lesson, Logp, Prompt, Question, Rollout, Scored, Tokens
+from demopsd_dist.methods import recipe
+from launch.processes import fenced
+from workers import cluster, shards
+from workers.crew import TeacherGroup, start_ranks
+from workers.group import Placement
+from workers.placement import core_bundles
+from workers.teacher import TeacherWorker, environment
+
+ROOT = Path(__file__).parents[1]
+LAYOUTS = {"a copy each": 1, "one copy shared": 2}
+QUESTIONS, SIBLINGS, PROMPT_TOKENS, RESPONSE_TOKENS = 4, 4, 32, 32
+BATCH_TOKENS = 512  # several forwards each
+
+
+def lessons(vocabulary: int) -> list[Lesson]:
+    """Random responses, each taught by the one before."""
+    rng = np.random.default_rng(0)
+
+    def tokens(length: int) -> Tokens:
+        return rng.integers(0, vocabulary, length, dtype=np.int32)
+
+    found = []
+    for number in range(QUESTIONS):
+        prompt = Prompt(Question(id=f"q{number}", text="", answer="", field=""), tokens(PROMPT_TOKENS))
+        responses = [tokens(RESPONSE_TOKENS) for _ in range(SIBLINGS)]
+        for sample, response in enumerate(responses):
+            rollout = Rollout(
+                prompt=prompt,
+                sample=sample,
+                tokens_T=response,
+                logp_T=np.zeros(RESPONSE_TOKENS, np.float32),
+                text="",
+                truncated=False,
+                version_T=np.zeros(RESPONSE_TOKENS, np.int32),
+                worker=0,
+            )
+            privileged = np.concatenate([prompt.tokens, responses[sample - 1]])
+            found.append(Lesson(rollout, 1.0, 0.0, privileged))
+    return found
+
+
+def written(worker: TeacherWorker) -> None:
+    """Runs in the actor: all weights written once, as by a publish. Before that some are mapped from the model's
+    files. Memory counts from here."""
+    for model in worker._models.values():
+        for parameter in shards.parameters_of(model).values():
+            shards.held(parameter).mul_(1.0)
+    held_from_now(worker)
+
+
+async def measured(config: Config, folder: Path, rounds: int) -> tuple[dict[str, float], list[Scored]]:
+    placement = Placement([bundle for bundle in core_bundles(config) if bundle.role == "teacher"])
+    group = placement.start("teacher", TeacherWorker, lambda rank: (rank, config, folder), environment(config))
+    try:
+        await start_ranks(group, config.limits.start_s, "the models")
+        await group.each(lambda worker, _: worker.__ray_call__.remote(written), within_s=60, what="a write")
+        of = lessons(vocabulary_of(folder))
+        supports = [item.rollout.tokens_T[:, None] for item in of]
+        teacher = TeacherGroup(group, config)
+        seconds = []
+        for _ in range(rounds + 1):
+            started = time.monotonic()
+            scored = await teacher.score(of, supports, recipe(config).forwards)
+            seconds.append(time.monotonic() - started)
+        memory = await group.each(lambda worker, _: worker.__ray_call__.remote(held), within_s=60, what="its memory")
+    finally:
+        group.kill()
+        placement.release()
+    return {"score_s": min(seconds[1:]), "memory_gib": max(host for host, _ in memory)}, scored
+
+
+def vocabulary_of(folder: Path) -> int:
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(folder).vocab_size)
+
+
+def same(one: Sequence[Scored], other: Sequence[Scored]) -> bool:
+    def values(scored: Sequence[Scored]) -> list[Logp]:
+        both = [(item.reference_logp_TA, item.teacher_logp_TA) for item in scored]
+        return [part for parts in both for part in parts if part is not None]
+
+    pairs = list(zip(values(one), values(other), strict=True))
+    return bool(pairs) and all(np.array_equal(a, b) for a, b in pairs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="500M")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    rows: dict[str, dict[str, float]] = {}
+    found: dict[str, list[Scored]] = {}
+    with fenced(), model_folder(args.model) as folder:
+        for name, size in LAYOUTS.items():
+            words = [f"model.path={folder}", "teacher.num_workers=2", f"teacher.shards={size}", "teacher.threads=1"]
+            words.append(f"teacher.batch_tokens={BATCH_TOKENS}")
+            config = load(ROOT / "configs" / "demo.yaml", words)
+            if not rows:
+                cluster.join(config)
+            rows[name], found[name] = asyncio.run(measured(config, folder, args.rounds))
+            print(name, rows[name], flush=True)
+        weights_gib = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 2**30
+    whole = rows["a copy each"]
+    lines = [
+        "# Two teachers with a copy each, or with one together",
+        "",
+        f"{args.model} of random weights, {weights_gib:.2f} GiB in float32, on two CPU cores. {QUESTIONS} questions of "
+        f"{PROMPT_TOKENS} tokens with {SIBLINGS} responses of {RESPONSE_TOKENS}, scored twice in forwards of "
+        f"{BATCH_TOKENS} tokens; the fastest of {args.rounds} rounds. The numbers found are "
+        f"{'the same' if same(*found.values()) else 'NOT THE SAME'}, bit for bit.",
+        "",
+        "| two teachers | score, s | ratio | GiB each | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        lines.append(
+            f"| {name} | {row['score_s']:.2f} | {row['score_s'] / whole['score_s']:.2f} | {row['memory_gib']:.2f} | "
+            f"{row['memory_gib'] / whole['memory_gib']:.2f} |"
+        )
+    save(args.out, "teacher-shards-cpu", {"model": args.model, "weights_gib": weights_gib, "rows": rows}, lines)
+
+
+if __name__ == "__main__":
+    main()
