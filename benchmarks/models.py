@@ -33,6 +33,7 @@ MODELS = {
     "60M": sizes(10, 640, 10, 5, 16384),
     "100M": sizes(8, 768, 12, 4, 32768),
     "250M": sizes(12, 1152, 18, 6, 32768),
+    "360M": sizes(26, 1024, 16, 8, 16384),  # layers as many, and as large beside the head, as of models of billions
     "500M": sizes(13, 1536, 24, 8, 49152),
 }
 

@@ -55,9 +55,11 @@ def shared_model(folder: Path, mesh: DeviceMesh) -> ResponseModel:
             f"teacher.shards={mesh.size()}: transformers does not tell the layers of {type(causal).__name__}. "
             "Set it to 1."
         )
-    for layer in layers:
-        fully_shard(layer.float(), mesh=mesh)
-    # The caller applies the head after the forward, so what is beside the layers stays whole until then.
+    embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
+    apart = [] if embedding.weight is head.weight else [embedding]
+    for part in [*layers, *apart]:
+        fully_shard(part.float(), mesh=mesh)
+    # The caller applies the head after the forward, so what is left stays whole until then.
     fully_shard(model.float(), mesh=mesh, reshard_after_forward=False)
     return model
 

@@ -34,7 +34,8 @@ EMA_FILES = "ema*.safetensors"
 def environment(config: Config) -> dict[str, str]:
     if config.teacher.gpus_per_worker:
         return {}
-    return {"OMP_NUM_THREADS": str(config.teacher.threads), "CUDA_VISIBLE_DEVICES": ""}
+    gathered = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)} if config.teacher.shards > 1 else {}  # given back after a layer
+    return {"OMP_NUM_THREADS": str(config.teacher.threads), "CUDA_VISIBLE_DEVICES": "", **gathered}
 
 
 class TeacherWorker(Receiver, Rank):

@@ -65,7 +65,8 @@ def rollout_footprint(job: Job, power: Power, engines: int) -> Footprint:
 def teacher_footprint(job: Job, power: Power, workers: int, shards: int = 1) -> Footprint:
     """Copies in float32, each shared by so many workers, and one forward without gradients.
 
-    Who shares one has two layers whole, the one that computes and the next, and what is beside the layers.
+    Who shares one has two layers whole, the one that computes and the next, or the embedding before them; and the head
+    of every copy, which is applied after a forward.
     """
     batches = [
         batch
@@ -88,7 +89,8 @@ def teacher_footprint(job: Job, power: Power, workers: int, shards: int = 1) -> 
 
 
 def _gathered(shape: ModelShape, copies: int) -> float:
-    return 2 * shape.stored / shape.layers + copies * (shape.parameters - shape.stored)
+    one_by_one = max(2 * shape.stored / shape.layers, 0 if shape.tied else shape.head)
+    return one_by_one + copies * (shape.head + shape.hidden)
 
 
 @lru_cache(maxsize=256)

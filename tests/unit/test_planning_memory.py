@@ -173,14 +173,18 @@ def test_processes_of_an_engine_share_its_weights_and_room() -> None:
 
 
 def test_teachers_share_a_copy() -> None:
-    """Beside its part each has two layers, and per copy what is not in layers."""
+    """Beside its part each has the embedding or two layers, and per copy the head and a norm."""
     shape = KNOWN["qwen3-8b"]
     of = replace(job(shape=shape), precision="bfloat16", teacher_copies=2)
     alone, four = (teacher_footprint(of, Power(gpu()), 4, shards).held for shards in (1, 4))
     assert four["weights"] == alone["weights"] / 4
-    embedding_and_head = 2 * 151_936 * 4096 + 4096
-    layer = (shape.parameters - embedding_and_head) / 36
-    assert four["gathered weights"] * 2**30 == pytest.approx(4 * (2 * layer + 2 * embedding_and_head), rel=1e-3)
+    head = 151_936 * 4096
+    layer = (shape.parameters - 2 * head - 4096) / 36
+    assert head > 2 * layer
+    assert four["gathered weights"] * 2**30 == pytest.approx(4 * (head + 2 * (head + 4096)), rel=1e-6)
+    tied = replace(of, shape=replace(shape, tied=True))
+    held = teacher_footprint(tied, Power(gpu()), 4, 4).held
+    assert held["gathered weights"] * 2**30 == pytest.approx(4 * (2 * layer + 2 * (head + 4096)), rel=1e-6)
     assert "gathered weights" not in alone
 
 
