@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,9 +99,18 @@ class TeacherGroup:
         return [[i for row in rank for i in row.items] for rank in ranks]
 
 
+async def nothing() -> None:
+    pass
+
+
 class LearnerGroup:
-    def __init__(self, group: ActorGroup, config: Config) -> None:
-        self._group, self._config = group, config
+    """
+    Args:
+        make_room: asked before each step, which others may have to give memory back for.
+    """
+
+    def __init__(self, group: ActorGroup, config: Config, make_room: Callable[[], Awaitable[None]] = nothing) -> None:
+        self._group, self._config, self._make_room = group, config, make_room
         self._call_s = config.limits.call_s
         self.dp_size = len(group)
 
@@ -140,6 +149,7 @@ class LearnerGroup:
         return [found[i] for i in range(len(lessons))]
 
     async def step(self, batch: TrainBatch) -> LearnReport:
+        await self._make_room()
         reports = await self._group.each(
             lambda worker, rank: worker.step.remote(
                 batch.shards[rank], batch.token_count, batch.size, batch.learning_rate_factor, batch.told, batch.trace
@@ -243,7 +253,7 @@ class RayCore:
         return Crew(
             rollouts=RolloutGroup(self._rollouts, self._config),
             teacher=TeacherGroup(self._teacher, self._config),
-            learners=LearnerGroup(self._learners, self._config),
+            learners=LearnerGroup(self._learners, self._config, self._publisher.make_room),
             weights=self._publisher,
             revive=self.revive,
             lanes=self.lanes,

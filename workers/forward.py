@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from demopsd_dist.config import Precision
+from demopsd_dist.config import Config, Precision
 from demopsd_dist.data.records import Tokens, input_of
 from demopsd_dist.data.tree import Tree, tree_of
 
@@ -33,6 +33,12 @@ def load_causal_lm(folder: Path, precision: Precision | None) -> Any:
         trust_remote_code=False,
         use_safetensors=True,
     )
+
+
+def give_back(config: Config, device: torch.device) -> None:
+    """What torch keeps of a GPU for its next tensors, where engines sleep to make room, and want it when they wake."""
+    if config.rollout.sleep and device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 class Rectangle:

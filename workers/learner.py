@@ -23,7 +23,7 @@ from demopsd_dist.schedule import learning_rate
 from workers import learner_state
 from workers.account import Account, RankReport
 from workers.adapters import Adapters, Named, adapt, save_adapters, whole_names
-from workers.forward import Rectangle, ResponseModel, in_slices, load_causal_lm, support_tensor
+from workers.forward import Rectangle, ResponseModel, give_back, in_slices, load_causal_lm, support_tensor
 from workers.probe import LogpT
 from workers.ranks import MeetingPoint, Rank, meet_on
 from workers.recompute import recompute_layers
@@ -141,6 +141,7 @@ class LearnerWorker(Watched, Rank):
             )
         with self.spans.span("update"), account.gradient_seen(self._engine):
             self._engine.step()
+        give_back(self._config, self._device)
         norm = self._grad_norm if self._config.learner.zero_stage == 0 else self._engine.get_global_grad_norm()
         self._refuse_infinite_gradient(float(norm))
         report.maxima["learner/grad_norm"] = float(norm)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -127,11 +127,28 @@ class WeightPublisher:
     async def publish(self, version: int, *, moved: bool = True) -> None:
         async with self._busy:
             if not moved and self._last is not None:
+                if self._config.rollout.sleep:
+                    await self._send_again(self._last)
                 self._last = replace(self._last, version=version)
                 await self._by_rollouts(lambda worker: worker.adopt.remote(version), f"version {version}")
             else:
                 await self._publish(version)
         self._published.set()
+
+    async def make_room(self) -> None:
+        """Engines that share a GPU with the learners sleep until the next publish, where they are to."""
+        if self._config.rollout.sleep:
+            async with self._busy:
+                await self._by_rollouts(lambda worker: worker.sleep.remote(), "sleep")
+
+    async def _send_again(self, last: Published) -> None:
+        """To engines that have slept since: it is all that they lost. The teacher has taken it in."""
+        what = f"receipt of weights version {last.sent}"
+        answers = await self._by_rollouts(
+            lambda worker: worker.receive.remote(last.sent, last.parcels, self._probe), what
+        )
+        self._said.clear()
+        self._compare(last.sent, last.probe_T, receipts_of(answers))
 
     async def _publish(self, version: int) -> None:
         call_s, what = self._config.limits.call_s, f"weights version {version}"
@@ -158,7 +175,7 @@ class WeightPublisher:
         for rank, error in received.items():
             if isinstance(error, LostWorkerError):
                 self._fleet.lost(rank, error)
-        receipts = {rank: answer for rank, answer in received.items() if isinstance(answer, Receipt)}
+        receipts = receipts_of(received)
         ranks = len(self._learners)
         before, self.parcels = self.parcels, learned[:-ranks:ranks]
         self.receipts = [*receipts.values(), *taught]
@@ -201,6 +218,10 @@ async def nodes_of(group: ActorGroup, within_s: float) -> dict[str, str]:
     """The node of each actor, by its name ("rollout 0")."""
     nodes = await group.each(lambda worker, _: worker.node.remote(), within_s=within_s, what="its node")
     return {f"{group.role} {rank}": node for rank, node in zip(group.ranks, nodes, strict=True)}
+
+
+def receipts_of(answers: Mapping[int, Receipt | LostWorkerError]) -> dict[int, Receipt]:
+    return {rank: answer for rank, answer in answers.items() if isinstance(answer, Receipt)}
 
 
 def digests_of(parcels: Sequence[Parcel]) -> list[str]:

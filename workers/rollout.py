@@ -62,6 +62,7 @@ class RolloutWorker(Receiver):
         self._copies: SharedMemory | None = None  # of weights, for the engine's processes
         self._open = asyncio.Event()  # for new prompts; closed while a publish waits for those under way
         self._open.set()
+        self._asleep = False
 
     async def start(self, *, blank: bool = False) -> None:
         """Load the engine. A call of its own, so that a failure comes back as this worker's error.
@@ -93,6 +94,7 @@ class RolloutWorker(Receiver):
             distributed_executor_backend="uni" if settings.tensor_parallel == 1 else "mp",
             worker_extension_cls=SEVERAL if settings.tensor_parallel > 1 else "",
             enable_prefix_caching=True,
+            enable_sleep_mode=settings.sleep and bool(settings.gpus_per_worker),  # a CPU engine can sleep without
             max_logprobs=max(self._top_k, 1),
             logprobs_mode="processed_logprobs",  # at the sampling temperature: those of the policy that sampled
             weight_transfer_config=WeightTransferConfig(backend=BACKEND),
@@ -198,6 +200,13 @@ class RolloutWorker(Receiver):
             support_TK=most_likely(completion.logprobs, self._top_k) if self._top_k else None,
         )
 
+    async def sleep(self) -> None:
+        """Drop weights and cache, and whatever is still under way, and give their memory back, until weights come."""
+        self._open.clear()
+        with self.spans.span("sleep"):
+            self._engine.sleep(level=2)
+        self._asleep = True
+
     async def adopt(self, version: int) -> None:
         """The weights here are also those of `version`: its step learned nothing."""
         self._stamp(version)
@@ -216,6 +225,8 @@ class RolloutWorker(Receiver):
             finally:
                 self._open.set()
         with self.spans.span("receive"):
+            if self._asleep:
+                self._engine.wake_up(["weights"])
             self._engine.collective_rpc("start_weight_update")
             arriving = self.arriving(version, parcels)
             if self._config.rollout.tensor_parallel == 1:
@@ -223,6 +234,10 @@ class RolloutWorker(Receiver):
             else:
                 self._tell_processes(arriving)
             self._engine.collective_rpc("finish_weight_update")
+            if self._asleep:
+                self._engine.wake_up(["kv_cache"])
+                self._asleep = False
+                self._open.set()
         if not self._engine.reset_prefix_cache(reset_running_requests=True):
             raise WeightSyncError(f"rollout {self.rank} could not drop its prefix cache, which holds the old weights'.")
         self._done += 1

@@ -20,7 +20,7 @@ from demopsd_dist.errors import CheckpointError
 from demopsd_dist.methods import Forwards, held_weights, recipe
 from demopsd_dist.objective import coarsen
 from workers import shards
-from workers.forward import HEAD_CHUNK_TOKENS, Rectangle, ResponseModel, load_causal_lm, support_tensor
+from workers.forward import HEAD_CHUNK_TOKENS, Rectangle, ResponseModel, give_back, load_causal_lm, support_tensor
 from workers.learner_state import FILE_BYTES
 from workers.ranks import MeetingPoint, Rank, meet_on
 from workers.spans import spanned
@@ -150,6 +150,7 @@ class TeacherWorker(Receiver, Rank):
             privileged = [lesson.privileged_tokens for lesson in lessons]
             with self.spans.span("teacher"):
                 _, teacher = self._logp(forwards.teacher, "teacher", privileged, lessons, supports_TK)
+        give_back(self._config, self._device)
         ids: list[Tokens] | list[None] = [None] * len(lessons) if given else list(supports_TK)
         return list(zip(ids, reference, teacher, strict=True))
 

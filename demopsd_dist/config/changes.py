@@ -16,6 +16,7 @@ FREE = (
     "rollout.num_workers",
     "rollout.min_workers",
     "rollout.tensor_parallel",
+    "rollout.sleep",
     "rollout.kv_cache_gib",
     "rollout.gpu_memory_fraction",
     "rollout.max_batch_*",

@@ -252,11 +252,16 @@ def _check_lora(model: ModelConfig) -> None:
 def _check_shared_gpus(config: Config) -> None:
     """A GPU may be shared: engines then take no more of its memory than their share, and ranks are not among them."""
     rollout, teacher, learner = config.rollout, config.teacher, config.learner
-    if 0 < rollout.gpus_per_worker < 1 and rollout.gpu_memory_fraction > rollout.gpus_per_worker:
+    if rollout.sleep and rollout.ahead:
+        raise ConfigError(
+            f"rollout.sleep=true with rollout.ahead={rollout.ahead}: those engines sample while the learners learn. "
+            "Set rollout.ahead=0, or rollout.sleep=false."
+        )
+    if 0 < rollout.gpus_per_worker < min(1, rollout.gpu_memory_fraction) and not rollout.sleep:
         raise ConfigError(
             f"rollout.gpu_memory_fraction={rollout.gpu_memory_fraction:g} is more than rollout.gpus_per_worker="
             f"{rollout.gpus_per_worker:g}: those who share the GPU need memory too. Lower it to "
-            f"{rollout.gpus_per_worker:g} or less."
+            f"{rollout.gpus_per_worker:g} or less, or set rollout.sleep=true."
         )
     if 0 < rollout.gpus_per_worker < 1 < rollout.tensor_parallel:
         raise ConfigError(

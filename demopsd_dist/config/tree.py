@@ -109,6 +109,9 @@ class RolloutConfig:
     by `rollout/groups`; > 0. null waits for all."""
     on_publish: OnPublish = OnPublish.wait
     """`wait` or `keep`: what a publish does to responses still being sampled, of which there are some if ahead > 0."""
+    sleep: bool = False
+    """Engines give the memory of a shared GPU back while the learners learn, and take it again at the next publish
+    (vLLM's sleep mode); needs `ahead=0`. A CPU engine rests, and keeps its memory."""
     kv_cache_gib: float = 1.0
     """KV cache of a CPU engine, or of each of its processes, whole GiB; > 0."""
     gpu_memory_fraction: float = 0.85

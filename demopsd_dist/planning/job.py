@@ -62,6 +62,7 @@ class Job:
     checkpointing: bool
     bucket_mib: int
     adapters: int = 0  # parameters of LoRA's; 0 where all weights are trained
+    engines_sleep: bool = False  # while the learners learn
     tensor_parallel: int = 1  # processes of an engine, each with a device
 
     @property
@@ -159,6 +160,7 @@ def job_of(config: Config, shape: ModelShape, traffic: Traffic) -> Job:
         checkpointing=learner.activation_checkpointing,
         bucket_mib=config.weights.bucket_mib,
         adapters=adapters,
+        engines_sleep=rollout.sleep,
         tensor_parallel=rollout.tensor_parallel,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -189,10 +189,12 @@ def shortfalls(job: Job, split: Split, fleet: Fleet, found: list[Footprint]) -> 
         places = 1 if device.shared else fleet.size
         twice = sum(one.held.get("shared with others", 0.0) * counts[one.role] for one in found)
         once = max((one.held.get("shared with others", 0.0) for one in found), default=0.0)
-        need = (sum(one.gib * counts[one.role] for one in found) - twice + once) / places
-        if need > device.memory_gib:
-            each = " + ".join(f"{counts[one.role]} x {one.role} {one.gib:.1f}" for one in found)
-            reasons.append(f"together {each} need {need:.1f} GiB a {_place(fleet)}; it has {device.memory_gib:.1f}")
+        for when, gib_of in _moments(job, device):
+            need = (sum(gib_of(one) * counts[one.role] for one in found) - twice + once) / places
+            if need > device.memory_gib:
+                each = " + ".join(f"{counts[one.role]} x {one.role} {gib_of(one):.1f}" for one in found)
+                have = f"it has {device.memory_gib:.1f}"
+                reasons.append(f"together {each} need {need:.1f} GiB a {_place(fleet)}{when}; {have}")
         return reasons
     for one in found:
         if one.gib > device.memory_gib:
@@ -209,6 +211,22 @@ def shortfalls(job: Job, split: Split, fleet: Fleet, found: list[Footprint]) -> 
             "rollout.gpu_memory_fraction or rollout.tensor_parallel."
         )
     return reasons
+
+
+def _moments(job: Job, device: Device) -> list[tuple[str, Callable[[Footprint], float]]]:
+    """When those who share a device want most of it, and what each has then. Engines that sleep leave what they have
+    beside weights and cache to them; the others leave what passes to the engines."""
+    if not job.engines_sleep or device.shared:
+        return [("", lambda one: one.gib)]
+
+    def sampling(one: Footprint) -> float:
+        return one.base_gib + sum(one.held.values()) if one.role == "learner" else one.gib
+
+    def learning(one: Footprint) -> float:
+        left = {"rollout": one.base_gib, "teacher": one.base_gib + sum(one.held.values())}
+        return left.get(one.role, one.gib)
+
+    return [(" while it samples", sampling), (" while it learns", learning)]
 
 
 def _place(fleet: Fleet) -> str:

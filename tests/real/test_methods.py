@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from demopsd_dist.config import Config, Precision, Weights, load
-from demopsd_dist.data.records import Lesson
+from demopsd_dist.data.records import Lesson, Rollout
 from demopsd_dist.methods import Forwards, Support, held_weights
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import coarsen
@@ -21,7 +22,7 @@ from demopsd_dist.run import Task
 from demopsd_dist.run_folder import RunFolder
 from demopsd_dist.runlog import RunLog
 from tests.real.conftest import ROOT, SMALL, RealCrew, Spares, demo, go_through, moved_model, posted, renew
-from tests.real.test_training import logits_of
+from tests.real.test_training import SAMPLING, logits_of
 from tests.unit.samples import prompt
 from tests.unit.samples import rollout as a_rollout
 from workers import teacher
@@ -73,7 +74,7 @@ def crew_for(config: Config, engines: RealCrew, spares: Spares) -> Iterator[tupl
         roles = Crew(
             rollouts=engines.roles.rollouts,
             teacher=TeacherGroup(teachers, config),
-            learners=LearnerGroup(learners, config),
+            learners=LearnerGroup(learners, config, publisher.make_room),
             weights=publisher,
             revive=engines.actors.revive,
         )
@@ -119,6 +120,35 @@ def test_controls_by_one_file(name: str, crew: RealCrew, spares: Spares, task: T
         assert [step["demopsd/alpha_p50"] for step in steps] == pytest.approx([config.demopsd.alpha_max] * STEPS)
     if name == "alpha_max_1":
         assert steps[0]["demopsd/alpha_p99"] > 0.8
+
+
+def test_engines_sleep_while_the_learners_learn(crew: RealCrew, spares: Spares, task: Task, tmp_path: Path) -> None:
+    """Between sampling and the next weights they do nothing. A step that learned nothing gives them theirs back."""
+    config = demo(*SHORT, "rollout.sleep=true", f"output_dir={tmp_path}")
+    engines = crew.actors.fleet.group
+    started = time.monotonic()
+    trains(config, crew, spares, task, FULL)
+    for spans in asyncio.run(engines.each(lambda w, _: w.spans_since.remote(started), within_s=60, what="spans")):
+        order = [name for name, _, _ in sorted(spans, key=lambda span: span.start_s) if name in ("receive", "sleep")]
+        assert order == ["receive", *["sleep", "receive"] * STEPS, "receive"], "at last the crew's own weights again"
+
+    async def slept(roles: Crew) -> tuple[list[Rollout], list[Rollout]]:
+        publisher = roles.weights
+        assert isinstance(publisher, WeightPublisher)
+        await publisher.publish(0)
+        before = await roles.rollouts.sample(task.test[:2], SAMPLING)
+        await publisher.make_room()
+        waiting = asyncio.ensure_future(roles.rollouts.sample(task.test[:2], SAMPLING))
+        assert not (await asyncio.wait([waiting], timeout=1))[0], "they are asleep"
+        await publisher.publish(1, moved=False)
+        await waiting
+        after = await roles.rollouts.sample(task.test[:2], SAMPLING)
+        return [item for group in before for item in group], [item for group in after for item in group]
+
+    with crew_for(config, crew, spares) as (roles, _):
+        before, after = asyncio.run(slept(roles))
+    assert [rollout.tokens_T.tolist() for rollout in before] == [rollout.tokens_T.tolist() for rollout in after]
+    assert {rollout.oldest_version for rollout in after} == {1}
 
 
 def test_the_teachers_weights_move_as_they_should(ray_here: None, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from demopsd_dist.errors import ConfigError
 from demopsd_dist.objective import SLICE_TOKENS
 from demopsd_dist.planning import forwards
 from demopsd_dist.planning.drawn import Batch
+from demopsd_dist.planning.hardware import Fleet
 from demopsd_dist.planning.job import Split
 from demopsd_dist.planning.load import Power
 from demopsd_dist.planning.memory import (
@@ -170,6 +171,27 @@ def test_processes_of_an_engine_share_its_weights_and_room() -> None:
     assert "claim 9 devices" in shortfalls(shared, Split(3, 1, 2), small, found)[0]
     wide = replace(of, tensor_parallel=16)
     assert "are on one node; it has 8 devices" in shortfalls(wide, Split(1, 0, 1), small, found)[0]
+
+
+def test_engines_that_sleep_leave_their_memory_to_the_learners() -> None:
+    """On a GPU that all share it is the most of either moment, not of both together; on CPU nothing is given back."""
+    of = replace(job(shape=KNOWN["qwen3-0.6b"]), precision="bfloat16", engine_memory_fraction=0.5, zero_stage=1)
+    together = Split(1, 1, 1, shared=True)
+
+    def reasons(asleep: bool, gib: float) -> list[str]:
+        each, place = replace(of, engines_sleep=asleep), fleet(1, memory_gib=gib)
+        return shortfalls(each, together, place, footprints(each, together, place, {}))
+
+    least = {asleep: next(gib for gib in range(1, 200) if not reasons(asleep, gib)) for asleep in (True, False)}
+    assert least[True] < least[False]
+    said = " ".join(reasons(True, least[True] - 1))
+    assert "1 x rollout 0.0 + " in said
+    assert "while it learns; it has" in said
+    assert "while it" not in reasons(False, least[False] - 1)[0]
+    cpu = Fleet(replace(gpu(memory_gib=1.0), shared=True), 1, 1)
+    awake, asleep = (replace(of, engines_sleep=sleep) for sleep in (False, True))
+    found = footprints(of, together, cpu, {})
+    assert shortfalls(awake, together, cpu, found) == shortfalls(asleep, together, cpu, found) != []
 
 
 def test_teachers_share_a_copy() -> None:
