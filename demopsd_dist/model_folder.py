@@ -42,7 +42,8 @@ def model_folder(config: Config) -> Path:
             f"{folder} has {kind}. Set model.tree_tokens=0."
         )
     rollout = config.rollout
-    ways = _ways_to_share(settings)
+    heads = settings.get("num_attention_heads") or 0  # not every model says how many it has
+    ways = ways_to_share(heads, settings.get("num_key_value_heads") or heads)
     if ways and rollout.tensor_parallel not in ways:
         raise ConfigError(
             f"rollout.tensor_parallel={rollout.tensor_parallel}: the attention heads of {folder} cannot be shared out "
@@ -83,12 +84,10 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _ways_to_share(settings: dict[str, Any]) -> list[int]:
-    """Numbers of processes among which vLLM can share out the heads; those for keys and values may be there several
-    times. Nothing where the model does not say how many it has."""
-    heads = settings.get("num_attention_heads") or 0
-    kept = settings.get("num_key_value_heads") or heads
-    return [n for n in range(1, heads + 1) if heads % n == 0 and (kept % n == 0 or n % kept == 0)]
+def ways_to_share(heads: int, kv_heads: int) -> list[int]:
+    """Numbers of processes among which vLLM can share out so many attention heads; those for keys and values may be
+    there several times."""
+    return [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
 
 
 def _other_attention(settings: dict[str, Any]) -> str | None:

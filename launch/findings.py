@@ -26,7 +26,8 @@ from demopsd_dist.data.rewards import reward_of
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.errors import ConfigError, DataError
 from demopsd_dist.model_folder import model_folder
-from demopsd_dist.planning.job import ELEMENT_BYTES
+from demopsd_dist.planning.job import Traffic, job_of
+from demopsd_dist.planning.memory import checkpoint_gib
 from demopsd_dist.planning.shape import shape_of
 from launch.command import count_gpus
 from workers.placement import check_fits
@@ -220,7 +221,7 @@ def inputs(config: Config) -> Iterator[Finding]:
 
 
 def disk(config: Config) -> Iterator[Finding]:
-    """Room for the student, and a folder that can be written."""
+    """Room for the student and the checkpoints, and a folder that can be written."""
     target = Path(config.output_dir).resolve()
     there = next(path for path in (target, *target.parents) if path.exists())
     try:
@@ -232,14 +233,16 @@ def disk(config: Config) -> Iterator[Finding]:
         return
     free = shutil.disk_usage(there).free / GIB
     try:
-        need = shape_of(config.model.path).parameters * ELEMENT_BYTES[config.model.precision.value] / GIB
+        job = job_of(config, shape_of(config.model.path), Traffic())
     except ConfigError:
-        need = 0.0
-    if free < need:
-        text = f"{free:.1f} GiB free; the student alone takes {need:.1f}"
-        yield problem("disk", str(there), text, "make room, or set output_dir to another disk")
+        return  # the model's own finding tells more
+    student, each, checkpoint = job.weights_bytes / GIB, checkpoint_gib(job), config.checkpoint
+    at_once = checkpoint.keep + 1 if checkpoint.every_steps else 1  # one more is written before the oldest goes
+    text = f"{free:.1f} GiB free; the student takes {student:.1f}, {at_once} checkpoints {at_once * each:.1f}"
+    if free < student + at_once * each:
+        yield problem("disk", str(there), text, "make room, lower checkpoint.keep, or set output_dir to another disk")
     else:
-        yield ok("disk", str(there), f"{free:.1f} GiB free; the student takes {need:.1f}")
+        yield ok("disk", str(there), text)
 
 
 def address(config: Config) -> Iterator[Finding]:

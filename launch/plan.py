@@ -71,7 +71,7 @@ def planned(arguments: argparse.Namespace) -> int:
         print("\nSplits of these devices, the fastest first:")
         print("\n".join(report.best(plans)))
         if plans and not plans[0].shortfalls:
-            print(f"\nTake the first with: {report.settings(plans[0])}\n")
+            print(f"\nTake the first with: {report.settings(plans[0], made)}\n")
             print("\n".join(report.chosen(plans[0], fleet, arguments.hours, arguments.price)))
     return int(bool(made.shortfalls))
 

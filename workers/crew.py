@@ -149,7 +149,8 @@ class LearnerGroup:
         return [found[i] for i in range(len(lessons))]
 
     async def step(self, batch: TrainBatch) -> LearnReport:
-        await self._make_room()
+        if batch.token_count:
+            await self._make_room()
         reports = await self._group.each(
             lambda worker, rank: worker.step.remote(
                 batch.shards[rank], batch.token_count, batch.size, batch.learning_rate_factor, batch.told, batch.trace

@@ -19,7 +19,7 @@ from demopsd_dist.errors import LostWorkerError, WorkerError
 from workers import rollout
 from workers.group import ActorGroup, Placement
 from workers.placement import rollout_bundle
-from workers.pull import Slots, Welcome
+from workers.pull import Room, Slots, Welcome
 
 Say = Callable[[str], None]
 
@@ -30,6 +30,7 @@ class StandingFleet:
     def __init__(self, group: ActorGroup, config: Config) -> None:
         self.group, self.slots = group, Slots(config.rollout.max_batch_sequences)
         self.welcome: Welcome | None = None
+        self.room = Room()
         for rank in group.ranks:
             self.slots.open(rank)
 
@@ -68,6 +69,7 @@ class RolloutFleet:
         self.group = self._of({})  # those who serve
         self.slots = Slots(config.rollout.max_batch_sequences)
         self.welcome: Welcome | None = None
+        self.room = Room()
         self._members: dict[int, Member] = {}
         self._needed = config.rollout.min_workers or config.rollout.num_workers
         self._replaced = 0
@@ -191,8 +193,12 @@ class RolloutFleet:
         Raises:
             WorkerError: no room for it, or its engine does not start.
         """
+        await self._members[rank].placement.ready(self._config.limits.start_s)
+        async with self.room.for_an_engine():
+            await self._started(rank)
+
+    async def _started(self, rank: int) -> None:
         limits, member = self._config.limits, self._members[rank]
-        await member.placement.ready(limits.start_s)
         newcomer = self._of(self._spawned(member.placement))
 
         def serve() -> None:

@@ -104,6 +104,7 @@ class LearnerWorker(Watched, Rank):
                 ids_NK = self._engine(rectangle, in_slices(lambda logits, _: logits.topk(top_k).indices.int()))
                 found.append(rectangle.split(ids_NK) if rows else [])
                 self._ran["student/support"] += sum(map(len, rows))
+        give_back(self._config, self._device)
         return found
 
     @spanned

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -119,6 +120,39 @@ class Throughput:
 Welcome = Callable[[ActorGroup, Callable[[], None]], Awaitable[None]]  # newcomer, what makes it serve
 
 
+class Room:
+    """Memory that engines which start and learners which step have in turn (`rollout.sleep`)."""
+
+    def __init__(self) -> None:
+        self._starting = 0
+        self._open, self._empty = asyncio.Event(), asyncio.Event()
+        self.open()
+        self._empty.set()
+
+    @asynccontextmanager
+    async def for_an_engine(self) -> AsyncIterator[None]:
+        """While it starts. Waits where the learners have the room."""
+        while not self._open.is_set():
+            await self._open.wait()
+        self._starting += 1
+        self._empty.clear()
+        try:
+            yield
+        finally:
+            self._starting -= 1
+            if not self._starting:
+                self._empty.set()
+
+    def open(self) -> None:
+        self._open.set()
+
+    async def close(self, within_s: float) -> None:
+        """For the learners: when no engine is starting any more, or has not come to an end of it in so many seconds."""
+        self._open.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), within_s)
+
+
 class Fleet(Protocol):
     """The rollout workers (`fleet.py`). `group` are those who serve; `welcome`, where there is one, brings the current
     weights to whoever joins."""
@@ -126,6 +160,7 @@ class Fleet(Protocol):
     group: ActorGroup
     slots: Slots
     welcome: Welcome | None
+    room: Room
 
     async def ask(self, rank: int, call: Callable[[Any], Any], *, what: str) -> Any:
         """

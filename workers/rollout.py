@@ -203,6 +203,9 @@ class RolloutWorker(Receiver):
     async def sleep(self) -> None:
         """Drop weights and cache, and whatever is still under way, and give their memory back, until weights come."""
         self._open.clear()
+        self._engine.abort_request(list(self._answers))
+        for answer in self._answers.values():
+            answer.cancel()
         with self.spans.span("sleep"):
             self._engine.sleep(level=2)
         self._asleep = True
@@ -218,7 +221,8 @@ class RolloutWorker(Receiver):
         keys and values of what they have so far are then computed anew. The engine makes no step on half of the
         weights, and does nothing else from the first bucket's arrival to the last's.
         """
-        if self._config.rollout.on_publish is OnPublish.wait and self._stepping is not None:
+        waits = self._config.rollout.on_publish is OnPublish.wait
+        if waits and self._stepping is not None and not self._asleep:
             self._open.clear()
             try:
                 await self._stepping

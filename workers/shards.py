@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from demopsd_dist.config import Precision
 from demopsd_dist.errors import ConfigError
-from workers.forward import ResponseModel, load_causal_lm
+from workers.forward import Rectangle, ResponseModel, load_causal_lm
 from workers.ranks import MeetingPoint
 
 if TYPE_CHECKING:
@@ -57,10 +57,12 @@ def shared_model(folder: Path, mesh: DeviceMesh) -> ResponseModel:
         )
     embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
     apart = [] if embedding.weight is head.weight else [embedding]
-    for part in [*layers, *apart]:
+    for part in [*reversed(layers), *apart]:  # a layer inside of another one first
         fully_shard(part.float(), mesh=mesh)
     # The caller applies the head after the forward, so what is left stays whole until then.
     fully_shard(model.float(), mesh=mesh, reshard_after_forward=False)
+    with torch.inference_mode():
+        model(Rectangle([], torch.device(mesh.device_type)), lambda *head: head)  # FSDP sets itself up
     return model
 
 
@@ -72,9 +74,10 @@ def most(mesh: DeviceMesh, count: int) -> int:
 
 
 def parameters_of(model: ResponseModel) -> dict[str, nn.Parameter]:
-    """By name, as this worker holds them: what a forward has left whole is let go of first."""
-    if reshard := getattr(model, "reshard", None):
-        reshard()
+    """By name, as this worker holds them. What forwards have left whole is let go of first, and the account that FSDP
+    keeps of them for a backward."""
+    if reset := getattr(model, "reset_iter_state", None):
+        reset()
     return dict(model.model.named_parameters())
 
 

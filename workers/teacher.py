@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import ray
@@ -41,6 +42,8 @@ def environment(config: Config) -> dict[str, str]:
 class TeacherWorker(Receiver, Rank):
     """State: the weights that the method asks for, in float32 (a bfloat16 EMA would lose small updates); of each tensor
     some rows alone where several workers share a copy (`teacher.shards`)."""
+
+    _file_bytes = FILE_BYTES  # of the EMA's files, about
 
     def __init__(self, rank: int, config: Config, model_folder: Path) -> None:
         super().__init__(f"teacher {rank}")
@@ -101,7 +104,7 @@ class TeacherWorker(Receiver, Rank):
         workers = self._config.teacher.shards
         if self.rank >= workers or (model := self._models.get(Weights.ema)) is None:
             return
-        for number, part in enumerate(buckets_of(list(shards.parameters_of(model).items()), FILE_BYTES)):
+        for number, part in enumerate(buckets_of(list(shards.parameters_of(model).items()), self._file_bytes)):
             mine = number % workers == self.rank
             kept = {}
             for name, parameter in part:
@@ -114,21 +117,29 @@ class TeacherWorker(Receiver, Rank):
     def load(self, folder: Path) -> None:
         """
         Raises:
-            CheckpointError: there is no EMA, and the method asks for one.
-            WeightSyncError: it is of another model.
+            CheckpointError: there is no EMA, and the method asks for one; or it is of another model.
+            WeightSyncError: of one with other tensors.
         """
         if (model := self._models.get(Weights.ema)) is None:
             return
-        parameters, found = shards.parameters_of(model), set[str]()
-        for path in sorted(folder.glob(EMA_FILES)):
-            with safe_open(path, framework="pt") as file:
-                for name in parameters.keys() & set(file.keys()):
-                    shards.held(parameters[name]).copy_(file.get_tensor(name)[shards.rows_held(parameters[name])])
-                found |= set(file.keys())
-                self.version = int(file.metadata()["version"])
-        if not found:
-            raise CheckpointError(f"{folder} has no {EMA_FILES}: it was saved by a method without an EMA teacher.")
-        refuse_other_names(self._name, set(parameters), found, str(folder))
+        with ExitStack() as stack:
+            files = [stack.enter_context(safe_open(path, framework="pt")) for path in sorted(folder.glob(EMA_FILES))]
+            if not files:
+                raise CheckpointError(f"{folder} has no {EMA_FILES}: it was saved by a method without an EMA teacher.")
+            parameters, found = (
+                shards.parameters_of(model),
+                {name: file for file in files for name in list(file.keys())},
+            )
+            refuse_other_names(self._name, set(parameters), set(found), str(folder))
+            for name, parameter in parameters.items():
+                tensor = found[name].get_tensor(name)
+                if tensor.shape != parameter.shape:
+                    raise CheckpointError(
+                        f"{folder} is of another model than model.path: {name} is {list(tensor.shape)} there, "
+                        f"{list(parameter.shape)} here."
+                    )
+                shards.held(parameter).copy_(tensor[shards.rows_held(parameter)])
+            self.version = int(files[0].metadata()["version"])
 
     @spanned
     def score(

@@ -117,10 +117,12 @@ def check(config: Config) -> None:
     _within("rollout.gpus_per_worker", rollout.gpus_per_worker, 0, 1)
     _within("teacher.gpus_per_worker", teacher.gpus_per_worker, 0, 1)
     _within("learner.gpus_per_worker", learner.gpus_per_worker, 0, 1)
+    copies = teacher.num_workers // teacher.shards
     if teacher.num_workers % teacher.shards:
+        fitting = [count * teacher.shards for count in (copies, copies + 1) if count]
         raise ConfigError(
             f"teacher.shards={teacher.shards} does not divide teacher.num_workers={teacher.num_workers}: so many "
-            "workers share each copy of the weights. Set teacher.num_workers to a multiple of it."
+            f"workers share each copy of the weights. Set teacher.num_workers to {' or '.join(map(str, fitting))}."
         )
     _check_shared_gpus(config)
     whole = longest_sequence_tokens(config)
@@ -256,6 +258,11 @@ def _check_shared_gpus(config: Config) -> None:
         raise ConfigError(
             f"rollout.sleep=true with rollout.ahead={rollout.ahead}: those engines sample while the learners learn. "
             "Set rollout.ahead=0, or rollout.sleep=false."
+        )
+    if rollout.sleep and rollout.gpus_per_worker == 1:
+        raise ConfigError(
+            "rollout.sleep=true with rollout.gpus_per_worker=1: nobody shares the GPU, so nobody has its memory. Set "
+            "rollout.sleep=false, or let roles share by parts of a GPU."
         )
     if 0 < rollout.gpus_per_worker < min(1, rollout.gpu_memory_fraction) and not rollout.sleep:
         raise ConfigError(

@@ -81,7 +81,8 @@ class RolloutConfig:
     cpus_per_worker: float = 1.0
     """Ray CPUs each; a fraction lets roles that take turns share a core."""
     gpus_per_worker: float = 0
-    """0 runs on CPU; 1 on a GPU each; a fraction shares a GPU with others, and is then at least gpu_memory_fraction."""
+    """0 runs on CPU; 1 on a GPU each; a fraction shares a GPU with others, and is at least gpu_memory_fraction then,
+    unless engines `sleep`."""
     tensor_parallel: int = 1
     """Processes of an engine, which share its weights between them on one node; > 0, a divisor of the model's attention
     heads, and a divisor or a multiple of those for keys and values. Each claims cpus_per_worker and gpus_per_worker,

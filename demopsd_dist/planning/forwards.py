@@ -43,11 +43,13 @@ def support_loads(job: Job, power: Power, ranks: int, fleet: Fleet) -> tuple[Loa
 
 @lru_cache(maxsize=256)
 def score_loads(job: Job, power: Power, workers: int, fleet: Fleet, shards: int = 1) -> tuple[Load, ...]:
-    """By worker. The copies are in float32. Those who share one gather its layers at every forward."""
+    """By worker. The copies are in float32. Those who share one gather layers and embedding at every
+    forward; the head stays."""
     loads = [Load()] * workers
     if not workers:
         return ()
-    gathered_s = _moved_s(4.0 * job.shape.stored, shards, fleet)
+    shape = job.shape
+    gathered_s = _moved_s(4.0 * (shape.stored + (0 if shape.tied else shape.head)), shards, fleet)
     for privileged, times in ((False, job.reference_forwards), (True, job.teacher_forwards)):
         of_each = teacher_batches(job, workers, privileged=privileged)
         together = Load(sent_s=gathered_s * max(map(len, of_each)))

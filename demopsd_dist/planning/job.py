@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from demopsd_dist.config import Config, OnPublish
+from demopsd_dist.config import Config, OnPublish, Weights
 from demopsd_dist.errors import ConfigError
 from demopsd_dist.methods import Support, held_weights, recipe
 from demopsd_dist.planning.shape import PROJECTIONS, ModelShape
@@ -62,6 +62,7 @@ class Job:
     checkpointing: bool
     bucket_mib: int
     adapters: int = 0  # parameters of LoRA's; 0 where all weights are trained
+    averages: bool = False  # the teacher has weights of its own, which a checkpoint holds
     engines_sleep: bool = False  # while the learners learn
     tensor_parallel: int = 1  # processes of an engine, each with a device
 
@@ -73,6 +74,11 @@ class Job:
     def teacher_precision(self) -> str:
         """Its copies are in float32; beside a bfloat16 student the operands of its products may be rounded."""
         return "tf32" if self.precision == "bfloat16" else "float32"
+
+    @property
+    def of_narrow_engines(self) -> Job:
+        """The same for all but the engines, who alone care how many processes one has: computed once for all widths."""
+        return replace(self, tensor_parallel=1)
 
     @property
     def samples(self) -> int:
@@ -103,11 +109,14 @@ class Split:
     shared: bool = False  # the roles take turns on the same devices
     teacher_shards: int = 1  # teacher workers that share a copy of the weights
 
-    def told(self) -> str:
+    def told(self, tensor_parallel: int = 1) -> str:
+        """`2 rollout TP-4, 8 teacher by 2, 4 learner, ahead 1`"""
+
         def role(count: int, name: str, threads: int) -> str:
             return f"{count} {name}" + (f" x {threads} threads" if threads > 1 else "")
 
-        parts = [role(self.rollout, "rollout", self.rollout_threads)]
+        wide = f" TP-{tensor_parallel}" if tensor_parallel > 1 else ""
+        parts = [role(self.rollout, "rollout", self.rollout_threads) + wide]
         if self.teacher:
             together = f" by {self.teacher_shards}" if self.teacher_shards > 1 else ""
             parts.append(role(self.teacher, "teacher", self.teacher_threads) + together)
@@ -151,7 +160,7 @@ def job_of(config: Config, shape: ModelShape, traffic: Traffic) -> Job:
         shows_solutions=made.shows_solutions,
         support_forward=forwards.support is Support.student,
         reference_forwards=int(forwards.reference is not None),
-        teacher_forwards=int(forwards.teacher is not None),
+        teacher_forwards={None: 0, Weights.trust_region: 2}.get(forwards.teacher, 1),
         teacher_copies=len(held_weights(config)),
         teacher_batch_tokens=teacher.batch_tokens,
         support_atoms=atoms,
@@ -160,6 +169,7 @@ def job_of(config: Config, shape: ModelShape, traffic: Traffic) -> Job:
         checkpointing=learner.activation_checkpointing,
         bucket_mib=config.weights.bucket_mib,
         adapters=adapters,
+        averages=Weights.ema in held_weights(config),
         engines_sleep=rollout.sleep,
         tensor_parallel=rollout.tensor_parallel,
     )

@@ -8,7 +8,7 @@ cost beside it. They are measured (`calibration.py`) or assumed.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,15 @@ class Load:
 
     @property
     def features(self) -> tuple[float, ...]:
-        return astuple(self)
+        return (
+            self.roofline_s,
+            self.attention_s,
+            self.weights_s,
+            self.sent_s,
+            self.calls,
+            self.layers,
+            self.items,
+        )
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,9 @@ def teacher_footprint(job: Job, power: Power, workers: int, shards: int = 1) -> 
 
 
 def _gathered(shape: ModelShape, copies: int) -> float:
-    one_by_one = max(2 * shape.stored / shape.layers, 0 if shape.tied else shape.head)
+    """Elements: each of these comes flat first, and is copied to where it is computed with."""
+    layer = shape.stored / shape.layers
+    one_by_one = max(2 * layer, shape.head + layer if shape.tied else 2 * shape.head)
     return one_by_one + copies * (shape.head + shape.hidden)
 
 
@@ -132,6 +134,11 @@ def kept_bytes(job: Job, batch: Batch) -> float:
     return shape.layers * whole + mask
 
 
+def checkpoint_gib(job: Job) -> float:
+    """On disk: float32 values and both moments of what is trained, and the teacher's average, whole."""
+    return (12.0 * job.trained + 4.0 * job.shape.parameters * job.averages) / GIB
+
+
 def plain_logits_gib(job: Job, ranks: int) -> float:
     """What the loss would hold without being fused."""
     most = max((batch.predicted for rank in learner_batches(job, ranks) for batch in rank), default=0)
@@ -159,10 +166,11 @@ def footprints(job: Job, split: Split, fleet: Fleet, known: Mapping[str, tuple[f
     """Of one worker of each role. `known`: base_gib and factor by role."""
     device = fleet.device
     teacher = Power(device, split.teacher_threads)
+    others = job.of_narrow_engines
     found = [
         rollout_footprint(job, Power(device, split.rollout_threads * job.tensor_parallel), split.rollout),
-        *([teacher_footprint(job, teacher, split.teacher, split.teacher_shards)] if split.teacher else []),
-        learner_footprint(job, Power(device, split.learner_threads), split.learner),
+        *([teacher_footprint(others, teacher, split.teacher, split.teacher_shards)] if split.teacher else []),
+        learner_footprint(others, Power(device, split.learner_threads), split.learner),
     ]
     return [
         Footprint(one.role, one.held, one.passing, *known.get(one.role, (one.base_gib, one.factor))) for one in found
@@ -182,6 +190,11 @@ def shortfalls(job: Job, split: Split, fleet: Fleet, found: list[Footprint]) -> 
             f"rollout.tensor_parallel={job.tensor_parallel}: an engine's processes are on one node; it has "
             f"{fleet.per_node} devices."
         )
+    if job.tensor_parallel not in job.shape.ways_to_share:
+        reasons.append(
+            f"rollout.tensor_parallel={job.tensor_parallel}: the model's {job.shape.heads} attention heads cannot be "
+            f"shared out alike. Set it to one of {', '.join(map(str, job.shape.ways_to_share))}."
+        )
     claimed = sum(counts.values())
     if not split.shared and claimed > fleet.size:
         reasons.append(f"the roles claim {claimed} devices; there are {fleet.size}.")
@@ -194,7 +207,8 @@ def shortfalls(job: Job, split: Split, fleet: Fleet, found: list[Footprint]) -> 
             if need > device.memory_gib:
                 each = " + ".join(f"{counts[one.role]} x {one.role} {gib_of(one):.1f}" for one in found)
                 have = f"it has {device.memory_gib:.1f}"
-                reasons.append(f"together {each} need {need:.1f} GiB a {_place(fleet)}{when}; {have}")
+                way = "" if job.adapters else "Train adapters (model.lora_rank=32), or take a smaller model."
+                reasons.append(f"together {each} need {need:.1f} GiB a {_place(fleet)}{when}; {have}. {way}".rstrip())
         return reasons
     for one in found:
         if one.gib > device.memory_gib:
@@ -220,7 +234,10 @@ def _moments(job: Job, device: Device) -> list[tuple[str, Callable[[Footprint], 
         return [("", lambda one: one.gib)]
 
     def sampling(one: Footprint) -> float:
-        return one.base_gib + sum(one.held.values()) if one.role == "learner" else one.gib
+        if one.role != "learner":
+            return one.gib
+        slices = one.factor * one.passing.get("logits of a slice", 0.0)  # it names the support meanwhile
+        return one.base_gib + sum(one.held.values()) + slices
 
     def learning(one: Footprint) -> float:
         left = {"rollout": one.base_gib, "teacher": one.base_gib + sum(one.held.values())}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from demopsd_dist.planning.assumed import STAGES, Calibration
 from demopsd_dist.planning.hardware import Fleet
 from demopsd_dist.planning.job import Job
-from demopsd_dist.planning.memory import Footprint, plain_logits_gib
+from demopsd_dist.planning.memory import Footprint, checkpoint_gib, plain_logits_gib
 from demopsd_dist.planning.steps import Plan
 
 SHOWN_SPLITS = 5
@@ -33,7 +33,7 @@ def heading(job: Job, fleet: Fleet, calibration: Calibration) -> Iterator[str]:
 
 def chosen(made: Plan, fleet: Fleet, hours: float | None, price: float | None) -> Iterator[str]:
     """One plan in full: time by stage, samples and cost, memory by role."""
-    yield f"{made.split.told()}: {_rate(made)}"
+    yield f"{made.told()}: {_rate(made)}"
     yield "  seconds    " + "   ".join(f"{stage} {_seconds(made.seconds[stage])}" for stage in STAGES)
     if hours is not None:
         samples = made.samples_per_s * hours * 3600
@@ -49,6 +49,7 @@ def chosen(made: Plan, fleet: Fleet, hours: float | None, price: float | None) -
         f"             the loss without fusing would hold {plain_logits_gib(made.job, made.split.learner):.1f} GiB of "
         "logits in a learner"
     )
+    yield f"  checkpoint {checkpoint_gib(made.job):6.3g} GiB on disk each"
     for reason in made.shortfalls:
         yield f"  DOES NOT FIT: {reason}"
 
@@ -58,17 +59,17 @@ def best(plans: Sequence[Plan]) -> Iterator[str]:
     yield f"{'split':<58} {'step, s':>9} {'samples/s':>10}"
     fitting = [made for made in plans if not made.shortfalls]
     for made in fitting[:SHOWN_SPLITS]:
-        yield f"{made.split.told():<58} {made.step_s:>9.3g} {made.samples_per_s:>10.3g}"
+        yield f"{made.told():<58} {made.step_s:>9.3g} {made.samples_per_s:>10.3g}"
     left_out = [made for made in plans if made.shortfalls]
     if not fitting:
         yield "none of the splits fits"
     if left_out:
-        yield f"{len(left_out)} of {len(plans)} splits do not fit, for example {left_out[0].split.told()}:"
+        yield f"{len(left_out)} of {len(plans)} splits do not fit, for example {left_out[0].told()}:"
         yield f"  {left_out[0].shortfalls[0]}"
 
 
-def settings(made: Plan) -> str:
-    """As words for the command line."""
+def settings(made: Plan, asked: Plan) -> str:
+    """As words for the command line, over those of `asked`."""
     split = made.split
     words = [
         f"rollout.num_workers={split.rollout}",
@@ -77,8 +78,12 @@ def settings(made: Plan) -> str:
     ]
     if split.teacher:
         words.insert(1, f"teacher.num_workers={split.teacher}")
-    if split.teacher_shards > 1:
-        words.insert(2, f"teacher.shards={split.teacher_shards}")
+    for key, own, before in (
+        ("rollout.tensor_parallel", made.job.tensor_parallel, asked.job.tensor_parallel),
+        ("teacher.shards", split.teacher_shards, asked.split.teacher_shards),
+    ):
+        if own > 1 or before > 1:
+            words.append(f"{key}={own}")
     for role, threads in (
         ("rollout", split.rollout_threads),
         ("teacher", split.teacher_threads),

@@ -11,6 +11,7 @@ from typing import Any
 from demopsd_dist.config import MINISCI
 from demopsd_dist.errors import ConfigError
 from demopsd_dist.minisci import MODEL_DIR
+from demopsd_dist.model_folder import ways_to_share
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SOFTMAX_FLOPS = 64  # that a product could have made while a head compares, scales and exponentiates one pair
@@ -46,6 +47,11 @@ class ModelShape:
         """Parameters of a layer's projections."""
         bias = self.query + 2 * self.key if self.bias else 0
         return self.hidden * (2 * self.query + 2 * self.key) + bias
+
+    @property
+    def ways_to_share(self) -> list[int]:
+        """Numbers of processes that an engine may have."""
+        return ways_to_share(self.heads, self.kv_heads)
 
     @property
     def head(self) -> int:

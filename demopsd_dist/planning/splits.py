@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from demopsd_dist.planning.assumed import Calibration
 from demopsd_dist.planning.hardware import Fleet
@@ -16,7 +17,7 @@ Known = Mapping[str, tuple[float, float]]  # base_gib and factor of memory, by r
 
 def candidates(job: Job, fleet: Fleet, memory: Known) -> Iterator[Split]:
     """On CPU the roles share the cores; on GPUs each device has one role, and every role has at least one."""
-    for ahead in AHEAD:
+    for ahead in AHEAD[:1] if job.engines_sleep else AHEAD:
         yield from _sharing(job, fleet, ahead) if fleet.device.shared else _apart(job, fleet, ahead, memory)
 
 
@@ -55,7 +56,19 @@ def _least_shards(job: Job, fleet: Fleet, teachers: int, memory: Known) -> int:
     return divisors[-1]
 
 
+def widths(job: Job, fleet: Fleet) -> list[int]:
+    """Numbers of processes of an engine: on CPU that of the job, on GPUs also powers of two within a node."""
+    if fleet.device.shared:
+        return [job.tensor_parallel]
+    powers = {2**i for i in range(fleet.per_node.bit_length()) if 2**i in job.shape.ways_to_share}
+    return sorted({job.tensor_parallel, *powers})
+
+
 def ranked(job: Job, fleet: Fleet, calibration: Calibration) -> list[Plan]:
     """Plans of all splits, the fastest first; those that do not fit into memory come last."""
-    plans = [plan(job, split, fleet, calibration) for split in candidates(job, fleet, calibration.memory)]
+    plans = [
+        plan(each, split, fleet, calibration)
+        for each in (replace(job, tensor_parallel=width) for width in widths(job, fleet))
+        for split in candidates(each, fleet, calibration.memory)
+    ]
     return sorted(plans, key=lambda made: (bool(made.shortfalls), -made.samples_per_s))

@@ -29,6 +29,9 @@ class Plan:
     memory: list[Footprint]
     shortfalls: list[str]
 
+    def told(self) -> str:
+        return self.split.told(self.job.tensor_parallel)
+
     @property
     def samples_per_s(self) -> float:
         return self.job.samples / self.step_s
@@ -66,12 +69,13 @@ def loads_of(
             (split.learner, split.learner_threads),
         )
     )
+    others = job.of_narrow_engines
     drawn = sampled(job, engine, split.rollout, stages["sample"])
     return {
         "sample": drawn.load,
-        "support": heaviest(support_loads(job, learner, split.learner, fleet), stages["support"]),
-        "score": heaviest(score_loads(job, teacher, split.teacher, fleet, split.teacher_shards), stages["score"]),
-        "learn": heaviest(learn_loads(job, learner, split.learner, fleet), stages["learn"]),
+        "support": heaviest(support_loads(others, learner, split.learner, fleet), stages["support"]),
+        "score": heaviest(score_loads(others, teacher, split.teacher, fleet, split.teacher_shards), stages["score"]),
+        "learn": heaviest(learn_loads(others, learner, split.learner, fleet), stages["learn"]),
         "publish": publish_load(job, split, fleet),
         "driver": Load(calls=1, items=job.samples),
     }, drawn.done

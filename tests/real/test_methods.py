@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,6 +123,17 @@ def test_controls_by_one_file(name: str, crew: RealCrew, spares: Spares, task: T
         assert steps[0]["demopsd/alpha_p99"] > 0.8
 
 
+def forgetful(worker: Any) -> bool:
+    """Runs in an actor: a sleeping engine's weights are lost, as on a GPU. Whether it sleeps."""
+
+    def forget(process: Any) -> None:
+        for parameter in process.model_runner.model.parameters():
+            parameter.data.zero_()
+
+    worker._engine.collective_rpc(forget)
+    return worker._engine.is_sleeping()
+
+
 def test_engines_sleep_while_the_learners_learn(crew: RealCrew, spares: Spares, task: Task, tmp_path: Path) -> None:
     """Between sampling and the next weights they do nothing. A step that learned nothing gives them theirs back."""
     config = demo(*SHORT, "rollout.sleep=true", f"output_dir={tmp_path}")
@@ -138,6 +150,8 @@ def test_engines_sleep_while_the_learners_learn(crew: RealCrew, spares: Spares, 
         await publisher.publish(0)
         before = await roles.rollouts.sample(task.test[:2], SAMPLING)
         await publisher.make_room()
+        asleep = await engines.each(lambda w, _: w.__ray_call__.remote(forgetful), within_s=60, what="to forget")
+        assert asleep == [True] * len(engines)
         waiting = asyncio.ensure_future(roles.rollouts.sample(task.test[:2], SAMPLING))
         assert not (await asyncio.wait([waiting], timeout=1))[0], "they are asleep"
         await publisher.publish(1, moved=False)

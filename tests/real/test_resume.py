@@ -103,7 +103,7 @@ def test_interrupted_saves_and_resumes_with_fewer_learners_and_more_workers(laun
     step = audit(RunFolder(run.folder)).steps
     last = f"steps={step + 3}"
     fewer = (*words[1:], last, "rollout.num_workers=2", "learner.num_workers=1", "learner.zero_stage=1")
-    shared = ("teacher.num_workers=2", "teacher.shards=2")
+    shared = ("teacher.num_workers=4", "teacher.shards=2", "teacher.cpus_per_worker=0.1")
     refused = run.again("--resume", *fewer, *shared, "learner.learning_rate=1e-6")
     assert refused.end(within_s=60) == 2
     assert "other settings, which change what is learned: learner.learning_rate: " in refused.log.read_text()

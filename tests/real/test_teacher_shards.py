@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from demopsd_dist.config import Precision, Weights
 from demopsd_dist.data.records import Lesson, Tokens
+from demopsd_dist.errors import CheckpointError, WeightSyncError
 from demopsd_dist.methods import Forwards, Support
 from demopsd_dist.minisci import MODEL_DIR
 from tests.real.conftest import demo, moved_model, posted
@@ -32,7 +34,9 @@ TOP_K = 7
 
 
 class Holder(TeacherWorker):
-    """Has all kinds of weights, and tells what it has."""
+    """Has all kinds of weights, tells what it has, and saves it in several files."""
+
+    _file_bytes = 1 << 20
 
     def start(self, meeting_point: Any = None) -> None:
         super().start(meeting_point)
@@ -142,6 +146,7 @@ def test_what_they_save_fits_one_and_the_other_way_round(sharers: ActorGroup, tm
     one.save(ours)
     taught(sharers, lambda worker, _: worker.load.remote(ours))
     taught(sharers, lambda worker, _: worker.save.remote(theirs))
+    assert len(list(theirs.glob("*.safetensors"))) > RANKS
     other = whole_teacher()
     other.load(theirs)
     assert other.version == one.version == 2
@@ -150,3 +155,17 @@ def test_what_they_save_fits_one_and_the_other_way_round(sharers: ActorGroup, tm
     for name, parameter in before.items():
         assert parameter.equal(after[name])
     assert not any(parameter.equal(names[name]) for name, parameter in before.items()), "it is an average"
+
+
+def test_an_average_of_another_model_is_refused(tmp_path: Path) -> None:
+    one = whole_teacher()
+    one.save(tmp_path)
+    path = sorted(tmp_path.glob("*.safetensors"))[0]
+    tensors = load_file(path)
+    name = min(tensors)
+    save_file(tensors | {name: tensors[name].repeat(2, *[1] * (tensors[name].ndim - 1))}, path, {"version": "2"})
+    with pytest.raises(CheckpointError, match=rf"is of another model than model.path: {name} is \[\d+"):
+        one.load(tmp_path)
+    path.unlink()
+    with pytest.raises(WeightSyncError, match=f"teacher 0 was not sent .* first {name}"):
+        one.load(tmp_path)

@@ -195,6 +195,8 @@ def test_a_gpu_may_be_shared_but_not_by_ranks_nor_beyond_its_memory() -> None:
     assert asleep.rollout.gpu_memory_fraction > asleep.rollout.gpus_per_worker
     with pytest.raises(ConfigError, match=r"rollout.sleep=true with rollout.ahead=1: those engines sample while"):
         load(DEMO, ["rollout.sleep=true", "rollout.ahead=1"])
+    with pytest.raises(ConfigError, match=r"rollout.sleep=true with rollout.gpus_per_worker=1: nobody shares"):
+        load(DEMO, ["rollout.sleep=true", "rollout.gpus_per_worker=1"])
     with pytest.raises(ConfigError, match=r"nccl refuses two workers of a copy on one GPU. Set teacher.shards=1"):
         load(DEMO, ["teacher.gpus_per_worker=0.4", "teacher.num_workers=2", "teacher.shards=2"])
     with pytest.raises(ConfigError, match=r"teacher.shards=2 does not divide teacher.num_workers=3: so many workers"):

@@ -24,7 +24,8 @@ DOCUMENTS = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("configs/*.m
 
 
 LARGER = tuple(
-    f"configs/{name}.yaml" for name in ("one_gpu", "one_gpu_lora", "node_8gpu", "multi_node", "paper_qwen3_4b")
+    f"configs/{name}.yaml"
+    for name in ("one_gpu", "one_gpu_lora", "node_8gpu", "node_8gpu_32b_lora", "multi_node", "paper_qwen3_4b")
 )
 
 

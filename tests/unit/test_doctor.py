@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -102,7 +104,17 @@ def test_a_disk_too_small_for_the_student(tmp_path: Path) -> None:
     )
     (found,) = problems(findings.disk(load(DEMO, [f"output_dir={tmp_path}", f"model.path={tmp_path}"])))
     assert found.what == "disk"
-    assert "the student alone takes" in found.text
+    assert "the student takes" in found.text
+
+
+def test_a_disk_too_small_for_the_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 0.013 GiB each in the demo: float32 weights, two moments, and the teacher's average."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0.05 * 2**30))
+    words = [f"output_dir={tmp_path}", "checkpoint.every_steps=10"]
+    (found,) = problems(findings.disk(load(DEMO, [*words, "checkpoint.keep=5"])))
+    assert "6 checkpoints 0.1" in found.text
+    assert "lower checkpoint.keep" in found.fix
+    assert problems(findings.disk(load(DEMO, [*words, "checkpoint.keep=1"]))) == []
 
 
 def test_a_head_that_does_not_answer() -> None:

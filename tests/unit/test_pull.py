@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from demopsd_dist.errors import WorkerError
-from workers.pull import Slots
+from workers.pull import Room, Slots
 
 
 def opened(workers: int, room: int) -> Slots:
@@ -94,5 +94,37 @@ def test_when_nobody_is_left_whoever_waits_is_told() -> None:
             await waiting
         with pytest.raises(WorkerError, match="failed 4 times"):
             await slots.take(1)
+
+    asyncio.run(run())
+
+
+def test_engines_that_start_and_learners_that_step_have_the_room_in_turn() -> None:
+    done: list[str] = []
+
+    async def engine(room: Room, name: str) -> None:
+        async with room.for_an_engine():
+            await asyncio.sleep(0.02)
+            done.append(name)
+
+    async def run() -> None:
+        room = Room()
+        early = [asyncio.ensure_future(engine(room, name)) for name in ("first", "second")]
+        await asyncio.sleep(0)
+        await room.close(within_s=10)
+        late = asyncio.ensure_future(engine(room, "late"))
+        await asyncio.sleep(0.05)
+        done.append("step")
+        room.open()
+        await asyncio.gather(*early, late)
+
+    asyncio.run(run())
+    assert done == ["first", "second", "step", "late"]
+
+
+def test_learners_wait_for_an_engine_no_longer_than_they_said() -> None:
+    async def run() -> None:
+        room = Room()
+        async with room.for_an_engine():
+            await asyncio.wait_for(room.close(within_s=0.01), 10)
 
     asyncio.run(run())

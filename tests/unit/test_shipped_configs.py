@@ -43,6 +43,7 @@ def test_dry_run(
         ("one_gpu_lora", "1xh100"),
         ("node_8gpu", "8xh100"),
         ("node_8gpu", "8xa100"),
+        ("node_8gpu_32b_lora", "8xh100"),
         ("multi_node", "4x8xh100"),
         ("paper_qwen3_4b", "8xh20"),  # the paper's GPUs
         ("paper_qwen3_4b", "8xh100"),
@@ -60,6 +61,23 @@ def test_without_adapters_it_would_not_fit(capsys: pytest.CaptureFixture[str]) -
     words = ["model.lora_rank=0", "model.lora_alpha=32"]
     assert plan.main([str(ROOT / "configs" / "one_gpu_lora.yaml"), "--gpus", "1xh100", *words]) == 1
     assert "DOES NOT FIT" in capsys.readouterr().out
+
+
+def test_the_split_of_the_large_model_is_the_planners(capsys: pytest.CaptureFixture[str]) -> None:
+    """Asked from another split, with engines of one GPU and a copy for each teacher, which do not fit."""
+    words = ["rollout.tensor_parallel=1", "teacher.shards=1", "rollout.num_workers=2"]
+    assert plan.main([str(ROOT / "configs" / "node_8gpu_32b_lora.yaml"), "--gpus", "8xh100", *words]) == 1
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Take the first with: "))
+    found = load(ROOT / "configs" / "node_8gpu.yaml", line.partition(": ")[2].split())
+    config = load(ROOT / "configs" / "node_8gpu_32b_lora.yaml")
+    for one, other in (
+        (found.rollout, config.rollout),
+        (found.teacher, config.teacher),
+        (found.learner, config.learner),
+    ):
+        assert one.num_workers == other.num_workers
+    assert (found.rollout.tensor_parallel, found.rollout.ahead) == (2, 1)
+    assert found.teacher.shards == config.teacher.shards == 3
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.yaml")), ids=lambda path: path.stem)
