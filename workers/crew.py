@@ -204,10 +204,8 @@ async def start_ranks(group: ActorGroup, within_s: float, what: str) -> None:
     """Let the ranks meet: rank 0 says where, then all start, and join its process group."""
     if not len(group):
         return
-    meeting_point = (await group.each(lambda worker, _: worker.address.remote(), within_s=within_s, what="an address"))[
-        0
-    ]
-    await group.each(lambda worker, _: worker.start.remote(meeting_point), within_s=within_s, what=what)
+    addresses = await group.each(lambda worker, _: worker.address.remote(), within_s=within_s, what="an address")
+    await group.each(lambda worker, _: worker.start.remote(addresses[0]), within_s=within_s, what=what)
 
 
 async def forwards_run(groups: Sequence[ActorGroup], within_s: float) -> dict[str, int]:
