@@ -126,10 +126,8 @@ class TeacherWorker(Receiver, Rank):
             files = [stack.enter_context(safe_open(path, framework="pt")) for path in sorted(folder.glob(EMA_FILES))]
             if not files:
                 raise CheckpointError(f"{folder} has no {EMA_FILES}: it was saved by a method without an EMA teacher.")
-            parameters, found = (
-                shards.parameters_of(model),
-                {name: file for file in files for name in list(file.keys())},
-            )
+            found = {name: file for file in files for name in list(file.keys())}
+            parameters = shards.parameters_of(model)
             refuse_other_names(self._name, set(parameters), set(found), str(folder))
             for name, parameter in parameters.items():
                 tensor = found[name].get_tensor(name)
