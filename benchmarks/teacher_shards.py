@@ -21,6 +21,7 @@ from benchmarks.results_files import RESULTS, save
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.records import Lesson, Logp, Prompt, Question, Rollout, Scored, Tokens
 from demopsd_dist.methods import recipe
+from demopsd_dist.planning.shape import shape_of
 from launch.processes import fenced
 from workers import cluster, shards
 from workers.crew import TeacherGroup, start_ranks
@@ -80,7 +81,7 @@ async def measured(config: Config, folder: Path, rounds: int) -> tuple[dict[str,
     try:
         await start_ranks(group, config.limits.start_s, "the models")
         await group.each(lambda worker, _: worker.__ray_call__.remote(written), within_s=60, what="a write")
-        of = lessons(vocabulary_of(folder))
+        of = lessons(shape_of(str(folder)).vocabulary)
         supports = [item.rollout.tokens_T[:, None] for item in of]
         teacher = TeacherGroup(group, config)
         seconds = []
@@ -93,12 +94,6 @@ async def measured(config: Config, folder: Path, rounds: int) -> tuple[dict[str,
         group.kill()
         placement.release()
     return {"score_s": min(seconds[1:]), "memory_gib": max(host for host, _ in memory)}, scored
-
-
-def vocabulary_of(folder: Path) -> int:
-    from transformers import AutoConfig
-
-    return int(AutoConfig.from_pretrained(folder).vocab_size)
 
 
 def same(one: Sequence[Scored], other: Sequence[Scored]) -> bool:

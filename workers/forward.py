@@ -35,6 +35,13 @@ def load_causal_lm(folder: Path, precision: Precision | None) -> Any:
     )
 
 
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The layers of a transformers model, outer ones first; none where transformers does not tell them."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
 def give_back(config: Config, device: torch.device) -> None:
     """What torch keeps of a GPU for its next tensors, where engines sleep to make room, and want it when they wake."""
     if config.rollout.sleep and device.type == "cuda":

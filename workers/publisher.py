@@ -43,7 +43,6 @@ class WeightPublisher:
         self._said: dict[int, tuple[LogpT, LogpT]] = {}  # of the probe, by rank of the engine: learner, engine
         self._last: Published | None = None
         self._busy = asyncio.Lock()
-        self._asleep = False
         self._wanted = config.weights.transport
         self._published = asyncio.Event()
         self.parcels: list[Parcel] = []  # of the last publish
@@ -128,13 +127,12 @@ class WeightPublisher:
     async def publish(self, version: int, *, moved: bool = True) -> None:
         async with self._busy:
             if not moved and self._last is not None:
-                if self._asleep:
+                if self._fleet.room.taken:
                     await self._send_again(self._last)
                 self._last = replace(self._last, version=version)
                 await self._by_rollouts(lambda worker: worker.adopt.remote(version), f"version {version}")
             else:
                 await self._publish(version)
-            self._asleep = False
         self._fleet.room.open()
         self._published.set()
 
@@ -145,7 +143,6 @@ class WeightPublisher:
             return
         await self._fleet.room.close(self._config.limits.start_s)
         async with self._busy:
-            self._asleep = True
             await self._by_rollouts(lambda worker: worker.sleep.remote(), "sleep")
 
     async def _send_again(self, last: Published) -> None:

@@ -132,7 +132,7 @@ class Room:
     @asynccontextmanager
     async def for_an_engine(self) -> AsyncIterator[None]:
         """While it starts. Waits where the learners have the room."""
-        while not self._open.is_set():
+        while self.taken:
             await self._open.wait()
         self._starting += 1
         self._empty.clear()
@@ -142,6 +142,11 @@ class Room:
             self._starting -= 1
             if not self._starting:
                 self._empty.set()
+
+    @property
+    def taken(self) -> bool:
+        """By the learners, or they wait for it."""
+        return not self._open.is_set()
 
     def open(self) -> None:
         self._open.set()

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from demopsd_dist.errors import ConfigError
+from workers.forward import layers_of
 
 
 def recompute_layers(model: nn.Module) -> None:
@@ -21,9 +22,7 @@ def recompute_layers(model: nn.Module) -> None:
     Raises:
         ConfigError: transformers cannot checkpoint the layers of this model.
     """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers: list[Any] = layers_of(model)
     if not layers:
         raise ConfigError(
             "learner.activation_checkpointing=true: transformers cannot checkpoint the layers of "

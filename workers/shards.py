@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from demopsd_dist.config import Precision
 from demopsd_dist.errors import ConfigError
-from workers.forward import Rectangle, ResponseModel, load_causal_lm
+from workers.forward import Rectangle, ResponseModel, layers_of, load_causal_lm
 from workers.ranks import MeetingPoint
 
 if TYPE_CHECKING:
@@ -43,13 +43,12 @@ def shared_model(folder: Path, mesh: DeviceMesh) -> ResponseModel:
         ConfigError: transformers does not tell the model's layers.
     """
     from torch.distributed.fsdp import fully_shard
-    from transformers.modeling_layers import GradientCheckpointingLayer
 
     causal = load_causal_lm(folder, None)
     if any(buffer.dtype in (torch.bfloat16, torch.float16) for buffer in causal.buffers()):  # they lost digits
         causal = load_causal_lm(folder, Precision.float32)
     model = ResponseModel(causal.eval().requires_grad_(False))
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = layers_of(model)
     if not layers:
         raise ConfigError(
             f"teacher.shards={mesh.size()}: transformers does not tell the layers of {type(causal).__name__}. "
@@ -61,9 +60,14 @@ def shared_model(folder: Path, mesh: DeviceMesh) -> ResponseModel:
         fully_shard(part.float(), mesh=mesh)
     # The caller applies the head after the forward, so what is left stays whole until then.
     fully_shard(model.float(), mesh=mesh, reshard_after_forward=False)
-    with torch.inference_mode():
-        model(Rectangle([], torch.device(mesh.device_type)), lambda *head: head)  # FSDP sets itself up
+    for_nothing(model, torch.device(mesh.device_type))  # FSDP sets itself up
     return model
+
+
+@torch.inference_mode()
+def for_nothing(model: ResponseModel, device: torch.device) -> None:
+    """A forward that is a part of the others'."""
+    model(Rectangle([], device), lambda *head: head)
 
 
 def most(mesh: DeviceMesh, count: int) -> int:

@@ -117,8 +117,8 @@ def check(config: Config) -> None:
     _within("rollout.gpus_per_worker", rollout.gpus_per_worker, 0, 1)
     _within("teacher.gpus_per_worker", teacher.gpus_per_worker, 0, 1)
     _within("learner.gpus_per_worker", learner.gpus_per_worker, 0, 1)
-    copies = teacher.num_workers // teacher.shards
-    if teacher.num_workers % teacher.shards:
+    copies, left_over = divmod(teacher.num_workers, teacher.shards)
+    if left_over:
         fitting = [count * teacher.shards for count in (copies, copies + 1) if count]
         raise ConfigError(
             f"teacher.shards={teacher.shards} does not divide teacher.num_workers={teacher.num_workers}: so many "
