@@ -38,7 +38,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/unit/test_doors.py
+	$(BIN)/python -m pytest -q tests/unit/house/test_doors.py
 
 # The CPU build of torch may come from where pip is told to look (PIP_FIND_LINKS), which uv must be told again.
 lock: setup

@@ -21,21 +21,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.results_files import RESULTS, save
+from benchmarks.common.results_files import RESULTS, save
 from demopsd_dist.config import Config, load
-from demopsd_dist.data.pack import pack
+from demopsd_dist.data.packing import pack
 from demopsd_dist.data.records import BatchSize, Lesson, Prompt, Question, Rollout
 from demopsd_dist.methods import recipe
-from demopsd_dist.planning.assumed import UNCALIBRATED
+from demopsd_dist.planning.default_efficiencies import UNCALIBRATED
 from demopsd_dist.planning.hardware import DEVICES, Fleet
-from demopsd_dist.planning.job import Traffic, job_of, split_of
-from demopsd_dist.planning.shape import shape_of
-from demopsd_dist.planning.steps import plan
-from demopsd_dist.roles import Crew
-from launch.processes import fenced
-from workers import cluster
-from workers.crew import RayCore
-from workers.group import ActorGroup
+from demopsd_dist.planning.model_shape import shape_of
+from demopsd_dist.planning.step_time import plan
+from demopsd_dist.planning.workload import Traffic, job_of, split_of
+from demopsd_dist.training.roles import Crew
+from launch._processes import fenced
+from workers.actor_group import ActorGroup
+from workers.actors import RayCore
+from workers.cluster import session
 
 CONFIG = Path(__file__).parents[1] / "configs" / "one_gpu.yaml"
 STAGES = ("support", "score", "learn", "publish")
@@ -194,7 +194,7 @@ def main() -> None:
         if args.cases is None or case.name in args.cases:
             with fenced(), random_qwen3(case.model) as folder:
                 config = case.config(folder)
-                cluster.join(config)
+                session.join(config)
                 row = asyncio.run(measured(case, config, folder, args.rounds))
             found["rows"] = [old for old in found["rows"] if old["name"] != case.name] + [row]
             print(row, flush=True)

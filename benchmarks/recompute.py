@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from workers.recompute import recompute_layers
+from workers.learner.activation_checkpointing import recompute_layers
 
 MIB = 2**20
 

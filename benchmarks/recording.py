@@ -12,12 +12,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.intervals import paired_ratio
-from benchmarks.results_files import RESULTS, save
+from benchmarks.common.intervals import paired_ratio
+from benchmarks.common.results_files import RESULTS, save
 from benchmarks.step import on_real_engines
 from demopsd_dist.config import load
-from launch.processes import fenced
-from workers import cluster
+from launch._processes import fenced
+from workers.cluster import session
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 WARM_UP = 4
@@ -34,7 +34,7 @@ STAGES = ("learn", "samples")
 def measured(pairs: int) -> list[dict[str, float]]:
     config = load(DEMO, [*WORDS, f"steps={WARM_UP + 2 * pairs}"])
     with fenced():
-        cluster.join(config)
+        session.join(config)
         return on_real_engines(config).steps[WARM_UP:]
 
 

@@ -14,16 +14,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results_files import RESULTS, save
+from benchmarks.common.results_files import RESULTS, save
 from demopsd_dist.config import load
 from demopsd_dist.data.sources import load_data
-from demopsd_dist.model_folder import model_folder
-from demopsd_dist.roles import Sampling
-from launch.processes import fenced
-from launch.task import build_task
-from workers import cluster
-from workers.crew import RayRollouts
-from workers.pull import RolloutGroup
+from demopsd_dist.models.model_folder import model_folder
+from demopsd_dist.training.roles import Sampling
+from launch._processes import fenced
+from launch._task import build_task
+from workers.actors import RayRollouts
+from workers.cluster import session
+from workers.rollout.dispatch import RolloutGroup
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,7 +41,7 @@ def main() -> None:
     speeds: dict[int, list[float]] = {count: [] for count in args.workers}
     by_worker: dict[int, dict[str, float]] = {}
     with fenced(), ExitStack() as stack:
-        cluster.join(base)
+        session.join(base)
         groups: dict[int, RolloutGroup] = {}
         for count in args.workers:
             actors = RayRollouts(

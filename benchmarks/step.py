@@ -22,28 +22,35 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.results_files import RESULTS, save
-from benchmarks.simulated import SimulatedLearners, SimulatedRollout, SimulatedTeacher, Times, group_seconds, responses
+from benchmarks.common.results_files import RESULTS, save
+from benchmarks.common.simulated_roles import (
+    SimulatedLearners,
+    SimulatedRollout,
+    SimulatedTeacher,
+    Times,
+    group_seconds,
+    responses,
+)
 from demopsd_dist.config import Config, load
-from demopsd_dist.data.lessons import lessons_from_rewards, rewarded
+from demopsd_dist.data.examples import lessons_from_rewards, rewarded
 from demopsd_dist.data.sources import load_data
-from demopsd_dist.driver import train_through_failures
-from demopsd_dist.ledger import Ledger
-from demopsd_dist.model_folder import model_folder
-from demopsd_dist.roles import Crew
-from demopsd_dist.run import RunState, Task
-from demopsd_dist.run_folder import RunFolder
-from demopsd_dist.runlog import RunLog
-from demopsd_dist.sampling import prompts_of_step, train_sampling
+from demopsd_dist.models.model_folder import model_folder
+from demopsd_dist.run_record.folder import RunFolder
+from demopsd_dist.run_record.ledger import Ledger
+from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.testing import World, stand_in_crew
-from launch.processes import fenced
-from launch.task import build_task, run_of
-from workers import cluster
-from workers.crew import RayCrew
-from workers.fleet import StandingFleet
-from workers.group import ActorGroup, Placement
-from workers.placement import Bundle
-from workers.pull import RolloutGroup
+from demopsd_dist.training.loop import train_through_failures
+from demopsd_dist.training.roles import Crew
+from demopsd_dist.training.run import RunState, Task
+from demopsd_dist.training.step_prompts import prompts_of_step, train_sampling
+from launch._processes import fenced
+from launch._task import build_task, run_of
+from workers.actor_group import ActorGroup, Placement
+from workers.actors import RayCrew
+from workers.cluster import session
+from workers.cluster.placement import Bundle
+from workers.rollout.dispatch import RolloutGroup
+from workers.rollout.pool import StandingFleet
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
@@ -324,7 +331,7 @@ def main() -> None:
     raw = args.out / "step-cpu.json"
     found: Row = json.loads(raw.read_text()) if raw.exists() else {}
     with fenced():
-        cluster.join(load(DEMO))
+        session.join(load(DEMO))
         if args.only != "real":
             found["driver"] = driver_alone(args.steps)
             found["ledger"] = ledger_alone(args.steps)

@@ -13,20 +13,20 @@ import statistics
 import time
 from pathlib import Path
 
-from benchmarks.results_files import RESULTS, save
+from benchmarks.common.results_files import RESULTS, save
 from demopsd_dist.config import Config, load
-from demopsd_dist.data.lessons import lessons_from_siblings, rewarded
-from demopsd_dist.data.pack import pack
+from demopsd_dist.data.examples import lessons_from_siblings, rewarded
+from demopsd_dist.data.packing import pack
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.methods import recipe
-from demopsd_dist.model_folder import model_folder
-from demopsd_dist.roles import Crew
-from demopsd_dist.run import Task
-from demopsd_dist.sampling import train_sampling
-from launch.processes import fenced
-from launch.task import build_task
-from workers import cluster
-from workers.crew import RayCrew
+from demopsd_dist.models.model_folder import model_folder
+from demopsd_dist.training.roles import Crew
+from demopsd_dist.training.run import Task
+from demopsd_dist.training.step_prompts import train_sampling
+from launch._processes import fenced
+from launch._task import build_task
+from workers.actors import RayCrew
+from workers.cluster import session
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("sample", "support", "score", "learn")
@@ -87,7 +87,7 @@ def main() -> None:
             # So small a rate that all rounds are of the same model, but for rounding.
             config = load(ROOT / "configs" / "demo.yaml", [*words, "learner.learning_rate=1e-9"])
             if not rows:
-                cluster.join(config)
+                session.join(config)
                 task = build_task(config, model_folder(config), load_data(config.data).questions)[0]
             actors = RayCrew(config, model_folder(config))
             try:

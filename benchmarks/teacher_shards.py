@@ -15,19 +15,20 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.memory import held, held_from_now
-from benchmarks.models import MODELS, model_folder
-from benchmarks.results_files import RESULTS, save
+from benchmarks.common.peak_memory import held, held_from_now
+from benchmarks.common.results_files import RESULTS, save
+from benchmarks.common.sized_models import MODELS, model_folder
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.records import Lesson, Logp, Prompt, Question, Rollout, Scored, Tokens
 from demopsd_dist.methods import recipe
-from demopsd_dist.planning.shape import shape_of
-from launch.processes import fenced
-from workers import cluster, shards
-from workers.crew import TeacherGroup, start_ranks
-from workers.group import Placement
-from workers.placement import core_bundles
-from workers.teacher import TeacherWorker, environment
+from demopsd_dist.planning.model_shape import shape_of
+from launch._processes import fenced
+from workers.actor_group import Placement
+from workers.actors import TeacherGroup, start_ranks
+from workers.cluster import session
+from workers.cluster.placement import core_bundles
+from workers.teacher import fsdp
+from workers.teacher.worker import TeacherWorker, environment
 
 ROOT = Path(__file__).parents[1]
 LAYOUTS = {
@@ -70,8 +71,8 @@ def written(worker: TeacherWorker) -> None:
     """Runs in the actor: all weights written once, as by a publish. Before that some are mapped from the model's
     files. Memory counts from here."""
     for model in worker._models.values():
-        for parameter in shards.parameters_of(model).values():
-            shards.held(parameter).mul_(1.0)
+        for parameter in fsdp.parameters_of(model).values():
+            fsdp.held(parameter).mul_(1.0)
     held_from_now(worker)
 
 
@@ -120,7 +121,7 @@ def main() -> None:
             words.append(f"teacher.cpus_per_worker={2 / workers}")
             config = load(ROOT / "configs" / "demo.yaml", words)
             if not rows:
-                cluster.join(config)
+                session.join(config)
             rows[name], scored = asyncio.run(measured(config, folder, args.rounds))
             found.append(scored)
             print(name, rows[name], flush=True)

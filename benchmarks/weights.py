@@ -31,15 +31,17 @@ import xxhash
 
 from demopsd_dist.config import Config, Precision, Transport, load
 from demopsd_dist.minisci import MODEL_DIR
-from workers import cluster, learner, rollout
-from workers.fleet import StandingFleet
+from workers.actor_group import ActorGroup, Placement
+from workers.cluster import session
+from workers.cluster.placement import Bundle
 from workers.forward import ResponseModel, load_causal_lm
-from workers.group import ActorGroup, Placement
-from workers.placement import Bundle
-from workers.publisher import WeightPublisher
-from workers.transports import Receiver
-from workers.weights import Receipt
-from workers.zero import buckets_of
+from workers.learner import worker as learner
+from workers.learner.zero import buckets_of
+from workers.rollout import worker as rollout
+from workers.rollout.pool import StandingFleet
+from workers.weights.buckets import Receipt
+from workers.weights.publisher import WeightPublisher
+from workers.weights.transports import Receiver
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -146,7 +148,7 @@ def main() -> None:
     args = parser.parse_args()
     raw = args.out / "weights-cpu.json"
     rows: list[Row] = json.loads(raw.read_text())["rows"] if args.add and raw.exists() else []
-    cluster.join(load(ROOT / "configs" / "demo.yaml", []))
+    session.join(load(ROOT / "configs" / "demo.yaml", []))
     try:
         for name in args.models:
             with model_folder(name) as folder:
@@ -157,7 +159,7 @@ def main() -> None:
                         print(line(row), flush=True)
                         write(rows, args.out)
     finally:
-        cluster.leave()
+        session.leave()
 
 
 def same_case(one: Row, other: Row) -> bool:

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from demopsd_dist.data.records import LearnReport, Lesson, Logp, Prompt, Rollout, Scored, Tokens, TokenTable, TrainBatch
-from demopsd_dist.errors import LostStateError
 from demopsd_dist.methods import Forwards
-from demopsd_dist.roles import Crew, Sampling
-from demopsd_dist.timeline import Lane, Span
+from demopsd_dist.run_record.timeline import Lane, Span
+from demopsd_dist.training.roles import Crew, Sampling
+from demopsd_dist.util.errors import LostStateError
 
 TOP_K = 4
 

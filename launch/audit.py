@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from demopsd_dist.audit import Account, audit
-from demopsd_dist.run_folder import RunFolder
-from launch.command import exit_code_of
+from demopsd_dist.run_record.audit import Account, audit
+from demopsd_dist.run_record.folder import RunFolder
+from launch._command_line import exit_code_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:

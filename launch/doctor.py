@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from demopsd_dist.config import MINISCI, Config, load
-from demopsd_dist.errors import DemoPSDError
-from launch.cluster_findings import cluster
-from launch.command import exit_code_of
-from launch.findings import Finding, Level, locked, machine, problem
+from demopsd_dist.util.errors import DemoPSDError
+from launch._cluster_findings import cluster
+from launch._command_line import exit_code_of
+from launch._doctor_findings import Finding, Level, locked, machine, problem
 
 SURVEY_S = 60.0
 
@@ -52,11 +52,11 @@ def said(findings: Iterable[Finding]) -> int:
 
 
 def nodes(config: Config) -> Iterator[Finding]:
-    from launch.processes import fenced
+    from launch._processes import fenced
 
     with fenced():
-        from workers import cluster as ray_cluster
-        from workers.survey import survey
+        from workers.cluster import session as ray_cluster
+        from workers.cluster.node_info import survey
 
         try:
             ray_cluster.join(config, wanted=[])

@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demopsd_dist.config import Config, load
-from demopsd_dist.data.rewards import reward_of
+from demopsd_dist.data.rewards.builtin import reward_of
 from demopsd_dist.data.sources import load_split
-from demopsd_dist.errors import DataError
-from demopsd_dist.model_folder import model_folder
-from launch.command import count_gpus, exit_code_of
-from launch.processes import fenced
-from workers.placement import check_fits, rollout_bundles
+from demopsd_dist.models.model_folder import model_folder
+from demopsd_dist.util.errors import DataError
+from launch._command_line import count_gpus, exit_code_of
+from launch._processes import fenced
+from workers.cluster.placement import check_fits, rollout_bundles
 
 if TYPE_CHECKING:
-    from demopsd_dist.evaluate import Evaluation
-    from demopsd_dist.run import Task
+    from demopsd_dist.training.evaluate import Evaluation
+    from demopsd_dist.training.run import Task
 
 DEFAULTS = Path(__file__).parents[1] / "configs" / "evaluate.yaml"
 
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is not None and not arguments.out.parent.is_dir():
         raise DataError(f"--out {arguments.out}: there is no folder {arguments.out.parent}. Make it first.")
     with fenced():
-        from launch.task import build_task, over_long
+        from launch._task import build_task, over_long
 
         task, skipped = build_task(config, folder, {"test": loaded.questions})
         if skipped["test"]:
@@ -75,12 +75,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def evaluate_with_ray(config: Config, folder: Path, task: Task) -> dict[str, Evaluation]:
-    from demopsd_dist.driver import evaluated
-    from demopsd_dist.evaluate import evaluate
-    from workers import cluster
-    from workers.crew import RayRollouts
+    from demopsd_dist.training.evaluate import evaluate
+    from demopsd_dist.training.loop import evaluated
+    from workers.actors import RayRollouts
+    from workers.cluster import session
 
-    cluster.join(config, wanted=rollout_bundles(config))  # left, within a bound, by `fenced`
+    session.join(config, wanted=rollout_bundles(config))  # left, within a bound, by `fenced`
     actors = RayRollouts(config, folder)
     try:
         rollouts = await actors.start()

@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demopsd_dist.config import Config, load
-from demopsd_dist.errors import ConfigError
-from demopsd_dist.planning import calibration, report
-from demopsd_dist.planning.assumed import UNCALIBRATED
+from demopsd_dist.planning import calibration, plan_text
+from demopsd_dist.planning.default_efficiencies import UNCALIBRATED
 from demopsd_dist.planning.hardware import Fleet, fleet_of
-from demopsd_dist.planning.job import Traffic, job_of, on_gpus, split_of
-from demopsd_dist.planning.shape import shape_of
+from demopsd_dist.planning.model_shape import shape_of
 from demopsd_dist.planning.splits import ranked
-from demopsd_dist.planning.steps import plan
-from launch.command import exit_code_of
+from demopsd_dist.planning.step_time import plan
+from demopsd_dist.planning.workload import Traffic, job_of, on_gpus, split_of
+from demopsd_dist.util.errors import ConfigError
+from launch._command_line import exit_code_of
 
 ASSUMED = Traffic()
 
@@ -63,16 +63,16 @@ def planned(arguments: argparse.Namespace) -> int:
         Traffic(arguments.prompt_tokens, arguments.response_tokens, right_fraction=arguments.right),
     )
     made = plan(job, split_of(config, job), fleet, figures)
-    print("\n".join(report.heading(job, fleet, figures)))
+    print("\n".join(plan_text.heading(job, fleet, figures)))
     print("\nAs configured:")
-    print("\n".join(report.chosen(made, fleet, arguments.hours, arguments.price)))
+    print("\n".join(plan_text.chosen(made, fleet, arguments.hours, arguments.price)))
     if fleet.size > 1:
         plans = ranked(job, fleet, figures)
         print("\nSplits of these devices, the fastest first:")
-        print("\n".join(report.best(plans)))
+        print("\n".join(plan_text.best(plans)))
         if plans and not plans[0].shortfalls:
-            print(f"\nTake the first with: {report.settings(plans[0], made)}\n")
-            print("\n".join(report.chosen(plans[0], fleet, arguments.hours, arguments.price)))
+            print(f"\nTake the first with: {plan_text.settings(plans[0], made)}\n")
+            print("\n".join(plan_text.chosen(plans[0], fleet, arguments.hours, arguments.price)))
     return int(bool(made.shortfalls))
 
 

@@ -5,7 +5,7 @@ The result lies in the virtual environment.
 
 from __future__ import annotations
 
-from workers.zero import build_extensions
+from workers.learner.zero import build_extensions
 
 
 def main() -> None:

@@ -21,23 +21,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from demopsd_dist import digests, kept
-from demopsd_dist.checkpoints import Checkpoint, Checkpoints
 from demopsd_dist.config import Config, changes, load
-from demopsd_dist.data.pack import pack
+from demopsd_dist.data.packing import pack
 from demopsd_dist.data.records import LearnReport, Scored, Trace
-from demopsd_dist.digests import Digests
-from demopsd_dist.errors import CheckpointError, ConfigError, DifferenceError, RunFolderError
-from demopsd_dist.kept import KeptBatch
 from demopsd_dist.methods import recipe
-from demopsd_dist.model_folder import model_folder
-from demopsd_dist.run_folder import RunFolder
-from launch.command import count_gpus, exit_code_of
-from launch.processes import fenced
-from workers.placement import check_fits, core_bundles
+from demopsd_dist.models.model_folder import model_folder
+from demopsd_dist.run_record import digests, replay_batch
+from demopsd_dist.run_record.checkpoints import Checkpoint, Checkpoints
+from demopsd_dist.run_record.digests import Digests
+from demopsd_dist.run_record.folder import RunFolder
+from demopsd_dist.run_record.replay_batch import KeptBatch
+from demopsd_dist.util.errors import CheckpointError, ConfigError, DifferenceError, RunFolderError
+from launch._command_line import count_gpus, exit_code_of
+from launch._processes import fenced
+from workers.cluster.placement import check_fits, core_bundles
 
 if TYPE_CHECKING:
-    from demopsd_dist.roles import Crew
+    from demopsd_dist.training.roles import Crew
 
 ASKABLE = ("demopsd.*", "sdpo.*", "opsd.*", "grpo.*", "teacher.trust_region_rate")
 """What may be set: what is made of the same tokens, in the same state."""
@@ -67,9 +67,9 @@ def replay(path: Path, step: int, words: Sequence[str]) -> int:
     for line in reservations(config, batch):
         print(f"note: {line}")
     with fenced():
-        from workers import cluster
+        from workers.cluster import session
 
-        cluster.join(config, wanted=core_bundles(config))  # left, within a bound, by `fenced`
+        session.join(config, wanted=core_bundles(config))  # left, within a bound, by `fenced`
         with room_for_gradient(folder) if words else nullcontext() as gradient:
             trace = Trace(gradient_to=gradient)
             scored, report = asyncio.run(step_again(config, model, batch, checkpoint, trace))
@@ -104,13 +104,13 @@ def found(path: Path, step: int) -> tuple[RunFolder, KeptBatch, Checkpoint | Non
     if not folder.config.is_file():
         raise ConfigError(f"{path} is no run folder: it has no {folder.config.name}.")
     checkpoints = Checkpoints(folder.checkpoints, keep=1)
-    can = [there for there in kept.steps(folder.replay) if there == 1 or checkpoints.at(there - 1)]
+    can = [there for there in replay_batch.steps(folder.replay) if there == 1 or checkpoints.at(there - 1)]
     if step not in can:
         raise CheckpointError(
             f"step {step} of {path} cannot be replayed: "
             + (f"{why_not(folder, step)} Steps that can: {', '.join(map(str, can))}." if can else NOTHING_KEPT)
         )
-    batch = kept.read(folder.replay, step)
+    batch = replay_batch.read(folder.replay, step)
     checkpoint = checkpoints.at(step - 1)
     if checkpoint is not None:
         if (damage := checkpoint.damage()) is not None:
@@ -129,7 +129,7 @@ NOTHING_KEPT = (
 
 
 def why_not(folder: RunFolder, step: int) -> str:
-    if step in kept.steps(folder.replay):
+    if step in replay_batch.steps(folder.replay):
         return f"there is no checkpoint of step {step - 1}, the state that it began from."
     return "its batch was not kept; only that of a step after a checkpoint is, and of the first."
 
@@ -158,7 +158,7 @@ async def step_again(
     config: Config, model: Path, batch: KeptBatch, checkpoint: Checkpoint | None, trace: Trace
 ) -> tuple[list[Scored], LearnReport]:
     """The step with learners and teacher of its own."""
-    from workers.crew import RayCore
+    from workers.actors import RayCore
 
     core = RayCore(config, model)
     try:
@@ -208,7 +208,7 @@ def reservations(config: Config, batch: KeptBatch) -> list[str]:
         )
     elif not config.deterministic:
         notes.append("deterministic=false: nothing promises equal rounding. It is the same where all kernels repeat.")
-    before, now = batch.record.surroundings, kept.surroundings()
+    before, now = batch.record.surroundings, replay_batch.surroundings()
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if changed:
         told = ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in changed)
@@ -234,7 +234,7 @@ def told(recorded: Digests, computed: Digests) -> bool:
 
 def compared(before: dict[str, float], after: dict[str, float]) -> list[str]:
     """Loss, gradient, and whatever else another setting has changed."""
-    from workers.tracing import DOT, OTHER, OWN
+    from workers.learner.observers.step_digests import DOT, OTHER, OWN
 
     always = ("learner/loss", "learner/grad_norm")
     names = [*always, *sorted(name for name in before.keys() & after.keys() if before[name] != after[name])]

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from demopsd_dist.errors import ConfigError
 from demopsd_dist.report import write_report
-from demopsd_dist.run_folder import RunFolder
-from launch.command import exit_code_of
+from demopsd_dist.run_record.folder import RunFolder
+from demopsd_dist.util.errors import ConfigError
+from launch._command_line import exit_code_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:

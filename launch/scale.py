@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demopsd_dist.config import load
-from demopsd_dist.errors import ConfigError, WorkerError
-from demopsd_dist.run_folder import RunFolder, replace_text
-from launch.command import exit_code_of
-from launch.scaling import answer_file, read, wish_file
+from demopsd_dist.run_record.folder import RunFolder, replace_text
+from demopsd_dist.util.errors import ConfigError, WorkerError
+from launch._command_line import exit_code_of
+from launch._scaling import answer_file, read, wish_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,15 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from demopsd_dist.code_digest import ROOT
 from demopsd_dist.config import MINISCI, SPLIT, Config, load
-from demopsd_dist.errors import ConfigError
-from launch.command import exit_code_of
-from launch.stopping import INTERRUPTED
-from launch.task import COMMIT, commit
+from demopsd_dist.util.code_digest import ROOT
+from demopsd_dist.util.errors import ConfigError
+from launch._command_line import exit_code_of
+from launch._stopping import INTERRUPTED
+from launch._task import COMMIT, commit
 
 if TYPE_CHECKING:
-    from workers.jobs import Job, Jobs
+    from workers.cluster.jobs import Job, Jobs
 
 JOINS = "ray_address=auto"
 ADDRESS = "RAY_API_SERVER_ADDRESS"  # the variable that Ray's own commands read
@@ -61,7 +61,7 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def done(arguments: argparse.Namespace) -> int:
     config = settings(arguments) if arguments.config else None
     command = entrypoint(arguments, config) if config else ""
-    from workers.jobs import Jobs
+    from workers.cluster.jobs import Jobs
 
     jobs = Jobs(arguments.address)
     if arguments.status:
@@ -148,7 +148,7 @@ def followed(jobs: Jobs, name: str) -> int:
 
 def why(jobs: Jobs, job: Job) -> str:
     """Its last error: of the run's output where it has run, of Ray where it could not begin."""
-    from workers.jobs import last_error
+    from workers.cluster.jobs import last_error
 
     return last_error(jobs.log(job.name)) if job.exit_code else " ".join(job.text.split())
 

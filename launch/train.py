@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demopsd_dist.config import load, to_yaml
-from demopsd_dist.data.rewards import reward_of
+from demopsd_dist.data.rewards.builtin import reward_of
 from demopsd_dist.data.sources import SPLITS, load_data
-from demopsd_dist.model_folder import model_folder
-from demopsd_dist.sinks import check_sinks
-from launch.command import count_gpus, exit_code_of
-from workers.placement import check_fits, table
+from demopsd_dist.models.model_folder import model_folder
+from demopsd_dist.run_record.sinks import check_sinks
+from launch._command_line import count_gpus, exit_code_of
+from workers.cluster.placement import check_fits, table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,10 +57,10 @@ def checked(arguments: argparse.Namespace) -> int:
         print("".join(f"# {line}\n" for line in data.notes()), end="")
         print("# who runs where:\n" + "\n".join(f"#{line}" for line in table(config).splitlines()))
         return 0
-    from launch.processes import fenced
+    from launch._processes import fenced
 
     with fenced():
-        from launch.session import resumed, run
+        from launch._training_run import resumed, run
 
         start = None
         if arguments.resume or arguments.resume_from is not None:

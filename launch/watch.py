@@ -19,14 +19,14 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from demopsd_dist import samples
-from demopsd_dist.errors import DataError
-from demopsd_dist.evaluate import evaluation_of
-from demopsd_dist.live import Progress, response_lines
-from demopsd_dist.report.reading import read_config
-from demopsd_dist.run_folder import RunFolder
-from demopsd_dist.runlog import step_line, told
-from launch.command import exit_code_of
+from demopsd_dist.report.read_run import read_config
+from demopsd_dist.run_record import samples
+from demopsd_dist.run_record.console import Progress, response_lines
+from demopsd_dist.run_record.folder import RunFolder
+from demopsd_dist.run_record.log import step_line, told
+from demopsd_dist.training.evaluate import evaluation_of
+from demopsd_dist.util.errors import DataError
+from launch._command_line import exit_code_of
 
 EVERY_S = 0.5
 

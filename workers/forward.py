@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from demopsd_dist.config import Config, Precision
+from demopsd_dist.data.prefix_tree import Tree, tree_of
 from demopsd_dist.data.records import Tokens, input_of
-from demopsd_dist.data.tree import Tree, tree_of
 
 HEAD_CHUNK_TOKENS = 2048
 _NOTHING = np.zeros(1, dtype=np.int32)
@@ -51,7 +51,7 @@ def give_back(config: Config, device: torch.device) -> None:
 class Rectangle:
     """Rows of prompts with responses, padded on the right, and where the response tokens are predicted.
 
-    A row with several responses is a prefix tree (`demopsd_dist/data/tree.py`) and needs a mask. Where each has one,
+    A row with several responses is a prefix tree (`demopsd_dist/data/prefix_tree.py`) and needs a mask. Where each has one,
     attention is causal and the padding comes last: no real token ever sees a padded one, and no mask is needed.
     Without rows it has one token, which nobody asks for: whose forward is a collective takes part with it.
     `N` below counts the response tokens of all samples, sample after sample, row after row.

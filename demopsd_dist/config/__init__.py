@@ -1,13 +1,13 @@
 """One tree of settings, read from YAML and checked. Nothing heavy is imported, so a wrong setting costs a second."""
 
-from demopsd_dist.config.alarm import AlarmAction, AlarmConfig
-from demopsd_dist.config.changes import changes, changes_of_mathematics
-from demopsd_dist.config.checks import longest_sequence_tokens
-from demopsd_dist.config.data import MINISCI, SPLIT, DataConfig, Duplicates, FieldNames, Format
-from demopsd_dist.config.methods import Aggregation, Divergence, Gate, Method, SupportOf, Variant, Weights
+from demopsd_dist.config.collapse_settings import AlarmAction, AlarmConfig
+from demopsd_dist.config.cross_checks import longest_sequence_tokens
+from demopsd_dist.config.data_settings import MINISCI, SPLIT, DataConfig, Duplicates, FieldNames, Format
+from demopsd_dist.config.method_settings import Aggregation, Divergence, Gate, Method, SupportOf, Variant, Weights
 from demopsd_dist.config.reading import load, to_yaml
-from demopsd_dist.config.recording import SamplesConfig, SinksConfig, WandbMode
-from demopsd_dist.config.tree import (
+from demopsd_dist.config.recording_settings import SamplesConfig, SinksConfig, WandbMode
+from demopsd_dist.config.resume_changes import changes, changes_of_mathematics
+from demopsd_dist.config.schema import (
     Config,
     LearnerConfig,
     Limits,

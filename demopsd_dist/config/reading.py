@@ -15,10 +15,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from demopsd_dist.config.checks import check
-from demopsd_dist.config.methods import Method
-from demopsd_dist.config.tree import Config
-from demopsd_dist.errors import ConfigError
+from demopsd_dist.config.cross_checks import check
+from demopsd_dist.config.method_settings import Method
+from demopsd_dist.config.schema import Config
+from demopsd_dist.util.errors import ConfigError
 
 DEPTH = 20  # of brackets and indentation; the tree itself has 3 levels
 
@@ -99,7 +99,7 @@ def _merged(tree: DictConfig, new: Any, source: str) -> DictConfig:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [
                 name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]
             ]
-            hint = f" Did you mean {near[0]}?" if near else " The keys are in demopsd_dist/config/tree.py."
+            hint = f" Did you mean {near[0]}?" if near else " The keys are in demopsd_dist/config/schema.py."
             raise ConfigError(f"{source}: there is no setting {key}.{hint}")
     for value in _texts(OmegaConf.to_container(new)):
         if "${" in value or value == "???":

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from demopsd_dist.data.records import Prompt, Question, Tokens
-from demopsd_dist.errors import DataError
+from demopsd_dist.util.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from demopsd_dist.errors import ConfigError
-from demopsd_dist.planning.assumed import ASSUMED, ASSUMED_MEMORY, STAGES, UNCALIBRATED, Calibration
+from demopsd_dist.planning.default_efficiencies import ASSUMED, ASSUMED_MEMORY, STAGES, UNCALIBRATED, Calibration
 from demopsd_dist.planning.hardware import Device, Fleet
-from demopsd_dist.planning.job import Job, Split, job_from
-from demopsd_dist.planning.load import Coefficients, Floats, Load
-from demopsd_dist.planning.memory import footprints
-from demopsd_dist.planning.steps import loads_of
+from demopsd_dist.planning.memory_by_role import footprints
+from demopsd_dist.planning.roofline import Coefficients, Floats, Load
+from demopsd_dist.planning.step_time import loads_of
+from demopsd_dist.planning.workload import Job, Split, job_from
+from demopsd_dist.util.errors import ConfigError
 
 FEWEST_CASES = 3  # below that nothing tells the parts of a stage apart
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from demopsd_dist.errors import ConfigError
+from demopsd_dist.util.errors import ConfigError
 
 GB = 1e9
 GIB = 2.0**30

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from demopsd_dist.planning.assumed import Calibration
+from demopsd_dist.planning.default_efficiencies import Calibration
 from demopsd_dist.planning.hardware import Fleet
-from demopsd_dist.planning.job import Job, Split
-from demopsd_dist.planning.memory import footprints
-from demopsd_dist.planning.steps import Plan, plan
+from demopsd_dist.planning.memory_by_role import footprints
+from demopsd_dist.planning.step_time import Plan, plan
+from demopsd_dist.planning.workload import Job, Split
 
 AHEAD = (0, 1)
 Known = Mapping[str, tuple[float, float]]  # base_gib and factor of memory, by role

@@ -17,12 +17,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from demopsd_dist import samples
-from demopsd_dist.errors import DataError
-from demopsd_dist.report import figures
-from demopsd_dist.report.packing import SAMPLES, packed, text_block, token_block
-from demopsd_dist.report.reading import Run, read_run
-from demopsd_dist.samples import Row
+from demopsd_dist.report import page_figures
+from demopsd_dist.report.embedded_samples import SAMPLES, packed, text_block, token_block
+from demopsd_dist.report.read_run import Run, read_run
+from demopsd_dist.run_record import samples
+from demopsd_dist.run_record.samples import Row
+from demopsd_dist.util.errors import DataError
 
 SCRIPTS = ("base.js", "chart.js", "curves.js", "overview.js", "tokens.js", "samples.js", "main.js")
 MOST_SAMPLES, MOST_TOKENS = 10_000, 500_000  # of a run; with more the page would be slow to open
@@ -50,8 +50,8 @@ def page(runs: Sequence[Run]) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     blocks: list[str] = []
-    drawn = [figures.of_run(run) | _samples(run, number, blocks) for number, run in enumerate(runs)]
-    data = {"runs": drawn, "meanings": figures.meanings(drawn), "differences": figures.differences(runs)}
+    drawn = [page_figures.of_run(run) | _samples(run, number, blocks) for number, run in enumerate(runs)]
+    data = {"runs": drawn, "meanings": page_figures.meanings(drawn), "differences": page_figures.differences(runs)}
     title = " and ".join(run["name"] for run in drawn)
     parts = {
         "policy": policy,
@@ -70,10 +70,10 @@ def page(runs: Sequence[Run]) -> str:
 def _samples(run: Run, number: int, blocks: list[str]) -> dict[str, Any]:
     """The run's samples go into `blocks`; the answer tells how many there are, and of how many."""
     index: list[dict[str, Any]] = []
-    telling = figures.Telling()
+    telling = page_figures.Telling()
     for place, rows in enumerate(_some_at_once(_rows(run) if run.sample_files else iter(()))):
         for row in rows:
-            index.append(figures.index_entry(row))
+            index.append(page_figures.index_entry(row))
             telling.add(row)
         blocks.append(_block(f"tokens-{number}-{place}", token_block(rows)))
         blocks.append(_block(f"texts-{number}-{place}", text_block(rows)))

@@ -12,24 +12,24 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks.chaos import task_of_chaos
-from benchmarks.chaos_simulated import survive
-from demopsd_dist import driver
-from demopsd_dist.audit import Account, audit
-from demopsd_dist.checkpoints import Checkpoint, Checkpoints
+from benchmarks.chaos.campaign import task_of_chaos
+from benchmarks.chaos.simulated_faults import survive
 from demopsd_dist.config import load
 from demopsd_dist.data.records import TrainBatch
-from demopsd_dist.driver import restore, train_through_failures
-from demopsd_dist.errors import CollapseError, RunFolderError
-from demopsd_dist.ledger import Ledger, Reason
-from demopsd_dist.run import Run, RunState, Task
-from demopsd_dist.run_folder import RunFolder
-from demopsd_dist.runlog import RunLog
+from demopsd_dist.run_record.audit import Account, audit
+from demopsd_dist.run_record.checkpoints import Checkpoint, Checkpoints
+from demopsd_dist.run_record.folder import RunFolder
+from demopsd_dist.run_record.ledger import Ledger, Reason
+from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.testing import StandInLearners, World, stand_in_crew
+from demopsd_dist.training import loop
+from demopsd_dist.training.loop import restore, train_through_failures
+from demopsd_dist.training.run import Run, RunState, Task
+from demopsd_dist.util.errors import CollapseError, RunFolderError
 from launch import audit as audit_command
-from launch.task import run_of
-from tests.driver.test_driver import DEMO, SMALL
-from tests.driver.test_driver import task as task  # a fixture
+from launch._task import run_of
+from tests.driver.test_loop import DEMO, SMALL
+from tests.driver.test_loop import task as task  # a fixture
 
 WORDS = ("steps=8", "checkpoint.every_steps=3", "evaluation.at_start=false", "leakage.every_steps=0")
 
@@ -143,14 +143,14 @@ def test_a_torn_checkpoint_is_left_aside_loudly(tmp_path: Path, task: Task, undi
 def test_a_doubled_sample_is_noticed(
     tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    packed = driver.packed
+    packed = loop.packed
 
     def doubled(run: Run, rollouts: Any, **named: Any) -> TrainBatch:
         rollouts.scored.append(rollouts.scored[0])
         return packed(run, rollouts, **named)
 
     run = Whole(tmp_path, task, "steps=2")
-    monkeypatch.setattr(driver, "packed", doubled)
+    monkeypatch.setattr(loop, "packed", doubled)
     run.go()
     assert audit_command.main([str(run.folder.path)]) == 1
     said = capsys.readouterr().out
@@ -161,14 +161,14 @@ def test_a_doubled_sample_is_noticed(
 
 def test_a_lost_sample_is_noticed(tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was scored, and the learner never got it."""
-    packed = driver.packed
+    packed = loop.packed
 
     def short(run: Run, rollouts: Any, **named: Any) -> TrainBatch:
         del rollouts.scored[0]
         return packed(run, rollouts, **named)
 
     run = Whole(tmp_path, task, "steps=2")
-    monkeypatch.setattr(driver, "packed", short)
+    monkeypatch.setattr(loop, "packed", short)
     run.go()
     (fault,) = run.account().faults
     assert fault.what == "samples are lost: neither trained nor dropped"
@@ -258,21 +258,21 @@ def test_the_alarm_takes_the_run_back_with_a_smaller_learning_rate(
     """From step 5 on the reward falls out of its band until the learning rate is a quarter: back to the checkpoint
     before, twice, and then on. A third time would end the run."""
     factors: list[tuple[int, float]] = []
-    reported = driver.step_metrics
+    reported = loop.step_metrics
 
     def collapsing(step: Any, state: RunState) -> dict[str, float]:
         factor = factors[-1][1]
         return reported(step, state) | ({"rollout/reward_mean": 0.0} if state.step >= 5 and factor > limit else {})
 
-    packed = driver.packed
+    packed = loop.packed
 
     def noted(run: Run, rollouts: Any, **named: Any) -> TrainBatch:
         batch = packed(run, rollouts, **named)
         factors.append((len(factors), batch.learning_rate_factor))
         return batch
 
-    monkeypatch.setattr(driver, "step_metrics", collapsing)
-    monkeypatch.setattr(driver, "packed", noted)
+    monkeypatch.setattr(loop, "step_metrics", collapsing)
+    monkeypatch.setattr(loop, "packed", noted)
     words = ("alarm.reward=[0.01, null]", "alarm.after_steps=2", "alarm.action=rollback", "alarm.max_rollbacks=2")
     limit = 0.3
     run = Whole(tmp_path / "once", task, *words)

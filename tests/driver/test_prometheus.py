@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from demopsd_dist import metrics, prometheus
-from demopsd_dist.errors import ConfigError
-from demopsd_dist.prometheus import Prometheus, exported
+from demopsd_dist.run_record import metric_glossary, prometheus
+from demopsd_dist.run_record.prometheus import Prometheus, exported
+from demopsd_dist.util.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,7 +54,7 @@ def test_names_do_not_collide_but_for_labels() -> None:
     """A metric of its own for each entry of the table, or the same with other labels."""
     quantiles = {"{quantile}": "p50", "{i}": "0", "{stage}": "learn"}
     found: dict[tuple[str, tuple[str, ...]], str] = {}
-    for metric in metrics.table():
+    for metric in metric_glossary.table():
         name = metric.name
         for part, value in quantiles.items():
             name = name.replace(part, value)
@@ -67,10 +67,10 @@ def test_names_do_not_collide_but_for_labels() -> None:
 
 
 def test_the_dashboard_is_of_the_table() -> None:
-    """If not: python -m demopsd_dist.prometheus > docs/grafana.json"""
+    """If not: python -m demopsd_dist.run_record.prometheus > docs/grafana.json"""
     assert (ROOT / "docs" / "grafana.json").read_text(encoding="utf-8") == prometheus.page()
     panels = [panel for panel in json.loads(prometheus.page())["panels"] if panel["type"] == "timeseries"]
     asked = {re.match(r"\w+", panel["targets"][0]["expr"])[0] for panel in panels}  # type: ignore[index]
-    assert asked == {prometheus._metric_name(metric.name) for metric in metrics.table()}
+    assert asked == {prometheus._metric_name(metric.name) for metric in metric_glossary.table()}
     places = [tuple(panel["gridPos"].values()) for panel in panels]
     assert len(set(places)) == len(places)

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from demopsd_dist import metrics, samples, sinks
 from demopsd_dist.config import load
-from demopsd_dist.errors import ConfigError, DataError
-from demopsd_dist.run import Task
-from demopsd_dist.run_folder import RunFolder
+from demopsd_dist.run_record import metric_glossary, samples, sinks
+from demopsd_dist.run_record.folder import RunFolder
+from demopsd_dist.training.run import Task
+from demopsd_dist.util.errors import ConfigError, DataError
 from launch import report
 from launch.watch import watch
-from tests.driver.test_driver import DEMO, Run, task
+from tests.driver.test_loop import DEMO, Run, task
 
 __all__ = ["task"]
 
@@ -25,7 +25,7 @@ def test_every_metric_of_a_run_is_in_the_table(tmp_path: Path, task: Task) -> No
     run = Run(tmp_path, task, "steps=2", "leakage.every_steps=1")
     names = {name for line in run.log_of_steps() for name in line} - {"step"}
     assert len(names) > 20
-    assert [name for name in sorted(names) if metrics.find(name) is None] == []
+    assert [name for name in sorted(names) if metric_glossary.find(name) is None] == []
 
 
 def test_samples_of_a_run(tmp_path: Path, task: Task) -> None:

@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from demopsd_dist.config import Config, load
-from demopsd_dist.data.pack import pack
+from demopsd_dist.data.packing import pack
 from demopsd_dist.data.records import BatchSize, Lesson, Prompt, Question, Rollout, Scored, Tokens
 from demopsd_dist.methods import recipe
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import SDPO, Slice, TokenViews, coarsen, fused_loss, reduced, top_k_support
-from demopsd_dist.roles import Crew
-from workers import cluster
-from workers.crew import RayCore
+from demopsd_dist.training.roles import Crew
+from workers.actors import RayCore
+from workers.cluster import session
 
 pytestmark = [
     pytest.mark.gpu,
@@ -60,9 +60,9 @@ class Core:
 
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
-    cluster.join(load(DEMO))
+    session.join(load(DEMO))
     yield
-    cluster.leave()
+    session.leave()
 
 
 @contextmanager

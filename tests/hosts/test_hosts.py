@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from demopsd_dist.audit import audit
-from demopsd_dist.run_folder import RunFolder
+from demopsd_dist.run_record.audit import audit
+from demopsd_dist.run_record.folder import RunFolder
 from tests.hosts.network import Hosts, why_not
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ import sys
 from datetime import timedelta
 import torch
 from torch import distributed
-from workers.ranks import meet_on
+from workers.cluster.ranks import meet_on
 rank, mine, first = sys.argv[1:]
 meet_on(mine)
 where = f"tcp://{first}:29500"
@@ -85,7 +85,7 @@ class Cluster:
             ["sh", "-c", f'mount --bind {old} {self._stale}; exec "$@"', "sh", RAY],
             [f"--address={self.address}", "--labels=role=learn,host=two"],
         )
-        wait = [sys.executable, "-m", "launch.nodes", self.address, *hosts.names, "--within", str(START_S)]
+        wait = [sys.executable, "-m", "launch.wait_for_nodes", self.address, *hosts.names, "--within", str(START_S)]
         assert self.on_head(wait, "nodes").wait(START_S + 30) == 0, self.said("nodes")
 
     def _ray(self, host: str, command: list[str], words: list[str]) -> subprocess.Popen[bytes]:
@@ -155,7 +155,7 @@ def test_a_host_with_a_stale_checkout_is_refused_by_name(cluster: Cluster) -> No
     assert last.startswith(
         f"error: two ({cluster.hosts.address('two')}): its code is not that of this machine: digest "
     )
-    assert "1 files differ, workers/probe.py first. Bring " in last
+    assert "1 files differ, workers/weights/canary.py first. Bring " in last
     cluster.mend()
 
 

@@ -17,22 +17,25 @@ import pytest
 import ray
 import torch
 
-from demopsd_dist.audit import audit
 from demopsd_dist.config import Config, Precision, load
 from demopsd_dist.data.sources import load_data
-from demopsd_dist.driver import train_through_failures
 from demopsd_dist.minisci import MODEL_DIR
-from demopsd_dist.roles import Crew
-from demopsd_dist.run import RunState, Task
-from demopsd_dist.runlog import RunLog
-from launch.task import build_task, run_of
-from workers import cluster, learner, rollout, teacher
-from workers.crew import LearnerGroup, RayCrew, start_ranks
+from demopsd_dist.run_record.audit import audit
+from demopsd_dist.run_record.log import RunLog
+from demopsd_dist.training.loop import train_through_failures
+from demopsd_dist.training.roles import Crew
+from demopsd_dist.training.run import RunState, Task
+from launch._task import build_task, run_of
+from workers.actor_group import ActorGroup, Placement
+from workers.actors import LearnerGroup, RayCrew, start_ranks
+from workers.cluster import session
+from workers.cluster.placement import Bundle
 from workers.forward import load_causal_lm
-from workers.group import ActorGroup, Placement
-from workers.placement import Bundle
-from workers.publisher import WeightPublisher
-from workers.weights import Parcel, pack_bucket
+from workers.learner import worker as learner
+from workers.rollout import worker as rollout
+from workers.teacher import worker as teacher
+from workers.weights.buckets import Parcel, pack_bucket
+from workers.weights.publisher import WeightPublisher
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo.yaml"
@@ -59,10 +62,10 @@ def demo(*words: str) -> Config:
 
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
-    cluster.join(demo())
+    session.join(demo())
     ours = psutil.Process().children(recursive=True)
     yield
-    cluster.leave()
+    session.leave()
     left = psutil.wait_procs(ours, timeout=10)[1]
     assert not left, f"still there 10 s after Ray was left: {left}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from demopsd_dist.data.records import Question
-from demopsd_dist.data.sources import mcq
+from demopsd_dist.data.sources import multiple_choice
 from demopsd_dist.data.sources.items import Item, Record, Refused, label_of, needed_text, text_of
 
 RIGHT = "Correct Answer"
@@ -33,9 +33,9 @@ def read(record: Record) -> Item | Refused:
     random.Random(f"gpqa/{identity}").shuffle(places)
     question = Question(
         id=record.id(identity),
-        text=mcq.options_text(text, [options[place] for place in places]),
-        answer=mcq.LETTERS[places.index(0)],
+        text=multiple_choice.options_text(text, [options[place] for place in places]),
+        answer=multiple_choice.LETTERS[places.index(0)],
         field=label_of(record, "High-level domain") or "all",
-        system=mcq.options_system(len(options)),
+        system=multiple_choice.options_system(len(options)),
     )
     return Item(question, type="mcq-4-choices")

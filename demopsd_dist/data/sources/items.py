@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 from demopsd_dist.data.records import Question
-from demopsd_dist.errors import DataError
+from demopsd_dist.util.errors import DataError
 
 LABEL_CHARS = 200
 REASONS_TOLD = 10

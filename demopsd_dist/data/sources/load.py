@@ -11,12 +11,12 @@ from typing import Any, cast
 
 from demopsd_dist.config import MINISCI, SPLIT, DataConfig, Duplicates, Format
 from demopsd_dist.data.records import Question
-from demopsd_dist.data.sources import gpqa, plain, sciknoweval
-from demopsd_dist.data.sources.choose import Twins, filtered, held_out, same_text, twins
+from demopsd_dist.data.sources import gpqa, own_records, sciknoweval
+from demopsd_dist.data.sources.files import records
 from demopsd_dist.data.sources.items import Item, Loaded, Record, Refused
-from demopsd_dist.data.sources.records import records
-from demopsd_dist.errors import DataError
+from demopsd_dist.data.sources.selection import Twins, filtered, held_out, same_text, twins
 from demopsd_dist.minisci.tasks import Split, questions
+from demopsd_dist.util.errors import DataError
 
 Read = Callable[[Record], Item | Refused]
 SPLITS: tuple[Split, ...] = ("train", "test", "ood")
@@ -158,7 +158,7 @@ def _format(first: Record, data: DataConfig) -> Read:
             chosen = Format.gpqa
     if chosen is Format.sciknoweval:
         return sciknoweval.read
-    return gpqa.read if chosen is Format.gpqa else partial(plain.read, names=data.fields)
+    return gpqa.read if chosen is Format.gpqa else partial(own_records.read, names=data.fields)
 
 
 def _split(data: DataConfig, loaded: Loaded) -> tuple[Loaded, Loaded]:

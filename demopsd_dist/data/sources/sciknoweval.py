@@ -4,7 +4,7 @@ can be compared and are refused by name."""
 from __future__ import annotations
 
 from demopsd_dist.data.records import Question
-from demopsd_dist.data.sources import mcq
+from demopsd_dist.data.sources import multiple_choice
 from demopsd_dist.data.sources.items import Item, Record, Refused, label_of, needed_text, text_of
 
 OPTIONS = {"mcq-4-choices": 4, "mcq-2-choices": 2}
@@ -47,8 +47,8 @@ def _options(record: Record, text: str, count: int) -> tuple[str, str, str] | Re
     if key is None or labels.count(key.strip()) != 1:
         return Refused("the answer is not among the choices")
     # Letters by place, not by label: the system message promises A, B, ...
-    answer = mcq.LETTERS[labels.index(key.strip())]
-    return mcq.options_text(text, options), answer, mcq.options_system(count)
+    answer = multiple_choice.LETTERS[labels.index(key.strip())]
+    return multiple_choice.options_text(text, options), answer, multiple_choice.options_system(count)
 
 
 def _statement(record: Record, text: str) -> tuple[str, str, str] | Refused:
@@ -58,7 +58,11 @@ def _statement(record: Record, text: str) -> tuple[str, str, str] | Refused:
         if given in labels and len(labels) == len(options):
             given = options[labels.index(given)].strip()
         if given.casefold() in ("true", "false"):
-            return mcq.statement_text(text), given.casefold().capitalize(), mcq.statement_system()
+            return (
+                multiple_choice.statement_text(text),
+                given.casefold().capitalize(),
+                multiple_choice.statement_system(),
+            )
     return Refused("the answer is neither true nor false")
 
 

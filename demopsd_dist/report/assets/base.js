@@ -66,7 +66,7 @@ const MANY = RUNS.length > 1;
 const COLOURS = 8;
 const colour = (place) => `var(--series-${(place % COLOURS) + 1})`;
 
-// A block of demopsd_dist/report/packing.py: its header, with the arrays in it under their names.
+// A block of demopsd_dist/report/embedded_samples.py: its header, with the arrays in it under their names.
 async function unpack(id) {
   const raw = atob(byId(id).textContent);
   const bytes = Uint8Array.from(raw, (character) => character.charCodeAt(0));

@@ -1,0 +1,1 @@
+"""Time and memory of each loss in its plain and its fused form: `python -m benchmarks.objective`."""

@@ -1,0 +1,212 @@
+"""Cases for the planner, run on real engines: seconds of each stage by itself, GiB of each role, seconds of a step."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.peak_memory import peaks
+from benchmarks.common.sized_models import model_folder
+from benchmarks.step import run as run_driver
+from demopsd_dist.config import Config, load
+from demopsd_dist.data.examples import lessons_from_siblings, rewarded
+from demopsd_dist.data.packing import pack
+from demopsd_dist.data.prefix_tree import new_nodes
+from demopsd_dist.data.records import Lesson, Question, Rollout
+from demopsd_dist.data.sources import load_data
+from demopsd_dist.methods import recipe
+from demopsd_dist.minisci import MODEL_DIR
+from demopsd_dist.planning.calibration import Measured
+from demopsd_dist.planning.model_shape import shape_of
+from demopsd_dist.planning.workload import Traffic, job_of, split_of
+from demopsd_dist.training.roles import Crew
+from demopsd_dist.training.run import Task
+from demopsd_dist.training.step_prompts import train_sampling
+from launch._task import build_task
+from workers.actors import RayCrew
+from workers.cluster import session
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "configs" / "demo.yaml"
+Row = dict[str, Any]
+ALL = ["learner.learning_rate=1e-9", "evaluation.at_start=false", "leakage.every_steps=0", "weights.max_logp_diff=0.5"]
+RANDOM = ["reward=benchmarks.plan.measured_cases.coin", "data.minisci_train_size=256"]
+ONE = ["rollout.num_workers=1", "learner.num_workers=1", "teacher.threads=1"]
+TWO_THREADS = ["rollout.num_workers=1", "rollout.threads=2", "learner.num_workers=1", "learner.threads=2"]
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    model: str
+    words: tuple[str, ...]
+    prompts: int
+    group: int
+    tokens: int  # of a response, at most
+    fits: bool  # its figures may be fitted to; else they are only predicted
+    split_of: str = ""  # the job of which it is one of several splits
+
+    @property
+    def steps(self) -> int:
+        return STEPS_OF_A_SPLIT if self.split_of else STEPS
+
+    def config(self, folder: Path) -> Config:
+        words = [*ALL, *self.words, f"rollout.prompts_per_step={self.prompts}", f"rollout.group_size={self.group}"]
+        words += [f"rollout.max_response_tokens={self.tokens}", f"steps={self.steps}"]
+        if self.model != "minisci":
+            words += [*RANDOM, f"model.path={folder}"]
+        return load(DEMO, words)
+
+
+def case(
+    model: str, words: Sequence[str], prompts: int, group: int, tokens: int, suffix: str, fits: bool = True
+) -> Case:
+    return Case(f"{model} {suffix}", model, tuple(words), prompts, group, tokens, fits)
+
+
+STEPS, STEPS_OF_A_SPLIT = 5, 10
+ZERO_0 = ["learner.zero_stage=0"]
+CASES = [
+    case("3M", [], 16, 8, 48, "two and two"),
+    case("3M", [*ONE, *ZERO_0], 12, 8, 12, "one and one"),
+    case("10M", [], 12, 4, 96, "two and two"),
+    case("10M", [*TWO_THREADS, *ZERO_0], 12, 4, 20, "two threads"),
+    case("30M", [], 6, 8, 32, "two and two"),
+    case("30M", [*ONE, *ZERO_0], 3, 4, 64, "one and one"),
+    case("60M", ["learner.zero_stage=3"], 6, 4, 20, "two and two, ZeRO-3"),
+    case("60M", [*TWO_THREADS, "learner.zero_stage=1"], 4, 4, 40, "two threads"),
+    case("250M", [*TWO_THREADS, *ZERO_0], 3, 4, 24, "two threads"),
+    case("minisci", [], 24, 8, 64, "demo", fits=False),
+    case("100M", [], 6, 4, 32, "two and two", fits=False),
+    case("500M", [*TWO_THREADS, *ZERO_0], 2, 4, 24, "two threads", fits=False),
+    case("500M", [*TWO_THREADS, *ZERO_0, "model.lora_rank=16"], 2, 4, 24, "two threads, LoRA", fits=False),
+]
+"""Models to calibrate on are of other sizes than those to predict."""
+SPLITS = (  # of the demo on two cores: engines x threads, threads of the teacher, ranks x threads, ahead
+    ((2, 1), 2, (2, 1), 0),
+    ((2, 1), 2, (2, 1), 1),
+    ((2, 1), 1, (2, 1), 0),
+    ((2, 1), 2, (1, 2), 0),
+    ((1, 2), 2, (2, 1), 0),
+    ((1, 2), 2, (1, 2), 0),
+    ((1, 2), 2, (1, 2), 1),
+    ((1, 1), 2, (1, 1), 0),
+    ((1, 1), 1, (1, 1), 0),
+    ((1, 1), 1, (1, 1), 1),
+    ((1, 1), 2, (1, 1), 1),
+    ((1, 1), 1, (2, 1), 1),
+    ((2, 1), 1, (1, 1), 1),
+    ((2, 1), 1, (2, 1), 1),
+    ((2, 1), 2, (1, 1), 0),
+)
+
+
+def split_case(rollout: tuple[int, int], teacher: int, learner: tuple[int, int], ahead: int) -> Case:
+    words = [f"rollout.num_workers={rollout[0]}", f"rollout.threads={rollout[1]}", f"teacher.threads={teacher}"]
+    words += [f"learner.num_workers={learner[0]}", f"learner.threads={learner[1]}", f"rollout.ahead={ahead}"]
+    name = f"demo {rollout[0]}x{rollout[1]} {teacher} {learner[0]}x{learner[1]} ahead {ahead}"
+    return Case(name, "minisci", tuple(words), 24, 8, 64, fits=False, split_of="the demo")
+
+
+CASES += [split_case(*split) for split in SPLITS]
+
+
+def coin(response: str, question: Question) -> float:
+    """Three of four right, by a hash: a model that knows nothing is then taught as one that knows something. Nearly all
+    responses have a right sibling, so that steps are alike."""
+    return float(hashlib.blake2b(response.encode(), digest_size=1).digest()[0] % 4 > 0)
+
+
+def run(of: Case, rounds: int) -> Row:
+    """The case as `Measured`, and its step as the driver does it: a row of the results."""
+    with ExitStack() as stack:
+        folder = MODEL_DIR if of.model == "minisci" else stack.enter_context(model_folder(of.model))
+        config = of.config(folder)
+        task = build_task(config, folder, load_data(config.data).questions)[0]
+        session.join(config)
+        actors = RayCrew(config, folder)
+        stack.callback(actors.stop)
+        crew = asyncio.run(actors.start())
+        step_s = settled_s([metrics["perf/step_s"] for metrics in run_driver(config, crew, task).steps], config, of)
+        seconds, groups, lessons = asyncio.run(stages(config, crew, task, rounds))
+        memory, _ = asyncio.run(peaks(actors))
+        job = job_of(config, shape_of(str(folder)), traffic_of(groups, lessons))
+    measured = Measured(of.name, job, split_of(config, job), seconds, memory)
+    return {**asdict(measured), "step_s": step_s, "fits": of.fits, "split_of": of.split_of}
+
+
+def settled_s(steps_s: Sequence[float], config: Config, of: Case) -> float:
+    """Of the steps after the first the fastest; of a split their mean: ahead of the learners one step's time is
+    another's, and those at both ends have less to do."""
+    ahead = config.rollout.ahead
+    counted = steps_s[1 + ahead : len(steps_s) - ahead]
+    return statistics.mean(counted) if of.split_of else min(counted)
+
+
+async def stages(
+    config: Config, crew: Crew, task: Task, rounds: int
+) -> tuple[dict[str, float], list[list[Rollout]], list[Lesson]]:
+    """The fastest of the rounds after the first: each stage by itself, on a machine that others may use too."""
+    found: dict[str, list[float]] = {}
+    for turn in range(rounds + 1):
+        clock = time.monotonic()
+        spent: dict[str, float] = {}
+
+        def lap(stage: str, spent: dict[str, float] = spent) -> None:
+            nonlocal clock
+            now = time.monotonic()
+            spent[stage], clock = spent.get(stage, 0.0) + now - clock, now
+
+        groups = await crew.rollouts.sample(task.train[: config.rollout.prompts_per_step], train_sampling(config, turn))
+        lap("sample")
+        marked = [rewarded(group, task.reward) for group in groups]
+        taught = lessons_from_siblings(marked, task.prompts, exclude_own_success=True, seed=str(turn))
+        lap("driver")
+        supports = await crew.learners.support(taught.lessons)
+        lap("support")
+        scored = await crew.teacher.score(taught.lessons, supports, recipe(config).forwards)
+        lap("score")
+        sizes = (config.learner.micro_batch_tokens, config.model.tree_tokens)
+        batch = pack(scored, taught.size, crew.learners.dp_size, *sizes)
+        lap("driver")
+        await crew.learners.step(batch)
+        lap("learn")
+        await crew.weights.publish(config.steps + turn + 1)
+        lap("publish")
+        for stage, value in spent.items() if turn else ():
+            found.setdefault(stage, []).append(value)
+    return {stage: min(values) for stage, values in found.items()}, groups, taught.lessons
+
+
+def traffic_of(groups: Sequence[Sequence[Rollout]], lessons: Sequence[Lesson]) -> Traffic:
+    """What a config does not say, as it was in this run."""
+    rollouts = [rollout for group in groups for rollout in group]
+    lengths = [len(rollout.tokens_T) for rollout in rollouts]
+    by_question: dict[str, list[Lesson]] = {}
+    for lesson in lessons:
+        by_question.setdefault(lesson.rollout.prompt.id, []).append(lesson)
+    own = sum(added for group in by_question.values() for _, added in new_nodes([one.student_input for one in group]))
+    own -= sum(len(group[0].rollout.prompt.tokens) for group in by_question.values())
+    siblings = len(lessons) / len(by_question)
+    told_twice = 1 - own / sum(len(lesson.rollout.tokens_T) for lesson in lessons)
+    return Traffic(
+        prompt_tokens=statistics.mean(len(group[0].prompt.tokens) for group in groups),
+        response_tokens=statistics.mean(lengths),
+        response_spread=statistics.pstdev(math.log(length) for length in lengths),
+        solution_tokens=statistics.mean(len(one.privileged_tokens) - len(one.rollout.prompt.tokens) for one in lessons),
+        right_fraction=_right_fraction(len(lessons) / len(rollouts), len(groups[0])),
+        shared_fraction=max(0.0, min(1.0, told_twice * siblings / max(siblings - 1, 1))),
+    )
+
+
+def _right_fraction(learned: float, size: int) -> float:
+    """Responses right, were they all alike, at which so many have a right sibling."""
+    return 1 - (1 - min(learned, 0.999)) ** (1 / (size - 1))

@@ -1,0 +1,201 @@
+"""The planner's step against a discrete-event simulation: the real driver, with roles that sleep as long as planned, on
+a clock that jumps from one event to the next. No second of it is a measurement of an engine; what is checked is how the
+planner puts stages together."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from benchmarks.common.simulated_roles import TOP_K, Stateless, responses
+from benchmarks.step import task_of
+from demopsd_dist.config import load
+from demopsd_dist.data.records import LearnReport, Lesson, Prompt, Rollout, Scored, Tokens, TrainBatch
+from demopsd_dist.methods import Forwards
+from demopsd_dist.planning.default_efficiencies import STAGES
+from demopsd_dist.planning.hardware import fleet_of
+from demopsd_dist.planning.model_shape import shape_of
+from demopsd_dist.planning.step_time import step_seconds
+from demopsd_dist.planning.workload import Split, Traffic, job_of
+from demopsd_dist.run_record.folder import RunFolder
+from demopsd_dist.run_record.log import RunLog
+from demopsd_dist.training.loop import train_through_failures
+from demopsd_dist.training.roles import Crew, Sampling
+from demopsd_dist.training.run import RunState, Task
+from launch._task import run_of
+
+RUNS = (
+    (10, 1, 4, 6, 1, 0.1),
+    (10, 1, 8, 6, 1, 0.1),
+    (5, 1, 2, 12, 1, 0.1),
+    (5, 2, 6, 12, 1, 0.1),
+    (4, 1, 14, 6, 2, 0.1),
+)
+"""Seconds of sample, support, score, learn, publish and driver."""
+DONE = {
+    "at once": [1.0] * 8,
+    "evenly": [(i + 1) / 8 for i in range(8)],
+    "one late": [0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 1.0],
+}
+FIVE = fleet_of("5xh100")  # devices, one for each worker
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+
+
+class Jumping(selectors.SelectSelector):
+    """Instead of waiting for a timer it moves the clock there."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> Any:
+        if timeout is None:  # a thread is at work, and no timer is set
+            return super().select(None)
+        found = super().select(0)
+        if not found:
+            self.now += max(timeout, 0.0)
+        return found
+
+
+class JumpingLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self._jumping = Jumping()
+        super().__init__(self._jumping)
+
+    def time(self) -> float:
+        return self._jumping.now
+
+
+@dataclass
+class Hands:
+    """What the roles have to wait for each other for. On shared devices there is one pair of hands for all."""
+
+    rollouts: asyncio.Lock = field(default_factory=asyncio.Lock)
+    teacher: asyncio.Lock = field(default_factory=asyncio.Lock)
+    learners: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @classmethod
+    def of(cls, split: Split) -> Hands:
+        one = asyncio.Lock()
+        return cls(one, one, one) if split.shared else cls()
+
+
+@dataclass
+class Sleepers(Stateless):
+    """All four roles."""
+
+    seconds: Mapping[str, float]
+    done: Sequence[float]  # shares of a batch's sampling at which groups are done
+    samples: int
+    hands: Hands
+    waits: bool  # a publish for responses under way
+    dp_size: int = 8
+    version: int = 0
+    ends: list[float] = field(default_factory=list)  # of the publishes
+
+    async def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncIterator[tuple[int, list[Rollout]]]:
+        async with self.hands.rollouts:
+            begun, version = asyncio.get_running_loop().time(), self.version
+            for place, (prompt, share) in enumerate(zip(prompts, self.done, strict=True)):
+                end = begun + share * self.seconds["sample"]
+                await asyncio.sleep(max(0.0, end - asyncio.get_running_loop().time()))
+                yield place, responses(prompt, sampling, version, 0)
+
+    async def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
+        return [group async for _, group in self.stream(prompts, sampling)]
+
+    def figures(self) -> dict[str, float]:
+        return {}
+
+    async def support(self, lessons: Sequence[Lesson]) -> list[Tokens]:
+        async with self.hands.learners:
+            await asyncio.sleep(self.seconds["support"] * len(lessons) / self.samples)
+        return [np.zeros((lesson.response_length_tokens, TOP_K), np.int32) for lesson in lessons]
+
+    async def score(
+        self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens] | None, forwards: Forwards
+    ) -> list[Scored]:
+        assert supports_TK is not None
+        async with self.hands.teacher:
+            await asyncio.sleep(self.seconds["score"] * len(lessons) / self.samples)
+        return [
+            Scored(lesson, support_TK, *2 * [np.zeros((len(support_TK), TOP_K + 1), np.float32)])
+            for lesson, support_TK in zip(lessons, supports_TK, strict=True)
+        ]
+
+    async def step(self, batch: TrainBatch) -> LearnReport:
+        async with self.hands.learners:
+            await asyncio.sleep(self.seconds["learn"] + self.seconds["driver"])
+        return LearnReport({"learner/loss": 0.0}, stepped=True)
+
+    async def publish(self, version: int, *, moved: bool = True) -> None:
+        if self.waits:
+            async with self.hands.rollouts:
+                await asyncio.sleep(self.seconds["publish"])
+        else:
+            await asyncio.sleep(self.seconds["publish"])
+        self.version = version
+        self.ends.append(asyncio.get_running_loop().time())
+
+    async def export(self, folder: Path) -> None:
+        raise NotImplementedError("there is no model to export")
+
+
+def simulated_step(
+    split: Split, seconds: Mapping[str, float], done: Sequence[float], task: Task, *, waits: bool, steps: int = 30
+) -> float:
+    """Seconds from one publish to the next, in a run of the driver that has got into its stride."""
+    words = [f"steps={steps}", f"rollout.ahead={split.ahead}", f"rollout.prompts_per_step={len(done)}"]
+    words += ["evaluation.at_start=false", "leakage.every_steps=0", "checkpoint.every_steps=0"]
+    config = load(DEMO, words)
+    loop = JumpingLoop()
+
+    async def run(log: RunLog) -> Sleepers:
+        samples = len(done) * config.rollout.group_size
+        roles = Sleepers(seconds, done, samples, Hands.of(split), waits)
+        crew = Crew(roles, roles, roles, roles, revive=never)
+        made = run_of(config, crew, replace(task, test=[], ood=[]), log)
+        await train_through_failures(made, RunState(), "started")
+        made.ledger.close()
+        return roles
+
+    with TemporaryDirectory() as folder:
+        path = RunFolder.create(replace(config, output_dir=folder))
+        with RunLog(path, steps, Console(file=StringIO())) as log:
+            try:
+                ends = loop.run_until_complete(run(log)).ends
+            finally:
+                loop.close()
+    counted = ends[8 : steps - split.ahead]  # of the first and the last some have no one beside them
+    return (counted[-1] - counted[0]) / (len(counted) - 1)
+
+
+def simulations() -> Iterator[dict[str, Any]]:
+    """Some runs whose stages are of different length, beside the planner's step for each."""
+    task = task_of(load(DEMO, ["data.minisci_train_size=256"]))
+    job = job_of(load(DEMO), shape_of("minisci"), Traffic())
+    for stages in RUNS:
+        seconds = dict(zip(STAGES, stages, strict=True))
+        for name, done in DONE.items():
+            for ahead, waits in ((0, True), (1, True), (1, False)):
+                split = Split(2, 1, 2, ahead)
+                of = replace(job, waits_on_publish=waits)
+                yield {
+                    "seconds": seconds,
+                    "done": name,
+                    "ahead": ahead,
+                    "on_publish": "wait" if waits else "keep",
+                    "simulated_s": simulated_step(split, seconds, done, task, waits=waits),
+                    "planned_s": step_seconds(of, split, FIVE, seconds, tuple(done)),
+                }
+
+
+async def never() -> None:
+    raise AssertionError("nothing dies here")

@@ -1,0 +1,1 @@
+"""Samples per second over a sweep of settings: `python -m benchmarks.throughput`."""

@@ -1,0 +1,238 @@
+"""Throughput of whole runs: `python -m benchmarks.throughput configs/demo.yaml --rollout-workers 1,2 --zero 0,1,2,3`
+
+Each point of the sweep is the real thing: Ray actors, engines and driver as `launch.train` starts them, on this machine
+or on the cluster that `ray_address` names. A run makes some steps to warm up and some that count; then all points have
+their turn again, so that what disturbs the machine shows as an interval. Factors are varied one at a time around the
+config's own settings; `--product` runs all combinations. Words after the config go over it.
+
+`python -m benchmarks.throughput --compare OLD.json NEW.json` says what changed beyond the noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.common.peak_memory import peaks
+from benchmarks.common.results_files import RESULTS, save, write
+from benchmarks.throughput.compare_sweeps import compared, read
+from benchmarks.throughput.sweep import (
+    DEFAULT_SWEEP,
+    FACTORS,
+    ROLE_OF_STAGE,
+    STAGES,
+    Point,
+    device_name,
+    devices,
+    numbers,
+    points_of,
+)
+from benchmarks.throughput.throughput_page import plot, report
+from demopsd_dist.data.sources import load_data
+from demopsd_dist.models.model_folder import model_folder
+from demopsd_dist.run_record.console import clock
+from demopsd_dist.run_record.folder import RunFolder
+from demopsd_dist.run_record.log import RunLog
+from demopsd_dist.training.loop import train_through_failures
+from demopsd_dist.training.run import RunState, Task
+from demopsd_dist.util.errors import ConfigError, DemoPSDError, InputError
+from launch._command_line import count_gpus, exit_code_of
+from launch._processes import fenced
+from launch._task import build_task, provenance, run_of
+from workers.actors import RayCrew
+from workers.cluster import session
+from workers.cluster.placement import check_fits, summary_of_roles
+
+ROOT = Path(__file__).parents[2]
+Row = dict[str, Any]
+
+
+def figures(steps: Sequence[Mapping[str, float]]) -> Row:
+    """Of a run's steps that count: samples/s, tokens/s, seconds a step by stage, response tokens/s of each stage."""
+
+    def total(key: str) -> float:
+        return sum(step.get(key, 0.0) for step in steps)
+
+    spent = {stage: total(f"time/{stage}_s") for stage in STAGES}
+    tokens = {stage: total("rollout/tokens" if stage == "sample" else "rollout/learned_tokens") for stage in STAGES}
+    return {
+        "step_s": total("perf/step_s") / len(steps),
+        "samples_per_s": total("rollout/samples") / total("perf/step_s"),
+        "tokens_per_s": total("rollout/tokens") / total("perf/step_s"),
+        "stage_s": {stage: spent[stage] / len(steps) for stage in STAGES},
+        "stage_tokens_per_s": {stage: tokens[stage] / spent[stage] for stage in ROLE_OF_STAGE if spent[stage]},
+    }
+
+
+async def train(point: Point, task: Task, log: RunLog) -> Row:
+    """One run: started, trained, asked what it held, ended."""
+    config = point.config
+    began = time.monotonic()
+    actors = RayCrew(config, model_folder(config), log.note)
+    try:
+        crew = await actors.start()
+        start_s = time.monotonic() - began
+        run = run_of(config, crew, task, log)
+        try:
+            await train_through_failures(run, RunState(), "started")
+        finally:
+            run.ledger.close()
+        host, gpu = await peaks(actors)
+    finally:
+        actors.stop()
+    return {"start_s": start_s, "memory_gib": host, "gpu_memory_gib": gpu}
+
+
+def measured(point: Point, task: Task, warm_up: int) -> Row:
+    with tempfile.TemporaryDirectory(prefix="demopsd-throughput-") as folder:
+        config = replace(point.config, output_dir=folder)
+        with RunLog(RunFolder.create(config), config.steps, Console(file=StringIO())) as log:
+            load = os.getloadavg()[0]
+            found = asyncio.run(train(replace(point, config=config), task, log))
+            return {**figures(log.steps[warm_up:]), **found, "load": load}
+
+
+def task_of(point: Point) -> Task:
+    config = point.config
+    task, _ = build_task(config, model_folder(config), load_data(config.data).questions)
+    return replace(task, test=[], ood=[])
+
+
+def rows_of(points: Sequence[Point], cpus: float) -> list[Row]:
+    """Before anything has run."""
+    return [
+        {
+            "label": point.label,
+            "settings": point.settings,
+            "roles": summary_of_roles(point.config),
+            "devices": devices(point.config, cpus),
+            "rounds": [],
+            "failed": None,
+        }
+        for point in points
+    ]
+
+
+def fill(rows: Sequence[Row], points: Sequence[Point], rounds: int, warm_up: int, keep: Callable[[], None]) -> None:
+    """Run all points in turn, and again; every other round backwards. A point that fails is told of and left out of
+    the rounds to come. `keep` is called after each run."""
+    tasks = [task_of(point) for point in points]
+    began, done = time.monotonic(), 0
+    for turn in range(rounds):
+        order = range(len(points)) if turn % 2 == 0 else reversed(range(len(points)))
+        for i in order:
+            done += 1
+            if rows[i]["failed"]:
+                continue
+            said = f"round {turn + 1}/{rounds}  {points[i].label}: "
+            try:
+                found = measured(points[i], tasks[i], warm_up)
+            except InputError:
+                raise
+            except DemoPSDError as error:
+                rows[i]["failed"] = str(error)
+                print(f"{said}failed: {error}", flush=True)
+                continue
+            rows[i]["rounds"].append(found)
+            keep()
+            left_s = (time.monotonic() - began) / done * (rounds * len(points) - done)
+            print(
+                f"{said}{found['samples_per_s']:.1f} samples/s, {found['step_s']:.2f} s a step, started in "
+                f"{found['start_s']:.0f} s   {clock(left_s)} left",
+                flush=True,
+            )
+
+
+def refuse_too_large(points: Sequence[Point], cpus: float, gpus: float) -> None:
+    """
+    Raises:
+        ConfigError: a point's roles need more than there is.
+    """
+    for point in points:
+        try:
+            check_fits(point.config, cpus=cpus, gpus=gpus)
+        except ConfigError as error:
+            raise ConfigError(f"{point.label}: {error}") from None
+
+
+def sweep(arguments: argparse.Namespace) -> int:
+    chosen = {factor.name: values for factor in FACTORS if (values := getattr(arguments, factor.name)) is not None}
+    total = arguments.warm_up + arguments.steps
+    points = points_of(arguments.config, arguments.overrides, chosen or DEFAULT_SWEEP, total, arguments.product)
+    first = points[0].config
+    if first.ray_address is None:
+        refuse_too_large(points, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus())
+    print(f"{len(points)} points, {arguments.rounds} rounds of {arguments.warm_up} + {arguments.steps} steps")
+    if arguments.dry_run:
+        print("\n".join(f"  {point.label}   {summary_of_roles(point.config)}" for point in points))
+        return 0
+    with fenced():
+        session.join(first)
+        import ray
+
+        resources = ray.cluster_resources()
+        refuse_too_large(points, cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0))
+        found = {
+            "config": os.path.relpath(arguments.config.resolve(), ROOT),
+            "overrides": arguments.overrides,
+            "device": device_name(first, resources),
+            "machine": {
+                "nodes": sum(node["Alive"] for node in ray.nodes()),
+                "cpus": resources.get("CPU", 0.0),
+                "gpus": resources.get("GPU", 0.0),
+                "architecture": platform.machine(),
+            },
+            "warm_up": arguments.warm_up,
+            "steps": arguments.steps,
+            **provenance(first),
+            "points": rows_of(points, resources.get("CPU", 0.0)),
+        }
+        name = f"throughput-{found['device']}"
+
+        def keep() -> None:
+            write(arguments.out, name, found)
+
+        fill(found["points"], points, arguments.rounds, arguments.warm_up, keep)
+    save(arguments.out, name, found, report(found))
+    complete = [row for row in found["points"] if row["rounds"]]
+    if complete:
+        plot(found, arguments.out / f"{name}.png")
+    return 0 if len(complete) == len(points) else 1
+
+
+def compare(old: Path, new: Path) -> int:
+    print("\n".join(compared(read(old), read(new))))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, nargs="?", default=ROOT / "configs" / "demo.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    for factor in FACTORS:
+        parser.add_argument(f"--{factor.name}", type=numbers, metavar="N,N,...", help=factor.key, dest=factor.name)
+    parser.add_argument("--product", action="store_true", help="all combinations, not one factor at a time")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--warm-up", type=int, default=2, help="steps of a run that do not count")
+    parser.add_argument("--steps", type=int, default=4, help="steps of a run that count")
+    parser.add_argument("--dry-run", action="store_true", help="print the points and stop")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--compare", type=Path, nargs=2, metavar=("OLD", "NEW"), help="two results; runs nothing")
+    arguments = parser.parse_intermixed_args(argv)
+    for name in ("rounds", "steps"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} must be 1 or more")
+    if arguments.compare:
+        return exit_code_of(lambda: compare(*arguments.compare))
+    return exit_code_of(lambda: sweep(arguments))

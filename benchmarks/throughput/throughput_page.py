@@ -1,0 +1,262 @@
+"""From the rounds of a sweep to its tables and its plot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks.common.intervals import Ratio, half_width, paired_ratio
+from benchmarks.throughput.sweep import FACTORS, STAGES, Factor
+
+Row = dict[str, Any]
+
+
+def values(row: Row, *keys: str) -> list[float]:
+    """A figure of each round; empty where the point has none of this kind."""
+    found: list[Any] = row["rounds"]
+    for key in keys:
+        found = [part[key] for part in found if key in part]
+    return found
+
+
+def mean(row: Row, *keys: str) -> float | None:
+    found = values(row, *keys)
+    return fmean(found) if found else None
+
+
+def shown(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def with_interval(found: Sequence[float]) -> str:
+    if not found:
+        return "–"
+    half = half_width(found)
+    return shown(fmean(found)) + (f" ± {shown(half)}" if half < float("inf") else "")
+
+
+def ratio_cell(ratio: Ratio) -> str:
+    if ratio.high == float("inf"):
+        return f"{ratio.value:.2f}"
+    return f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+def report(found: Row) -> list[str]:
+    machine = found["machine"]
+    there = [row for row in found["points"] if row["rounds"]]
+    loads = [load for row in there for load in values(row, "load")]
+    where = f"{machine['nodes']} node{'s' if machine['nodes'] > 1 else ''}, {machine['cpus']:g} CPU cores"
+    where += f", {machine['gpus']:g} GPUs ({found['device']})" if found["device"] != "cpu" else ", no GPU used"
+    rounds = max((len(row["rounds"]) for row in there), default=0)
+    lines = [
+        "# Throughput of whole runs",
+        "",
+        f"`{found['config']}`{' with `' + ' '.join(found['overrides']) + '`' if found['overrides'] else ''}; {where} "
+        f"({machine['architecture']}). Real engines, actors and driver. Rounds, points in turn: {rounds}. "
+        f"Steps of a run: {found['warm_up']} to warm up and {found['steps']} that count. ± and [ ] are 95 % intervals "
+        "over the rounds (Student's t).",
+        "",
+    ]
+    if loads:
+        lines += [
+            f"Others' work on the machine: load average {min(loads):.1f} to {max(loads):.1f} just before the runs "
+            "(which includes what the run before had left).",
+            "",
+        ]
+    lines += [f"**Failed:** {row['label']}: {row['failed']}" for row in found["points"] if row["failed"]]
+    return [*lines, *_end_to_end(there), *_scaling(there), *_stages(there), *_memory(there)]
+
+
+def _end_to_end(rows: Sequence[Row]) -> list[str]:
+    cells = []
+    for row in rows:
+        per_device = [value / row["devices"]["all"] for value in values(row, "tokens_per_s")]
+        cells.append(
+            [
+                row["label"],
+                row["roles"],
+                *(with_interval(values(row, key)) for key in ("samples_per_s", "tokens_per_s")),
+                shown(row["devices"]["all"]),
+                shown(fmean(per_device)),
+                with_interval(values(row, "step_s")),
+                shown(mean(row, "start_s")),
+            ]
+        )
+    header = ["point", "roles", "samples/s", "tokens/s", "devices", "tokens/s a device", "s a step", "s to start"]
+    return [
+        "## End to end",
+        "",
+        "Response tokens sampled, by the whole step's time. Devices are the GPUs claimed, or on CPU the cores that the "
+        "roles' threads can keep busy.",
+        "",
+        *table(header, cells),
+    ]
+
+
+def _stages(rows: Sequence[Row]) -> list[str]:
+    cells = []
+    for row in rows:
+        for stage in STAGES:
+            spent, rates = values(row, "stage_s", stage), values(row, "stage_tokens_per_s", stage)
+            devices = row["devices"].get(stage)
+            if spent and fmean(spent):
+                share = fmean(spent) / fmean(values(row, "step_s"))
+                each = shown(fmean(rates) / devices) if rates and devices else "–"
+                cells.append(
+                    [
+                        row["label"],
+                        stage,
+                        with_interval(spent),
+                        f"{share:.0%}",
+                        with_interval(rates),
+                        shown(devices),
+                        each,
+                    ]
+                )
+    header = ["point", "stage", "s a step", "of the step", "tokens/s", "devices", "tokens/s a device"]
+    return [
+        "## By stage",
+        "",
+        "`sample`, `support` and `score` overlap, so that the shares may add up to more than 1. Tokens are the "
+        "response tokens sampled, of the other stages those learned from.",
+        "",
+        *table(header, cells),
+    ]
+
+
+def _memory(rows: Sequence[Row]) -> list[str]:
+    roles = list(dict.fromkeys(role for row in rows for one in row["rounds"] for role in one["memory_gib"]))
+    kinds = [("memory_gib", "GiB"), ("gpu_memory_gib", "GPU GiB")]
+    columns = [(kind, role, f"{role}, {unit}") for kind, unit in kinds for role in roles]
+    columns = [column for column in columns if any(values(row, *column[:2]) for row in rows)]
+    cells = [[row["label"], *(shown(max(values(row, *c[:2]), default=None)) for c in columns)] for row in rows]
+    return [
+        "## Peak memory by role",
+        "",
+        "Of the largest worker of a role, since its start, in any round. On the host: its process, with the shared "
+        "pages that it has mapped. On a GPU: what torch had reserved.",
+        "",
+        *table(["point", *(title for *_, title in columns)], cells),
+    ]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A point beside the one of its line that has the smallest value of the factor."""
+
+    factor: Factor
+    row: Row
+    first: Row
+
+    def times(self, *keys: str) -> Ratio | None:
+        """How many times the figure of the first point, round by round."""
+        here, there = values(self.row, *keys), values(self.first, *keys)
+        count = min(len(here), len(there))
+        return paired_ratio(here[:count], there[:count]) if count else None
+
+    @property
+    def label(self) -> str:
+        """`zero 0 → 2`, and in brackets what else the sweep varies."""
+        name = self.factor.name
+        others = [word for word in self.row["label"].split() if not word.startswith(f"{name}=")]
+        told = f"{name} {self.first['settings'][name]} → {self.row['settings'][name]}"
+        return told + (f" ({' '.join(others)})" if others else "")
+
+    @property
+    def workers(self) -> float:
+        return self.row["settings"][self.factor.name] / self.first["settings"][self.factor.name]
+
+
+def steps_of(rows: Sequence[Row]) -> Iterator[Step]:
+    """Points that differ in one factor alone."""
+    for factor in FACTORS:
+        lines: dict[tuple[int, ...], list[Row]] = {}
+        for row in rows:
+            others = tuple(value for name, value in row["settings"].items() if name != factor.name)
+            lines.setdefault(others, []).append(row)
+        for line in lines.values():
+            if len(line) > 1:
+                first = min(line, key=lambda row: row["settings"][factor.name])
+                ordered = sorted(line, key=lambda row: row["settings"][factor.name])
+                yield from (Step(factor, row, first) for row in ordered if row is not first)
+
+
+def _scaling(rows: Sequence[Row]) -> list[str]:
+    cells = []
+    for step in steps_of(rows):
+        total = step.times("samples_per_s")
+        if total is None:
+            continue
+        stage = step.factor.scales
+        own = step.times("stage_tokens_per_s", stage) if stage else None
+        cells.append(
+            [
+                step.label,
+                ratio_cell(total),
+                f"{total.value / step.workers:.0%}" if stage else "–",
+                f"{stage} {ratio_cell(own)}" if own else "–",
+                f"{own.value / step.workers:.0%}" if own else "–",
+            ]
+        )
+    if not cells:
+        return []
+    return [
+        "## Scaling",
+        "",
+        "Times the first point's samples/s, round by round, and the same of the tokens/s of the stage that has more "
+        "workers. An efficiency is that by the number of workers, relative to the first point's.",
+        "",
+        *table(["points", "samples/s, times", "efficiency", "stage's tokens/s, times", "efficiency"], cells),
+    ]
+
+
+def plot(found: Row, path: Path) -> None:
+    """A row of bars for each point: samples/s with its rounds, seconds by stage, GiB by role."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in found["points"] if row["rounds"]]
+    figure = Figure(figsize=(13, 2.0 + 0.75 * len(rows)), layout="constrained")
+    speed, stages, memory = figure.subplots(1, 3, sharey=True, width_ratios=[3, 4, 3])
+    places = range(len(rows))
+    halves = [half if (half := half_width(values(row, "samples_per_s"))) < float("inf") else 0 for row in rows]
+    speed.barh(
+        places, [mean(row, "samples_per_s") or 0 for row in rows], 0.6, xerr=halves, color="C0", alpha=0.55, capsize=3
+    )
+    for place, row in enumerate(rows):
+        rounds = values(row, "samples_per_s")
+        speed.plot(rounds, [place] * len(rounds), "k.", ms=4)
+    speed.set(title="samples/s: rounds, mean, 95 % interval", xlabel="samples/s", xlim=(0, None))
+    speed.set_yticks(places, [row["label"] for row in rows])
+    speed.invert_yaxis()
+    _grouped(stages, rows, "stage_s", list(STAGES))
+    for place, row in enumerate(rows):
+        step_s = mean(row, "step_s") or 0
+        stages.plot([step_s, step_s], [place - 0.42, place + 0.42], "k--", lw=1.2, label="step" if not place else None)
+    stages.set(title="a step, by stage (the first three overlap)", xlabel="s")
+    roles = list(dict.fromkeys(role for row in rows for one in row["rounds"] for role in one["memory_gib"]))
+    kind = "gpu_memory_gib" if any(values(row, "gpu_memory_gib", role) for row in rows for role in roles) else None
+    _grouped(memory, rows, kind or "memory_gib", roles)
+    memory.set(title=f"peak memory of a worker{' on its GPU' if kind else ''}", xlabel="GiB")
+    for axes in (speed, stages, memory):
+        axes.grid(alpha=0.3, axis="x")
+        axes.set_axisbelow(True)
+    for axes in (stages, memory):
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.62 / len(rows)), ncols=3, frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def _grouped(axes: Any, rows: Sequence[Row], kind: str, names: Sequence[str]) -> None:
+    height = 0.8 / len(names)
+    for i, name in enumerate(names):
+        places = [place - 0.4 + (i + 0.5) * height for place in range(len(rows))]
+        axes.barh(places, [mean(row, kind, name) or 0 for row in rows], height, label=name, color=f"C{i}")

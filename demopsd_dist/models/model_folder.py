@@ -1,0 +1,99 @@
+"""The model's folder on disk: found and checked without loading anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from demopsd_dist.config import MINISCI, Config
+from demopsd_dist.minisci import MODEL_DIR
+from demopsd_dist.util.errors import ConfigError
+
+
+def model_folder(config: Config) -> Path:
+    """The model's folder on disk, after checking what can be known without loading it.
+
+    Raises:
+        ConfigError: no such folder; no `config.json`, weights or tokenizer in it; prompts and responses longer than
+            the model's context; attention that `model.tree_tokens` cannot serve; heads that do not divide by
+            `rollout.tensor_parallel`.
+    """
+    folder = MODEL_DIR if config.model.path == MINISCI else Path(config.model.path)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"model.path={config.model.path}: there is no such folder. Give a Hugging Face model folder (download one "
+            "with `hf download NAME --local-dir FOLDER`), or `minisci`."
+        )
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"model.path={folder} has no config.json; it is not a Hugging Face model folder.")
+    if not list(folder.glob("*.safetensors")):
+        raise ConfigError(f"model.path={folder} has no *.safetensors weights; save the model with save_pretrained.")
+    if not (folder / "tokenizer.json").is_file():
+        raise ConfigError(
+            f"model.path={folder} has no tokenizer.json; save the tokenizer into it with "
+            f"tokenizer.save_pretrained({str(folder)!r})."
+        )
+    settings = _settings(folder / "config.json")
+    limit = settings.get("max_position_embeddings")
+    if config.model.tree_tokens and (kind := _other_attention(settings)):
+        raise ConfigError(
+            f"model.tree_tokens={config.model.tree_tokens} merges responses, which needs full attention in each layer; "
+            f"{folder} has {kind}. Set model.tree_tokens=0."
+        )
+    rollout = config.rollout
+    heads = settings.get("num_attention_heads") or 0  # not every model says how many it has
+    ways = ways_to_share(heads, settings.get("num_key_value_heads") or heads)
+    if ways and rollout.tensor_parallel not in ways:
+        raise ConfigError(
+            f"rollout.tensor_parallel={rollout.tensor_parallel}: the attention heads of {folder} cannot be shared out "
+            f"alike. Set it to one of {', '.join(map(str, ways))}."
+        )
+    need = rollout.max_prompt_tokens + rollout.max_response_tokens
+    if limit is not None and need > limit:
+        raise ConfigError(
+            f"rollout.max_prompt_tokens={rollout.max_prompt_tokens} + rollout.max_response_tokens="
+            f"{rollout.max_response_tokens} = {need} tokens do not fit the model's context of {limit}. Lower "
+            f"rollout.max_response_tokens to {limit - rollout.max_prompt_tokens} or less."
+            if limit > rollout.max_prompt_tokens
+            else f"rollout.max_prompt_tokens={rollout.max_prompt_tokens} alone fills the model's context of {limit} "
+            f"tokens. Lower it to leave room for rollout.max_response_tokens={rollout.max_response_tokens}."
+        )
+    privileged = config.privileged.max_tokens + rollout.max_response_tokens
+    if limit is not None and privileged > limit:
+        raise ConfigError(
+            f"privileged.max_tokens={config.privileged.max_tokens} + rollout.max_response_tokens="
+            f"{rollout.max_response_tokens} = {privileged} tokens do not fit the model's context of {limit}. Lower "
+            f"privileged.max_tokens to {limit - rollout.max_response_tokens} or less."
+        )
+    if config.privileged.max_tokens < rollout.max_prompt_tokens:
+        raise ConfigError(
+            f"privileged.max_tokens={config.privileged.max_tokens} is below rollout.max_prompt_tokens="
+            f"{rollout.max_prompt_tokens}: the teacher must see at least the whole question. Raise it."
+        )
+    return folder
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} is not a JSON object; download or save the model again.")
+    return settings
+
+
+def ways_to_share(heads: int, kv_heads: int) -> list[int]:
+    """Numbers of processes among which vLLM can share out so many attention heads; those for keys and values may be
+    there several times."""
+    return [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
+
+
+def _other_attention(settings: dict[str, Any]) -> str | None:
+    """What some of the model's layers have instead of full attention, if any do."""
+    others = sorted(set(settings.get("layer_types") or ()) - {"full_attention"})
+    if others:
+        return ", ".join(others)
+    window = settings.get("sliding_window")
+    return f"sliding_window={window}" if window and settings.get("use_sliding_window", True) else None

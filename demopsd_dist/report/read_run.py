@@ -1,0 +1,79 @@
+"""A run folder, read as it is: finished, still running, or cut off in the middle of a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from demopsd_dist.run_record import samples
+from demopsd_dist.run_record.folder import RunFolder
+from demopsd_dist.util.errors import DataError
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run has recorded so far. `steps` and `evaluations` are the lines of `metrics.jsonl`, in order."""
+
+    name: str
+    config: dict[str, Any]  # `learner.zero_stage` -> value
+    steps: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    summary: dict[str, Any]  # empty until the run is done
+    sample_files: list[Path]
+
+
+def read_run(path: Path) -> Run:
+    """
+    Raises:
+        DataError: the folder is none of a run.
+    """
+    folder = RunFolder(path)
+    if not folder.metrics.is_file():
+        raise DataError(f"{path} is no run folder: it has no {folder.metrics.name}. Give a folder below runs/.")
+    summary = folder.summary
+    steps: dict[int, dict[str, Any]] = {}
+    evaluations: dict[tuple[int, str], dict[str, Any]] = {}
+    for line in lines_of(folder.metrics):
+        if "evaluation" in line:
+            evaluations[line["step"], line["evaluation"]] = line
+        elif "step" in line:
+            steps[line["step"]] = line  # a run that went on from a checkpoint has some steps twice: the last counts
+    return Run(
+        name=path.resolve().name,
+        config=read_config(path),
+        steps=[steps[step] for step in sorted(steps)],
+        evaluations=[evaluations[key] for key in sorted(evaluations, key=lambda key: key[0])],
+        summary=json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {},
+        sample_files=samples.files(folder.samples),
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The run's settings by their dotted names, as they were written: also those of an older version."""
+    config = path / "config.yaml"
+    return flat(OmegaConf.to_container(OmegaConf.load(config))) if config.is_file() else {}
+
+
+def lines_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a JSON-lines file; one that is still being written is left out."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.endswith("\n"):
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                if isinstance(record, dict):
+                    yield record
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"learner": {"zero_stage": 2}}` as `{"learner.zero_stage": 2}`."""
+    if not isinstance(node, dict):
+        return {prefix[:-1]: node}
+    return {key: value for name, child in node.items() for key, value in flat(child, f"{prefix}{name}.").items()}

@@ -1,0 +1,159 @@
+"""The account of a run, from its ledger and checkpoints alone: was every sample trained exactly once, or dropped for a
+stated reason?
+
+A life that begins after step k undoes what earlier lives did beyond k. What is left of all lives are the steps of the
+student as it is now. Each must be there once, and every sample issued for one of them must have come to exactly one
+end. What was undone, or was in flight when the run ended, was trained into nothing that is left, and is counted apart.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass, field
+
+from demopsd_dist.run_record.checkpoints import Checkpoint, Checkpoints
+from demopsd_dist.run_record.folder import RunFolder
+from demopsd_dist.run_record.ledger import Event, Reason
+from demopsd_dist.util.errors import CheckpointError, DataError
+
+SHOWN = 5
+
+# A step that counts: done, in a life that no later one has undone.
+STANDING = """
+CREATE TEMP VIEW bounds AS SELECT life, from_step, why, (
+    SELECT coalesce(min(later.from_step), 1 << 60) FROM lives AS later WHERE later.life > lives.life) AS until_step
+    FROM lives;
+CREATE TEMP VIEW standing AS SELECT steps.* FROM steps JOIN bounds USING (life)
+    WHERE step > from_step AND step <= until_step;
+CREATE TEMP TABLE ends AS SELECT step, prompt, sample,
+    sum(event = 'issued') AS issued, sum(event = 'generated') AS generated, sum(event = 'rewarded') AS rewarded,
+    sum(event = 'trained') AS trained, sum(event = 'dropped') AS dropped, max(reason) AS reason
+    FROM events WHERE (life, step) IN (SELECT life, step FROM standing) GROUP BY step, prompt, sample;
+"""
+
+
+@dataclass(frozen=True)
+class Fault:
+    what: str
+    names: list[str]  # of samples, steps or checkpoints
+
+    def __str__(self) -> str:
+        more = f" and {len(self.names) - SHOWN} more" if len(self.names) > SHOWN else ""
+        return f"{len(self.names)} {self.what}: {', '.join(self.names[:SHOWN])}{more}"
+
+
+@dataclass
+class Account:
+    lives: list[tuple[int, int, str]]  # number, the step it went on after, why it began
+    steps: int  # that stand
+    issued: int  # samples, of those steps
+    trained: int
+    dropped: dict[str, int]  # by reason
+    again: int  # of those that came, samples whose prompt had to be asked for more than once
+    undone: int  # samples issued for steps that a later life undid
+    in_flight: int  # samples issued for steps that were never done
+    checkpoints: list[str] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        return not self.faults
+
+
+def audit(folder: RunFolder) -> Account:
+    """
+    Raises:
+        DataError: there is no ledger, or it cannot be read.
+    """
+    if not folder.ledger.is_file():
+        raise DataError(f"{folder.path} has no ledger.sqlite: it is no run folder, or no run that got as far as that.")
+    try:
+        with sqlite3.connect(f"file:{folder.ledger}?mode=ro", uri=True) as ledger:
+            ledger.executescript(STANDING)
+            account = _drawn(ledger)
+            account.faults += [*_faults_of_steps(ledger), *_faults_of_samples(ledger)]
+            for checkpoint in Checkpoints(folder.checkpoints, keep=0).all():
+                account.checkpoints.append(checkpoint.path.name)
+                account.faults += _faults_of(checkpoint, ledger)
+    except sqlite3.Error as error:
+        raise DataError(f"{folder.ledger} cannot be read: {error}.") from None
+    return account
+
+
+def _drawn(ledger: sqlite3.Connection) -> Account:
+    steps, *_ = ledger.execute("SELECT count(*) FROM standing").fetchone()
+    issued, trained = ledger.execute("SELECT count(*), coalesce(sum(trained > 0), 0) FROM ends").fetchone()
+    dropped = ledger.execute("SELECT reason, count(*) FROM ends WHERE dropped GROUP BY reason ORDER BY reason")
+    (again,) = ledger.execute("SELECT count(*) FROM events WHERE event = 'generated' AND attempt > 1").fetchone()
+    unfinished = """SELECT count(*) FROM events WHERE event = 'issued'
+        AND (life, step) NOT IN (SELECT life, step FROM standing) AND (life, step) {} (SELECT life, step FROM steps)"""
+    (undone,) = ledger.execute(unfinished.format("IN")).fetchone()
+    (in_flight,) = ledger.execute(unfinished.format("NOT IN")).fetchone()
+    lives = ledger.execute("SELECT life, from_step, why FROM lives ORDER BY life").fetchall()
+    return Account(lives, steps, issued, trained, dict(dropped.fetchall()), again, undone, in_flight)
+
+
+def _faults_of_steps(ledger: sqlite3.Connection) -> list[Fault]:
+    counts = ledger.execute("SELECT step, count(*) FROM standing GROUP BY step ORDER BY step").fetchall()
+    there = dict(counts)
+    missing = [str(step) for step in range(1, max(there, default=0) + 1) if step not in there]
+    twice = [str(step) for step, count in counts if count > 1]
+    return _some(("steps are missing", missing), ("steps were done more than once", twice))
+
+
+def _faults_of_samples(ledger: sqlite3.Connection) -> list[Fault]:
+    def names(where: str) -> list[str]:
+        rows = ledger.execute(f"SELECT step, prompt, sample FROM ends WHERE {where} ORDER BY step, prompt, sample")
+        return [f"{prompt}#{sample} of step {step}" for step, prompt, sample in rows]
+
+    reasons = ", ".join(f"'{reason.value}'" for reason in Reason)
+    unexplained = f"dropped > 0 AND coalesce(reason, '') NOT IN ({reasons})"
+    late = f"reason IS '{Reason.late.value}'"
+    return _some(
+        ("samples were trained more than once", names("trained > 1")),
+        ("samples were issued more than once", names("issued > 1")),
+        ("samples were never issued", names("issued = 0")),
+        ("samples are lost: neither trained nor dropped", names("trained = 0 AND dropped = 0")),
+        ("samples were both trained and dropped", names("trained > 0 AND dropped > 0")),
+        ("samples were dropped more than once", names("dropped > 1")),
+        (
+            "samples were dropped without a known reason",
+            names(unexplained),
+        ),
+        ("samples were trained without a reward", names("trained > 0 AND (generated != 1 OR rewarded != 1)")),
+        ("samples came more than once", names("generated > 1")),
+        ("samples were dropped before they came", names(f"dropped > 0 AND generated = 0 AND NOT {late}")),
+    )
+
+
+def _faults_of(checkpoint: Checkpoint, ledger: sqlite3.Connection) -> list[Fault]:
+    """A checkpoint must be whole, and must say what the ledger says of the steps before it."""
+    name = checkpoint.path.name
+    if (damage := checkpoint.damage()) is not None:
+        return [Fault(f"checkpoint is damaged ({damage})", [name])]
+    try:
+        state = checkpoint.state()
+        step, samples, position = state["step"], state["samples"], state["ledger_position"]
+    except (CheckpointError, KeyError, ValueError) as error:
+        return [Fault(f"checkpoint has no state ({error!r})", [name])]
+    steps, sampled, last = ledger.execute(
+        "SELECT count(*), coalesce(sum(samples), 0), coalesce(max(step), 0) FROM standing WHERE step <= ?", (step,)
+    ).fetchone()
+    (lines,) = ledger.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
+    (late,) = ledger.execute(
+        f"""SELECT count(*) FROM events WHERE event = '{Event.trained.value}' AND step <= ? AND id > ?
+        AND (life, step) IN (SELECT life, step FROM standing)""",
+        (step, position),
+    ).fetchone()
+    found = []
+    if (steps, last, sampled) != (step, step, samples):
+        found.append(f"it is of {step} steps and {samples} samples; the ledger has {steps} and {sampled} up to there")
+    if lines < position:
+        found.append(f"it knows {position} lines of the ledger, which has {lines}")
+    if late:
+        found.append(f"{late} samples of its steps were entered after it was written")
+    return [Fault(f"checkpoint and ledger disagree ({what})", [name]) for what in found]
+
+
+def _some(*found: tuple[str, list[str]]) -> list[Fault]:
+    return [Fault(what, names) for what, names in found if names]

@@ -1,0 +1,131 @@
+"""What a reader sees of a run while it goes: how far it is, where the time goes, and a response it sampled last.
+
+Drawn anew for whatever width the terminal has; nothing of a response reaches the terminal but as plain text.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.progress_bar import ProgressBar
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from demopsd_dist.run_record.samples import Row
+from demopsd_dist.util.printable import plain
+
+STAGES = {
+    "wait_for_rollouts": "rollouts",
+    "learn": "learn",
+    "publish_weights": "publish",
+    "samples": "keep samples",
+    "checkpoint": "checkpoint",
+}
+"""The driver's own stages, which add up to a step but for `other`."""
+_SIDE_BY_SIDE = 96  # columns
+_TEXT_LINES = 3
+
+
+class Progress:
+    """The state of the picture. `step` and `show` bring news; rich asks for the picture whenever it draws."""
+
+    def __init__(self, total_steps: int) -> None:
+        self.total_steps = total_steps
+        self.done = 0
+        self.step_s: list[float] = []
+        self.stage_s: dict[str, float] = {}
+        self.row: Row | None = None
+        self._since = time.monotonic()
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.done = step
+        self.step_s.append(metrics.get("perf/step_s", 0.0))
+        for stage in STAGES:
+            if (spent := metrics.get(f"time/{stage}_s")) is not None:
+                self.stage_s[stage] = self.stage_s.get(stage, 0.0) + spent
+        self._since = time.monotonic()
+
+    def go_back(self, steps: Sequence[Mapping[str, float]]) -> None:
+        """To where only these steps are done, the first of them being step 1."""
+        self.done, self.step_s, self.stage_s, self.row = 0, [], {}, None
+        for step, metrics in enumerate(steps, start=1):
+            self.step(step, metrics)
+
+    def show(self, row: Row) -> None:
+        """A response that was sampled in the last step."""
+        self.row = row
+
+    @property
+    def left_s(self) -> float:
+        """For the steps that are left, at the mean time of those done."""
+        return sum(self.step_s) / max(len(self.step_s), 1) * (self.total_steps - self.done)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = options.max_width
+        parts: list[RenderableType] = [Rule(style="dim"), self._bar(width)]
+        if width >= _SIDE_BY_SIDE and self.row is not None:
+            beside = Table.grid(padding=(0, 3), expand=True)
+            beside.add_column(ratio=2)
+            beside.add_column(ratio=3)
+            beside.add_row(self._times(), Group(*response_lines(self.row, (width - 3) * 3 // 5)))
+            parts.append(beside)
+        else:
+            parts.append(self._times())
+            if self.row is not None:
+                parts += response_lines(self.row, width)
+        yield Group(*parts)
+
+    def _bar(self, width: int) -> RenderableType:
+        since_s = time.monotonic() - self._since
+        said = f"step {self.done}/{self.total_steps}"
+        if self.step_s and self.done < self.total_steps:
+            said += f"  {clock(max(self.left_s - since_s, 0.0))} left"
+        if width < 40:
+            return Text(said, overflow="ellipsis", no_wrap=True)
+        grid = Table.grid(padding=(0, 2), expand=True)
+        grid.add_column(no_wrap=True)
+        grid.add_column(ratio=1)
+        grid.add_row(Text(said, style="bold"), ProgressBar(total=max(self.total_steps, 1), completed=self.done))
+        return grid
+
+    def _times(self) -> RenderableType:
+        whole = sum(self.step_s)
+        if not whole:
+            return Text("the first step is under way", style="dim")
+        spent = self.stage_s | {"other": max(whole - sum(self.stage_s.values()), 0.0)}
+        grid = Table.grid(padding=(0, 1), expand=True)
+        grid.add_column(no_wrap=True, overflow="ellipsis")
+        grid.add_column(ratio=1)
+        grid.add_column(no_wrap=True, justify="right")
+        for stage, seconds in spent.items():
+            share = seconds / whole
+            grid.add_row(STAGES.get(stage, stage), ProgressBar(total=1.0, completed=share), f"{share:.0%}")
+        return grid
+
+
+def response_lines(row: Row, width: int) -> list[Text]:
+    """A response with its question and reward, each in a few lines of this width."""
+    verdict = Text("right" if row["reward"] >= 0.5 else "wrong", style="green" if row["reward"] >= 0.5 else "red")
+    head = Text.assemble(
+        f"step {row['step']}  {plain(row['field'], most=40)}  ", verdict, f"  reward {row['reward']:.2g}", style="bold"
+    )
+    most = max(width, 10) * _TEXT_LINES
+    lines = [
+        head,
+        Text(plain(row["question"], most=most), style="dim"),
+        Text(plain(row["response"], most=most)),
+        Text(f"expected {plain(row['expected'], most=most)}", style="dim"),
+    ]
+    for line in lines:
+        line.overflow = "fold"
+    return lines
+
+
+def clock(seconds: float) -> str:
+    """1:05, or 2:03:04 from an hour on."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,131 @@
+"""The run folder: what a run leaves behind, and where."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from demopsd_dist.config import Config, to_yaml
+from demopsd_dist.util.errors import ConfigError, RunFolderError
+
+CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`config.yaml`, `metrics.jsonl`, `samples/`, `ledger.sqlite`, `checkpoints/`, `replay/`, `trace-step-*.json`,
+    `summary.json`, `report.html` and `student/`, a Hugging Face model folder."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, config: Config) -> RunFolder:
+        """`output_dir/name`, or the first free `name-2`, `name-3`, ...: an earlier run is never overwritten."""
+        parent = Path(config.output_dir)
+        candidates = [config.name] + [f"{config.name}-{i}" for i in range(2, 10_000)]
+        for name in candidates:
+            try:
+                (parent / name).mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise ConfigError(f"output_dir={parent}: cannot make a run folder there ({error.strerror}).") from None
+            folder = cls(parent / name)
+            folder.config.write_text(to_yaml(config), encoding="utf-8")
+            return folder
+        raise ConfigError(f"output_dir={parent} holds {len(candidates)} runs named {config.name}. Choose another name.")
+
+    @classmethod
+    def newest(cls, config: Config) -> RunFolder | None:
+        """Of this name in `output_dir`; None where there is none."""
+        parent, name = Path(config.output_dir), re.compile(rf"{re.escape(config.name)}(?:-(\d+))?")
+        found = [path for path in parent.glob("*") if name.fullmatch(path.name) and (path / CONFIG).is_file()]
+        return cls(max(found, key=lambda path: (path / CONFIG).stat().st_mtime_ns)) if found else None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Inside, this process alone runs in the folder.
+
+        Raises:
+            ConfigError: another does.
+        """
+        with self._lock.open("a", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(f"{self.path} is in use: a run is under way in it. Stop that one first.") from None
+            yield
+
+    def in_use(self) -> bool:
+        """Whether a process on this machine, or one that shares its file locks, runs in the folder."""
+        try:
+            with self.locked():
+                return False
+        except ConfigError:
+            return True
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
+
+    @property
+    def config(self) -> Path:
+        return self.path / CONFIG
+
+    @property
+    def student(self) -> Path:
+        return self.path / "student"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.sqlite"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def replay(self) -> Path:
+        return self.path / "replay"
+
+    def trace(self, step: int) -> Path:
+        return self.path / f"trace-step-{step:06d}.json"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        replace_text(self.summary, json.dumps(summary, indent=2) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file that is whole at any time.
+
+    Raises:
+        RunFolderError: it cannot be written; what was there is as it was.
+    """
+    aside = path.with_name(f".{path.name}.new")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.rename(path)
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be written: {error}. Make room or mend the disk, then resume.") from None

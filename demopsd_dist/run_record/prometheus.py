@@ -1,0 +1,141 @@
+"""A run's figures for Prometheus to fetch, and a Grafana dashboard of them.
+
+What differs only by worker, stage or quantile is one metric with a label: `rollout/worker_3_tokens_per_s` is
+`demopsd_rollout_worker_tokens_per_s{i="3"}`. docs/grafana.json is written by
+`python -m demopsd_dist.run_record.prometheus > docs/grafana.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from demopsd_dist.run_record.metric_glossary import ROOMS, find
+from demopsd_dist.util.errors import ConfigError
+
+_PART = re.compile(r"_?\{(\w+)\}")
+_WIDTH, _HEIGHT, _ACROSS = 8, 7, 3  # of a panel, in Grafana's units; panels in a row
+_UNITS = {"s": "s", "fraction": "percentunit", "0 to 1": "percentunit"}  # others stand in the title
+
+
+@cache
+def exported(name: str) -> tuple[str, dict[str, str]]:
+    """The metric and its labels for a recorded name.
+
+    Example: `exported("time/learn_s")` is `("demopsd_time_s", {"stage": "learn"})`.
+    """
+    metric = find(name)
+    labels = {} if metric is None else metric.parts(name)
+    return _metric_name(name if metric is None else metric.name), labels
+
+
+def _metric_name(name: str) -> str:
+    return "demopsd_" + re.sub(r"\W", "_", _PART.sub("", name)).replace("__", "_").strip("_")
+
+
+class Prometheus:
+    """An HTTP endpoint in the driver's process, gone with it. Ray's own metrics are at Ray's."""
+
+    def __init__(self, host: str, port: int, run: str) -> None:
+        """
+        Args:
+            port: 0 for a free one.
+
+        Raises:
+            ConfigError: nothing can listen there.
+        """
+        from prometheus_client import CollectorRegistry, start_http_server
+
+        self._registry, self._run = CollectorRegistry(), run
+        self._gauges: dict[str, Any] = {}
+        try:
+            self._server, self._thread = start_http_server(port, host, self._registry)
+        except OSError as error:
+            raise ConfigError(
+                f"sinks.prometheus={host}:{port}: nothing can listen there ({error.strerror}). Take another port."
+            ) from None
+        self.port = int(self._server.server_port)
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        for name, value in {**figures, "step": float(step)}.items():
+            exported_name, labels = exported(name)
+            self._gauge(exported_name, name, labels).set(value)
+
+    def _gauge(self, exported_name: str, name: str, labels: dict[str, str]) -> Any:
+        from prometheus_client import Gauge
+
+        if exported_name not in self._gauges:
+            metric = find(name)
+            about = name if metric is None else f"{metric.meaning} ({metric.unit})"
+            self._gauges[exported_name] = Gauge(exported_name, about, ["run", *labels], registry=self._registry)
+        return self._gauges[exported_name].labels(run=self._run, **labels)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def dashboard() -> dict[str, Any]:
+    """A row for each room of the table of metrics, a panel for each metric, for the runs that are chosen above."""
+    panels: list[dict[str, Any]] = []
+    top = 0
+    for room, (about, metrics) in ROOMS.items():
+        panels.append({"type": "row", "title": f"{room}: {about}", "gridPos": {"x": 0, "y": top, "w": 24, "h": 1}})
+        names = dict.fromkeys(_metric_name(metric.name) for metric in metrics)
+        of_name = {_metric_name(metric.name): metric for metric in reversed(metrics)}
+        for index, name in enumerate(names):
+            down, across = divmod(index, _ACROSS)
+            metric = of_name[name]
+            legend = " ".join(["{{run}}", *(f"{{{{{part}}}}}" for part in _PART.findall(metric.name))])
+            unit = _UNITS.get(metric.unit)
+            panels.append(
+                {
+                    "type": "timeseries",
+                    "title": name.removeprefix("demopsd_")
+                    if unit
+                    else f"{name.removeprefix('demopsd_')} ({metric.unit})",
+                    "description": metric.meaning,
+                    "datasource": {"type": "prometheus", "uid": "${source}"},
+                    "fieldConfig": {"defaults": {"unit": unit or "short"}, "overrides": []},
+                    "gridPos": {"x": across * _WIDTH, "y": top + 1 + down * _HEIGHT, "w": _WIDTH, "h": _HEIGHT},
+                    "targets": [{"refId": "A", "expr": f'{name}{{run=~"$run"}}', "legendFormat": legend}],
+                }
+            )
+        top += 1 + -(-len(names) // _ACROSS) * _HEIGHT
+    for number, panel in enumerate(panels, start=1):
+        panel["id"] = number
+    return {
+        "title": "DemoPSD",
+        "uid": "demopsd",
+        "schemaVersion": 39,
+        "refresh": "10s",
+        "time": {"from": "now-1h", "to": "now"},
+        "templating": {
+            "list": [
+                {"name": "source", "type": "datasource", "query": "prometheus"},
+                {
+                    "name": "run",
+                    "type": "query",
+                    "datasource": {"type": "prometheus", "uid": "${source}"},
+                    "query": "label_values(demopsd_step, run)",
+                    "multi": True,
+                    "includeAll": True,
+                    "refresh": 2,
+                },
+            ]
+        },
+        "panels": panels,
+    }
+
+
+def page() -> str:
+    """docs/grafana.json."""
+    return json.dumps(dashboard(), indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,1 @@
+"""Errors, printable text, a digest of the code, and a parent-death signal."""

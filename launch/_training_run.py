@@ -1,0 +1,165 @@
+"""A training run from its folder to its summary: started, resumed, watched, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from demopsd_dist.config import Config, changes, changes_of_mathematics, load, to_yaml
+from demopsd_dist.data.sources import Data, sources
+from demopsd_dist.report import write_report
+from demopsd_dist.run_record.checkpoints import Checkpoint, checkpoint_at
+from demopsd_dist.run_record.folder import RunFolder, replace_text
+from demopsd_dist.run_record.log import RunLog
+from demopsd_dist.run_record.sinks import open_sinks
+from demopsd_dist.training.loop import restore, train_through_failures
+from demopsd_dist.training.run import RunState, Task
+from demopsd_dist.util.errors import ConfigError
+from launch._scaling import followed
+from launch._stopping import stopped_by_signals
+from launch._task import build_task, over_long, provenance, run_of
+from workers.actors import RayCrew
+from workers.cluster import session
+from workers.cluster.placement import summary_of_roles
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: in a folder of its own, or where an earlier life of it ended."""
+
+    folder: RunFolder
+    resumes: bool = False
+    checkpoint: Checkpoint | None = None
+    changed: Mapping[str, tuple[object, object]] = field(default_factory=dict)
+
+
+def resumed(config: Config, at: Path | None, allow_config_change: bool) -> Start:
+    """
+    Args:
+        at: a run folder, or a checkpoint in one; None is the newest run of this name.
+
+    Raises:
+        ConfigError: there is none; or settings have changed that would change what is learned.
+        CheckpointError: the checkpoint that was named is damaged.
+    """
+    checkpoint = None
+    if at is None:
+        folder = RunFolder.newest(config)
+        if folder is None:
+            raise ConfigError(f"--resume: there is no run named {config.name} in output_dir={config.output_dir}.")
+    elif (at / "config.yaml").is_file():
+        folder = RunFolder(at)
+    else:
+        checkpoint = checkpoint_at(at)
+        folder = RunFolder(at.parents[1])
+    before = load(folder.config)
+    wrong = changes_of_mathematics(before, config)
+    if wrong and not allow_config_change:
+        told = ", ".join(f"{key}: {old} -> {new}" for key, (old, new) in wrong.items())
+        raise ConfigError(
+            f"{folder.path} was run with other settings, which change what is learned: {told}. Take those of the run, "
+            "or add --allow-config-change."
+        )
+    return Start(folder, True, checkpoint, changes(before, config))
+
+
+def run(config: Config, model: Path, data: Data, start: Start | None) -> bool:
+    """Start or join the cluster and go through the run. False where it was asked to stop before its end."""
+    started = time.monotonic()
+    task, skipped = build_task(config, model, data.questions)
+    if start is None:
+        start = Start(RunFolder.create(config))
+    with start.folder.locked(), RunLog(start.folder, config.steps, sinks=open_sinks(config, start.folder)) as log:
+        log.skipped = {str(split): count for split, count in skipped.items()}
+        introduce(log, config, data)
+        for key, (old, new) in start.changed.items():
+            log.note(f"changed    {key}: {old} -> {new}")
+        if start.changed:
+            replace_text(start.folder.config, to_yaml(config))
+        summary = asyncio.run(train_with_ray(config, model, task, log, start, started))
+        if summary is None:
+            log.note(f"stopped after step {log.last_step} of {config.steps}; the same command with --resume goes on")
+            return False
+        start.folder.write_summary(summary | data.figures())
+        log.note(f"student in {start.folder.student}   figures in {start.folder.path / 'summary.json'}")
+        if config.sinks.report:
+            log.note(f"report in {write_report([start.folder.path], start.folder.report)}: open it in a browser")
+        log.note(closing_line(summary))
+        if summary.get("active_fraction") == 0:
+            log.note("warning: no step had anything to learn from; the student is the model that was given")
+    return True
+
+
+def introduce(log: RunLog, config: Config, data: Data) -> None:
+    log.note(f"run folder {log.folder.path}   seed {config.seed}   model {config.model.path}")
+    read = [
+        f"{split} {source} ({len(data.questions[split])})" for split, source in sources(config.data).items() if source
+    ]
+    log.note("data       " + "   ".join(read))
+    for line in data.notes():
+        log.note(line)
+    for split, asked in data.questions.items():
+        if left_out := log.skipped.get(str(split)):
+            log.note(f"left out {left_out} of {len(asked)} {split} questions: {over_long(config, split)}")
+
+
+async def train_with_ray(
+    config: Config, model: Path, task: Task, log: RunLog, start: Start, started: float
+) -> dict[str, Any] | None:
+    """The summary of a run that came to its end; None of one that was asked to stop."""
+    with log.timed("start_roles"):
+        session.join(config)  # left, within a bound, by `fenced`
+        actors = RayCrew(config, model, log.note)
+        crew = await actors.start()
+    ready_s = time.monotonic() - started
+    log.note(f"roles ready after {ready_s:.0f} s: {summary_of_roles(config)}; weights by {actors.transport}")
+    run = run_of(config, crew, task, log)
+    try:
+        with stopped_by_signals(run.stop, config.limits.stop_s, log.note):
+            try:
+                async with followed(log.folder, actors.fleet, log.note):
+                    state, why = RunState(), "started"
+                    if start.resumes:
+                        checkpoint = start.checkpoint or run.checkpoints.newest_good(log.note)
+                        state = await restore(run, checkpoint)
+                        why = f"resumed after step {state.step}"
+                        log.note(why)
+                    await train_through_failures(run, state, why)
+            except asyncio.CancelledError:
+                if not run.stop.asked:
+                    raise
+                log.note(f"warning: not done within limits.stop_s={config.limits.stop_s:g} s: the step is dropped")
+            if run.stop.asked:
+                return None
+        with log.timed("export"):
+            await crew.learners.export(log.folder.student)
+        forwards = await actors.forwards_run()
+    finally:
+        actors.stop()
+        run.ledger.close()
+    return {
+        **log.summary(),
+        "wall_s": round(time.monotonic() - started, 1),
+        "method": config.method.value,
+        "forwards": forwards,
+        "model": config.model.path,
+        "data": sources(config.data),
+        **provenance(config),
+    }
+
+
+def closing_line(summary: dict) -> str:
+    if "accuracy_after" not in summary:
+        return f"done in {summary['wall_s']:.0f} s"
+    if "accuracy_before" not in summary:
+        return f"accuracy {summary['accuracy_after']['average']:.1%}   in {summary['wall_s']:.0f} s"
+    before, after = summary["accuracy_before"], summary["accuracy_after"]
+    line = f"accuracy {before['average']:.1%} -> {after['average']:.1%}"
+    if "ood" in before:
+        line += f"   out of distribution {before['ood']:.1%} -> {after['ood']:.1%}"
+    line += f"   entropy {summary['entropy_before']:.3f} -> {summary['entropy_after']:.3f}"
+    return f"{line}   in {summary['wall_s']:.0f} s"

@@ -1,0 +1,389 @@
+"""The loop itself, with stand-ins for the roles: who is asked what, in which order, and how stale a rollout may be."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from demopsd_dist.config import Config, RewardErrors, load
+from demopsd_dist.data.records import Mark, Question
+from demopsd_dist.data.rewards.builtin import Reward
+from demopsd_dist.data.sources import load_data
+from demopsd_dist.minisci import MODEL_DIR
+from demopsd_dist.run_record import replay_batch
+from demopsd_dist.run_record.audit import audit
+from demopsd_dist.run_record.checkpoints import Checkpoint
+from demopsd_dist.run_record.folder import RunFolder
+from demopsd_dist.run_record.ledger import Reason
+from demopsd_dist.run_record.log import RunLog
+from demopsd_dist.run_record.sinks import open_sinks
+from demopsd_dist.testing import StandInLearners, World, stand_in_crew
+from demopsd_dist.training.coalesce import InTurn
+from demopsd_dist.training.loop import train_through_failures
+from demopsd_dist.training.prefetch import open_feed
+from demopsd_dist.training.run import RunState, Task
+from demopsd_dist.training.step_prompts import prompts_of_step
+from demopsd_dist.util.errors import CollapseError, RewardError, WorkerError
+from launch._task import build_task, run_of
+
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+SMALL = ["rollout.prompts_per_step=6", "rollout.group_size=4", "data.minisci_test_size=8", "data.minisci_train_size=40"]
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    config = load(DEMO, SMALL)
+    return build_task(config, MODEL_DIR, load_data(config.data).questions)[0]
+
+
+class Run:
+    def __init__(self, folder: Path, task: Task, *words: str, **world: Any) -> None:
+        self.config: Config = load(DEMO, [*SMALL, f"output_dir={folder}", *words])
+        self.world = World(**world)
+        self.crew = stand_in_crew(self.world)
+        self.folder = RunFolder.create(self.config)
+        self.console = StringIO()
+        console = Console(file=self.console, width=200)
+        with RunLog(self.folder, self.config.steps, console, open_sinks(self.config, self.folder)) as log:
+            run = run_of(self.config, self.crew, task, log)
+            try:
+                self.state = asyncio.run(train_through_failures(run, RunState(), "started"))
+            finally:
+                run.ledger.close()
+            self.summary = log.summary()
+        assert audit(self.folder).faults == []
+
+    @property
+    def batches(self) -> list:
+        assert isinstance(self.crew.learners, StandInLearners)
+        return self.crew.learners.batches
+
+    def log_of_steps(self) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in self.folder.metrics.read_text().splitlines()]
+        return [line for line in lines if "evaluation" not in line]
+
+    def ages(self) -> list[int]:
+        """For each step the age of its oldest rollout, in weight versions."""
+        return [
+            step - min(item.lesson.rollout.oldest_version for item in batch.items)
+            for step, batch in enumerate(self.batches)
+        ]
+
+
+def test_on_policy_order_of_events(tmp_path: Path, task: Task) -> None:
+    run = Run(tmp_path, task, "steps=3", "leakage.every_steps=2")
+    evaluations = [("sample", 0), ("sample", 0)]  # test and ood
+    expected = [("publish", 0), *evaluations]
+    for step in range(3):
+        probe = [("score", step)] if step % 2 == 0 else []
+        expected += [("sample", step), ("score", step), *probe, ("step", step), ("publish", step + 1)]
+    assert run.world.diary[: len(expected)] == expected
+    assert run.world.diary[len(expected) :] == [("sample", 3), ("sample", 3)]
+    assert run.state == RunState(step=3, samples=3 * 24)
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_no_rollout_is_older_than_ahead_and_the_bound_is_used(tmp_path: Path, task: Task, ahead: int) -> None:
+    run = Run(tmp_path, task, "steps=8", f"rollout.ahead={ahead}")
+    assert max(run.ages()) == ahead
+    assert all(age >= 0 for age in run.ages())
+    sampled = [who for who, _ in run.world.diary].count("sample")
+    assert sampled == 8 + 4, "no batch beyond the last step, and two evaluations of two sets"
+
+
+def test_a_step_without_lessons_moves_no_weights(tmp_path: Path, task: Task) -> None:
+    run = Run(tmp_path, task, "steps=2", skill=0.0)
+    assert [batch.token_count for batch in run.batches] == [0, 0]
+    assert run.world.unmoved == [1, 2]
+    assert run.summary["active_fraction"] == 0
+    assert run.console.getvalue().count("nothing to learn from") == 2
+    assert "for example: question " in run.console.getvalue()
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_every_step_learns_its_own_prompts(tmp_path: Path, task: Task, ahead: int) -> None:
+    run = Run(tmp_path, task, "steps=9", f"rollout.ahead={ahead}")
+    for step, batch in enumerate(run.batches):
+        mine = {prompt.id for prompt in prompts_of_step(task.train, run.config, step)}
+        learned = {item.lesson.rollout.prompt.id for item in batch.items}
+        assert learned
+        assert learned <= mine
+
+
+def test_grpo_learns_from_every_group_that_differs_and_asks_the_teacher_nothing(tmp_path: Path, task: Task) -> None:
+    run = Run(tmp_path, task, "steps=3", "method=grpo", skill=0.2)
+    sizes = [len(batch.items) for batch in run.batches]
+    assert 0 < min(sizes) < 24, "some groups of four agree: those cost nothing"
+    for batch in run.batches:
+        items = batch.items
+        assert batch.size.sequences == 24, "and still count in the mean"
+        assert {item.reference_logp_TA is None and item.teacher_logp_TA is None for item in items} == {True}
+        assert {len(item.lesson.privileged_tokens) for item in items} == {0}
+        assert all(item.lesson.advantage for item in items)
+
+
+@pytest.mark.parametrize("skill", [0.05, 0.4])
+def test_dynamic_sampling_fills_a_step_with_groups_that_differ(tmp_path: Path, task: Task, skill: float) -> None:
+    """Of 40 questions, 6 a step: as many again as are missing, at most four times, never one twice in a step."""
+    run = Run(tmp_path, task, "steps=3", "method=grpo", "grpo.variant=dapo", skill=skill)
+    sampled = [who for who, _ in run.world.diary].count("sample") - 4
+    assert 3 < sampled <= 12
+    records = [json.loads(line) for line in run.folder.metrics.read_text().splitlines()]
+    asked = [int(record["rollout/samples"]) for record in records if "evaluation" not in record]
+    assert all(count > 24 for count in asked) if skill < 0.1 else max(asked) > 24
+    for batch, count in zip(run.batches, asked, strict=True):
+        items = batch.items
+        groups = {item.lesson.rollout.prompt.id for item in items}
+        assert len(items) == 4 * len(groups) == batch.size.sequences
+        assert len(groups) == 6 or count >= 4 * (6 + 3), "too few in all rounds"
+        assert len({item.lesson.rollout.id for item in items}) == len(items)
+    again = Run(tmp_path, task, "steps=3", "method=grpo", "grpo.variant=dapo", skill=skill)
+    assert [batch.token_count for batch in again.batches] == [batch.token_count for batch in run.batches]
+
+
+def test_an_epoch_visits_different_prompts_and_each_shuffles_anew(task: Task) -> None:
+    config = load(DEMO, SMALL)  # 40 questions, 6 a step: six steps an epoch, four questions left out of each
+    epochs = [
+        [prompt.id for s in range(6) for prompt in prompts_of_step(task.train, config, 6 * e + s)] for e in range(3)
+    ]
+    for walk in epochs:
+        assert len(set(walk)) == 36
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert {name for walk in epochs for name in walk} == {prompt.id for prompt in task.train}
+    assert [p.id for p in prompts_of_step(task.train, config, 6)] == epochs[1][:6]
+
+
+def test_metrics_console_and_summary_tell_the_run(tmp_path: Path, task: Task) -> None:
+    run = Run(tmp_path, task, "steps=4", "evaluation.every_steps=2")
+    records = [json.loads(line) for line in run.folder.metrics.read_text().splitlines()]
+    assert [record["step"] for record in records if "evaluation" not in record] == [1, 2, 3, 4]
+    assert [(r["step"], r["evaluation"]) for r in records if "evaluation" in r] == [
+        (step, split) for step in (0, 2, 4) for split in ("test", "ood")
+    ]
+    first = records[2]
+    assert first["policy/age_steps_max"] == 0
+    assert first["rollout/samples"] == 24
+    assert 0 < first["rollout/learned_tokens"] < first["rollout/tokens"]
+    assert first["time/learn_s"] >= 0
+    assert run.summary["accuracy_after"]["average"] > run.summary["accuracy_before"]["average"]
+    assert set(run.summary["accuracy_before"]) == {"physics", "chemistry", "biology", "materials", "average", "ood"}
+    assert 0 < run.summary["active_fraction"] <= 1
+    text = run.console.getvalue()
+    assert text.count("step ") >= 4
+    assert "4/4  reward" in text
+
+
+def test_a_failing_role_ends_the_run_and_leaves_nothing_in_flight(tmp_path: Path, task: Task) -> None:
+    with pytest.raises(WorkerError, match=r"lost 1 times without a step beyond 2 .*told to die"):
+        Run(tmp_path, task, "steps=8", "rollout.ahead=3", "limits.restarts=0", lost_at_steps=[2])
+    steps = [
+        r
+        for line in (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()
+        if "evaluation" not in (r := json.loads(line))
+    ]
+    assert len(steps) == 2, "what was done before is on record"
+
+
+def test_a_reward_that_raises_ends_the_run_and_shows_the_sample(tmp_path: Path, task: Task) -> None:
+    def broken(response: str, question: Question) -> float:
+        raise KeyError("no such unit")
+
+    with pytest.raises(RewardError, match=r"reward=mine.broken failed at .*KeyError.*expected answer .*response of"):
+        Run(tmp_path, replace(task, reward=Reward("mine.broken", broken, lambda response: response)), "steps=2")
+
+
+def test_what_a_reward_fails_on_is_left_out_counted_and_accounted_for(tmp_path: Path, task: Task) -> None:
+    def picky(response: str, question: Question) -> float:
+        if "no idea" in response and len(question.text) % 2:
+            raise KeyError("no such unit")
+        return float("no idea" not in response)
+
+    reward = Reward("mine.picky", picky, lambda response: response, RewardErrors.drop)
+    run = Run(tmp_path, replace(task, reward=reward), "steps=3", "reward=mine.picky", "reward_errors=drop")
+    steps = run.log_of_steps()
+    assert all(step["rollout/reward_errors"] + step["rollout/samples"] == 24 for step in steps)
+    missing = int(sum(step["rollout/reward_errors"] for step in steps))
+    assert missing > 0
+    assert (
+        "of mine.picky's marks of step 1 are missing, the first since reward=mine.picky failed"
+        in run.console.getvalue()
+    )
+    assert audit(run.folder).dropped[Reason.no_mark.value] == missing
+    assert run.summary["evaluation"]["test"]["reward_errors"] > 0
+
+
+def test_a_reward_that_fails_on_all_responses_of_a_step_ends_the_run(tmp_path: Path, task: Task) -> None:
+    def broken(response: str, question: Question) -> float:
+        raise KeyError("no such unit")
+
+    reward = Reward("mine.broken", broken, lambda response: response, RewardErrors.drop)
+    message = r"All 24 of mine.broken's marks of step 1 are missing, the first since .*KeyError"
+    with pytest.raises(RewardError, match=message):
+        Run(tmp_path, replace(task, reward=reward), "steps=2", "reward=mine.broken", "reward_errors=drop")
+
+
+def test_feedback_alone_makes_a_lesson(tmp_path: Path, task: Task) -> None:
+    """Nobody is right, so there is no sibling to show; the reward says to half of the responses what is wrong."""
+
+    def strict(response: str, question: Question) -> Mark:
+        return Mark(0.0, "give a number" if len(response) % 2 else None)
+
+    told = replace(task, reward=Reward("tests.strict", strict, lambda response: response))
+    words = ("steps=2", "reward=tests.strict", "privileged.feedback=true")
+    batches = Run(tmp_path, told, *words).batches
+    lessons = [item.lesson for batch in batches for item in batch.items]
+    assert lessons
+    for lesson in lessons:
+        assert len(lesson.rollout.text) % 2
+        assert "give a number" in task.prompts.tokenizer.decode(lesson.privileged_tokens)
+        assert "Correct solution" not in task.prompts.tokenizer.decode(lesson.privileged_tokens)
+
+
+def test_an_evaluation_alone_and_the_early_answer(tmp_path: Path, task: Task) -> None:
+    """No step; test, out of distribution, and both sets with the response begun for the student."""
+    run = Run(tmp_path, task, "steps=0", "evaluation.at_start=false", "evaluation.early_answer_samples=2")
+    assert [who for who, _ in run.world.diary] == ["publish", *["sample"] * 4]
+    found = run.summary["evaluation"]
+    assert list(found) == ["test", "ood", "early/test", "early/train"]
+    assert [found[split]["samples"] for split in found] == [8, 8, 2, 2]
+    assert found["early/train"]["questions"] == found["test"]["questions"] == 8
+    assert found["early/test"]["example"]["response"].startswith("<answer>")
+    assert "accuracy_before" not in run.summary
+
+
+def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:
+    config = load(DEMO, [f"output_dir={tmp_path}"])
+    assert [RunFolder.create(config).path.name for _ in range(3)] == ["demo", "demo-2", "demo-3"]
+    assert load(tmp_path / "demo-2" / "config.yaml") == config
+
+
+def test_feed_bounds_what_is_in_flight() -> None:
+    started: list[int] = []
+
+    async def produce(step: int) -> int:
+        started.append(step)
+        await asyncio.sleep(0)
+        return step
+
+    async def drive() -> None:
+        async with open_feed(produce, first_step=5, last_step=9, ahead=1) as feed:
+            for step in range(5, 9):
+                assert await feed.take() == step
+                assert max(started) <= step + 1
+                feed.admit()
+        assert started == [5, 6, 7, 8]
+
+    asyncio.run(drive())
+
+
+def test_feed_passes_errors_on_and_cancels_the_rest() -> None:
+    ended: list[int] = []
+
+    async def produce(step: int) -> int:
+        if step == 0:
+            await asyncio.sleep(0)
+            raise ValueError("no rollouts")
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            ended.append(step)
+            raise
+        return step
+
+    async def drive() -> None:
+        async with open_feed(produce, first_step=0, last_step=4, ahead=2) as feed:
+            await feed.take()
+
+    with pytest.raises(ValueError, match="no rollouts"):
+        asyncio.run(drive())
+    assert ended == [1, 2]
+
+
+def test_a_late_group_is_dropped_and_counted(task: Task, tmp_path: Path) -> None:
+    """One group never comes: the step goes on without it once the others are there and the time is up."""
+    late = task.train[0].id
+    words = ("steps=6", "rollout.prompts_per_step=10", "rollout.late_group_s=0.05")
+    run = Run(tmp_path, task, *words, never_done={late})
+    asked = [[prompt.id for prompt in prompts_of_step(task.train, run.config, step)] for step in range(6)]
+    assert sum(late in ids for ids in asked), "the test is about a group that was asked for"
+    for ids, batch, line in zip(asked, run.batches, run.log_of_steps(), strict=True):
+        assert late not in {item.lesson.rollout.prompt.id for item in batch.items}
+        assert line["rollout/groups"] == 10 - (late in ids)
+
+
+def test_finished_groups_are_worked_on_while_others_are_awaited() -> None:
+    """One call at a time, each on all that came meanwhile; results in the order of the calls; errors come out."""
+    calls: list[list[int]] = []
+
+    async def work(items: list[int]) -> int:
+        calls.append(items)
+        await asyncio.sleep(0.02)
+        if 13 in items:
+            raise RuntimeError("unlucky")
+        return sum(items)
+
+    async def feed(items: list[int]) -> list[int]:
+        in_turn = InTurn(work)
+        for item in items:
+            in_turn.add(item)
+            await asyncio.sleep(0.005)
+        return await in_turn.results()
+
+    results = asyncio.run(feed(list(range(12))))
+    assert sum(results) == sum(range(12))
+    assert [item for items in calls for item in items] == list(range(12))
+    assert 1 < len(calls) < 12
+    with pytest.raises(RuntimeError, match="unlucky"):
+        asyncio.run(feed([13, 1]))
+
+
+def test_a_collapse_is_told_or_ends_the_run(tmp_path: Path, task: Task) -> None:
+    """Nobody is ever right: the reward stays below its band."""
+    words = ("steps=5", "alarm.reward=[0.1, null]", "alarm.after_steps=2")
+    warned = Run(tmp_path, task, *words, skill=0.0)
+    assert warned.state.step == 5
+    told = [line for line in warned.console.getvalue().splitlines() if line.startswith("warning: alarm")]
+    assert [line.partition(":")[2].partition(":")[0] for line in told] == [" alarm after step 2", " alarm after step 4"]
+    with pytest.raises(
+        CollapseError, match=r"alarm after step 2: rollout/reward_mean=0 is below alarm.reward=\[0.1, null\]"
+    ):
+        Run(tmp_path, task, *words, "alarm.action=stop", skill=0.0)
+    healthy = Run(tmp_path, task, *words, "alarm.action=stop", skill=0.9)
+    assert healthy.state.step == 5
+
+
+def test_batches_are_kept_where_a_checkpoint_stands_before_them(tmp_path: Path, task: Task) -> None:
+    """And go with it; that of the first step stays, for it begins from the model folder."""
+    run = Run(tmp_path, task, "steps=7", "checkpoint.every_steps=2", "checkpoint.keep=2")
+    assert replay_batch.steps(run.folder.replay) == [1, 7], "after step 7 the checkpoints of 6 and 7 are left"
+    found = replay_batch.read(run.folder.replay, 7)
+    assert [lesson.rollout.id for lesson in found.lessons] == [
+        item.lesson.rollout.id for item in sorted(run.batches[6].items, key=lambda item: found_place(found, item))
+    ]
+    assert sorted(place for part in found.parts for place in part) == list(range(len(found.lessons)))
+    assert found.record.digests["gradient"] == {"0": "of step 7"}
+    assert found.record.checkpoint == Checkpoint(run.folder.checkpoints / "step-000006").digest()
+    assert [batch.trace is not None for batch in run.batches] == [True, False, True, False, True, False, True]
+    assert not Run(tmp_path, task, "steps=2", "checkpoint.replayable=false").folder.replay.exists()
+
+
+def found_place(found: replay_batch.KeptBatch, item: Any) -> int:
+    return [lesson.rollout.id for lesson in found.lessons].index(item.lesson.rollout.id)
+
+
+def test_a_profiled_step_has_a_timeline(tmp_path: Path, task: Task) -> None:
+    run = Run(tmp_path, task, "steps=3", "profile.steps=[2]")
+    assert [path.name for path in run.folder.path.glob("trace-*")] == ["trace-step-000002.json"]
+    trace = json.loads(run.folder.trace(2).read_text())
+    names = {event["pid"]: event["args"]["name"] for event in trace["traceEvents"] if event["name"] == "process_name"}
+    assert names == {1: "driver", 2: "learner 0"}
+    spans = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+    assert {"wait_for_rollouts", "sample", "support", "score", "learn"} <= {e["name"] for e in spans if e["pid"] == 1}
+    assert all(event["ts"] < trace["otherData"]["step_s"] * 1e6 for event in spans)

@@ -1,0 +1,86 @@
+"""The planner on the command line, and its way of putting stages together against the driver itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.plan.simulated_steps import DEMO, FIVE, simulated_step
+from benchmarks.step import task_of
+from demopsd_dist.config import load
+from demopsd_dist.planning.default_efficiencies import STAGES
+from demopsd_dist.planning.step_time import step_seconds
+from demopsd_dist.planning.workload import Split
+from demopsd_dist.training.run import Task
+from launch.plan import main
+from tests.unit.planning.example_jobs import job
+
+NODE = str(DEMO.with_name("node_8gpu.yaml"))
+EVENLY = [(i + 1) / 8 for i in range(8)]
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return task_of(load(DEMO, ["data.minisci_train_size=256"]))
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.parametrize("on_publish", ["wait", "keep"])
+@pytest.mark.parametrize("done", [[1.0] * 8, EVENLY], ids=["at once", "evenly"])
+@pytest.mark.parametrize("stages", [(10, 1, 4, 6, 1, 0.1), (5, 1, 2, 12, 1, 0.1), (4, 1, 14, 6, 2, 0.1)])
+def test_stages_are_put_together_as_the_driver_does(
+    stages: tuple[float, ...], done: list[float], on_publish: str, ahead: int, task: Task
+) -> None:
+    """The driver runs for real, on a clock that jumps from event to event, with roles that sleep."""
+    seconds = dict(zip(STAGES, stages, strict=True))
+    split = Split(2, 1, 2, ahead)
+    planned = step_seconds(job(f"rollout.on_publish={on_publish}"), split, FIVE, seconds, tuple(done))
+    simulated = simulated_step(split, seconds, done, task, waits=on_publish == "wait")
+    assert planned == pytest.approx(simulated, rel=0.03)
+
+
+def test_a_plan_tells_memory_time_the_best_split_and_what_it_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([NODE, "--gpus", "8xh100", "--hours", "12", "--price", "2"]) == 0
+    said = capsys.readouterr().out
+    for part in (
+        "4.02e9 parameters, bfloat16",
+        "2 rollout, 2 teacher, 4 learner, ahead 0:",
+        "96 device-hours, 192 at 2 each",
+        "KV cache",
+        "the loss without fusing would hold",
+        "Splits of these devices, the fastest first:",
+        "Take the first with: rollout.num_workers=",
+        "efficiencies assumed, not measured",
+    ):
+        assert part in said
+
+
+def test_a_config_that_does_not_fit_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([NODE, "--gpus", "8xh100", "rollout.tensor_parallel=8"]) == 1, "no split has room for it"
+    assert main([NODE, "--gpus", "8xl40s", "learner.zero_stage=1", "learner.activation_checkpointing=false"]) == 1
+    said = capsys.readouterr().out
+    assert "DOES NOT FIT: learner needs" in said
+    assert main([NODE, "--gpus", "4xh100"]) == 1
+    assert "DOES NOT FIT: the roles claim 8 devices; there are 4." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([NODE, "--gpus", "8xb300"], "no figures for b300"),
+        ([str(DEMO), "--gpus", "8xh100"], "the config is for CPU"),
+        ([NODE, "--gpus", "8xh100", "model.path=models/unknown"], "none of the models that can be planned without"),
+        ([str(DEMO), "--gpus", "2xcpu"], "A cpu is known only from a calibration: add --calibrate FILE.json."),
+        ([NODE, "--gpus", "8xh100", "--calibrate", "none.json"], "--calibrate none.json: No such file or directory."),
+        ([NODE, "--gpus", "8xh100", "--right", "1.5"], "--right 1.5 must be from 0 to 1."),
+        ([NODE, "--gpus", "8xh100", "--response-tokens", "9000"], "--response-tokens 9000 must be from 0 to 4096."),
+    ],
+)
+def test_wrong_input_is_refused_in_a_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1

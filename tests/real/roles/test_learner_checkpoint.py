@@ -1,0 +1,79 @@
+"""Learners and teacher come back from a checkpoint as they were, also in another number of ranks and ZeRO stage."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from demopsd_dist.data.records import Scored
+from demopsd_dist.util.errors import CheckpointError
+from tests.real.conftest import Ranks
+from tests.real.roles.test_zero import scored as scored  # a fixture
+from tests.unit.run_record.sample_rows import packed
+from workers.actors import LearnerGroup
+
+
+def steps(group: LearnerGroup, scored: list[Scored], count: int) -> list[tuple[float, float]]:
+    """Loss and gradient norm of each of some steps on the same batch."""
+    batch = packed(scored, group.dp_size, 10_000)
+    reports = [asyncio.run(group.step(batch)).metrics for _ in range(count)]
+    return [(metrics["learner/loss"], metrics["learner/grad_norm"]) for metrics in reports]
+
+
+def words(rank_count: int, stage: int) -> tuple[str, str]:
+    return f"learner.num_workers={rank_count}", f"learner.zero_stage={stage}"
+
+
+@pytest.mark.parametrize(
+    ("ranks_before", "stage", "lora_rank"), [(1, 0, 0), (2, 1, 0), (2, 2, 0), (2, 3, 0), (1, 0, 8), (2, 3, 8)]
+)
+def test_steps_go_on_bit_for_bit(
+    ranks_before: int, stage: int, lora_rank: int, ranks: Ranks, scored: list[Scored], tmp_path: Path
+) -> None:
+    settings = (*words(ranks_before, stage), "learner.weight_decay=0.1", f"model.lora_rank={lora_rank}")
+    group = ranks.start(*settings)
+    steps(group, scored, 2)
+    asyncio.run(group.save(tmp_path / "two"))
+    expected = steps(group, scored, 2)
+    asyncio.run(group.save(tmp_path / "four"))
+    again = ranks.start(*settings)
+    asyncio.run(again.load(tmp_path / "two"))
+    assert steps(again, scored, 2) == expected
+    asyncio.run(again.save(tmp_path / "four-again"))
+    for path in (tmp_path / "four").glob("*.safetensors"):
+        one, other = load_file(path), load_file(tmp_path / "four-again" / path.name)
+        assert one.keys() == other.keys()
+        assert all((one[name] == other[name]).all() for name in one)
+        assert sum(name.endswith("/exp_avg_sq") for name in one) == len(one) / 3
+
+
+def test_a_checkpoint_fits_other_ranks_and_stages(ranks: Ranks, scored: list[Scored], tmp_path: Path) -> None:
+    first = ranks.start(*words(2, 3))
+    steps(first, scored, 2)
+    asyncio.run(first.save(tmp_path / "two"))
+    expected = np.array(steps(first, scored, 2))
+    for rank_count, stage in ((1, 0), (2, 1), (1, 3)):
+        group = ranks.start(*words(rank_count, stage))
+        asyncio.run(group.load(tmp_path / "two"))
+        np.testing.assert_allclose(np.array(steps(group, scored, 2)), expected, rtol=1e-4)
+
+
+def test_a_checkpoint_before_the_first_step_and_one_of_another_model(
+    ranks: Ranks, scored: list[Scored], tmp_path: Path
+) -> None:
+    group = ranks.start(*words(2, 2))
+    asyncio.run(group.save(tmp_path / "none"))
+    expected = steps(group, scored, 1)
+    again = ranks.start(*words(2, 2))
+    asyncio.run(again.load(tmp_path / "none"))
+    assert steps(again, scored, 1) == expected
+    index = tmp_path / "none" / "index.json"
+    index.write_text(index.read_text().replace('"model.norm.weight"', '"model.norm.scale"'))
+    with pytest.raises(
+        CheckpointError, match=r"is of another model than model.path: 2 tensors differ, first model.norm"
+    ):
+        asyncio.run(again.load(tmp_path / "none"))

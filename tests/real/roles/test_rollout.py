@@ -1,0 +1,101 @@
+"""A rollout worker at work: weights that come while it samples, groups that nobody waits for, the engine's top k."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from demopsd_dist.minisci import MODEL_DIR
+from demopsd_dist.training.roles import Sampling
+from demopsd_dist.training.run import Task
+from tests.real.conftest import Spares, demo, moved_model, posted, renew
+from tests.real.runs.test_training import logits_of, logp_of
+from workers.actor_group import ActorGroup
+from workers.rollout.dispatch import RolloutGroup
+from workers.rollout.pool import StandingFleet
+from workers.weights.canary import probe_tokens
+
+TOP_K = 20
+PROBE = probe_tokens(256, 32)
+CONFIG = demo("rollout.on_publish=keep", "demopsd.support=rollout", f"demopsd.top_k={TOP_K}")
+
+
+@pytest.fixture(scope="module")
+def worker(spares: Spares) -> ActorGroup:
+    renew(spares.rollout, CONFIG)
+    return spares.rollout
+
+
+async def unfinished(worker: ActorGroup) -> int:
+    (count,) = await worker.each(lambda w, _: w.unfinished.remote(), within_s=60, what="a count")
+    return count
+
+
+def long_sampling(seed: str) -> Sampling:
+    """At this temperature hardly any response ends by itself."""
+    return Sampling(samples=4, temperature=2.0, top_p=1.0, max_response_tokens=64, seed=seed)
+
+
+def test_responses_under_way_go_on_with_new_weights(worker: ActorGroup, task: Task, tmp_path: Path) -> None:
+    """Each token carries the version that sampled it, and its log-probability is that version's of the whole prefix:
+    keys and values of the old weights are not used any more."""
+    new = moved_model()
+    new.save_pretrained(tmp_path)
+    folders = {-1: MODEL_DIR, 0: tmp_path}
+
+    async def publish_while_sampling() -> list[list]:
+        sampling = asyncio.ensure_future(
+            RolloutGroup(StandingFleet(worker, CONFIG), CONFIG).sample(task.test[:6], long_sampling("keep"))
+        )
+        while not await unfinished(worker):
+            if sampling.done():
+                return sampling.result()
+        parcels = posted(0, new.named_parameters())
+        await worker.each(lambda w, _: w.receive.remote(0, parcels, PROBE), within_s=60, what="a receipt")
+        assert not sampling.done()
+        return await sampling
+
+    rollouts = [item for group in asyncio.run(publish_while_sampling()) for item in group]
+    mixed = [item for item in rollouts if len(set(item.version_T.tolist())) == 2]
+    assert len(mixed) > 12, "most were under way"
+    pairs = [(item.prompt.tokens, item.tokens_T) for item in rollouts]
+    by_version = {version: logits_of(folder, pairs) for version, folder in folders.items()}
+    for i, item in enumerate(rollouts):
+        assert sorted(item.version_T) == item.version_T.tolist(), "the old ones first"
+        for version, logits in by_version.items():
+            expected_T = logp_of(logits[i] / 2.0, item)
+            own = item.version_T == version
+            np.testing.assert_allclose(item.logp_T[own], expected_T[own], atol=5e-5)
+        assert item.support_TK is not None
+        assert item.support_TK.shape == (len(item.tokens_T), TOP_K)
+        newest = by_version[0][i].topk(TOP_K).values.sort(dim=-1).values
+        found = by_version[0][i].gather(-1, torch.from_numpy(item.support_TK.copy()).long()).sort(dim=-1).values
+        own = torch.from_numpy(item.version_T == 0)
+        torch.testing.assert_close(found[own], newest[own], atol=1e-4, rtol=1e-4)
+
+
+def test_what_nobody_waits_for_is_dropped(worker: ActorGroup, task: Task) -> None:
+    """The caller takes one group and goes: the engine stops on the others, and has its room again."""
+    rollouts = RolloutGroup(StandingFleet(worker, CONFIG), CONFIG)
+
+    async def take_one() -> tuple[int, int]:
+        stream = rollouts.stream(task.test[:8], long_sampling("dropped"))
+        async for _ in stream:
+            break
+        before = await unfinished(worker)
+        await stream.aclose()  # type: ignore[attr-defined]
+        for _ in range(100):
+            if not (left := await unfinished(worker)):
+                break
+            await asyncio.sleep(0.02)
+        return before, left
+
+    before, left = asyncio.run(take_one())
+    assert before > 0
+    assert left == 0
+    assert rollouts.figures()["rollout/worker_0_tokens_per_s"] > 0
+    assert len(asyncio.run(rollouts.sample(task.test[:2], long_sampling("after")))) == 2

@@ -1,0 +1,171 @@
+"""Teachers that share a copy of the weights: bit for bit what one with a whole copy says, holds and saves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from demopsd_dist.config import Precision, Weights
+from demopsd_dist.data.records import Lesson, Tokens
+from demopsd_dist.methods import Forwards, Support
+from demopsd_dist.minisci import MODEL_DIR
+from demopsd_dist.util.errors import CheckpointError, WeightSyncError
+from tests.real.conftest import demo, moved_model, posted
+from tests.unit.run_record.sample_rows import prompt
+from tests.unit.run_record.sample_rows import rollout as a_rollout
+from workers.actor_group import ActorGroup, Placement
+from workers.actors import start_ranks
+from workers.cluster.placement import Bundle
+from workers.forward import load_causal_lm
+from workers.teacher import fsdp
+from workers.teacher.worker import TeacherWorker, environment
+
+RANKS = 3  # MiniSci's tensors have other numbers of rows than multiples of it
+WORDS = ("method=sdpo", "sdpo.teacher=trust_region", "teacher.batch_tokens=64", "teacher.ema_rate=0.05")
+EVERY = frozenset({Weights.ema, Weights.frozen, Weights.live})
+TOP_K = 7
+
+
+class Holder(TeacherWorker):
+    """Has all kinds of weights, tells what it has, and saves it in several files."""
+
+    _file_bytes = 1 << 20
+
+    def start(self, meeting_point: Any = None) -> None:
+        super().start(meeting_point)
+        self._models = {weights: self._load() for weights in sorted(EVERY, key=lambda w: w.value)}
+
+    def elements(self) -> int:
+        parameters = fsdp.parameters_of(self._models[Weights.ema]).values()
+        return sum(fsdp.held(parameter).numel() for parameter in parameters)
+
+
+def whole_teacher(folder: Path = MODEL_DIR) -> Holder:
+    worker = Holder(0, demo(*WORDS), folder)
+    worker.start()
+    return worker
+
+
+def taught(group: ActorGroup, call: Callable[[Any, int], Any]) -> list[Any]:
+    return asyncio.run(group.each(call, within_s=60, what="a test"))
+
+
+def took(group: ActorGroup | None, alone: Holder, versions: int) -> None:
+    """So many publishes: MiniSci's own weights, then those a little off."""
+    own = load_causal_lm(MODEL_DIR, Precision.float32)
+    for version, model in enumerate([own, *[moved_model()] * (versions - 1)][:versions]):
+        parcels = posted(version, model.named_parameters())
+        alone.receive(version, parcels)
+        if group is not None:
+            taught(group, partial(receive, version, parcels))
+
+
+def receive(version: int, parcels: Any, worker: Any, _: int) -> Any:
+    return worker.receive.remote(version, parcels)
+
+
+def score(asked: list[Any], forwards: Forwards, worker: Any, rank: int) -> Any:
+    return worker.score.remote(*asked[rank], forwards)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MiniSci in bfloat16: teachers hold it in float32 all the same."""
+    folder = tmp_path_factory.mktemp("bfloat16")
+    load_causal_lm(MODEL_DIR, Precision.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sharers(ray_here: None, folder: Path) -> Iterator[ActorGroup]:
+    config = demo(*WORDS, f"teacher.num_workers={RANKS}", f"teacher.shards={RANKS}")
+    placement = Placement([Bundle("teacher", rank, 0.1, 0) for rank in range(RANKS)])
+    group = placement.start("teacher", Holder, lambda rank: (rank, config, folder), environment(config))
+    asyncio.run(start_ranks(group, 180, "a start"))
+    yield group
+    group.kill()
+    placement.release()
+
+
+def lessons(count: int) -> list[Lesson]:
+    rollouts = [a_rollout(prompt(f"q{i}"), length=5 + i) for i in range(count)]
+    return [Lesson(rollout, 1.0, 0.0, np.arange(30, 50 + i, dtype=np.int32)) for i, rollout in enumerate(rollouts)]
+
+
+def supports(of: list[Lesson]) -> list[Tokens]:
+    return [np.tile(np.arange(TOP_K, dtype=np.int32), (lesson.response_length_tokens, 1)) for lesson in of]
+
+
+@pytest.mark.parametrize(("given", "versions"), [(False, 0), (True, 2)], ids=["as loaded", "as published"])
+def test_they_say_what_one_with_a_whole_copy_says(
+    sharers: ActorGroup, folder: Path, given: bool, versions: int
+) -> None:
+    """Also where they have several forwards to run, one, or none."""
+    alone = whole_teacher(folder)
+    took(sharers, alone, versions)
+    hands = [lessons(7), lessons(1), []]
+    asked = [(hand, supports(hand) if given else None) for hand in hands]
+    for forwards in (
+        Forwards(Support.student, Weights.ema, Weights.ema),
+        Forwards(Support.student, Weights.frozen, Weights.trust_region),
+    ):
+        answers = taught(sharers, partial(score, asked, forwards))
+        for hand, answer in zip(asked, answers, strict=True):
+            expected = alone.score(*hand, forwards)
+            assert len(answer) == len(expected) == len(hand[0])
+            for one, other in zip(answer, expected, strict=True):
+                for found, wanted in zip(one, other, strict=True):
+                    assert (found is None) == (wanted is None)
+                    if found is not None:
+                        np.testing.assert_array_equal(found, wanted)
+    ran = taught(sharers, lambda worker, _: worker.forwards_run.remote())
+    assert ran[2] == {}, "forwards for nothing are not counted"
+
+
+def test_each_holds_its_part_alone(sharers: ActorGroup) -> None:
+    whole = whole_teacher().elements()
+    parts = taught(sharers, lambda worker, _: worker.elements.remote())
+    assert sum(parts) == whole
+    assert max(parts) < 0.36 * whole
+
+
+def test_what_they_save_fits_one_and_the_other_way_round(sharers: ActorGroup, tmp_path: Path) -> None:
+    names = dict(moved_model().named_parameters())
+    ours, theirs = tmp_path / "whole", tmp_path / "shared"
+    for folder in (ours, theirs):
+        folder.mkdir()
+    one = whole_teacher()
+    took(None, one, versions=3)
+    one.save(ours)
+    taught(sharers, lambda worker, _: worker.load.remote(ours))
+    taught(sharers, lambda worker, _: worker.save.remote(theirs))
+    assert len(list(theirs.glob("*.safetensors"))) > RANKS
+    other = whole_teacher()
+    other.load(theirs)
+    assert other.version == one.version == 2
+    before, after = (fsdp.parameters_of(worker._models[Weights.ema]) for worker in (one, other))
+    assert before.keys() == after.keys() == names.keys()
+    for name, parameter in before.items():
+        assert parameter.equal(after[name])
+    assert not any(parameter.equal(names[name]) for name, parameter in before.items()), "it is an average"
+
+
+def test_an_average_of_another_model_is_refused(tmp_path: Path) -> None:
+    one = whole_teacher()
+    one.save(tmp_path)
+    path = sorted(tmp_path.glob("*.safetensors"))[0]
+    tensors = load_file(path)
+    name = min(tensors)
+    save_file(tensors | {name: tensors[name].repeat(2, *[1] * (tensors[name].ndim - 1))}, path, {"version": "2"})
+    with pytest.raises(CheckpointError, match=rf"is of another model than model.path: {name} is \[\d+"):
+        one.load(tmp_path)
+    path.unlink()
+    with pytest.raises(WeightSyncError, match=f"teacher 0 was not sent .* first {name}"):
+        one.load(tmp_path)

@@ -1,0 +1,186 @@
+"""DeepSpeed ZeRO: the stage and the number of ranks change where things live, never what is computed."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from torch.nn.functional import linear
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from demopsd_dist.config import Precision
+from demopsd_dist.data.records import Lesson, Rollout, Scored, TrainBatch
+from demopsd_dist.minisci import MODEL_DIR
+from demopsd_dist.objective import coarsen
+from demopsd_dist.training.run import Task
+from demopsd_dist.util.errors import NonFiniteLossError
+from tests.real.conftest import Ranks
+from tests.unit.run_record.sample_rows import packed
+from workers.actors import LearnerGroup
+from workers.forward import HEAD_CHUNK_TOKENS, Rectangle, ResponseModel, load_causal_lm
+
+STEPS = 5
+SHARDED = ("learner.num_workers=2", "learner.zero_stage=3")
+
+
+@pytest.fixture(scope="module")
+def scored(task: Task) -> list[Scored]:
+    """Twelve lessons whose teacher is the base model with a correct solution in its prompt."""
+    forward = ResponseModel(load_causal_lm(MODEL_DIR, Precision.float32).eval())
+    encode = task.prompts.tokenizer.encode
+    found = []
+    for i, prompt in enumerate(task.train[:12]):
+        wrong = f"<reasoning>{'1+' * i}1={i}</reasoning><answer>{i}</answer>"
+        response = np.asarray(encode(wrong, add_special_tokens=False), np.int32)
+        view = task.prompts.privileged(prompt.question, f"<answer>{prompt.question.answer}</answer>")
+        with torch.inference_mode():
+            student, teacher = (
+                forward(Rectangle([[(tokens, response)]], torch.device("cpu")), linear)
+                for tokens in (prompt.tokens, view)
+            )
+        ids = student.topk(100).indices
+        logp_T = student.log_softmax(-1).numpy()[np.arange(len(response)), response]
+        rollout = Rollout(
+            prompt, 0, response, logp_T, wrong, False, version_T=np.zeros(len(response), np.int32), worker=0
+        )
+        values = (coarsen(student, ids).numpy(), coarsen(teacher, ids).numpy())
+        found.append(Scored(Lesson(rollout, 0.0, 0.0, view), ids.int().numpy(), *values))
+    return found
+
+
+def losses(
+    ranks: Ranks, scored: list[Scored], micro_batch_tokens: int, *words: str, export: Path | None = None
+) -> np.ndarray:
+    """The loss of each of five steps on the same batch, and the norm of its gradient."""
+    group = ranks.start(*words)
+    found = followed(group, packed(scored, group.dp_size, micro_batch_tokens), STEPS)
+    if export:
+        asyncio.run(group.export(export))
+    return found
+
+
+def followed(group: LearnerGroup, batch: TrainBatch, steps: int) -> np.ndarray:
+    metrics = [asyncio.run(group.step(batch)).metrics for _ in range(steps)]
+    return np.array([(step["learner/loss"], step["learner/grad_norm"]) for step in metrics])
+
+
+@pytest.fixture(scope="module")
+def one_rank(ranks: Ranks, scored: list[Scored]) -> np.ndarray:
+    return losses(ranks, scored, 10_000, "learner.num_workers=1", "learner.zero_stage=0")
+
+
+def recomputes(group: LearnerGroup) -> list[bool]:
+    """Whether each rank's layers are set to be computed again."""
+
+    def look(worker: Any) -> bool:
+        return all(
+            layer.training and layer.gradient_checkpointing for layer in worker._engine.module.model.model.layers
+        )
+
+    return asyncio.run(group._group.each(lambda w, _: w.__ray_call__.remote(look), within_s=60, what="its layers"))
+
+
+def test_it_learns(one_rank: np.ndarray) -> None:
+    assert one_rank[-1, 0] < 0.9 * one_rank[0, 0]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_at_every_stage_are_one_rank(
+    stage: int, one_rank: np.ndarray, ranks: Ranks, scored: list[Scored], tmp_path: Path
+) -> None:
+    """Also with another cut into micro-batches: 150 padded tokens instead of all at once."""
+    folder = tmp_path / "student"
+    found = losses(ranks, scored, 150, "learner.num_workers=2", f"learner.zero_stage={stage}", export=folder)
+    np.testing.assert_allclose(found[0, 0], one_rank[0, 0], atol=1e-5)
+    np.testing.assert_allclose(found[:, 0], one_rank[:, 0], atol=1e-4)
+    np.testing.assert_allclose(found[0, 1], one_rank[0, 1], rtol=1e-3)
+    exported = load_causal_lm(folder, Precision.float32).state_dict()
+    base = load_causal_lm(MODEL_DIR, Precision.float32).state_dict()
+    assert {name: value.shape for name, value in exported.items()} == {n: v.shape for n, v in base.items()}
+    assert all((exported[name] != base[name]).any() for name in base if "layernorm" not in name and "norm" not in name)
+
+
+def test_adapters_at_every_stage(ranks: Ranks, scored: list[Scored], tmp_path: Path) -> None:
+    """Two ranks as one; the exported student is the base with adapters merged, which peft reads by themselves too."""
+    lora = ("model.lora_rank=8", "learner.learning_rate=3e-3")
+    whole = losses(ranks, scored, 10_000, *lora, "learner.num_workers=1", "learner.zero_stage=0")
+    assert whole[-1, 0] < 0.9 * whole[0, 0], "it learns"
+    for stage in (1, 2, 3):
+        words = (*lora, "learner.num_workers=2", f"learner.zero_stage={stage}")
+        folder = tmp_path / str(stage)
+        found = losses(ranks, scored, 150, *words, export=folder)
+        np.testing.assert_allclose(found[:, 0], whole[:, 0], atol=2e-4)
+        np.testing.assert_allclose(found[0, 1], whole[0, 1], rtol=1e-3)
+        student, base = (load_causal_lm(path, Precision.float32) for path in (folder, MODEL_DIR))
+        adapted = PeftModel.from_pretrained(base, str(folder / "adapter")).merge_and_unload()
+        for (name, one), other in zip(student.named_parameters(), adapted.parameters(), strict=True):
+            torch.testing.assert_close(one, other, msg=name)
+    untouched = load_causal_lm(MODEL_DIR, Precision.float32).get_input_embeddings().weight
+    assert torch.equal(student.get_input_embeddings().weight, untouched)
+
+
+def test_a_loss_that_is_not_finite_is_refused_before_the_step(ranks: Ranks, scored: list[Scored]) -> None:
+    poisoned = list(scored)
+    values = poisoned[0].teacher_logp_TA
+    assert values is not None
+    values = values.copy()
+    values[0, 0] = np.nan
+    poisoned[0] = Scored(poisoned[0].lesson, poisoned[0].support_TK, poisoned[0].reference_logp_TA, values)
+    group = ranks.start("learner.num_workers=2")
+    before = asyncio.run(group.support([item.lesson for item in scored]))
+    with pytest.raises(NonFiniteLossError, match="the step was refused on every rank"):
+        asyncio.run(group.step(packed(poisoned, 2, 10_000)))
+    after = asyncio.run(group.support([item.lesson for item in scored]))
+    assert before is not None
+    assert after is not None
+    for one, other in zip(before, after, strict=True):
+        assert (one == other).all(), "the weights are as they were"
+
+
+def test_a_batch_without_tokens_is_no_step(ranks: Ranks) -> None:
+    group = ranks.start("learner.num_workers=2")
+    report = asyncio.run(group.step(packed([], 2, 100)))
+    assert not report.stepped
+    assert report.metrics == {}
+
+
+def test_zero_3_with_tensors_that_really_are_sharded(ranks: Ranks, scored: list[Scored], tmp_path: Path) -> None:
+    """DeepSpeed keeps small tensors whole on every rank; this model's are larger. One rank has a response that takes
+    two slices of the head, the other none at all: both must gather the head as often."""
+    torch.manual_seed(0)
+    settings = load_causal_lm(MODEL_DIR, Precision.float32).config.to_dict()
+    large = Qwen3ForCausalLM(Qwen3Config(**{**settings, "hidden_size": 512}))
+    words = ("weights.max_logp_diff=100",)  # the lessons' own log-probabilities are another model's
+    folder = tmp_path / "large"
+    shutil.copytree(MODEL_DIR, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    large.save_pretrained(folder)
+    assert large.lm_head.weight.numel() > 100_000
+    long = scored[0].lesson.rollout
+    response = np.resize(long.tokens_T, HEAD_CHUNK_TOKENS + 100)
+    lesson = Lesson(dataclasses.replace(long, tokens_T=response), 0.0, 0.0, scored[0].lesson.privileged_tokens)
+    rectangle = Rectangle([[(long.prompt.tokens, response)]], torch.device("cpu"))
+    with torch.inference_mode():
+        expected = ResponseModel(large.eval())(rectangle, linear).topk(100)
+    batch = packed(scored, 2, 150)
+    one = packed(scored, 1, 10_000)
+    group = ranks.start(*words, *SHARDED, folder=folder)
+    supports = asyncio.run(group.support([lesson]))
+    assert supports is not None
+    (found,) = supports
+    assert (found == expected.indices.numpy()).mean() > 0.99, "but for ties"
+    sharded = followed(group, batch, 3)
+    group = ranks.start(*words, *SHARDED, "learner.activation_checkpointing=true", folder=folder)
+    assert recomputes(group) == [True, True]
+    recomputed = followed(group, batch, 3)
+    group = ranks.start(*words, "learner.num_workers=1", "learner.zero_stage=0", folder=folder)
+    whole = followed(group, one, 3)
+    np.testing.assert_allclose(sharded[0], whole[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(sharded, whole, rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(recomputed, sharded, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,57 @@
+"""Processes that die or hang in the middle of a step: the run goes on, and its account adds up."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from psutil import Process, wait_procs
+
+from benchmarks.chaos.real_faults import Blow, under_fire
+from demopsd_dist.util.errors import WorkerError
+from tests.real.conftest import engine_processes
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_each_role_dies_and_the_run_goes_on(tmp_path: Path) -> None:
+    """Each stage sees a death, each role dies, with it a teacher who shares its weights with another; one worker hangs.
+    What was learned is what an undisturbed run learns, whose teacher has them for itself."""
+    blows = [
+        Blow("sample", "rollout"),
+        Blow("score", "teacher"),
+        Blow("publish_weights", "rollout"),
+        Blow("learn", "learner"),
+        Blow("sample", "rollout", signal.SIGSTOP),
+        Blow("checkpoint", "learner"),
+    ]
+    found = under_fire(blows, "teacher.num_workers=2", "teacher.shards=2", output=tmp_path / "fire")
+    assert found.account.faults == []
+    assert found.account.steps == len(found.metrics) == 3 * (len(blows) + 2)
+    assert found.account.again > 0, "some prompts were asked for again"
+    assert found.said.count("It is replaced, and its work done again.") == 3
+    assert "is back after" in found.said
+    assert found.said.count("start anew") == 3
+    assert "hangs: no sign of life within limits.silence_s=5 s" in found.said
+    calm = under_fire([], "steps=6", output=tmp_path / "calm")
+    for fire, still in zip(found.metrics, calm.metrics, strict=False):
+        assert fire["rollout/reward_mean"] == still["rollout/reward_mean"]
+        assert fire["learner/loss"] == pytest.approx(still["learner/loss"], abs=1e-4)
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_worker_that_fails_again_and_again_stops_the_run_with_its_story(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workers.rollout.worker import RolloutWorker
+
+    async def broken(self: object, *_: object, **__: object) -> None:
+        raise RuntimeError(f"{len(engine_processes(Process()))} out of luck")
+
+    monkeypatch.setattr(RolloutWorker, "sample", broken)
+    words = ("limits.restarts=1", "rollout.num_workers=1", "rollout.tensor_parallel=2", "steps=1")
+    before = engine_processes()
+    with pytest.raises(WorkerError, match=r"(?s)rollout 0 failed 2 times \(limits.restarts=1\): .*2 out of luck"):
+        under_fire([], *words, output=tmp_path)
+    wait_procs([process for process in engine_processes() if process not in before], timeout=10)
+    assert [process for process in engine_processes() if process not in before] == [], "they ended with the worker"

@@ -1,0 +1,196 @@
+"""Every method and control trains MiniSci through the same driver and roles, and runs no forward too many."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from demopsd_dist.config import Config, Precision, Weights, load
+from demopsd_dist.data.records import Lesson, Rollout
+from demopsd_dist.methods import Forwards, Support, held_weights
+from demopsd_dist.minisci import MODEL_DIR
+from demopsd_dist.objective import coarsen
+from demopsd_dist.run_record.folder import RunFolder
+from demopsd_dist.run_record.log import RunLog
+from demopsd_dist.training.roles import Crew
+from demopsd_dist.training.run import Task
+from tests.real.conftest import ROOT, SMALL, RealCrew, Spares, demo, go_through, moved_model, posted, renew
+from tests.real.runs.test_training import SAMPLING, logits_of
+from tests.unit.run_record.sample_rows import prompt
+from tests.unit.run_record.sample_rows import rollout as a_rollout
+from workers.actor_group import ActorGroup
+from workers.actors import LearnerGroup, TeacherGroup, forwards_run
+from workers.forward import load_causal_lm
+from workers.teacher import worker as teacher
+from workers.weights.publisher import WeightPublisher
+
+STEPS = 2
+FULL = {"reference/ema", "student/support", "teacher/ema"}
+RUNS: dict[str, tuple[list[str], set[str]]] = {
+    "demopsd.top_k=null": (["demopsd.top_k=null"], FULL - {"student/support"}),
+    "sdpo": (["method=sdpo"], {"student/support", "teacher/ema"}),
+    "sdpo, forward KL, live": (
+        ["method=sdpo", "sdpo.divergence=forward_kl", "sdpo.teacher=live"],
+        {"student/support", "teacher/live"},
+    ),
+    "sdpo, trust region": (
+        ["method=sdpo", "sdpo.teacher=trust_region"],
+        {"student/support", "teacher/frozen", "teacher/live"},
+    ),
+    "opsd": (["method=opsd"], {"teacher/frozen"}),
+    "grpo": (["method=grpo"], set()),
+    "grpo, KL": (["method=grpo", "grpo.kl_coefficient=0.04"], {"reference/frozen"}),
+    "dr_grpo": (["method=grpo", "grpo.variant=dr_grpo"], set()),
+    "dapo": (["method=grpo", "grpo.variant=dapo"], set()),
+    "demopsd, LoRA": (["model.lora_rank=8", "learner.learning_rate=1e-2"], FULL),
+}
+CONTROLS: dict[str, set[str]] = {
+    "constant_alpha": FULL,
+    "scaled_learning_rate": {"student/support", "teacher/ema"},
+    "live_reference": {"student/support", "teacher/ema"},
+    "frozen_reference": {"reference/frozen", "student/support", "teacher/ema"},
+    "alpha_max_1": FULL,
+}
+
+
+@contextmanager
+def crew_for(config: Config, engines: RealCrew, spares: Spares) -> Iterator[tuple[Crew, list[ActorGroup]]]:
+    """Teacher and learner of this config, with the rollout engines that are there."""
+    teachers = spares.teacher if held_weights(config) else ActorGroup("teacher", {})
+    learners = spares.learner
+    for group in (teachers, learners):
+        renew(group, config)
+    fleet = engines.actors.fleet
+    try:
+        publisher = WeightPublisher(learners, fleet, teachers, config)
+        asyncio.run(publisher.start())
+        roles = Crew(
+            rollouts=engines.roles.rollouts,
+            teacher=TeacherGroup(teachers, config),
+            learners=LearnerGroup(learners, config, publisher.make_room),
+            weights=publisher,
+            revive=engines.actors.revive,
+        )
+        yield roles, [teachers, learners]
+    finally:
+        engines.publish()  # the engines' own learners' weights again
+
+
+def trains(config: Config, crew: RealCrew, spares: Spares, task: Task, forwards: set[str]) -> list[dict[str, float]]:
+    """Two steps; exactly these forwards beside the one with the gradient, one for each lesson."""
+    with crew_for(config, crew, spares) as (roles, groups), RunLog(RunFolder.create(config), STEPS) as log:
+        go_through(config, roles, task, log)
+        ran = asyncio.run(forwards_run(groups, 60))
+    assert set(ran) == forwards | {"student/gradient"}
+    assert len(set(ran.values())) == 1, "as many responses through each of them"
+    for metrics in log.steps:
+        assert np.isfinite(metrics["learner/loss"])
+        assert metrics["learner/grad_norm"] > 0
+        assert metrics["mismatch/logp_diff_max"] < 1e-3, "the engines hold these learners' weights"
+    return log.steps
+
+
+SHORT = [
+    f"steps={STEPS}",
+    "learner.num_workers=1",
+    "data.ood=null",
+    "evaluation.at_start=false",
+    "leakage.every_steps=0",
+]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_methods_by_one_key(name: str, crew: RealCrew, spares: Spares, task: Task, tmp_path: Path) -> None:
+    words, forwards = RUNS[name]
+    trains(demo(*SHORT, *words, f"output_dir={tmp_path}"), crew, spares, task, forwards)
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_controls_by_one_file(name: str, crew: RealCrew, spares: Spares, task: Task, tmp_path: Path) -> None:
+    config = load(ROOT / "configs" / "controls" / f"{name}.yaml", [*SMALL, *SHORT, f"output_dir={tmp_path}"])
+    steps = trains(config, crew, spares, task, CONTROLS[name])
+    if name == "constant_alpha":
+        assert [step["demopsd/alpha_p50"] for step in steps] == pytest.approx([config.demopsd.alpha_max] * STEPS)
+    if name == "alpha_max_1":
+        assert steps[0]["demopsd/alpha_p99"] > 0.8
+
+
+def forgetful(worker: Any) -> bool:
+    """Runs in an actor: a sleeping engine's weights are lost, as on a GPU. Whether it sleeps."""
+
+    def forget(process: Any) -> None:
+        for parameter in process.model_runner.model.parameters():
+            parameter.data.zero_()
+
+    worker._engine.collective_rpc(forget)
+    return worker._engine.is_sleeping()
+
+
+def test_engines_sleep_while_the_learners_learn(crew: RealCrew, spares: Spares, task: Task, tmp_path: Path) -> None:
+    """Between sampling and the next weights they do nothing. A step that learned nothing gives them theirs back."""
+    config = demo(*SHORT, "rollout.sleep=true", f"output_dir={tmp_path}")
+    engines = crew.actors.fleet.group
+    started = time.monotonic()
+    trains(config, crew, spares, task, FULL)
+    for spans in asyncio.run(engines.each(lambda w, _: w.spans_since.remote(started), within_s=60, what="spans")):
+        order = [name for name, _, _ in sorted(spans, key=lambda span: span.start_s) if name in ("receive", "sleep")]
+        assert order == ["receive", *["sleep", "receive"] * STEPS, "receive"], "at last the crew's own weights again"
+
+    async def slept(roles: Crew) -> tuple[list[Rollout], list[Rollout]]:
+        publisher = roles.weights
+        assert isinstance(publisher, WeightPublisher)
+        await publisher.publish(0)
+        before = await roles.rollouts.sample(task.test[:2], SAMPLING)
+        await publisher.make_room()
+        asleep = await engines.each(lambda w, _: w.__ray_call__.remote(forgetful), within_s=60, what="to forget")
+        assert asleep == [True] * len(engines)
+        waiting = asyncio.ensure_future(roles.rollouts.sample(task.test[:2], SAMPLING))
+        assert not (await asyncio.wait([waiting], timeout=1))[0], "they are asleep"
+        await publisher.publish(1, moved=False)
+        await waiting
+        after = await roles.rollouts.sample(task.test[:2], SAMPLING)
+        return [item for group in before for item in group], [item for group in after for item in group]
+
+    with crew_for(config, crew, spares) as (roles, _):
+        before, after = asyncio.run(slept(roles))
+    assert [rollout.tokens_T.tolist() for rollout in before] == [rollout.tokens_T.tolist() for rollout in after]
+    assert {rollout.oldest_version for rollout in after} == {1}
+
+
+def test_the_teachers_weights_move_as_they_should(ray_here: None, tmp_path: Path) -> None:
+    """After versions 0 and 1: ema (1 - eta) old + eta new, live new, frozen old; a trust region mixes their logits."""
+    config = demo("method=sdpo", "sdpo.teacher=trust_region", "teacher.trust_region_rate=0.3", "teacher.ema_rate=0.05")
+    held = {Weights.ema, Weights.live, Weights.frozen}
+    old = load_causal_lm(MODEL_DIR, Precision.float32)
+    new = moved_model()
+    worker = teacher.TeacherWorker(0, config, MODEL_DIR)
+    worker.start()
+    worker._models = {weights: worker._load() for weights in held}
+    for version, model in enumerate((old, new)):
+        assert worker.receive(version, posted(version, model.named_parameters())).version == version
+    for (name, before), after in zip(old.named_parameters(), new.parameters(), strict=True):
+        expected = {Weights.ema: 0.95 * before + 0.05 * after, Weights.live: after, Weights.frozen: before}
+        for weights in held:
+            found = dict(worker._models[weights].model.named_parameters())[name]
+            torch.testing.assert_close(found, expected[weights].detach(), atol=1e-6, rtol=1e-6)
+    new.save_pretrained(tmp_path)
+    rollout = a_rollout(prompt("q"), length=9)
+    lesson = Lesson(rollout, 1.0, 0.0, np.arange(30, 60, dtype=np.int32))
+    ids = np.tile(np.arange(7, dtype=np.int32), (9, 1))
+    ((given, nothing, mixed),) = worker.score([lesson], [ids], Forwards(Support.student, None, Weights.trust_region))
+    assert given is None
+    assert nothing is None
+    assert mixed is not None
+    samples = [(lesson.privileged_tokens, rollout.tokens_T)]
+    one, other = (logits_of(folder, samples)[0] for folder in (MODEL_DIR, tmp_path))
+    expected_TA = coarsen(0.7 * one + 0.3 * other, torch.from_numpy(ids).long())
+    np.testing.assert_allclose(mixed, expected_TA.numpy(), atol=1e-4)
+    assert worker.forwards_run() == {"teacher/frozen": 1, "teacher/live": 1}

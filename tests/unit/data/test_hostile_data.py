@@ -1,0 +1,230 @@
+"""Whatever stands in a data file: questions, a counted drop, or one line that names file and place. Never a hang."""
+
+from __future__ import annotations
+
+import json
+import time
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from demopsd_dist.config import DataConfig
+from demopsd_dist.data.prompts import PromptBuilder
+from demopsd_dist.data.records import Question
+from demopsd_dist.data.sources import Item, Loaded, Record, Refused, load_data, load_source
+from demopsd_dist.data.sources.gpqa import RIGHT, WRONG
+from demopsd_dist.data.sources.gpqa import read as read_gpqa
+from demopsd_dist.data.sources.items import REASONS_TOLD
+from demopsd_dist.data.sources.sciknoweval import read as read_sciknoweval
+from demopsd_dist.data.sources.selection import same_text
+from demopsd_dist.minisci.tokenizer import byte_tokenizer
+from demopsd_dist.util.errors import LONGEST, DataError
+
+NAMES = ["prompt", "question", "answer", "field", "id", "system", "level", "type", "choices", "answerKey", "details"]
+NAMES += ["domain", "text", "label", "Question", RIGHT, *WRONG, "Record ID"]
+TEXTS = st.sampled_from(["", " ", "mcq-4-choices", "true_or_false", "A", "1+1?", "\0", "\ud800", "\x1b[2J", "a\nb"])
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | TEXTS
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(NAMES), inner), max_leaves=8
+)
+RECORDS = st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("hostile")
+
+
+def outcome(path: Path) -> Loaded | str:
+    """What was loaded, all of which can be stored again; or the line that says why nothing was."""
+    try:
+        loaded = load_source(DataConfig(), "train", str(path))
+    except DataError as error:
+        said = str(error)
+    else:
+        for question in loaded.questions:
+            assert question.text.strip()
+            assert question.answer.strip()
+            assert all(part.isprintable() for part in (question.id, question.field))
+            json.dumps(vars(question), ensure_ascii=False).encode()
+        assert loaded.told().isprintable()
+        return loaded
+    assert said.isprintable()
+    assert len(said) <= LONGEST
+    assert path.name in said
+    return said
+
+
+@given(records=st.lists(RECORDS, min_size=1, max_size=3))
+def test_any_records(folder: Path, records: list[dict[str, Any]]) -> None:
+    path = folder / "any.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    found = outcome(path)
+    assert isinstance(found, str) or found.records == len(records)
+
+
+@given(content=st.binary(max_size=300), suffix=st.sampled_from([".jsonl", ".csv", ".txt"]))
+def test_any_bytes(folder: Path, content: bytes, suffix: str) -> None:
+    path = folder / f"any{suffix}"
+    path.write_bytes(content)
+    outcome(path)
+
+
+@given(lines=st.text(alphabet='promtansw{}[]:",\n\r\0é1', max_size=80))
+def test_any_rows(folder: Path, lines: str) -> None:
+    path = folder / "any.csv"
+    path.write_bytes(f"prompt,answer\n{lines}".encode())
+    outcome(path)
+
+
+BIG = 10_000_000
+GOOD = {"prompt": "1+1?", "answer": "2"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "1+1?"}', "line 2: the record has no 'answer'"),
+        ('{"answer": "2"}', "line 2: the record has no 'prompt' or 'question'"),
+        ('{"prompt": ["1+1?"], "answer": "2"}', "line 2: 'prompt' must be text, not list"),
+        ('{"prompt": true, "answer": "2"}', "line 2: 'prompt' must be text, not bool"),
+        ('{"prompt": "1+1?", "answer": NaN}', "line 2: 'answer' is nan, which is no number"),
+        ('{"prompt": "1+1?", "answer": 1e999}', "line 2: 'answer' is inf, which is no number"),
+        ('{"prompt": "1+1?", "answer": ' + "9" * 5000 + "}", "line 2: not valid JSON (Exceeds the limit (4300 digits)"),
+        ('{"prompt": "a\\ud800b", "answer": "2"}', r"line 2: 'prompt' holds '\ud800' at character 1"),
+        ('{"prompt": "1+1?", "answer": "2", "answer": "3"}', "line 2: not valid JSON ('answer' stands there twice)"),
+        ('{"prompt": "1+1?", "answer": "2", "id": "' + "x" * BIG + '"}', f"line 2: 'id' or 'idx' of {BIG} characters"),
+        (
+            '{"prompt": "1+1?", "answer": "2", "field": "\\u001b[2J"}',
+            "'field' or 'domain' or 'dataset' of 4 characters",
+        ),
+        ("[" * BIG, "line 2: not valid JSON (maximum recursion depth exceeded"),
+        ('{"a":' * 100_000 + "1" + "}" * 100_000, "line 2: not valid JSON (maximum recursion depth exceeded"),
+        ("x" * BIG, "line 2: not valid JSON (Expecting value"),
+        ("\0" * 1000, "line 2: not valid JSON (Expecting value"),
+        ("7", "line 2: a JSON object is needed, not int"),
+        (b"\xff\xfe", "is not UTF-8 text: invalid start byte"),
+        ('{"prompt": "2+2?", "answer": "4", "id": "1"}', "two records have the id '1'"),
+    ],
+    ids=lambda value: None if len(value) < 80 else f"{len(value)} characters",
+)
+def test_a_broken_record_is_named(folder: Path, line: str | bytes, message: str) -> None:
+    path = folder / "broken.jsonl"
+    path.write_bytes(
+        json.dumps({**GOOD, "id": "1"}).encode() + b"\n" + (line.encode() if isinstance(line, str) else line)
+    )
+    found = outcome(path)
+    assert isinstance(found, str)
+    assert message in found
+
+
+def test_long_and_odd_text_that_is_whole_is_taken(folder: Path) -> None:
+    path = folder / "whole.jsonl"
+    texts = ["x" * BIG, "a\0b", "\x1b[2J\r\n", "水" * 1_000_000, "\ufeff1+1?"]
+    path.write_text("\ufeff" + "\n".join(json.dumps({"prompt": text, "answer": 1e-5}) for text in texts))
+    loaded = outcome(path)
+    assert isinstance(loaded, Loaded)
+    assert [question.text for question in loaded.questions] == texts
+    assert {question.answer for question in loaded.questions} == {"0.00001"}, "no response would write 1e-05"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("prompt,answer,answer\n1,2,3\n", "two columns are named 'answer'"),
+        ('prompt,answer\n"1,2\n', "not valid CSV (unexpected end of data)"),
+        (f"prompt,answer\n{'x' * 200_000},2\n", "not valid CSV (field larger than field limit (131072))"),
+        ("prompt,answer\n", "holds no record"),
+        ("", "holds no record"),
+    ],
+    ids=["columns", "quote", "cell", "header", "empty"],
+)
+def test_a_broken_table_is_named(folder: Path, content: str, message: str) -> None:
+    path = folder / "broken.csv"
+    path.write_text(content)
+    found = outcome(path)
+    assert isinstance(found, str)
+    assert message in found
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".jsonl", "no\0thing.jsonl", "a folder.jsonl"])
+def test_a_path_that_is_no_file(folder: Path, name: str) -> None:
+    (folder / "a folder.jsonl").mkdir(exist_ok=True)
+    with pytest.raises(DataError, match=r"there is no such file|cannot be read: File name too long"):
+        load_source(DataConfig(), "train", str(folder / name))
+
+
+def test_a_file_that_gives_an_error_when_read() -> None:
+    with pytest.raises(DataError, match=r"data.train=/proc/self/mem cannot be read: Input/output error\."):
+        load_source(DataConfig(), "train", "/proc/self/mem")
+
+
+@pytest.mark.parametrize("name", ["json", "csv", "pandas", "../x", "a/b/c", "hf:a"])
+def test_a_hub_name_reads_no_folder_by_accident(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` takes some bare names for a reader of the working directory."""
+    monkeypatch.chdir(folder)
+    (folder / "there.jsonl").write_text(json.dumps(GOOD))
+    with pytest.raises(DataError, match="is not of the form hf:owner/name"):
+        load_source(DataConfig(), "train", f"hf:{name}")
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        *(None, 7, "ABCD", ["A", "B", "C", "D"], {}),
+        {"text": "ABCD", "label": "ABCD"},
+        {"text": 4, "label": None},
+        {"text": ["a", "b", None, "d"], "label": list("ABCD")},
+        {"text": {"a": 1}, "label": {"A": 1}},
+    ],
+)
+def test_choices_that_are_none_are_counted(choices: Any) -> None:
+    record = {"question": "Why?", "type": "mcq-4-choices", "answerKey": "B", "choices": choices}
+    assert read_sciknoweval(Record(record, "here", "raw", 1)) == Refused("there are not 4 choices")
+
+
+def test_choices_of_no_text_are_named() -> None:
+    choices = {"text": ["a", "b", {"c": 1}, "d"], "label": list("ABCD")}
+    record = {"question": "Why?", "type": "mcq-4-choices", "answerKey": "B", "choices": choices}
+    with pytest.raises(DataError, match=r"here: 'choices.text\[2\]' must be text, not dict"):
+        read_sciknoweval(Record(record, "here", "raw", 1))
+    numbers = {"text": [1, 2.5, 3e-7, "d"], "label": list("ABCD")}
+    asked = read_sciknoweval(Record({**record, "choices": numbers}, "here", "raw", 1))
+    assert isinstance(asked, Item)
+    assert "A: 1\nB: 2.5\nC: 0.0000003\nD: d" in asked.question.text
+
+
+def test_gpqa_without_an_option_is_counted() -> None:
+    row = {"Question": "Which?", RIGHT: "r", WRONG[0]: "a", WRONG[1]: None, WRONG[2]: "c"}
+    assert read_gpqa(Record(row, "here", "gpqa", 1)) == Refused("there are not 4 choices")
+
+
+def test_thousands_of_reasons_are_told_in_one_line(folder: Path) -> None:
+    path = folder / "kinds.jsonl"
+    kinds = [f"kind {i}" for i in range(3000)]
+    records = [{"question": "Why?", "type": kind, "answerKey": "", "choices": {}} for kind in kinds]
+    path.write_text("\n".join(map(json.dumps, records)))
+    with pytest.raises(DataError) as caught:
+        load_data(DataConfig(train=str(path), test=None, ood=None))
+    assert f"{3000 - REASONS_TOLD} other reasons ({3000 - REASONS_TOLD})" in str(caught.value)
+
+
+@pytest.mark.parametrize("run", ["\u0301\u0323", "\u0f73", "\uff9e", "\u0344"])
+def test_many_combining_marks_take_no_time(run: str) -> None:
+    """Normalization sorts a run of marks in quadratic time, minutes for this one."""
+    text = "a" + run * 100_000
+    question = Question("q", text, "1", "all")
+    started = time.process_time()
+    assert same_text(question)
+    PromptBuilder(byte_tokenizer()).student(question)
+    assert time.process_time() - started < 10
+
+
+@given(text=st.text())
+def test_equal_texts_stay_equal_in_other_forms(text: str) -> None:
+    expected = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    assert same_text(Question("q", text, "1", "all")) == expected

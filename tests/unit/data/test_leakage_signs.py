@@ -1,0 +1,79 @@
+"""Hints that the student learned from a solution it cannot see."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from demopsd_dist.data.leakage_signs import answers_first, behaviour, forced_to_answer, mentions_solution, unsupported
+from demopsd_dist.data.prompts import PRIVILEGED_TEMPLATE, SOLUTION_TEMPLATE, PromptBuilder
+from demopsd_dist.data.records import Question
+from demopsd_dist.minisci import MODEL_DIR
+from demopsd_dist.minisci.tasks import solution_text, worked
+
+
+@pytest.mark.parametrize(
+    ("response", "speaks"),
+    [
+        ("As the Correct\nSolution shows, it is 4.", True),
+        ("The reference solution has 4.", True),
+        ("Following the solution given above: 4", True),
+        ("The salt solution has 4 g.", False),
+        ("The solution is 4.", False),
+        ("", False),
+    ],
+)
+def test_mentions_solution(response: str, speaks: bool) -> None:
+    assert mentions_solution(response) is speaks
+
+
+def test_the_words_of_the_teachers_template_count() -> None:
+    for template in (PRIVILEGED_TEMPLATE, SOLUTION_TEMPLATE):
+        assert mentions_solution(re.sub(r"\{\w+\}", "", template))
+
+
+@pytest.mark.parametrize(
+    ("response", "first"),
+    [
+        ("<answer>4</answer>", True),
+        ("<reasoning> \n</reasoning>\n<answer>4</answer>", True),
+        ("<answer>4</answer> since 2+2=4 <answer>4</answer>", True),
+        ("<reasoning>2+2=4</reasoning><answer>4</answer>", False),
+        ("no answer", False),
+        ("", False),
+    ],
+)
+def test_answers_first(response: str, first: bool) -> None:
+    assert answers_first(response) is first
+
+
+@pytest.mark.parametrize(
+    ("response", "found"),
+    [
+        ("<reasoning>2+2=4</reasoning><answer>4</answer>", False),
+        ("<reasoning>2+2=5</reasoning><answer>4</answer>", True),
+        ("<reasoning>2.50</reasoning><answer>2.5</answer>", False),
+        ("<reasoning>easy</reasoning><answer>4</answer>", None),
+        ("<reasoning>2+2=4</reasoning><answer>B</answer>", None),
+        ("2+2=4", None),
+    ],
+)
+def test_unsupported(response: str, found: bool | None) -> None:
+    assert unsupported(response) is found
+
+
+def test_worked_solutions_have_none_of_it() -> None:
+    responses = [solution_text(*worked(expression)) for expression in ("35+3*3", "4*(2+5)", "99-11")]
+    assert behaviour(responses) == {"mentions_solution": 0.0, "answers_first": 0.0, "unsupported": 0.0}
+    assert behaviour([*responses, "<answer>4</answer>"])["answers_first"] == 0.25
+
+
+def test_a_response_is_begun_by_the_answer() -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    prompt = PromptBuilder(tokenizer).student(Question("q/1", "2+2?", "4", "physics"))
+    (begun,) = forced_to_answer([prompt], tokenizer)
+    assert tokenizer.decode(begun.tokens) == tokenizer.decode(prompt.tokens) + "<answer>"
+    assert begun.question == prompt.question

@@ -1,0 +1,256 @@
+"""Answer checking: what counts as an answer and as right, that no response makes it slow, and a user's own reward."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import string
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from demopsd_dist.config import load
+from demopsd_dist.data.records import Mark, Question
+from demopsd_dist.data.rewards.builtin import FORMS, answer_reward, form_of, reward_of
+from demopsd_dist.data.rewards.extraction import (
+    BOX_CHARS,
+    extract_answer,
+    extract_any,
+    extract_boxed,
+    extract_letter,
+    same_answer,
+)
+from demopsd_dist.util.errors import ConfigError, RewardError
+from tests.unit.data.extraction_cases import ANSWER, ANY, BOXED, LETTER
+from tests.unit.data.same_answer_cases import DIFFERENT, SAME
+
+DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
+EXTRACTORS = {"answer": extract_answer, "boxed": extract_boxed, "letter": extract_letter, "auto": extract_any}
+TABLES = {"answer": ANSWER, "boxed": BOXED, "letter": LETTER, "auto": ANY}
+QUESTION = Question(id="physics/7", text="A car at 3 m/s ...", answer="B", field="physics")
+PIECES = ["<answer>", "</answer>", "\\boxed", "{", "}", "\\", "answer is ", ": ", "A", "B", "(", ")", "\n", "é"]
+pieces = st.lists(st.sampled_from(PIECES)).map("".join)
+
+
+@pytest.mark.parametrize(
+    ("form", "response", "expected"), [(form, *case) for form, cases in TABLES.items() for case in cases]
+)
+def test_what_a_response_gives(form: str, response: str, expected: str | None) -> None:
+    assert EXTRACTORS[form](response) == expected
+
+
+@pytest.mark.parametrize(("given", "expected"), SAME)
+def test_same_answers_get_the_point(given: str, expected: str) -> None:
+    assert same_answer(given, expected)
+    assert answer_reward(f"so <answer>{given}</answer>", expected) == 1.0
+
+
+@pytest.mark.parametrize(("given", "expected"), DIFFERENT)
+def test_different_answers_do_not(given: str, expected: str) -> None:
+    assert not same_answer(given, expected)
+    assert answer_reward(f"so <answer>{given}</answer>", expected) == 0.0
+
+
+def test_there_are_hundreds_of_cases_and_no_two_contradict() -> None:
+    assert sum(map(len, TABLES.values())) + len(SAME) + len(DIFFERENT) > 400
+    for cases in TABLES.values():
+        assert len(dict(cases)) == len(set(cases)), "one response, two decisions"
+    assert not set(SAME) & set(DIFFERENT)
+
+
+@given(response=st.one_of(st.text(), pieces), expected=st.text(min_size=1))
+def test_any_text_gives_text_of_it_or_nothing(response: str, expected: str) -> None:
+    for extract in EXTRACTORS.values():
+        found = extract(response)
+        assert found is None or found.strip() == found != ""
+    for found in (extract_answer(response), extract_boxed(response), extract_any(response) and None):
+        assert found is None or found in response
+    assert same_answer(response, expected) in (True, False)
+
+
+@given(before=st.text(), answer=st.text(alphabet=string.ascii_letters + string.digits + " .-{}\\", min_size=1))
+def test_a_bare_answer_is_read_back(before: str, answer: str) -> None:
+    answer = answer.strip()
+    if answer:
+        assert extract_answer(before + FORMS["answer"].write(answer)) == answer
+    if answer and "{" not in answer and "}" not in answer and "\\" not in answer:
+        text = before.replace("\\", "/") + FORMS["boxed"].write(answer)
+        assert extract_boxed(text) == answer
+
+
+@given(before=st.text(), letter=st.sampled_from(string.ascii_uppercase))
+def test_a_claimed_letter_is_read_back_after_any_text(before: str, letter: str) -> None:
+    assert extract_letter(f"{before}\n{FORMS['letter'].write(letter)}") == letter
+
+
+@given(given=st.text(), expected=st.text(min_size=1))
+def test_same_answer_goes_both_ways(given: str, expected: str) -> None:
+    assert same_answer(expected, expected)
+    assert same_answer(given, expected) == same_answer(expected, given) or abs(len(given) - len(expected)) > 200
+
+
+HOSTILE = {
+    "open tags": "<answer>" * 125_000,
+    "close tags": "</answer>" * 110_000,
+    "angles": "<" * 1_000_000,
+    "digits": "9" * 1_000_000,
+    "commas": "1" + ",111" * 250_000,
+    "spaces": " " * 1_000_000,
+    "lines": "\n" * 1_000_000,
+    "open boxes": "\\boxed{" * 143_000,
+    "boxes unclosed": "\\boxed{{}" * 111_000,
+    "bare boxes": "\\boxed " * 143_000,
+    "long boxes": ("\\boxed{" + "{" * (BOX_CHARS - 10)) * 100,
+    "open braces": "{" * 1_000_000,
+    "backslashes": "\\" * 1_000_000,
+    "escaped braces": "\\{" * 500_000,
+    "claims": "the answer is A " * 62_500,
+    "wrapped": "(" * 500_000 + "B" + ")" * 500_000,
+    "stars": "*" * 1_000_000,
+    "combining marks": "\u0301\u0323" * 500_000,
+    "ligatures": "\ufdfa" * 1_000_000,
+    "invisible": "\u200b" * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_megabyte_takes_no_time(form: str, name: str) -> None:
+    """A quadratic search of these takes minutes, so a generous bound on processor time tells the two apart."""
+    reward, text = reward_of(form), HOSTILE[name]
+    started = time.process_time()
+    for response in (text, FORMS[form].write(text), f"<answer>{text}</answer>"):
+        reward(response, QUESTION)
+    assert time.process_time() - started < 2.0
+
+
+def test_built_in_rewards_mark_by_their_form() -> None:
+    responses = {
+        "answer": "<answer>(b)</answer>",
+        "boxed": r"So \boxed{\text{B}} it is",
+        "letter": "The answer is (B).",
+    }
+    for form in ("answer", "boxed", "letter"):
+        marks = {name: reward_of(form)(response, QUESTION) for name, response in responses.items()}
+        assert marks == {name: Mark(float(name == form)) for name in responses}
+    assert all(reward_of("auto")(response, QUESTION) == Mark(1.0) for response in responses.values())
+    assert reward_of("boxed").extract(responses["boxed"]) == r"\text{B}"
+
+
+@pytest.mark.parametrize("score", [float("nan"), -0.1, 1.1, float("inf"), "1", None, [1], 1j])
+def test_a_mark_is_a_number_from_0_to_1(score: object) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"a score is a number from 0 to 1, not"):
+        Mark(score)  # type: ignore[arg-type]
+
+
+def test_blank_feedback_is_none() -> None:
+    assert Mark(True, " \n") == Mark(1.0)
+    assert type(Mark(1).score) is float
+    with pytest.raises(TypeError, match="feedback is text or None, not int"):
+        Mark(1.0, 3)  # type: ignore[arg-type]
+
+
+MINE = """
+from demopsd_dist.data.records import Mark, Question
+
+def plain(response: str, question: Question) -> float:
+    return len(response) / 10
+
+def told(response: str, question: Question) -> Mark:
+    return Mark(0.25, f"{question.id}: think again")
+
+def nan(response, question): return float("nan")
+def nothing(response, question): pass
+def raises(response, question): raise KeyError("a key\\nover two lines")
+def one(response): return 1.0
+async def later(response, question): return 1.0
+number = 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Dotted paths into a module of the user's own; each test has a module of another name."""
+    module = "mine_" + re.sub(r"\W", "_", tmp_path.name)
+    (tmp_path / f"{module}.py").write_text(MINE)
+    (tmp_path / f"{module}_broken.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    return lambda name: name.replace("mine", module)
+
+
+def test_a_users_own_reward(mine: Callable[[str], str]) -> None:
+    plain, told = reward_of(mine("mine.plain")), reward_of(mine("mine.told"))
+    assert plain("12345", QUESTION) == Mark(0.5)
+    assert told("", QUESTION) == Mark(0.25, "physics/7: think again")
+    assert plain.extract(" ") is None
+    assert plain.extract("anything") == "anything", "what is an answer, only the user knows"
+    assert form_of(mine("mine.plain")) == FORMS["auto"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nan", r"ValueError: a score is a number from 0 to 1, not nan\."),
+        ("nothing", r"TypeError: a score is a number from 0 to 1, not NoneType\."),
+        ("plain", r"ValueError: a score is a number from 0 to 1, not 39.8\."),
+        ("raises", r"at mine_\w+\.py:\d+ with KeyError: 'a key\\nover two lines'"),
+    ],
+)
+def test_a_reward_that_fails_shows_the_sample(mine: Callable[[str], str], name: str, message: str) -> None:
+    response = "start" + "\n" * 200 + "x" * 190 + "\nthe end"
+    with pytest.raises(RewardError, match=message) as caught:
+        reward_of(mine(f"mine.{name}"))(response[-398:], QUESTION)
+    said = str(pickle.loads(pickle.dumps(caught.value)))
+    assert "\n" not in said
+    assert mine(f"reward=mine.{name} failed") in said
+    assert "Question 'physics/7', expected answer 'B', response of 398 characters ending in '" in said
+    assert r"xxx\nthe end'" in said
+    assert "start" not in said
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("anwser", "is not built in (answer, boxed, letter, auto). Did you mean answer?"),
+        ("xyzzy", "For your own give its dotted path, package.name: def my_reward(response: str, question: Question)"),
+        ("", "is not built in"),
+        ("no_such_module.reward", "there is no module no_such_module to import from"),
+        ("mine.plian", "has no plian. Did you mean mine.plain? What is looked for: def my_reward("),
+        ("mine.number", "cannot be called with a response and its question"),
+        ("mine.one", "cannot be called with a response and its question"),
+        ("mine.later", "cannot be called with a response and its question"),
+        ("mine_broken.reward", "failed with ZeroDivisionError: division by zero"),
+        (".reward", "reward=.reward"),
+    ],
+)
+def test_what_is_no_reward_is_refused_at_the_start(mine: Callable[[str], str], name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(mine(message) if "mine." in message else message)) as caught:
+        reward_of(mine(name))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["privileged.feedback=true"], "has no effect with reward=answer, which gives none"),
+        (["privileged.template='{prompt}{solution}{feedback}{feedback}'"], "holds {feedback} 2 times"),
+        (
+            ["privileged.template='{prompt}{solution}'", "privileged.feedback=true", "reward=my.own"],
+            "holds {feedback} 0 times",
+        ),
+        (["privileged.solution_template=x"], "privileged.solution_template holds {solution} 0 times"),
+        (["privileged.feedback_template=x"], "privileged.feedback_template holds {feedback} 0 times"),
+    ],
+)
+def test_settings_of_feedback_that_do_not_go_together(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(DEMO, words)
+
+
+def test_feedback_alone_is_enough_for_a_group_of_one() -> None:
+    load(DEMO, ["rollout.group_size=1", "privileged.feedback=true", "reward=my.own"])

@@ -1,0 +1,191 @@
+"""The documents: their commands work, their links lead somewhere, and the loop they show is the loop."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from demopsd_dist.config import load
+from demopsd_dist.run_record import digests, samples
+from demopsd_dist.training import loop
+from launch import replay, submit
+from launch.train import main
+from tests.browser.recorded_runs import a_run
+
+ROOT = Path(__file__).parents[3]
+DOCUMENTS = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("configs/*.md"), *ROOT.glob("docs/*.md")])
+
+
+LARGER = tuple(
+    f"configs/{name}.yaml"
+    for name in ("one_gpu", "one_gpu_lora", "node_8gpu", "node_8gpu_32b_lora", "multi_node", "paper_qwen3_4b")
+)
+
+
+def commands(path: Path, program: str) -> list[str]:
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    return re.findall(rf"^{program} [^\n#]*", text, flags=re.MULTILINE)
+
+
+def test_the_loop_in_the_readme_is_the_loop() -> None:
+    shown = re.search(r"```python\n(async def train.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert shown
+    assert shown.group(1).strip() == inspect.getsource(loop.train).strip()
+
+
+def test_the_loss_in_the_methods_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "methods.md").read_text(), flags=re.DOTALL)
+    assert shown
+    torch.manual_seed(0)
+    logits = {f"{name}_logits": torch.randn(2, 3, 200) for name in ("student", "reference", "teacher")}
+    student = logits["student_logits"].requires_grad_()
+    exec(shown.group(1), {**logits, "mask": torch.ones(2, 3)})
+    assert student.grad is not None
+    assert len(capsys.readouterr().out.split()) == 3
+
+
+def test_the_metrics_in_the_methods_page_are_recorded() -> None:
+    """Every name in its table of metrics is a string of the code, whole or in front of its statistic."""
+    text = (ROOT / "docs" / "methods.md").read_text()
+    names = re.findall(r"`((?:leakage|policy|entropy|demopsd|support)/[a-z_]+)`", text)
+    assert len(names) > 10
+    code = "".join(path.read_text() for room in ("demopsd_dist", "workers") for path in (ROOT / room).rglob("*.py"))
+    assert [name for name in names if f'"{name}"' not in code] == []
+
+
+def test_the_samples_page_has_every_column() -> None:
+    text = (ROOT / "docs" / "samples.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| `(\w+)` \| (\S+) \| (.+) \|$", text, flags=re.MULTILINE)
+    assert {name: (kind, meaning) for name, kind, meaning in shown} == samples.COLUMNS
+
+
+def test_the_examples_of_the_samples_page_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pandas")
+    pytest.importorskip("duckdb")
+    a_run(tmp_path / "runs", steps=2, responses=8)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "samples.md").read_text(encoding="utf-8")
+    for example in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(example, {})
+        assert "disagreement" in capsys.readouterr().out
+
+
+def messages_of_the_code() -> Iterator[str]:
+    """Every text of it; what is filled in is an ellipsis."""
+    for room in ("demopsd_dist", "workers", "launch"):
+        for path in (ROOT / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+    for name in ("Makefile", "requirements/cpu.overrides"):
+        yield (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_messages_in_the_troubleshooting_page_are_in_the_code() -> None:
+    """What stands between its ellipses is there, in this order, in one message."""
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^### `(.+)`$", text, flags=re.MULTILINE)
+    assert len(shown) > 20
+    known = "\0".join(messages_of_the_code())
+    patterns = {message: "[^\0]*".join(map(re.escape, message.split("…"))) for message in shown}
+    assert [message for message, pattern in patterns.items() if not re.search(pattern, known)] == []
+
+
+@pytest.mark.parametrize("page", ["tuning", "planning"])
+def test_the_figures_in_a_page_are_those_of_the_results(page: str) -> None:
+    """Whoever measures anew has to write anew what was concluded."""
+    results = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks" / "results").glob("*.md"))
+    text = re.sub(r"```.*?```", "", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    figures = re.findall(r"(?<![\w.])\d+(?:,\d{3})+\b|(?<![\w.])\d+\.\d+\b(?!M)", text)
+    assert len(figures) > 15
+    there = set(re.findall(r"\d+(?:\.\d+)?", results.replace(",", "")))
+    assert [figure for figure in figures if figure.replace(",", "") not in there] == []
+
+
+def test_the_replay_page_has_every_tensor_and_its_commands_are_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "replay.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| `(\w+)` \| (response|step|rank|parameter) \|", text, flags=re.MULTILINE)
+    kinds = {name: digests.ROWS.get(name, "response").replace("scalar", "step") for name in digests.ORDER}
+    assert shown == list(kinds.items())
+    monkeypatch.chdir(tmp_path)
+    given = [command for path in DOCUMENTS for command in commands(path, "python -m launch.replay")]
+    assert len(given) >= 3
+    for command in given:
+        assert replay.main(shlex.split(command)[3:]) == 2
+        assert "runs/demo is no run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
+    assert [t for t in targets if not t.startswith("http") and not (path.parent / t).exists()] == []
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    shown = {command for path in DOCUMENTS for command in commands(path, "make")}
+    assert {command.split()[1] for command in shown} >= {"demo", "test", "check"}
+    for command in shown:
+        assert re.search(rf"^{command.split()[1]}:", makefile, flags=re.MULTILINE), command
+
+
+def test_train_commands_are_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is run as a dry run, in a folder that has the files and models that it names."""
+    shown = [command for path in DOCUMENTS for command in commands(path, "python -m launch.train")]
+    assert len(shown) >= 3
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    for command in shown:
+        words = shlex.split(command)[3:]
+        for word in words:
+            name, _, value = word.partition("=")
+            if name == "model.path":
+                Path(value).parent.mkdir(exist_ok=True)
+                Path(value).symlink_to(ROOT / "demopsd_dist" / "minisci" / "model")
+            elif name.startswith("data.") and value.endswith(".jsonl") and not Path(value).exists():
+                Path(value).parent.mkdir(exist_ok=True)
+                Path(value).write_text('{"prompt": "1+1?", "answer": "2"}\n')
+        if words[0] in LARGER:
+            load(words[0], words[1:])
+            continue  # their model is larger than the one at hand; test_shipped_configs.py has them
+        assert main([*words, "--dry-run"]) == 0, (command, capsys.readouterr().err)
+
+
+def test_submit_commands_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to what is sent."""
+    shown = [command for path in DOCUMENTS for command in commands(path, "python -m launch.submit")]
+    assert len(shown) >= 4
+    monkeypatch.chdir(ROOT)
+    for command in shown:
+        arguments = submit.parsed(shlex.split(command)[3:])
+        if arguments.config:
+            assert "launch.train" in submit.entrypoint(arguments, submit.settings(arguments))
+
+
+@pytest.mark.parametrize("program", ["plan", "doctor"])
+def test_commands_that_look_ahead_are_right(
+    program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They start nothing, so they are run as they stand."""
+    shown = {command for path in DOCUMENTS for command in commands(path, f"python -m launch.{program}")}
+    assert shown
+    monkeypatch.chdir(ROOT)
+    for command in shown:
+        words = shlex.split(command)[3:]
+        assert importlib.import_module(f"launch.{program}").main(words) == 0, (command, capsys.readouterr())

@@ -1,0 +1,73 @@
+"""What `launch.submit` sends, and what it refuses before anything is sent."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from demopsd_dist.util.code_digest import ROOT
+from demopsd_dist.util.errors import ConfigError
+from launch import submit
+from launch.submit import entrypoint, parsed, settings
+from workers.cluster.jobs import Jobs, last_error
+
+DEMO = str(ROOT / "configs" / "demo.yaml")
+ADDRESS = "--address=http://head:8265"
+
+
+def sent(*words: str) -> str:
+    arguments = parsed([*words, ADDRESS])
+    return entrypoint(arguments, settings(arguments))
+
+
+def test_the_head_runs_training_with_the_same_words() -> None:
+    words = "output_dir=/data/runs 'rollout.nodes=role=in(a,b)' ray_address=auto --resume"
+    found = sent(DEMO, "output_dir=/data/runs", "rollout.nodes=role=in(a,b)", "--resume")
+    assert found == f"exec {sys.executable} -m launch.train configs/demo.yaml {words}"
+    assert sent(DEMO, "output_dir=/r", "--python=/opt/python").startswith("exec /opt/python -m launch.train ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "output_dir=runs is relative, and a job runs in a folder that the cluster removes. Give the whole path"),
+        (["output_dir=/r", "data.train=train.jsonl"], "data.train=train.jsonl is relative"),
+        (["output_dir=/r", "model.path=models/m"], "model.path=models/m is relative"),
+        (["output_dir=/r", "ray_address=head:6379"], "ray_address=head:6379: a job joins the cluster"),
+        (["output_dir=/r", "step=3"], "steps"),
+    ],
+)
+def test_what_would_not_work_there_is_refused_here(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        sent(DEMO, *words)
+
+
+def test_a_config_from_elsewhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("output_dir: /r\n")
+    with pytest.raises(ConfigError, match=r"mine.yaml is not sent with the checkout"):
+        sent(str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize("words", [[], [DEMO, "--status=a"], ["--stop=a", "--logs=a"]])
+def test_one_thing_is_asked_for(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parsed([*words, ADDRESS])
+    assert "give a config to submit, or one of --status, --logs and --stop" in capsys.readouterr().err
+
+
+def test_an_address_that_is_none_and_one_where_nobody_answers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    assert submit.main(["--status=a", "--address=head:8265"]) == 2
+    assert "--address must be http://host:port" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"--address http://127.0.0.1:1: no jobs can be handled there \(.*refused\)"):
+        Jobs("http://127.0.0.1:1")
+
+
+def test_the_last_error_of_a_log() -> None:
+    assert last_error("a\nerror: one\nerror: two\nthen this\n") == "error: two"
+    assert last_error("a\nValueError: b\n\n") == "ValueError: b"
+    assert last_error("") == "it wrote nothing"

@@ -1,0 +1,131 @@
+"""The planner's batch is the run's: rows as the run's own packing cuts them, engines that decode every token once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from demopsd_dist.data.packing import Layout
+from demopsd_dist.data.records import Tokens
+from demopsd_dist.planning.default_efficiencies import ASSUMED
+from demopsd_dist.planning.drawn_batch import (
+    Response,
+    learned,
+    learner_batches,
+    lengths_of,
+    responses,
+    student_rows,
+    teacher_rows,
+)
+from demopsd_dist.planning.roofline import Power
+from demopsd_dist.planning.sampling_time import played, room, sampled
+from demopsd_dist.planning.workload import Job, Traffic
+from tests.unit.planning.example_jobs import ALIKE, gpu, job
+
+
+def tokens_of(of: Job, response: Response, solution: int) -> Tokens:
+    """Real ids with the sharing that is drawn: prompt, the solution seen, the response's beginning."""
+    alike = round(of.traffic.shared_fraction * response.tokens)
+    parts = [
+        np.full(round(of.traffic.prompt_tokens), 1),
+        np.full(solution, 10 + (response.solution or 0)),
+        np.full(alike, 100),
+        np.full(response.tokens - alike, 200 + response.sample),
+    ]
+    return np.concatenate(parts).astype(np.int32)[:-1]
+
+
+@settings(max_examples=60)
+@given(
+    spread=st.sampled_from([0.0, 0.7]),
+    tree_tokens=st.sampled_from([0, 150, 400, 4000]),
+    most=st.sampled_from([None, 120, 300]),
+    privileged=st.booleans(),
+    shared=st.sampled_from([0.0, 0.5]),
+)
+def test_rows_are_those_of_the_runs_packing(
+    spread: float, tree_tokens: int, most: int | None, privileged: bool, shared: float
+) -> None:
+    """Lengths differ between siblings only where nothing of a response is shared: there the order could differ."""
+    traffic = replace(ALIKE, response_spread=0.0 if shared else spread, shared_fraction=shared)
+    of = job("rollout.prompts_per_step=6", traffic=traffic, tree_tokens=tree_tokens)
+    solution = 50 if privileged else 0
+    drawn = teacher_rows(of) if privileged else student_rows(of)
+    real: Layout[Response] = Layout(lambda item: item.group, lambda item: tokens_of(of, item, solution), tree_tokens)
+    found = sorted(row.tokens for row in drawn.rows(learned(of), most))
+    assert found == sorted(row.tokens for row in real.rows(learned(of), most))
+
+
+@settings(max_examples=50)
+@given(mean=st.floats(1, 900), spread=st.floats(0, 1.5), longest=st.integers(1, 1000), count=st.integers(20, 400))
+def test_lengths_have_the_mean_and_the_bound(mean: float, spread: float, longest: int, count: int) -> None:
+    lengths = lengths_of(Traffic(response_tokens=mean, response_spread=spread), count, longest)
+    assert len(lengths) == count
+    assert max(lengths) <= longest
+    assert np.mean(lengths) == pytest.approx(min(mean, longest), rel=0.02, abs=0.6)
+
+
+def test_a_response_is_learned_from_if_a_sibling_is_right() -> None:
+    of = job("rollout.prompts_per_step=200", traffic=replace(ALIKE, right_fraction=0.2))
+    share = len(learned(of)) / of.samples
+    assert share == pytest.approx(1 - 0.8**7, abs=0.03)  # any of the seven others
+    assert all(item.solution != item.sample for item in learned(of))
+    assert not learned(job(traffic=replace(ALIKE, right_fraction=0.0)))
+
+
+def test_every_response_is_in_one_batch_and_batches_keep_their_bound() -> None:
+    of = job(traffic=replace(ALIKE, response_spread=0.6), micro_batch_tokens=600)
+    ranks = learner_batches(of, 3)
+    assert sum(batch.responses for rank in ranks for batch in rank) == len(learned(of))
+    assert sum(batch.predicted for rank in ranks for batch in rank) == sum(item.tokens for item in learned(of))
+    assert all(batch.tokens <= 600 or batch.rows == 1 for rank in ranks for batch in rank)
+
+
+def test_an_engine_with_room_for_all_takes_as_many_steps_as_a_response_has_tokens() -> None:
+    of = job("rollout.prompts_per_step=4", engine_sequences=32)
+    (engine,) = played(of, 1, False, 32)
+    assert engine.steps == 40
+    assert set(engine.sequences) == {32}
+    assert engine.ends == (40,) * 4
+    assert engine.prefilled.sum() == 4 * (96 + 8 * 4)  # 96 of 100 tokens are whole blocks that siblings share
+    assert engine.context[0] == 32 * 100
+    assert engine.context[-1] == 32 * (100 + 39)
+
+
+def test_groups_wait_for_room_and_go_to_the_emptiest_engine() -> None:
+    of = job("rollout.prompts_per_step=4")
+    (alone,) = played(of, 1, False, 16)
+    assert alone.ends == (40, 40, 80, 80)
+    both = played(of, 2, False, 8)
+    assert [engine.ends for engine in both] == [(40, 80), (40, 80)]
+
+
+@pytest.mark.parametrize("engines", [1, 2, 3])
+def test_every_token_is_decoded_once(engines: int) -> None:
+    of = job(traffic=replace(ALIKE, response_spread=0.8))
+    histories = played(of, engines, True, 24)
+    assert sum(engine.sequences.sum() for engine in histories) == sum(item.tokens for item in responses(of))
+    assert sum(len(engine.ends) for engine in histories) == of.prompts
+
+
+def test_room_is_what_the_cache_has_keys_for() -> None:
+    of = job("rollout.max_batch_sequences=256")
+    each = (100 + 40) * of.shape.kv_bytes(4)
+    weights_and_work = gpu(memory_gib=1000).memory_gib
+    assert room(of, Power(gpu(memory_gib=weights_and_work))) == 256
+    cpu = replace(gpu(), shared=True)
+    assert room(replace(of, kv_cache_gib=10 * each / 2**30), Power(cpu)) == 10
+
+
+def test_groups_are_done_in_the_order_and_at_the_share_of_the_time() -> None:
+    of = job("rollout.prompts_per_step=4")
+    found = sampled(of, Power(gpu()), 1, ASSUMED["sample"])
+    assert found.done == pytest.approx((1.0,) * 4)
+    two_waves = sampled(replace(of, engine_sequences=16), Power(gpu()), 1, ASSUMED["sample"])
+    assert two_waves.done[:2] == pytest.approx((0.5, 0.5), abs=0.02)
+    assert two_waves.done[2:] == pytest.approx((1.0, 1.0))
+    assert two_waves.load.calls == 80

@@ -1,0 +1,65 @@
+"""What the report takes from a run folder, whatever state that is in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from demopsd_dist.report import page_figures, write_report
+from demopsd_dist.report.page import MOST_SAMPLES, MOST_TOKENS, thinning
+from demopsd_dist.report.read_run import read_run
+from demopsd_dist.util.errors import DataError
+from tests.browser.recorded_runs import a_run
+
+
+@pytest.mark.parametrize(
+    ("files", "rows", "tokens"),
+    [(10, 320, 9_000), (400, 12_800, 300_000), (1000, 32_000, 900_000), (50, 1600, 3_000_000), (1, 64, 4_000_000)],
+)
+def test_a_page_stays_within_its_bounds_and_uses_them(files: int, rows: int, tokens: int) -> None:
+    file_every, row_every = thinning(files, rows, tokens)
+    taken = len(range(0, files, file_every))
+    left = taken * len(range(0, rows // files, row_every))
+    over = max(rows / MOST_SAMPLES, tokens / MOST_TOKENS)
+    if over <= 1:
+        assert left == rows
+    else:
+        assert left * tokens / rows <= 1.1 * MOST_TOKENS
+        assert left <= 1.1 * MOST_SAMPLES
+        assert left >= rows / over / 2.2
+
+
+def test_a_run_that_is_being_written_and_one_that_went_on(tmp_path: Path) -> None:
+    run = a_run(tmp_path, steps=3, responses=2)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 3, "learner/loss": 0.25}) + "\n")  # step 3 again, from a checkpoint
+        file.write('not json\n"nor this"\n{"step": 4, "learner/lo')
+    found = read_run(run)
+    assert [step["step"] for step in found.steps] == [1, 2, 3]
+    assert found.steps[2]["learner/loss"] == 0.25
+    assert [(line["step"], line["evaluation"]) for line in found.evaluations] == [
+        (0, "test"),
+        (0, "ood"),
+        (3, "test"),
+        (3, "ood"),
+    ]
+    assert found.summary == {}
+    assert len(found.sample_files) == 3
+    with pytest.raises(DataError, match="the report cannot be written there"):
+        write_report([run], tmp_path / "nowhere" / "report.html")
+
+
+def test_settings_that_differ_come_first_and_names_last(tmp_path: Path) -> None:
+    words = (["name=a"], ["name=b", "seed=2", "samples.tokens=9"])
+    runs = [read_run(a_run(tmp_path, steps=1, responses=1, words=chosen)) for chosen in words]
+    rows = page_figures.differences(runs)
+    assert [row["key"] for row in rows] == ["seed", "samples.tokens", "name"]
+    assert rows[0]["values"] == ["0", "2"]
+    assert page_figures.differences([runs[0], runs[0]]) == []
+
+
+def test_numbers_that_json_cannot_hold_are_nothing() -> None:
+    assert [page_figures.number(value) for value in (float("nan"), float("inf"), None, True, "1")] == [None] * 5
+    assert page_figures.number(1 / 3) == 0.333333

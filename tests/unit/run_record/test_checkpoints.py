@@ -1,0 +1,118 @@
+"""A checkpoint is whole, or known not to be: whatever byte is missing or other."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from demopsd_dist.config import changes, changes_of_mathematics, load
+from demopsd_dist.run_record.checkpoints import Checkpoint, Checkpoints, checkpoint_at
+from demopsd_dist.util.errors import CheckpointError, RunFolderError
+
+DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
+
+
+def written(folder: Path, *steps: int, keep: int = 2) -> Checkpoints:
+    checkpoints = Checkpoints(folder, keep)
+
+    async def write(step: int) -> None:
+        async with checkpoints.writing(step, {"step": step}) as inside:
+            (inside / "learner").mkdir()
+            (inside / "learner" / "weights").write_bytes(random.Random(step).randbytes(300))
+            (inside / "empty").touch()
+
+    for step in steps:
+        asyncio.run(write(step))
+    return checkpoints
+
+
+def test_the_newest_are_kept_and_nothing_else_is_left(tmp_path: Path) -> None:
+    checkpoints = written(tmp_path, 5, 10, 15)
+    assert [one.step for one in checkpoints.all()] == [15, 10]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000010", "step-000015"]
+    assert checkpoints.all()[0].state() == {"step": 15}
+    assert checkpoints.all()[0].damage() is None
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "longer", "gone"])
+def test_any_damage_to_any_file_is_found(tmp_path: Path, how: str) -> None:
+    (whole,) = written(tmp_path / "run", 5).all()
+    rng = random.Random(how)
+    files = [path.relative_to(whole.path) for path in whole.path.rglob("*") if path.is_file()]
+    assert len(files) == 4
+    for name in files:
+        size = (whole.path / name).stat().st_size
+        places = range(size) if how in ("cut", "flipped") else range(1)
+        for place in places:
+            damaged = tmp_path / "damaged" / whole.path.name
+            shutil.copytree(whole.path, damaged)
+            content = bytearray((damaged / name).read_bytes())
+            if how == "gone":
+                (damaged / name).unlink()
+            else:
+                if how == "cut":
+                    del content[place:]
+                elif how == "flipped":
+                    content[place] ^= 1 << rng.randrange(8)
+                else:
+                    content += b"\0"
+                (damaged / name).write_bytes(content)
+            found = Checkpoint(damaged).damage()
+            same = name.name == "manifest.json" and how != "gone" and _says_the_same(content, whole)
+            assert (found is None) == same, (name, place, found)
+            shutil.rmtree(damaged)
+
+
+def _says_the_same(content: bytes | bytearray, whole: Checkpoint) -> bool:
+    """A manifest may lose its last line end, or have another blank, and say what it said."""
+    try:
+        return json.loads(content) == json.loads((whole.path / "manifest.json").read_text())
+    except ValueError:
+        return False
+
+
+def test_one_that_cannot_be_written_leaves_the_others(tmp_path: Path) -> None:
+    checkpoints = written(tmp_path, 5)
+
+    async def fail() -> None:
+        async with checkpoints.writing(10, {"step": 10}) as inside:
+            (inside / "half").write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunFolderError, match=r"step-000010 could not be written: .*No space left"):
+        asyncio.run(fail())
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000005"]
+
+
+def test_a_damaged_one_is_passed_over_loudly_and_refused_by_name(tmp_path: Path) -> None:
+    checkpoints = written(tmp_path, 5, 10)
+    newest = checkpoints.all()[0]
+    (newest.path / "learner" / "weights").write_bytes(b"")
+    told: list[str] = []
+    good = checkpoints.newest_good(told.append)
+    assert good is not None
+    assert good.step == 5
+    assert "step-000010 is damaged and left aside: learner/weights has 0 bytes, 300 were written" in told[0]
+    with pytest.raises(CheckpointError, match="is damaged"):
+        checkpoint_at(newest.path)
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        checkpoint_at(tmp_path)
+
+
+def test_what_may_change_at_a_resume() -> None:
+    before = load(DEMO, ["rollout.num_workers=1"])
+    after = load(DEMO, ["rollout.num_workers=2", "learner.zero_stage=3", "learner.learning_rate=1e-5", "steps=80"])
+    assert set(changes(before, after)) == {
+        "rollout.num_workers",
+        "learner.zero_stage",
+        "learner.learning_rate",
+        "steps",
+    }
+    assert set(changes_of_mathematics(before, after)) == {"learner.learning_rate"}
+    falling = load(DEMO, ["steps=80", "learner.schedule=cosine"])
+    assert set(changes_of_mathematics(before, falling)) == {"learner.schedule", "steps"}

@@ -1,0 +1,202 @@
+"""What is kept of a step comes back as it was, or is refused by the name of the tensor that is not."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from demopsd_dist.config import load, to_yaml
+from demopsd_dist.data.records import LearnReport, Scored
+from demopsd_dist.objective import DemoPSD, TokenViews, fused_loss, reduced
+from demopsd_dist.run_record import digests, replay_batch
+from demopsd_dist.run_record.folder import RunFolder
+from demopsd_dist.util.errors import CheckpointError, ConfigError, DifferenceError
+from launch import replay
+from tests.unit.run_record.sample_rows import packed, scored
+from workers.learner.observers.step_digests import DOT, OTHER, OWN, SPREADS, Witness, products
+
+DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
+RECORD = replay_batch.Record(
+    step=1,
+    config="",
+    checkpoint=None,
+    size=asdict(packed([scored("a", 5, 7)], 1, 100).size),
+    learning_rate_factor=0.5,
+    metrics={"learner/loss": 0.1},
+    digests={},
+    surroundings=replay_batch.surroundings(),
+)
+
+
+def batch(seed: int = 0) -> list[Scored]:
+    rng = np.random.default_rng(seed)
+
+    def one(name: str, length: int) -> Scored:
+        item = scored(name, 5, length)
+        logp_T = rng.normal(size=length).astype(np.float32)
+        values = rng.normal(size=(length, 4)).astype(np.float32)
+        lesson = replace(item.lesson, rollout=replace(item.lesson.rollout, logp_T=logp_T), advantage=rng.normal())
+        return replace(item, lesson=lesson, reference_logp_TA=values, teacher_logp_TA=values)
+
+    return [one(name, length) for name, length in (("physics/1", 7), ("biology/2", 300), ("physics/3", 40))]
+
+
+def keep(folder: Path, items: list[Scored], step: int = 1) -> Path:
+    report = LearnReport({"learner/loss": 0.1, "learner/grad_norm": 2.0}, stepped=True)
+    record = replace(RECORD, step=step, digests=digests.of_step(items, report))
+    return replay_batch.write(
+        folder, record, [item.lesson for item in items], [["physics/3#0"], ["biology/2#0", "physics/1#0"]]
+    )
+
+
+def test_a_batch_comes_back_as_it_was(tmp_path: Path) -> None:
+    items = batch()
+    keep(tmp_path, items)
+    found = replay_batch.read(tmp_path, 1)
+    assert found.parts == [[2], [1, 0]]
+    assert found.record.learning_rate_factor == 0.5
+    assert digests.of_inputs(found.lessons) == digests.of_inputs(item.lesson for item in items)
+    engine = [replace(item.lesson, rollout=replace(item.lesson.rollout, support_TK=item.support_TK)) for item in items]
+    again = replay_batch.write(tmp_path, replace(RECORD, digests=digests.of_inputs(engine)), engine, found_parts(items))
+    support = replay_batch.read(tmp_path, 1).lessons[1].rollout.support_TK
+    assert support is not None
+    np.testing.assert_array_equal(support, items[1].support_TK)
+    assert again == tmp_path / "step-000001"
+
+
+def found_parts(items: list[Scored]) -> list[list[str]]:
+    return [[item.lesson.rollout.id for item in items]]
+
+
+def test_no_bit_of_a_batch_can_flip_unnoticed(tmp_path: Path) -> None:
+    path = keep(tmp_path, batch()) / replay_batch.BATCH
+    whole = path.read_bytes()
+    rng = random.Random(0)
+    said = []
+    for place in rng.sample(range(8 * len(whole)), 150):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(DifferenceError) as raised:
+            replay_batch.read(tmp_path, 1)
+        said.append(str(raised.value))
+    named = [told for told in said if told.startswith("first that differs: ")]
+    assert len(named) > 100
+    assert {told.split()[3].rstrip(".") for told in named} <= set(replay_batch.SCHEMA.names)
+
+
+def test_a_value_with_one_bit_flipped_is_named_with_its_response(tmp_path: Path) -> None:
+    path = keep(tmp_path, batch()) / replay_batch.BATCH
+    table = pq.read_table(path, schema=replay_batch.SCHEMA)
+    logp = [np.asarray(row, np.float32) for row in table.column("rollout_logp").to_pylist()]
+    logp[1].view(np.int32)[17] ^= 1
+    place = replay_batch.SCHEMA.get_field_index("rollout_logp")
+    pq.write_table(
+        table.set_column(place, replay_batch.SCHEMA.field(place), pa.array(logp, pa.list_(pa.float32()))), path
+    )
+    with pytest.raises(DifferenceError, match="first that differs: rollout_logp of response biology/2#0 alone, of 3"):
+        replay_batch.read(tmp_path, 1)
+
+
+def test_a_record_that_was_changed_is_refused(tmp_path: Path) -> None:
+    path = keep(tmp_path, batch()) / replay_batch.RECORD
+    told = json.loads(path.read_text())
+    told["content"]["metrics"]["learner/loss"] = 0.2
+    path.write_text(json.dumps(told))
+    with pytest.raises(CheckpointError, match="is not as it was written"):
+        replay_batch.read(tmp_path, 1)
+    path.write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        replay_batch.read(tmp_path, 1)
+
+
+def test_the_first_difference_is_the_nearest_to_the_cause() -> None:
+    recorded = {"loss": {"all": "1"}, "alpha": {"a": "1", "b": "2", "c": "3"}, "gradient": {"0": "1"}}
+    computed = {"alpha": {"a": "1", "b": "9", "c": "9"}, "loss": {"all": "2"}, "gradient": {"0": "1"}}
+    first, second = digests.differences(recorded, computed)
+    assert str(first) == "alpha of response b and 1 more of 3"
+    assert str(second) == "loss"
+    assert [d.tensor for d in digests.differences(recorded, {})] == ["alpha", "loss", "gradient"]
+
+
+def test_what_a_witness_says_does_not_depend_on_the_slices() -> None:
+    """And is the digest of what the method saw; a response of another micro-batch changes nothing."""
+    items = batch()
+    generator = torch.Generator().manual_seed(0)
+    hidden = {item.lesson.rollout.id: torch.randn(len(item.support_TK), 8, generator=generator) for item in items}
+    weight_VH = torch.randn(50, 8, generator=generator)
+
+    def seen(some: list[Scored], slice_tokens: int) -> digests.Digests:
+        witness = Witness(some)
+        hidden_NH = torch.cat([hidden[item.lesson.rollout.id] for item in some]).requires_grad_()
+        ids_NK = torch.arange(3).expand(len(hidden_NH), 3)
+        values_NA = torch.cat([torch.from_numpy(item.teacher_logp_TA).log_softmax(-1) for item in some])
+
+        def loss_of(part):
+            views = TokenViews(part.student_logp_NA, values_NA[part.tokens], values_NA[part.tokens].flip(-1))
+            loss = reduced(DemoPSD(), views)
+            witness.see(part, views, loss, part.entropy())
+            return loss.loss
+
+        fused_loss(hidden_NH, weight_VH, ids_NK, loss_of, slice_tokens=slice_tokens)
+        return witness.digests()
+
+    whole = seen(items, 1000)
+    assert set(whole) == {"student_logp", "token_loss", "entropy", *SPREADS.values()}
+    assert set(whole) < set(digests.ORDER)
+    assert all(list(rows) == ["physics/1#0", "biology/2#0", "physics/3#0"] for rows in whole.values())
+    for tensor in ("disagreement", "alpha"):  # the others depend on how the head's product is cut
+        assert seen(items, 128)[tensor] == whole[tensor]
+        assert seen(items[1:], 1000)[tensor]["physics/3#0"] == whole[tensor]["physics/3#0"]
+
+
+def test_products_of_two_gradients(tmp_path: Path) -> None:
+    one, two = ([torch.randn(n) for n in (30, 1, 7)] for _ in range(2))
+    save_file({f"{i:06d}": part for i, part in enumerate(two)}, tmp_path / "gradient.safetensors")
+    sums = products(one, tmp_path / "gradient.safetensors")
+    flat_one, flat_two = torch.cat(one), torch.cat(two)
+    cosine = sums[DOT] / (sums[OWN] * sums[OTHER]) ** 0.5
+    assert cosine == pytest.approx(float(torch.cosine_similarity(flat_one, flat_two, 0)), abs=1e-6)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    made = RunFolder.create(load(DEMO, [f"output_dir={tmp_path}"]))
+    made.replay.mkdir()
+    return made
+
+
+def test_what_cannot_be_replayed_is_said(folder: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no run folder"):
+        replay.found(tmp_path, 1)
+    with pytest.raises(CheckpointError, match="the run has kept no batch"):
+        replay.found(folder.path, 1)
+    for step in (1, 21):
+        keep(folder.replay, batch(), step)
+    with pytest.raises(CheckpointError, match=r"batch was not kept; .* Steps that can: 1\."):
+        replay.found(folder.path, 7)
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 20, .* Steps that can: 1\."):
+        replay.found(folder.path, 21)
+    assert replay.found(folder.path, 1)[1].record.step == 1
+
+
+def test_only_what_is_made_of_the_same_tokens_may_be_set(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    items = batch()
+    record = replace(RECORD, config=to_yaml(load(folder.config)), digests=digests.of_inputs(i.lesson for i in items))
+    replay_batch.write(folder.replay, record, [item.lesson for item in items], found_parts(items))
+    for words, message in (
+        ("rollout.temperature=0.5", "--set rollout.temperature: tokens and weights are as they were"),
+        ("demopsd.alpha_maks=0.5", "Did you mean demopsd.alpha_max?"),
+        ("sdpo.top_k=3", "has no effect with method=demopsd"),
+    ):
+        assert replay.main([str(folder.path), "--step", "1", "--set", words]) == 2
+        assert message in capsys.readouterr().err

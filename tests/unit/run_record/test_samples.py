@@ -1,0 +1,107 @@
+"""Samples on record: what is drawn, and that a file gives back what went in, to pandas too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from demopsd_dist.config import Config, load
+from demopsd_dist.data.examples import Group
+from demopsd_dist.data.records import Lesson, Mark, Scored, TokenTable
+from demopsd_dist.minisci.tokenizer import byte_tokenizer
+from demopsd_dist.models.token_texts import TokenTexts
+from demopsd_dist.run_record import samples
+from tests.unit.run_record.sample_rows import prompt, rollout
+
+ROOT = Path(__file__).parents[3]
+DEMO = ROOT / "configs" / "demo.yaml"
+TOKENIZER = byte_tokenizer()
+
+
+def config(*words: str) -> Config:
+    return load(DEMO, words)
+
+
+def ids_of(text: str) -> np.ndarray:
+    return np.asarray(TOKENIZER(text, add_special_tokens=False)["input_ids"], np.int32)
+
+
+def test_as_many_are_drawn_as_asked_and_the_same_again() -> None:
+    rollouts = [rollout(prompt(f"q{i}"), sample) for i in range(20) for sample in range(8)]
+    once = samples.drawn(config(), 3, rollouts)
+    assert len(set(once)) == 16
+    assert samples.drawn(config(), 3, rollouts) == once
+    assert samples.drawn(config(), 4, rollouts) != once
+    assert samples.drawn(config("seed=1"), 3, rollouts) != once
+    assert len(samples.drawn(config("samples.responses=500"), 3, rollouts)) == 160
+    due = [step for step in range(7) if samples.drawn(config("samples.every_steps=3"), step, rollouts)]
+    assert due == [0, 3, 6]
+    assert samples.drawn(config("samples.every_steps=0"), 0, rollouts) == []
+
+
+@pytest.mark.parametrize("text", ["plain <answer>12</answer>", "5 °C – „über“ 🙂", "🙂°"])
+def test_texts_of_tokens_make_up_the_text(text: str) -> None:
+    ids = ids_of(text)
+    texts = TokenTexts(TOKENIZER)
+    pieces = texts.of_sequence(ids)
+    assert len(pieces) == len(ids)
+    assert "".join(pieces) == text == texts.text(ids)
+
+
+def test_a_cut_character_is_no_text() -> None:
+    assert TokenTexts(TOKENIZER).of_sequence(ids_of("a🙂")[:3]) == ["a", "\ufffd", ""]
+
+
+def step_rows(cfg: Config) -> list[samples.Row]:
+    asked = prompt("q", answer="7")
+    right = rollout(asked, 0, "<answer>7</answer>", length=6, version=2)
+    wrong = rollout(asked, 1, "<answer>8</answer>", length=4, version=2)
+    values = np.log(np.full((4, 3), 1 / 3, np.float32))
+    lesson = Lesson(wrong, 0.0, -0.5, ids_of("see 7"))
+    scored = Scored(lesson, np.zeros((4, 2), np.int32), values, values)
+    table = TokenTable(
+        entropy_T=np.arange(3, dtype=np.float32),
+        loss_T=np.zeros(3, np.float32),
+        spreads={"demopsd/alpha": np.full(3, 0.1, np.float32)},
+        candidate_TC=np.array([[65, 66]] * 3, np.int32),
+        student_logp_TC=values[:3, :2],
+        reference_logp_TC=None,
+        teacher_logp_TC=values[:3, :2],
+        target_logp_TC=values[:3, :2],
+    )
+    group = Group([right, wrong], [Mark(1.0), Mark(0.0, "no unit")])
+    return samples.rows_of(cfg, 5, ["q#1", "q#0"], [group], [scored], {"q#1": table}, TOKENIZER)
+
+
+def test_a_file_gives_back_what_went_in(tmp_path: Path) -> None:
+    rows = step_rows(config("samples.tokens=3"))
+    path = samples.write(tmp_path / "samples", 5, rows)
+    assert path.name == "step-000005.parquet"
+    assert samples.files(tmp_path / "samples") == [path], "nothing unfinished beside it"
+    wrong, right = samples.read(path)
+    assert (wrong["prompt_id"], wrong["sample"], wrong["reward"], wrong["feedback"]) == ("q", 1, 0.0, "no unit")
+    assert wrong["privileged_view"] == "see 7"
+    assert wrong["learned"]
+    assert wrong["token_ids"] == [20, 21, 22]
+    assert wrong["versions"] == [2, 2, 2]
+    assert wrong["alpha"] == pytest.approx([0.1] * 3)
+    assert wrong["disagreement"] is None
+    assert wrong["reference_logp"] is None
+    assert np.exp(wrong["teacher_logp"]) == pytest.approx(np.full((3, 2), 1 / 3))
+    assert wrong["candidate_texts"] == [TokenTexts(TOKENIZER).of_each([65, 66])] * 3
+    assert not right["learned"]
+    assert right["alpha"] is None
+    assert right["advantage"] is None
+    assert right["token_ids"] == [20, 21, 22]
+    assert set(wrong) == set(samples.COLUMNS)
+
+
+def test_pandas_reads_it(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    samples.write(tmp_path, 5, step_rows(config()))
+    samples.write(tmp_path, 6, step_rows(config()))
+    frame = pandas.read_parquet(tmp_path)
+    assert frame.groupby("learned").reward.mean().to_dict() == {False: 1.0, True: 0.0}
+    assert len(frame[["token_texts", "versions"]].explode(["token_texts", "versions"])) == 20

@@ -1,0 +1,130 @@
+"""The alarm speaks when a figure has been outside its band for so many steps in a row, and says which and how far."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from demopsd_dist.config import AlarmAction, AlarmConfig, load
+from demopsd_dist.training.collapse import METRICS, Alarm, Verdict
+from demopsd_dist.util.errors import CollapseError, ConfigError
+
+DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
+ENTROPY = METRICS["entropy_nats"]
+HEALTHY = {
+    "policy/entropy_nats": 0.147,
+    "rollout/response_tokens_mean": 20.0,
+    "learner/grad_norm": 1.4,
+    "mismatch/logp_diff_max": 1e-5,
+    "rollout/reward_mean": 0.3,
+}
+
+
+def verdicts(settings: AlarmConfig, entropies: list[float | None]) -> list[int]:
+    """Steps after which the alarm speaks; None is a step that lacks the figure."""
+    alarm = Alarm(settings)
+    figures = [HEALTHY if value is None else {**HEALTHY, ENTROPY: value} for value in entropies]
+    for place, value in enumerate(entropies):
+        if value is None:
+            figures[place] = {name: figure for name, figure in HEALTHY.items() if name != ENTROPY}
+    return [step for step, metrics in enumerate(figures, start=1) if alarm.look(step, metrics) is not None]
+
+
+@pytest.mark.parametrize(
+    ("entropies", "spoken"),
+    [
+        ([0.1, 0.1, 0.1, 0.1], []),
+        ([0.1, 0.001, 0.001, 0.1, 0.001, 0.001], []),
+        ([0.001, 0.001, 0.001], [3]),
+        ([0.001] * 7, [3, 6]),
+        ([0.001, None, 0.001, 0.001], [4]),
+        ([float("nan")] * 3, [3]),
+        ([float("inf")] * 3, []),
+        ([0.005] * 3, []),
+    ],
+    ids=["inside", "never three in a row", "three", "again after three more", "one without", "nan", "open end", "edge"],
+)
+def test_it_speaks_after_so_many_steps_in_a_row(entropies: list[float | None], spoken: list[int]) -> None:
+    assert verdicts(AlarmConfig(), entropies) == spoken
+
+
+def test_it_names_figure_value_band_and_steps() -> None:
+    alarm = Alarm(AlarmConfig(after_steps=2, action=AlarmAction.stop, reward=[0.1, 0.9]))
+    assert alarm.look(11, {**HEALTHY, ENTROPY: 0.004, "rollout/reward_mean": 0.95}) is None
+    verdict = alarm.look(12, {**HEALTHY, ENTROPY: 0.00012345, "rollout/reward_mean": 1.0, "learner/grad_norm": 1e9})
+    assert verdict == Verdict(
+        AlarmAction.stop,
+        "alarm after step 12: policy/entropy_nats=0.0001234 is below alarm.entropy_nats=[0.005, null], and has been "
+        "out of it for 2 steps, from step 11 on; rollout/reward_mean=1 is above alarm.reward=[0.1, 0.9], and has been "
+        "out of it for 2 steps, from step 11 on. If that is healthy here, widen the band or set it to null.",
+        since=11,
+    )
+
+
+def test_rollbacks_are_counted_and_end() -> None:
+    settings = AlarmConfig(
+        after_steps=1, action=AlarmAction.rollback, max_rollbacks=2, rollback_learning_rate_factor=0.25
+    )
+    alarm = Alarm(settings)
+    factors: list[float] = []
+    for step in (5, 9):
+        assert alarm.learning_rate_factor == 0.25 ** len(factors)
+        verdict = alarm.look(step, {ENTROPY: 0.0})
+        assert verdict is not None
+        assert verdict.action is AlarmAction.rollback
+        factors.append(alarm.learning_rate_factor)
+    assert factors == [0.25, 0.0625]
+    last = alarm.look(13, {ENTROPY: 0.0})
+    assert last is not None
+    assert last.action is AlarmAction.stop
+    assert last.message.endswith("The run has gone back alarm.max_rollbacks=2 times.")
+    assert alarm.learning_rate_factor == 0.0625
+
+
+def test_no_band_no_alarm() -> None:
+    alarm = Alarm(AlarmConfig(entropy_nats=None, response_tokens=None, grad_norm=None, after_steps=1))
+    assert alarm.look(1, dict.fromkeys(METRICS.values(), float("nan"))) is None
+
+
+@given(
+    name=st.sampled_from(sorted(METRICS)),
+    value=st.floats(),
+    low=st.none() | st.floats(allow_nan=False),
+    high=st.none() | st.floats(allow_nan=False),
+)
+def test_inside_is_inside(name: str, value: float, low: float | None, high: float | None) -> None:
+    bands = {**dict.fromkeys(METRICS, None), name: [low, high]}
+    spoke = Alarm(AlarmConfig(after_steps=1, **bands)).look(1, {METRICS[name]: value})  # type: ignore[arg-type]
+    inside = (low is None or value >= low) and (high is None or value <= high) and value == value
+    assert (spoke is None) == inside
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("alarm.reward=[1, 0]", "alarm.reward=[1.0, 0.0] must be [low, high], low below high, or null where open"),
+        ("alarm.reward=[1]", "alarm.reward=[1.0] must be [low, high]"),
+        ("alarm.reward=[]", "alarm.reward=[] must be [low, high]"),
+        ("alarm.reward=[0, 1, 2]", "must be [low, high]"),
+        ("alarm.reward=[0, .inf]", "alarm.reward=inf must be finite"),
+        ("alarm.reward=0.5", "alarm.reward"),
+        ("alarm.after_steps=0", "alarm.after_steps=0 must be greater than 0"),
+        ("alarm.rollback_learning_rate_factor=2", "alarm.rollback_learning_rate_factor=2.0 must be between 0 and 1"),
+    ],
+)
+def test_wrong_settings(word: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(DEMO, [word])
+    assert message in str(caught.value)
+
+
+def test_bands_may_be_open_or_gone() -> None:
+    alarm = load(DEMO, ["alarm.reward=[null, 0.9]", "alarm.entropy_nats=null", "alarm.grad_norm=[null, null]"]).alarm
+    assert (alarm.reward, alarm.entropy_nats, alarm.grad_norm) == ([None, 0.9], None, [None, None])
+
+
+def test_a_collapse_has_an_exit_code_of_its_own() -> None:
+    assert CollapseError("x").exit_code == 3

@@ -1,0 +1,1 @@
+"""Ray clusters: sessions, placement, code checks, node information and jobs."""

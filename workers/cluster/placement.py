@@ -1,0 +1,174 @@
+"""Who runs where: settings to resource bundles. Pure, so that a dry run and the real start agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from demopsd_dist.config import Config
+from demopsd_dist.methods import held_weights
+from demopsd_dist.util.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What one actor claims of the cluster."""
+
+    role: str
+    rank: int
+    cpus: float
+    gpus: float
+    nodes: str | None = None  # `key=value`, as in the settings; None is any node
+
+    @property
+    def label(self) -> dict[str, str]:
+        """As Ray takes it."""
+        return dict([self.nodes.split("=", 1)]) if self.nodes else {}
+
+
+def has_label(labels: Mapping[str, str], nodes: str | None) -> bool:
+    """Would Ray place a bundle with this `nodes` on a node with these labels?
+
+    Example: `has_label({"role": "learn"}, "role=in(learn,spare)")` is True.
+    """
+    if nodes is None:
+        return True
+    key, value = nodes.split("=", 1)
+    wanted = value.removeprefix("!")
+    among = wanted[3:-1].split(",") if wanted.startswith("in(") else [wanted]
+    return (labels.get(key) in among) is not value.startswith("!")
+
+
+def rollout_bundle(config: Config, rank: int) -> Bundle:
+    """All processes of an engine together, so that they come to lie on one node."""
+    return _bundle(config, "rollout", rank)
+
+
+def rollout_bundles(config: Config) -> list[Bundle]:
+    return [rollout_bundle(config, rank) for rank in range(config.rollout.num_workers)]
+
+
+def bundles(config: Config) -> list[Bundle]:
+    """One bundle an actor."""
+    return [*rollout_bundles(config), *core_bundles(config)]
+
+
+def core_bundles(config: Config) -> list[Bundle]:
+    """Those who stay for the whole run: teacher workers if the method has a teacher, and learner ranks."""
+    teachers = config.teacher.num_workers if held_weights(config) else 0  # a method without one pays for none
+    return [
+        *(_bundle(config, "teacher", i) for i in range(teachers)),
+        *(_bundle(config, "learner", i) for i in range(config.learner.num_workers)),
+    ]
+
+
+def processes_of(config: Config, role: str) -> int:
+    """Of each worker of the role; each of them claims the role's CPUs and GPUs."""
+    return config.rollout.tensor_parallel if role == "rollout" else 1
+
+
+def _bundle(config: Config, role: str, rank: int) -> Bundle:
+    settings, count = getattr(config, role), processes_of(config, role)
+    return Bundle(role, rank, settings.cpus_per_worker * count, settings.gpus_per_worker * count, settings.nodes)
+
+
+def least_bundles(config: Config) -> list[Bundle]:
+    """Without which a training run does not begin."""
+    least = config.rollout.min_workers or config.rollout.num_workers
+    return [*rollout_bundles(config)[:least], *core_bundles(config)]
+
+
+def check_fits(
+    config: Config, cpus: float, gpus: float, wanted: list[Bundle] | None = None, where: str = "there"
+) -> None:
+    """Refuse at once what would wait for ever. `wanted` is what a training run needs at least, unless given.
+
+    Args:
+        where: whose `cpus` and `gpus` these are, for the message.
+
+    Raises:
+        ConfigError: the bundles together need more CPUs or GPUs than there are.
+    """
+    if wanted is None:
+        wanted = least_bundles(config)
+    for kind, unit, need, there in (
+        ("cpus", "CPUs", sum(b.cpus for b in wanted), cpus),
+        ("gpus", "GPUs", sum(b.gpus for b in wanted), gpus),
+    ):
+        if need > there + 1e-9:
+            terms = " + ".join(_term(config, kind, *claim) for claim in _by_role(wanted, kind))
+            raise ConfigError(
+                f"{terms} need {need:g} {unit}; {where} are {there:g}. Lower a role's num_workers or {kind}_per_worker"
+                + (" (roles that take turns may share a core: fractions are allowed)." if kind == "cpus" else ".")
+            )
+
+
+def _term(config: Config, kind: str, role: str, count: int, share: float) -> str:
+    """`rollout.num_workers=2 x gpus_per_worker=1 x tensor_parallel=4`"""
+    processes = processes_of(config, role)
+    beside = f" x tensor_parallel={processes}" if processes > 1 else ""
+    return f"{role}.num_workers={count} x {kind}_per_worker={share / processes:g}{beside}"
+
+
+def check_nodes(config: Config, nodes: Sequence[Mapping[str, Any]], wanted: list[Bundle] | None = None) -> None:
+    """`check_fits` for the nodes of a cluster together, and for those of each label that a role asks for.
+
+    Args:
+        nodes: as `ray.nodes()` tells of them.
+
+    Raises:
+        ConfigError: as `check_fits`; or no living node has a label.
+    """
+    wanted = least_bundles(config) if wanted is None else wanted
+    alive = [node for node in nodes if node["Alive"]]
+    for nodes_wanted in dict.fromkeys([None, *(bundle.nodes for bundle in wanted)]):
+        fitting = [node["Resources"] for node in alive if has_label(node.get("Labels", {}), nodes_wanted)]
+        there = [bundle for bundle in wanted if nodes_wanted in (None, bundle.nodes)]
+        if nodes_wanted and not fitting:
+            raise ConfigError(
+                f"{there[0].role}.nodes={nodes_wanted}: no node of the cluster has that label. Start one with "
+                "`ray start --labels` (docs/nodes.md), or drop it."
+            )
+        _refuse_wider_than_a_node(config, there, fitting)
+        cpus, gpus = (sum(resources.get(kind, 0.0) for resources in fitting) for kind in ("CPU", "GPU"))
+        check_fits(config, cpus, gpus, there, f"on nodes with {nodes_wanted}" if nodes_wanted else "there")
+
+
+def _refuse_wider_than_a_node(config: Config, wanted: list[Bundle], nodes: Sequence[Mapping[str, float]]) -> None:
+    """An engine's processes are on one node together."""
+    for kind, unit in (("CPU", "cpus"), ("GPU", "gpus")):
+        most = max((resources.get(kind, 0.0) for resources in nodes), default=0.0)
+        for role, count, share in _by_role(wanted, unit):
+            if share > most + 1e-9:
+                raise ConfigError(
+                    f"{_term(config, unit, role, count, share)}: one worker needs {share:g} {kind}s on a node; no node "
+                    f"has more than {most:g}. Lower it."
+                )
+
+
+def _by_role(wanted: list[Bundle], kind: str) -> list[tuple[str, int, float]]:
+    roles = dict.fromkeys(bundle.role for bundle in wanted)
+    return [
+        (role, sum(b.role == role for b in wanted), next(getattr(b, kind) for b in wanted if b.role == role))
+        for role in roles
+    ]
+
+
+def table(config: Config) -> str:
+    """Who runs where, a line an actor."""
+    lines = [
+        f"  {b.role:<8} {b.rank}   {b.cpus:g} CPU   {b.gpus:g} GPU" + f"   {b.nodes}" * bool(b.nodes)
+        for b in bundles(config)
+    ]
+    return "\n".join(lines)
+
+
+def summary_of_roles(config: Config) -> str:
+    """`2 rollout, 1 teacher (ema), 2 learner (ZeRO-2)`"""
+    weights = "+".join(sorted(weights.value for weights in held_weights(config)))
+    processes = config.rollout.tensor_parallel
+    parts = [f"{config.rollout.num_workers} rollout" + (f" (TP-{processes})" if processes > 1 else "")]
+    shared = f", {config.teacher.shards} a copy" if config.teacher.shards > 1 else ""
+    parts += [f"{config.teacher.num_workers} teacher ({weights}{shared})"] if weights else []
+    return ", ".join([*parts, f"{config.learner.num_workers} learner (ZeRO-{config.learner.zero_stage})"])

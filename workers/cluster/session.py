@@ -1,0 +1,185 @@
+"""The Ray cluster of a run: one of our own on this machine, or one to join. Both ask for a token (docs/security.md)."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from demopsd_dist.config import Config
+from demopsd_dist.util.errors import ConfigError
+from workers.cluster.placement import Bundle, check_nodes
+
+MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+DISABLED = "disabled"
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+ANSWER_S = 10.0
+WORKERS = {
+    "worker_process_setup_hook": "demopsd_dist.util.die_with_parent.end_with_parent"
+}  # of every Ray worker of a run
+_OTHER_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # what Ray calls it; without it, it listens on loopback alone
+
+
+def join(config: Config, wanted: list[Bundle] | None = None) -> None:
+    """Start Ray on this machine, or join the cluster that `ray_address` names. `wanted` as for `check_nodes`.
+
+    Raises:
+        ConfigError: the cluster to join does not answer, refuses the token, or has fewer CPUs or GPUs, or other labels,
+            than the roles need; or there is no token for it.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 otherwise: on a busy machine a start took minutes
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # none that WORKERS has not set up
+    import ray
+
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    if config.ray_address is None:
+        _start()
+    else:
+        _connect(config.ray_address)
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own, which exits without cleaning up
+    if config.ray_address is not None:
+        check_nodes(config, ray.nodes(), wanted)
+
+
+def leave() -> None:
+    """End our Ray, or leave the cluster joined."""
+    import ray
+
+    ray.shutdown()
+
+
+def _start() -> None:
+    """With a token of its own, which no file holds: only the processes that Ray starts now have it."""
+    import ray
+
+    with _environment(TOKEN, secrets.token_hex(32)), _listening_to_other_nodes(False):
+        _authenticate()
+        ray.init(
+            address="local",
+            num_cpus=len(os.sched_getaffinity(0)),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            runtime_env=WORKERS,
+            _temp_dir=str(_private_folder()),
+        )
+
+
+def _connect(address: str) -> None:
+    import ray
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.exceptions import AuthenticationError, RayError
+
+    what = f"ray_address={address}"
+    if os.environ.get(MODE) != DISABLED:
+        _refuse_without_token(what)
+    try:
+        found = canonicalize_bootstrap_address_or_die(address) if address == "auto" else address
+        host, _, port = found.rpartition("/")[2].rpartition(":")
+        # Ray itself would try for minutes where nothing answers, and for many seconds with a wrong token.
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+        with _listening_to_other_nodes(host not in LOOPBACK):
+            _authenticate()
+            if not found.startswith("ray://"):
+                GcsClient(address=found)
+            ray.init(address=found, log_to_driver=False, logging_level="ERROR", runtime_env=WORKERS)
+    except AuthenticationError:
+        raise ConfigError(
+            f"{what}: the cluster refuses the token. {TOKEN}, or the file that {TOKEN_PATH} names, or "
+            "~/.ray/auth_token must hold the one that its nodes were started with."
+        ) from None
+    except (RayError, OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"{what}: no cluster can be joined there ({error}).") from None
+
+
+def authenticate(what: str) -> None:
+    """For talks with a cluster that is not joined: by token, unless the environment says otherwise.
+
+    Args:
+        what: the setting or option that names the cluster, with its value, for the message.
+
+    Raises:
+        ConfigError: there is no token.
+    """
+    if os.environ.get(MODE) != DISABLED:
+        _refuse_without_token(what)
+    _authenticate()
+
+
+def _refuse_without_token(what: str) -> None:
+    if os.environ.get(TOKEN):
+        return
+    path = Path(os.environ.get(TOKEN_PATH) or Path.home() / ".ray" / "auth_token")
+    try:
+        found = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        found = ""
+    if not found:
+        raise ConfigError(
+            f"{what}: there is no token for it in {TOKEN} or {path}. Copy the one that its nodes were started "
+            f"with to that file; for a cluster without tokens set {MODE}={DISABLED}."
+        )
+
+
+def _authenticate() -> None:
+    """Unless the environment says otherwise, by token. Ray reads mode and token once, so it is told to read anew; not
+    in a process that has joined a cluster, which it needs the token of."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+    from ray._raylet import Config as RayConfig  # type: ignore[attr-defined]
+
+    os.environ.setdefault(MODE, "token")
+    RayConfig.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _listening_to_other_nodes(wanted: bool) -> Iterator[None]:
+    """Ray's own services, of those that start inside, on all interfaces, or on loopback alone. This process has read
+    the variable already, when it imported Ray."""
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = wanted
+    with _environment(_OTHER_NODES, str(int(wanted))):
+        yield
+
+
+def _private_folder() -> Path:
+    """For Ray's sockets and logs. Ray lets everybody write into its own folder, so it is one inside of another.
+
+    Raises:
+        ConfigError: others can enter that.
+    """
+    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / f"demopsd-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise ConfigError(
+            f"{folder} must be a folder of yours that nobody else can enter. Remove it, or set RAY_TMPDIR."
+        )
+    return folder / "ray"
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,0 +1,36 @@
+"""Waiting for the nodes of a cluster that is just being started."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+import ray
+
+from demopsd_dist.util.errors import WorkerError
+
+POLL_S = 1.0
+
+
+def await_nodes(address: str, names: Sequence[str], within_s: float) -> None:
+    """Return when a node of each name has joined.
+
+    Raises:
+        WorkerError: some have not within `within_s`; it names them.
+    """
+    give_up = time.monotonic() + within_s
+    missing = list(names)
+    while missing:
+        with suppress(ConnectionError, RuntimeError, TimeoutError):  # the head is not there yet
+            if not ray.is_initialized():
+                ray.init(address=address, log_to_driver=False, logging_level="CRITICAL")
+            there = {node["NodeName"] for node in ray.nodes() if node["Alive"]}
+            missing = [name for name in names if name not in there]
+        if missing and time.monotonic() > give_up:
+            raise WorkerError(
+                f"{len(missing)} of {len(names)} nodes did not join {address} within {within_s:g} s: "
+                f"{', '.join(missing)}. Look at their logs, or leave them out (sbatch --exclude)."
+            )
+        if missing:
+            time.sleep(POLL_S)

@@ -1,0 +1,1 @@
+"""Learner ranks: DeepSpeed ZeRO, adapters and checkpoints."""

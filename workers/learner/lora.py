@@ -1,0 +1,129 @@
+"""LoRA (arXiv 2106.09685) by peft: a projection's weight W stays as it is, two narrow matrices beside it are trained.
+
+What engines, teacher and model folders see is the whole weight, W + scale B A: nothing behind the learners knows of
+adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from demopsd_dist.config import ModelConfig
+from demopsd_dist.util.errors import ConfigError
+
+Named = Sequence[tuple[str, Parameter]]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Beside one weight (O, I): A is (R, I) and B, zero at first, (O, R)."""
+
+    a_RI: Parameter
+    b_OR: Parameter
+    scale: float
+
+    @property
+    def parts(self) -> tuple[Parameter, Parameter]:
+        return self.a_RI, self.b_OR
+
+    def merged(self, weight_OI: Tensor) -> Tensor:
+        """Added in float32, then rounded to the weight's own format."""
+        with torch.no_grad():
+            return torch.addmm(weight_OI.float(), self.b_OR.float(), self.a_RI.float(), alpha=self.scale).to(weight_OI)
+
+
+Adapters = Mapping[str, Adapter]  # by the name of the weight
+_NAME = "default"  # peft's own, for the one set of them
+
+
+def adapt(model: Any, settings: ModelConfig) -> Adapters:
+    """Give a transformers model its adapters, in place; from then on they alone ask for gradients.
+
+    Returns an empty mapping, and leaves the model as it is, where `model.lora_rank` is 0.
+
+    Raises:
+        ConfigError: a name of `model.lora_targets` fits no linear layer of the model, or the head.
+    """
+    if not settings.lora_rank:
+        return {}
+    from peft import inject_adapter_in_model
+    from peft.tuners.lora import Linear
+
+    _check_targets(model, settings.lora_targets)
+    targets = settings.lora_targets or linear_layers(model)
+    inject_adapter_in_model(_peft_config(settings, targets), model, adapter_name=_NAME)
+    found = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
+    return {f"{name}.weight": _adapter_of(module) for name, module in found.items()}
+
+
+def _adapter_of(module: Any) -> Adapter:
+    return Adapter(module.lora_A[_NAME].weight, module.lora_B[_NAME].weight, float(module.scaling[_NAME]))
+
+
+def linear_layers(model: Any) -> list[str]:
+    """The last parts of the names of all linear layers, the head aside. peft's own "all-linear" would also take experts
+    that are fused into one tensor, which cannot be merged as others are."""
+    head = model.get_output_embeddings()
+    found = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
+    return sorted({name.rpartition(".")[2] for name in found})
+
+
+def _peft_config(settings: ModelConfig, targets: Sequence[str]) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # whole or not, it is only divided
+        target_modules=list(targets),
+        lora_dropout=0.0,  # rollouts, support and loss must see the same student
+        base_model_name_or_path=settings.path,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _check_targets(model: Any, targets: Sequence[str]) -> None:
+    """peft leaves a name that fits nothing out without a word."""
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    head = {name for name, module in model.named_modules() if module is model.get_output_embeddings()}
+    for target in targets:
+        fitting = {name for name in linear if name == target or name.endswith(f".{target}")}
+        if not fitting or fitting & head:
+            what = "is the head, which is not adapted" if fitting else "fits no linear layer"
+            raise ConfigError(
+                f"model.lora_targets: {target} {what} of {type(model).__name__}. Its linear layers are "
+                f"{', '.join(linear_layers(model))}; an empty list takes them all."
+            )
+
+
+def whole_names(named: Named) -> list[tuple[str, Parameter]]:
+    """The model's own parameters, by the names that they have without adapters."""
+    return [(name.replace(".base_layer.", "."), p) for name, p in named if ".lora_" not in name]
+
+
+def merged(tensors: Named | Sequence[tuple[str, Tensor]], adapters: Adapters) -> Iterator[tuple[str, Tensor]]:
+    """Whole weights, each made when it is asked for."""
+    for name, tensor in tensors:
+        yield name, adapters[name].merged(tensor) if name in adapters else tensor
+
+
+def save_adapters(folder: Path, tensors: Mapping[str, Tensor], settings: ModelConfig) -> None:
+    """A folder that `peft.PeftModel.from_pretrained(model, folder)` reads.
+
+    Args:
+        tensors: by their names in the model that `adapt` has changed.
+    """
+    folder.mkdir()
+    adapted = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in tensors})
+    config = _peft_config(settings, settings.lora_targets or adapted)
+    config.inference_mode = True
+    config.save_pretrained(folder)
+    named = {f"base_model.model.{name.replace(f'.{_NAME}.', '.')}": tensor for name, tensor in tensors.items()}
+    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,1 @@
+"""Observers of the loss: step metrics, token records and digests."""

@@ -1,0 +1,1 @@
+"""Rollout workers: vLLM engines, the pool that replaces them, and the dispatch of prompts."""

@@ -1,0 +1,1 @@
+"""Teacher workers: EMA weights that score responses with and without the solution."""

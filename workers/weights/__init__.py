@@ -1,0 +1,1 @@
+"""Weight publishing: buckets, transports, receivers and the check after each publish."""
