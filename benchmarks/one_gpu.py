@@ -24,17 +24,17 @@ import torch
 from benchmarks.common.results_files import RESULTS, save
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.packing import pack
-from demopsd_dist.data.records import BatchSize, Lesson, Prompt, Question, Rollout
+from demopsd_dist.data.records import BatchSize, Prompt, Question, Rollout, TrainingExample
 from demopsd_dist.methods import recipe
 from demopsd_dist.planning.default_efficiencies import UNCALIBRATED
-from demopsd_dist.planning.hardware import DEVICES, Fleet
+from demopsd_dist.planning.hardware import DEVICES, DeviceCluster
 from demopsd_dist.planning.model_shape import shape_of
 from demopsd_dist.planning.step_time import plan
 from demopsd_dist.planning.workload import Traffic, job_of, split_of
-from demopsd_dist.training.roles import Crew
+from demopsd_dist.training.roles import Roles
 from launch._processes import fenced
 from workers.actor_group import ActorGroup
-from workers.actors import RayCore
+from workers.actors import LearnersAndTeacher
 from workers.cluster import session
 
 CONFIG = Path(__file__).parents[1] / "configs" / "one_gpu.yaml"
@@ -48,7 +48,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Case:
+class GpuCase:
     name: str
     model: str
     words: tuple[str, ...] = ()
@@ -67,11 +67,11 @@ class Case:
 
 
 CASES = [
-    Case("0.6B", "0.6B"),
-    Case("0.6B, a row for each response", "0.6B", ("model.tree_tokens=0",)),
-    Case("0.6B, ZeRO-3", "0.6B", ("learner.zero_stage=3",)),
-    Case("0.6B, no recomputation", "0.6B", ("learner.activation_checkpointing=false",)),
-    Case("1.7B", "1.7B"),
+    GpuCase("0.6B", "0.6B"),
+    GpuCase("0.6B, a row for each response", "0.6B", ("model.tree_tokens=0",)),
+    GpuCase("0.6B, ZeRO-3", "0.6B", ("learner.zero_stage=3",)),
+    GpuCase("0.6B, no recomputation", "0.6B", ("learner.activation_checkpointing=false",)),
+    GpuCase("1.7B", "1.7B"),
 ]
 
 
@@ -102,14 +102,14 @@ def random_qwen3(name: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def drawn_lessons(case: Case, seed: int = 0) -> list[Lesson]:
+def drawn_examples(case: GpuCase, seed: int = 0) -> list[TrainingExample]:
     """Groups that share a prompt; the teacher's prompt adds a solution."""
     draw = np.random.default_rng(seed)
 
     def tokens(count: int) -> np.ndarray:
         return draw.integers(100, 150_000, count).astype(np.int32)
 
-    lessons = []
+    examples = []
     for index in range(case.prompts):
         prompt = Prompt(Question(f"drawn/{index}", "", "", ""), tokens(PROMPT_TOKENS))
         for sample in range(GROUP):
@@ -118,16 +118,16 @@ def drawn_lessons(case: Case, seed: int = 0) -> list[Lesson]:
             logp_T = np.full(length, -12.0, np.float32)
             rollout = Rollout(prompt, sample, tokens(length), logp_T, "", False, old_T, worker=0)
             privileged = np.concatenate([prompt.tokens, tokens(SOLUTION_TOKENS)])
-            lessons.append(Lesson(rollout, float(sample % 2), 0.5 - sample % 2, privileged))
-    return lessons
+            examples.append(TrainingExample(rollout, float(sample % 2), 0.5 - sample % 2, privileged))
+    return examples
 
 
-async def measured(case: Case, config: Config, folder: Path, rounds: int) -> Row:
-    actors = RayCore(config, folder)
+async def measured(case: GpuCase, config: Config, folder: Path, rounds: int) -> Row:
+    actors = LearnersAndTeacher(config, folder)
     try:
-        crew = await actors.start()
-        await crew.weights.publish(0)
-        laps = [await stages(config, crew, drawn_lessons(case), turn) for turn in range(rounds + 1)]
+        roles = await actors.start()
+        await roles.weights.publish(0)
+        laps = [await stages(config, roles, drawn_examples(case), turn) for turn in range(rounds + 1)]
         memory = {role: await peak_gib(group) for role, group in actors.groups.items()}
     finally:
         actors.stop()
@@ -137,20 +137,20 @@ async def measured(case: Case, config: Config, folder: Path, rounds: int) -> Row
     return {"name": case.name, "seconds": seconds, "memory_gib": memory, "sent_bytes": sent} | expects
 
 
-async def stages(config: Config, crew: Crew, lessons: list[Lesson], turn: int) -> dict[str, float]:
+async def stages(config: Config, roles: Roles, examples: list[TrainingExample], turn: int) -> dict[str, float]:
     clock = [time.perf_counter()]
-    supports = await crew.learners.support(lessons)
+    supports = await roles.learners.support(examples)
     clock.append(time.perf_counter())
-    scored = await crew.teacher.score(lessons, supports, recipe(config).forwards)
+    scored = await roles.teacher.score(examples, supports, recipe(config).forwards)
     clock.append(time.perf_counter())
-    size = BatchSize(sum(lesson.response_length_tokens for lesson in lessons), len(lessons))
-    batch = pack(scored, size, crew.learners.dp_size, config.learner.micro_batch_tokens, config.model.tree_tokens)
+    size = BatchSize(sum(example.response_length_tokens for example in examples), len(examples))
+    batch = pack(scored, size, roles.learners.dp_size, config.learner.micro_batch_tokens, config.model.tree_tokens)
     begun = time.perf_counter()
-    report = await crew.learners.step(batch)
+    report = await roles.learners.step(batch)
     assert report.stepped
     clock.append(clock[-1] + time.perf_counter() - begun)
     begun = time.perf_counter()
-    await crew.weights.publish(turn + 1)
+    await roles.weights.publish(turn + 1)
     clock.append(clock[-1] + time.perf_counter() - begun)
     return dict(zip(STAGES, np.diff(clock).tolist(), strict=True))
 
@@ -164,14 +164,14 @@ async def peak_gib(group: ActorGroup) -> float:
     )
 
 
-def expected(case: Case, config: Config) -> Row:
+def expected(case: GpuCase, config: Config) -> Row:
     """What the planner says, told no more than a user would tell it; its device is this one if it knows it."""
     name = torch.cuda.get_device_name().lower()
     device = next((device for kind, device in DEVICES.items() if kind in name), DEVICES["h100"])
     traffic = Traffic(PROMPT_TOKENS, case.response_tokens, response_spread=0.0, solution_tokens=SOLUTION_TOKENS)
     # The planner learns from the responses that have a right sibling; here that is each of them.
     job = job_of(config, shape_of(config.model.path), replace(traffic, right_fraction=0.999))
-    made = plan(job, split_of(config, job), Fleet(device, 1, 1), UNCALIBRATED)
+    made = plan(job, split_of(config, job), DeviceCluster(device, 1, 1), UNCALIBRATED)
     memory = {one.role: sum(one.held.values()) + sum(one.passing.values()) for one in made.memory}
     return {
         "expected_seconds": {stage: made.seconds[stage] for stage in STAGES},

@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from workers.learner.activation_checkpointing import recompute_layers
+from workers.learner.activation_checkpointing import checkpoint_activations
 
 MIB = 2**20
 
@@ -46,7 +46,7 @@ def measure(recompute: bool, tokens: int, layers: int, hidden: int) -> tuple[flo
     )
     model = Qwen3ForCausalLM(config).eval()
     if recompute:
-        recompute_layers(model)
+        checkpoint_activations(model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     loss_of(model, 64).backward()  # what is allocated once

@@ -21,7 +21,7 @@ from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.training.roles import Sampling
 from launch._processes import fenced
 from launch._task import build_task
-from workers.actors import RayRollouts
+from workers.actors import RolloutActors
 from workers.cluster import session
 from workers.rollout.dispatch import RolloutGroup
 
@@ -44,7 +44,7 @@ def main() -> None:
         session.join(base)
         groups: dict[int, RolloutGroup] = {}
         for count in args.workers:
-            actors = RayRollouts(
+            actors = RolloutActors(
                 load(ROOT / "configs" / "demo.yaml", [*words, f"rollout.num_workers={count}"]), model_folder(base)
             )
             stack.callback(actors.stop)

@@ -27,30 +27,30 @@ from benchmarks.common.simulated_roles import (
     SimulatedLearners,
     SimulatedRollout,
     SimulatedTeacher,
-    Times,
+    StageTimes,
     group_seconds,
     responses,
 )
 from demopsd_dist.config import Config, load
-from demopsd_dist.data.examples import lessons_from_rewards, rewarded
+from demopsd_dist.data.examples import examples_from_rewards, rewarded
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.ledger import Ledger
 from demopsd_dist.run_record.log import RunLog
-from demopsd_dist.testing import World, stand_in_crew
-from demopsd_dist.training.loop import train_through_failures
-from demopsd_dist.training.roles import Crew
+from demopsd_dist.testing import World, stand_in_roles
+from demopsd_dist.training.loop import train_with_recovery
+from demopsd_dist.training.roles import Roles
 from demopsd_dist.training.run import RunState, Task
 from demopsd_dist.training.step_prompts import prompts_of_step, train_sampling
 from launch._processes import fenced
 from launch._task import build_task, run_of
-from workers.actor_group import ActorGroup, Placement
-from workers.actors import RayCrew
+from workers.actor_group import ActorGroup, ResourceClaim
+from workers.actors import RayActors
 from workers.cluster import session
 from workers.cluster.placement import Bundle
 from workers.rollout.dispatch import RolloutGroup
-from workers.rollout.pool import StandingFleet
+from workers.rollout.pool import FixedPool
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
@@ -59,12 +59,12 @@ GROUPS_PER_WORKER = 8  # of a step
 Row = dict[str, Any]
 
 
-class Timeline(RunLog):
+class StageTimeline(RunLog):
     """A run log that also keeps when each step ended."""
 
     step_ends: list[float]
 
-    def __enter__(self) -> Timeline:
+    def __enter__(self) -> StageTimeline:
         self.step_ends = []
         super().__enter__()
         return self
@@ -77,22 +77,22 @@ class Timeline(RunLog):
 @dataclass
 class SimulatedWeights:
     rollouts: ActorGroup
-    times: Times
+    times: StageTimes
     published: list[int] = field(default_factory=list)
 
     async def publish(self, version: int, *, moved: bool = True) -> None:
         await asyncio.sleep(self.times.publish_s)
-        await self.rollouts.each(lambda worker, _: worker.adopt.remote(version), within_s=60, what="a version")
+        await self.rollouts.each(lambda worker, _: worker.mark_version.remote(version), within_s=60, what="a version")
         self.published.append(version)
 
 
-def run(config: Config, crew: Crew, task: Task) -> Timeline:
+def run(config: Config, roles: Roles, task: Task) -> StageTimeline:
     with tempfile.TemporaryDirectory() as folder:
         config = replace(config, output_dir=folder)
         path = RunFolder.create(config)
-        with Timeline(path, config.steps, Console(file=StringIO())) as log:
-            made = run_of(config, crew, replace(task, test=[], ood=[]), log)
-            asyncio.run(train_through_failures(made, RunState(), "started"))
+        with StageTimeline(path, config.steps, Console(file=StringIO())) as log:
+            made = run_of(config, roles, replace(task, test=[], ood=[]), log)
+            asyncio.run(train_with_recovery(made, RunState(), "started"))
             made.ledger.close()
     return log
 
@@ -102,15 +102,15 @@ def task_of(config: Config) -> Task:
 
 
 def driver_alone(steps: int) -> Row:
-    """Roles that answer at once: what is left is prompts, rewards, lessons, packing and the log."""
+    """Roles that answer at once: what is left is prompts, rewards, examples, packing and the log."""
     config = load(DEMO, [f"steps={steps}", "rollout.prompts_per_step=256", "evaluation.at_start=false"])
-    at_once = Times(group_s=0, spread=0, score_s=0, learn_s=0, publish_s=0)
-    crew = replace(
-        stand_in_crew(World()),
+    at_once = StageTimes(group_s=0, distribution=0, score_s=0, learn_s=0, publish_s=0)
+    roles = replace(
+        stand_in_roles(World()),
         teacher=SimulatedTeacher(at_once, lessons_per_step=1),
         learners=SimulatedLearners(at_once),
     )
-    log = run(config, crew, task_of(config))
+    log = run(config, roles, task_of(config))
     seconds = log.step_ends[-1] - log.step_ends[0]
     return {"samples_per_s": 256 * config.rollout.group_size * (steps - 1) / seconds}
 
@@ -129,23 +129,23 @@ def ledger_alone(steps: int) -> Row:
         for step in range(1, steps + 1):
             prompts = prompts_of_step(task.train, config, step - 1)
             groups = [responses(prompt, train_sampling(config, step), step - 1, 0) for prompt in prompts]
-            lessons = lessons_from_rewards(
+            examples = examples_from_rewards(
                 [rewarded(group, task.reward) for group in groups], scaled=False, leave_out_silent=False
-            ).lessons
+            ).examples
             began = time.monotonic()
             ledger.issued(step, prompts, samples)
             for group in groups:
                 ledger.generated(step, group)
-            ledger.scored(step, lessons)
-            ledger.trained(step, lessons, len(lessons))
+            ledger.scored(step, examples)
+            ledger.trained(step, examples, len(examples))
             spent_s += time.monotonic() - began
         ledger.close()
-    return {"us_per_sample": 1e6 * spent_s / (steps * len(lessons)), "lines_per_sample": 5}
+    return {"us_per_sample": 1e6 * spent_s / (steps * len(examples)), "lines_per_sample": 5}
 
 
 @contextmanager
-def simulated_workers(count: int, times: Times) -> Iterator[ActorGroup]:
-    placement = Placement([Bundle("rollout", i, 0.01, 0) for i in range(count)])
+def simulated_workers(count: int, times: StageTimes) -> Iterator[ActorGroup]:
+    placement = ResourceClaim([Bundle("rollout", i, 0.01, 0) for i in range(count)])
     group = placement.start("rollout", SimulatedRollout, lambda rank: (rank, times), {})
     try:
         asyncio.run(group.each(lambda worker, _: worker.start.remote(), within_s=600, what="to start"))
@@ -155,7 +155,7 @@ def simulated_workers(count: int, times: Times) -> Iterator[ActorGroup]:
         placement.release()
 
 
-def simulated(workers: int, ahead: int, times: Times, steps: int) -> Row:
+def simulated(workers: int, ahead: int, times: StageTimes, steps: int) -> Row:
     """A run of the real driver; seconds a step from the second step on, beside the sums of what slept."""
     prompts = workers * GROUPS_PER_WORKER
     config = load(
@@ -173,14 +173,14 @@ def simulated(workers: int, ahead: int, times: Times, steps: int) -> Row:
     )
     task = task_of(config)
     with simulated_workers(workers, times) as group:
-        crew = Crew(
-            RolloutGroup(StandingFleet(group, config), config),
+        roles = Roles(
+            RolloutGroup(FixedPool(group, config), config),
             SimulatedTeacher(times, lessons_per_step=prompts * 8),
             SimulatedLearners(times),
             SimulatedWeights(group, times),
-            revive=nobody_is_lost,
+            restart=nobody_is_lost,
         )
-        log = run(config, crew, task)
+        log = run(config, roles, task)
     counted = range(1, steps)
     asked = [
         [
@@ -192,14 +192,14 @@ def simulated(workers: int, ahead: int, times: Times, steps: int) -> Row:
     slots = workers * GROUPS_AT_ONCE
     # Ahead of the learners engines need never be idle; else a step's last group is waited for.
     sample_s = sum(sum(step) / slots if ahead else pulled_s(step, slots) for step in asked) / len(counted)
-    lessons = sum(m["rollout/learned_fraction"] for m in log.steps[1:]) / len(counted)
-    stages = {"sample": sample_s, "score": times.score_s * lessons, "learn": times.learn_s + times.publish_s}
+    examples = sum(m["rollout/learned_fraction"] for m in log.steps[1:]) / len(counted)
+    stages = {"sample": sample_s, "score": times.score_s * examples, "learn": times.learn_s + times.publish_s}
     step_s = (log.step_ends[-1] - log.step_ends[0]) / len(counted)
     print(f"{workers} workers, ahead {ahead}: {step_s:.2f} s a step, its stages {stages}", flush=True)
     return {
         "workers": workers,
         "ahead": ahead,
-        "spread": times.spread,
+        "distribution": times.distribution,
         "stages_s": stages,
         "step_s": step_s,
         "to_sum": step_s / sum(stages.values()),
@@ -217,16 +217,16 @@ def pulled_s(seconds: Sequence[float], slots: int) -> float:
     return max(free_at)
 
 
-def on_real_engines(config: Config) -> Timeline:
-    """The driver and the crew, as `launch.train` runs them. Ray is there already."""
-    actors = RayCrew(config, model_folder(config))
+def on_real_engines(config: Config) -> StageTimeline:
+    """The driver and the roles, as `launch.train` runs them. Ray is there already."""
+    actors = RayActors(config, model_folder(config))
     try:
         return run(config, asyncio.run(actors.start()), task_of(config))
     finally:
         actors.stop()
 
 
-def real(steps: int) -> tuple[Row, Timeline]:
+def real(steps: int) -> tuple[Row, StageTimeline]:
     config = load(DEMO, [f"steps={steps}", "evaluation.at_start=false", "leakage.every_steps=0"])
     log = on_real_engines(config)
     later = log.steps[2:]
@@ -239,7 +239,7 @@ def real(steps: int) -> tuple[Row, Timeline]:
     return row | {key: mean(key) for key in stages}, log
 
 
-def plot(log: Timeline, out: Path) -> None:
+def plot(log: StageTimeline, out: Path) -> None:
     """The stages of the last step but one, as bars over time."""
     from matplotlib.figure import Figure
 
@@ -280,17 +280,17 @@ def report(found: Row) -> list[str]:
         ]
     if "stages" in found:
         lines += [
-            "**Simulated engines** that sleep; driver, hand-over and Ray actors are real. `spread` is the deviation of "
+            "**Simulated engines** that sleep; driver, hand-over and Ray actors are real. `distribution` is the deviation of "
             "the logarithm of a group's time. `sample` is that of engines which a driver without any cost keeps busy: "
             "with nothing ahead until a step's last group is done, else never idle.",
             "",
-            "| workers | ahead | spread | sample, s | score | learn + publish | step, s | / sum | / slowest | age |",
+            "| workers | ahead | distribution | sample, s | score | learn + publish | step, s | / sum | / slowest | age |",
             "|---|---|---|---|---|---|---|---|---|---|",
         ]
         for row in found["stages"]:
             stages = " | ".join(f"{row['stages_s'][name]:.2f}" for name in ("sample", "score", "learn"))
             lines.append(
-                f"| {row['workers']} | {row['ahead']} | {row['spread']:g} | {stages} | {row['step_s']:.2f} | "
+                f"| {row['workers']} | {row['ahead']} | {row['distribution']:g} | {stages} | {row['step_s']:.2f} | "
                 f"{row['to_sum']:.3f} | {row['to_slowest']:.3f} | {row['age_steps_max']:.0f} |"
             )
         lines.append("")
@@ -336,9 +336,9 @@ def main() -> None:
             found["driver"] = driver_alone(args.steps)
             found["ledger"] = ledger_alone(args.steps)
         if args.only is None:
-            even = Times(group_s=0.5, spread=0.0, score_s=1.0, learn_s=1.2, publish_s=0.1)
+            even = StageTimes(group_s=0.5, distribution=0.0, score_s=1.0, learn_s=1.2, publish_s=0.1)
             found["stages"] = [simulated(4, ahead, even, args.steps) for ahead in (0, 1)]
-            slow = Times(group_s=1.0, spread=0.5, score_s=1.0, learn_s=1.2, publish_s=0.1)
+            slow = StageTimes(group_s=1.0, distribution=0.5, score_s=1.0, learn_s=1.2, publish_s=0.1)
             found["stages"] += [simulated(4, ahead, slow, args.steps) for ahead in (0, 1, 2)]
             found["scaling"] = [simulated(workers, 1, slow, args.steps) for workers in args.workers]
         if args.real or args.only == "real":

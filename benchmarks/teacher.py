@@ -2,7 +2,7 @@
 
 Real engines on MiniSci, the demo's settings: the same questions are sampled, given a support, scored and learned from,
 a few times over; medians of each stage, ratios to the default. Bytes are those of the values that the teacher sends, a
-response token. Variants run one after the other, each with a crew of its own.
+response token. Variants run one after the other, each with a roles of its own.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pathlib import Path
 
 from benchmarks.common.results_files import RESULTS, save
 from demopsd_dist.config import Config, load
-from demopsd_dist.data.examples import lessons_from_siblings, rewarded
+from demopsd_dist.data.examples import examples_from_siblings, rewarded
 from demopsd_dist.data.packing import pack
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.methods import recipe
 from demopsd_dist.models.model_folder import model_folder
-from demopsd_dist.training.roles import Crew
+from demopsd_dist.training.roles import Roles
 from demopsd_dist.training.run import Task
 from demopsd_dist.training.step_prompts import train_sampling
 from launch._processes import fenced
 from launch._task import build_task
-from workers.actors import RayCrew
+from workers.actors import RayActors
 from workers.cluster import session
 
 ROOT = Path(__file__).parents[1]
@@ -40,9 +40,9 @@ VARIANTS: dict[str, list[str]] = {
 Row = dict[str, float]
 
 
-async def measured(config: Config, crew: Crew, task: Task, rounds: int) -> Row:
+async def measured(config: Config, roles: Roles, task: Task, rounds: int) -> Row:
     """Medians over the rounds after the first."""
-    await crew.weights.publish(0)
+    await roles.weights.publish(0)
     found: dict[str, list[float]] = {stage: [] for stage in STAGES}
     bytes_per_token = 0.0
     for turn in range(rounds + 1):
@@ -54,22 +54,22 @@ async def measured(config: Config, crew: Crew, task: Task, rounds: int) -> Row:
             now = time.monotonic()
             spent[stage], clock = now - clock, now
 
-        groups = await crew.rollouts.sample(task.train[: config.rollout.prompts_per_step], train_sampling(config, 0))
+        groups = await roles.rollouts.sample(task.train[: config.rollout.prompts_per_step], train_sampling(config, 0))
         lap("sample")
         marked = [rewarded(group, task.reward) for group in groups]
-        taught = lessons_from_siblings(marked, task.prompts, exclude_own_success=True, seed="0")
+        taught = examples_from_siblings(marked, task.prompts, exclude_own_success=True, seed="0")
         clock = time.monotonic()
-        supports = await crew.learners.support(taught.lessons)
+        supports = await roles.learners.support(taught.examples)
         lap("support")
-        scored = await crew.teacher.score(taught.lessons, supports, recipe(config).forwards)
+        scored = await roles.teacher.score(taught.examples, supports, recipe(config).forwards)
         lap("score")
-        bytes_per_token = crew.teacher.figures()["teacher/bytes_per_token"]
+        bytes_per_token = roles.teacher.figures()["teacher/bytes_per_token"]
         sizes = (config.learner.micro_batch_tokens, config.model.tree_tokens)
-        batch = pack(scored, taught.size, crew.learners.dp_size, *sizes)
+        batch = pack(scored, taught.size, roles.learners.dp_size, *sizes)
         clock = time.monotonic()
-        await crew.learners.step(batch)
+        await roles.learners.step(batch)
         lap("learn")
-        await crew.weights.publish(turn + 1)
+        await roles.weights.publish(turn + 1)
         for stage in STAGES if turn else ():
             found[stage].append(spent[stage])
     row = {stage: statistics.median(values) for stage, values in found.items()}
@@ -89,7 +89,7 @@ def main() -> None:
             if not rows:
                 session.join(config)
                 task = build_task(config, model_folder(config), load_data(config.data).questions)[0]
-            actors = RayCrew(config, model_folder(config))
+            actors = RayActors(config, model_folder(config))
             try:
                 rows[name] = asyncio.run(measured(config, asyncio.run(actors.start()), task, args.rounds))
             finally:

@@ -19,11 +19,11 @@ from benchmarks.common.peak_memory import held, held_from_now
 from benchmarks.common.results_files import RESULTS, save
 from benchmarks.common.sized_models import MODELS, model_folder
 from demopsd_dist.config import Config, load
-from demopsd_dist.data.records import Lesson, Logp, Prompt, Question, Rollout, Scored, Tokens
+from demopsd_dist.data.records import Logp, Prompt, Question, Rollout, ScoredExample, Tokens, TrainingExample
 from demopsd_dist.methods import recipe
 from demopsd_dist.planning.model_shape import shape_of
 from launch._processes import fenced
-from workers.actor_group import Placement
+from workers.actor_group import ResourceClaim
 from workers.actors import TeacherGroup, start_ranks
 from workers.cluster import session
 from workers.cluster.placement import core_bundles
@@ -40,7 +40,7 @@ QUESTIONS, SIBLINGS, PROMPT_TOKENS, RESPONSE_TOKENS = 8, 4, 32, 32
 BATCH_TOKENS = 4096
 
 
-def lessons(vocabulary: int) -> list[Lesson]:
+def examples(vocabulary: int) -> list[TrainingExample]:
     """Random responses, each taught by the one before."""
     rng = np.random.default_rng(0)
 
@@ -63,7 +63,7 @@ def lessons(vocabulary: int) -> list[Lesson]:
                 worker=0,
             )
             privileged = np.concatenate([prompt.tokens, responses[sample - 1]])
-            found.append(Lesson(rollout, 1.0, 0.0, privileged))
+            found.append(TrainingExample(rollout, 1.0, 0.0, privileged))
     return found
 
 
@@ -76,13 +76,13 @@ def written(worker: TeacherWorker) -> None:
     held_from_now(worker)
 
 
-async def measured(config: Config, folder: Path, rounds: int) -> tuple[dict[str, float], list[Scored]]:
-    placement = Placement([bundle for bundle in core_bundles(config) if bundle.role == "teacher"])
+async def measured(config: Config, folder: Path, rounds: int) -> tuple[dict[str, float], list[ScoredExample]]:
+    placement = ResourceClaim([bundle for bundle in core_bundles(config) if bundle.role == "teacher"])
     group = placement.start("teacher", TeacherWorker, lambda rank: (rank, config, folder), environment(config))
     try:
         await start_ranks(group, config.limits.start_s, "the models")
         await group.each(lambda worker, _: worker.__ray_call__.remote(written), within_s=60, what="a write")
-        of = lessons(shape_of(str(folder)).vocabulary)
+        of = examples(shape_of(str(folder)).vocabulary)
         supports = [item.rollout.tokens_T[:, None] for item in of]
         teacher = TeacherGroup(group, config)
         seconds = []
@@ -97,8 +97,8 @@ async def measured(config: Config, folder: Path, rounds: int) -> tuple[dict[str,
     return {"score_s": min(seconds[1:]), "memory_gib": max(host for host, _ in memory)}, scored
 
 
-def same(one: Sequence[Scored], other: Sequence[Scored]) -> bool:
-    def values(scored: Sequence[Scored]) -> list[Logp]:
+def same(one: Sequence[ScoredExample], other: Sequence[ScoredExample]) -> bool:
+    def values(scored: Sequence[ScoredExample]) -> list[Logp]:
         both = [(item.reference_logp_TA, item.teacher_logp_TA) for item in scored]
         return [part for parts in both for part in parts if part is not None]
 
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     rows: dict[str, dict[str, float]] = {}
-    found: list[list[Scored]] = []
+    found: list[list[ScoredExample]] = []
     with fenced(), model_folder(args.model) as folder:
         for name, (workers, size) in LAYOUTS.items():
             words = [f"model.path={folder}", f"teacher.num_workers={workers}", f"teacher.shards={size}"]

@@ -31,15 +31,15 @@ import xxhash
 
 from demopsd_dist.config import Config, Precision, Transport, load
 from demopsd_dist.minisci import MODEL_DIR
-from workers.actor_group import ActorGroup, Placement
+from workers.actor_group import ActorGroup, ResourceClaim
 from workers.cluster import session
 from workers.cluster.placement import Bundle
 from workers.forward import ResponseModel, load_causal_lm
 from workers.learner import worker as learner
 from workers.learner.zero import buckets_of
 from workers.rollout import worker as rollout
-from workers.rollout.pool import StandingFleet
-from workers.weights.buckets import Receipt
+from workers.rollout.pool import FixedPool
+from workers.weights.buckets import Ack
 from workers.weights.publisher import WeightPublisher
 from workers.weights.transports import Receiver
 
@@ -63,7 +63,7 @@ MODELS: dict[str, tuple[Precision, dict[str, int]]] = {
 Row = dict[str, Any]
 
 
-class Sender(learner.LearnerWorker):
+class BucketSender(learner.LearnerWorker):
     """A learner without DeepSpeed and so without an optimizer's memory: it packs and sends as any other."""
 
     def start(self, meeting_point: tuple[str, int]) -> None:
@@ -84,14 +84,14 @@ class _Bare:
         return self.module(*arguments)
 
 
-class SilentSender(Sender):
+class SilentBucketSender(BucketSender):
     """Without the forward for the probe."""
 
     def probe(self, tokens: Any) -> Any:
         return np.zeros(len(tokens) - 1, np.float32)
 
 
-class Reader(Receiver):
+class BucketReader(Receiver):
     """Verifies what arrives."""
 
     def __init__(self, rank: int, config: Config, folder: Path) -> None:
@@ -100,17 +100,17 @@ class Reader(Receiver):
     def start(self, blank: bool) -> None:
         pass
 
-    def receive(self, version: int, parcels: Any, probe: Any) -> Receipt:
-        for _ in self.arriving(version, parcels):
+    def receive(self, version: int, bucket_refs: Any, probe: Any) -> Ack:
+        for _ in self.arriving(version, bucket_refs):
             pass
         said = np.zeros(len(probe) - 1, np.float32)
-        return Receipt(version, said, self.waited_s, self.verified_s, time.perf_counter() - self.began_s)
+        return Ack(version, said, self.waited_s, self.verified_s, time.perf_counter() - self.began_s)
 
     def repacking_s(self) -> float:
         return 0.0
 
 
-class Engine(rollout.RolloutWorker):
+class LoadingEngine(rollout.RolloutWorker):
     """A rollout worker that knows how long vLLM took to re-pack weights for its kernels."""
 
     async def start(self, *, blank: bool = False) -> None:
@@ -191,12 +191,20 @@ async def measured(case: Row, folder: Path, transports: list[str], counts: list[
     words += ["learner.num_workers=1", "learner.zero_stage=1", "weights.max_logp_diff=0.5"]
     config = load(ROOT / "configs" / "demo.yaml", words)
     full = case["kind"] == "full"
-    placement = Placement([Bundle("sender", 0, 0.1, 0), *(Bundle("receiver", i, 0.1, 0) for i in range(max(counts)))])
+    placement = ResourceClaim(
+        [Bundle("sender", 0, 0.1, 0), *(Bundle("receiver", i, 0.1, 0) for i in range(max(counts)))]
+    )
     sender = placement.start(
-        "sender", Sender if full else SilentSender, lambda rank: (rank, config, folder), learner.environment(config)
+        "sender",
+        BucketSender if full else SilentBucketSender,
+        lambda rank: (rank, config, folder),
+        learner.environment(config),
     )
     receivers = placement.start(
-        "receiver", Engine if full else Reader, lambda rank: (rank, config, folder), rollout.environment(config)
+        "receiver",
+        LoadingEngine if full else BucketReader,
+        lambda rank: (rank, config, folder),
+        rollout.environment(config),
     )
     try:
         await placement.ready(START_S)
@@ -205,7 +213,7 @@ async def measured(case: Row, folder: Path, transports: list[str], counts: list[
         rows: list[Row] = []
         for transport in transports:
             config.weights.transport = Transport(transport)
-            publisher = WeightPublisher(sender, StandingFleet(receivers, config), NOBODY, config)
+            publisher = WeightPublisher(sender, FixedPool(receivers, config), NOBODY, config)
             await publisher.start()
             found = await in_turn(publisher, sender, receivers, counts, repeats)
             rows += [case | {"transport": transport, "receivers": count} | found[count] for count in counts]
@@ -216,11 +224,11 @@ async def measured(case: Row, folder: Path, transports: list[str], counts: list[
         placement.release()
 
 
-class ToSome(WeightPublisher):
+class PartialPublisher(WeightPublisher):
     """A publisher that has started, to some of its receivers."""
 
     def __init__(self, publisher: WeightPublisher, receivers: ActorGroup, config: Config) -> None:
-        vars(self).update(vars(publisher), _fleet=StandingFleet(receivers, config), _said={})
+        vars(self).update(vars(publisher), _fleet=FixedPool(receivers, config), _said={})
 
 
 async def in_turn(
@@ -237,7 +245,7 @@ async def in_turn(
     for turn in range(repeats):
         for count, group in some.items():
             before = copy_gb_per_s()
-            figures = await timed(ToSome(publisher, group, publisher._config), turn + 1, sender, group)
+            figures = await timed(PartialPublisher(publisher, group, publisher._config), turn + 1, sender, group)
             copied = (before + copy_gb_per_s()) / 2
             found[count].append(figures | {"copy_gb_per_s": copied, "of_copy_rate": figures["gb_per_s"] / copied})
     size = {"gigabytes": gigabytes(publisher), "buckets": len(publisher.plan.buckets), "first_s": first_s}
@@ -260,13 +268,13 @@ async def timed(
     seconds = time.perf_counter() - started
     calls = sender.asked + receivers.asked - asked
     repacking = await receivers.each(lambda w, _: w.repacking_s.remote(), within_s=60, what="its times")
-    slowest = max(range(len(receivers)), key=lambda i: publisher.receipts[i].loaded_s)
+    slowest = max(range(len(receivers)), key=lambda i: publisher.acks[i].loaded_s)
     return {
         "seconds": seconds,
         "gb_per_s": gigabytes(publisher) / seconds,
-        "packed_s": sum(parcel.packed_s for parcel in publisher.parcels),
-        "verified_s": publisher.receipts[slowest].verified_s,
-        "loaded_s": publisher.receipts[slowest].loaded_s,
+        "packed_s": sum(bucket_ref.packed_s for bucket_ref in publisher.bucket_refs),
+        "verified_s": publisher.acks[slowest].verified_s,
+        "loaded_s": publisher.acks[slowest].loaded_s,
         "repacked_s": repacking[slowest],
         "calls": calls,
     }

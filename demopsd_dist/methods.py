@@ -1,4 +1,4 @@
-"""What each method asks of a run: which lessons, which forwards, which loss. Nobody else looks at `config.method`."""
+"""What each method asks of a run: which examples, which forwards, which loss. Nobody else looks at `config.method`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from demopsd_dist.config import Aggregation, Config, Method, SupportOf, Variant, Weights
+from demopsd_dist.config import Aggregation, Config, MethodName, SupportOf, Variant, WeightSource
 
 if TYPE_CHECKING:
     from demopsd_dist import objective
 
 
-class Support(Enum):
+class SupportKind(Enum):
     """The ids at which everybody gives log-probabilities; all other tokens share one tail."""
 
     student = auto()  # the student's top k: one more forward of the learners
@@ -24,29 +24,29 @@ class Support(Enum):
 
 @dataclass(frozen=True)
 class Forwards:
-    """The forwards that a lesson costs beside the one that carries the gradient."""
+    """The forwards that a example costs beside the one that carries the gradient."""
 
-    support: Support
-    reference: Weights | None = None  # the question alone, by the teacher worker
-    teacher: Weights | None = None  # the question with a solution
+    support: SupportKind
+    reference: WeightSource | None = None  # the question alone, by the teacher worker
+    teacher: WeightSource | None = None  # the question with a solution
 
     @property
-    def weights(self) -> set[Weights]:
+    def weights(self) -> set[WeightSource]:
         """What the teacher worker must hold. Empty: the run needs no teacher worker."""
         asked = {weights for weights in (self.reference, self.teacher) if weights is not None}
-        if Weights.trust_region in asked:
-            asked = asked - {Weights.trust_region} | {Weights.frozen, Weights.live}
+        if WeightSource.trust_region in asked:
+            asked = asked - {WeightSource.trust_region} | {WeightSource.frozen, WeightSource.live}
         return asked
 
 
 @dataclass(frozen=True)
-class Recipe:
+class MethodSpec:
     """A method, as the roles and the driver see it."""
 
     forwards: Forwards
     aggregation: Aggregation
     top_k: int | None = None  # of a support that is somebody's most likely tokens
-    reference: Weights | None = None  # whose it is; `live` costs no forward, since the learners have it
+    reference: WeightSource | None = None  # whose it is; `live` costs no forward, since the learners have it
     sampling_rounds: int = 1
     scaled_advantage: bool = True  # divided by the group's standard deviation
 
@@ -67,38 +67,40 @@ class Recipe:
 
 
 _SUPPORTS = {
-    SupportOf.learner: Support.student,
-    SupportOf.rollout: Support.engine,
-    SupportOf.reference: Support.reference,
+    SupportOf.learner: SupportKind.student,
+    SupportOf.rollout: SupportKind.engine,
+    SupportOf.reference: SupportKind.reference,
 }
 
 
-def recipe(config: Config) -> Recipe:
-    if config.method is Method.grpo:
+def recipe(config: Config) -> MethodSpec:
+    if config.method is MethodName.grpo:
         grpo = config.grpo
-        initial = Weights.frozen if grpo.kl_coefficient else None
+        initial = WeightSource.frozen if grpo.kl_coefficient else None
         aggregation, rounds = {
             Variant.grpo: (Aggregation.sequence_mean, 1),
             Variant.dr_grpo: (Aggregation.max_length, 1),
             Variant.dapo: (Aggregation.token_mean, 4),
         }[grpo.variant]
-        return Recipe(
-            Forwards(Support.sampled, reference=initial),
+        return MethodSpec(
+            Forwards(SupportKind.sampled, reference=initial),
             aggregation,
             reference=initial,
             sampling_rounds=rounds if grpo.sampling_rounds is None else grpo.sampling_rounds,
             scaled_advantage=grpo.variant is not Variant.dr_grpo,
         )
-    section = {Method.demopsd: config.demopsd, Method.sdpo: config.sdpo, Method.opsd: config.opsd}[config.method]
-    support = Support.vocabulary if section.top_k is None else _SUPPORTS[section.support]
-    reference = config.demopsd.reference if config.method is Method.demopsd else None
-    forward = None if reference is Weights.live else reference
-    return Recipe(
+    section = {MethodName.demopsd: config.demopsd, MethodName.sdpo: config.sdpo, MethodName.opsd: config.opsd}[
+        config.method
+    ]
+    support = SupportKind.vocabulary if section.top_k is None else _SUPPORTS[section.support]
+    reference = config.demopsd.reference if config.method is MethodName.demopsd else None
+    forward = None if reference is WeightSource.live else reference
+    return MethodSpec(
         Forwards(support, forward, section.teacher), section.aggregation, top_k=section.top_k, reference=reference
     )
 
 
-def held_weights(config: Config) -> set[Weights]:
+def teacher_weights(config: Config) -> set[WeightSource]:
     """All that the teacher worker must hold in this run."""
     made = recipe(config)
     probed = made.probe.weights if config.leakage.every_steps and made.shows_solutions else set()
@@ -110,7 +112,7 @@ def objective_of(config: Config) -> objective.DemoPSD | objective.SDPO | objecti
     from demopsd_dist.objective import GRPO, OPSD, SDPO, DemoPSD
 
     match config.method:
-        case Method.demopsd:
+        case MethodName.demopsd:
             demopsd = config.demopsd
             return DemoPSD(
                 alpha_max=demopsd.alpha_max,
@@ -120,11 +122,11 @@ def objective_of(config: Config) -> objective.DemoPSD | objective.SDPO | objecti
                 gate=demopsd.gate.value,
                 gate_threshold_nats=demopsd.gate_threshold_nats,
             )
-        case Method.sdpo:
+        case MethodName.sdpo:
             return SDPO(config.sdpo.divergence.value, config.sdpo.importance_clip)
-        case Method.opsd:
+        case MethodName.opsd:
             return OPSD(config.opsd.beta, config.opsd.term_clip, config.opsd.importance_clip)
-        case Method.grpo:
+        case MethodName.grpo:
             grpo = config.grpo
             own = 0.28 if grpo.variant is Variant.dapo else 0.2
             clip_high = own if grpo.clip_high is None else grpo.clip_high

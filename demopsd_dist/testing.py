@@ -14,10 +14,20 @@ from pathlib import Path
 
 import numpy as np
 
-from demopsd_dist.data.records import LearnReport, Lesson, Logp, Prompt, Rollout, Scored, Tokens, TokenTable, TrainBatch
+from demopsd_dist.data.records import (
+    Logp,
+    Prompt,
+    Rollout,
+    ScoredExample,
+    StepReport,
+    TokenRecord,
+    Tokens,
+    TrainBatch,
+    TrainingExample,
+)
 from demopsd_dist.methods import Forwards
-from demopsd_dist.run_record.timeline import Lane, Span
-from demopsd_dist.training.roles import Crew, Sampling
+from demopsd_dist.run_record.timeline import Span, Track
+from demopsd_dist.training.roles import Roles, Sampling
 from demopsd_dist.util.errors import LostStateError
 
 TOP_K = 4
@@ -83,19 +93,19 @@ class StandInTeacher:
     world: World
 
     async def score(
-        self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens] | None, forwards: Forwards
-    ) -> list[Scored]:
+        self, examples: Sequence[TrainingExample], supports_TK: Sequence[Tokens] | None, forwards: Forwards
+    ) -> list[ScoredExample]:
         assert supports_TK is not None
         self.world.diary.append(("score", self.world.published))
         await asyncio.sleep(0)
         return [
-            Scored(
-                lesson,
+            ScoredExample(
+                example,
                 support_TK,
                 None if forwards.reference is None else _values(support_TK, b""),
-                None if forwards.teacher is None else _values(support_TK, lesson.privileged_tokens.tobytes()),
+                None if forwards.teacher is None else _values(support_TK, example.privileged_tokens.tobytes()),
             )
-            for lesson, support_TK in zip(lessons, supports_TK, strict=True)
+            for example, support_TK in zip(examples, supports_TK, strict=True)
         ]
 
     def figures(self) -> dict[str, float]:
@@ -115,19 +125,19 @@ def _values(support_TK: Tokens, seed: bytes) -> Logp:
     return np.log(rng.dirichlet(np.ones(TOP_K + 1), len(support_TK))).astype(np.float32)
 
 
-def _table(item: Scored) -> TokenTable:
+def _table(item: ScoredExample) -> TokenRecord:
     """As if the student said what the reference says."""
-    tokens = item.lesson.response_length_tokens
+    tokens = item.example.response_length_tokens
     some_T = np.random.default_rng(tokens).random(tokens, dtype=np.float32)
     reference_TK, teacher_TK = (
         None if logp is None else logp[:, :TOP_K].astype(np.float32)
         for logp in (item.reference_logp_TA, item.teacher_logp_TA)
     )
     student_TK = np.full((tokens, TOP_K), -1.5, np.float32) if reference_TK is None else reference_TK
-    return TokenTable(
+    return TokenRecord(
         entropy_T=some_T,
         loss_T=some_T,
-        spreads={"demopsd/alpha": 0.15 * some_T, "demopsd/disagreement_nats": 0.5 * some_T},
+        distributions={"demopsd/alpha": 0.15 * some_T, "demopsd/disagreement_nats": 0.5 * some_T},
         candidate_TC=item.support_TK[:, :TOP_K],
         student_logp_TC=student_TK,
         reference_logp_TC=reference_TK,
@@ -143,11 +153,11 @@ class StandInLearners:
     steps: int = 0  # done, those of a checkpoint included
     batches: list[TrainBatch] = field(default_factory=list)  # all that came
 
-    async def support(self, lessons: Sequence[Lesson]) -> list[Tokens]:
+    async def support(self, examples: Sequence[TrainingExample]) -> list[Tokens]:
         ids = np.arange(97, 97 + TOP_K, dtype=np.int32)
-        return [np.tile(ids, (lesson.response_length_tokens, 1)) for lesson in lessons]
+        return [np.tile(ids, (example.response_length_tokens, 1)) for example in examples]
 
-    async def step(self, batch: TrainBatch) -> LearnReport:
+    async def step(self, batch: TrainBatch) -> StepReport:
         self.world.diary.append(("step", self.steps))
         if self.world.lost_at_steps and self.steps == self.world.lost_at_steps[0]:
             self.world.lost_at_steps.pop(0)
@@ -155,13 +165,13 @@ class StandInLearners:
         self.batches.append(batch)
         self.steps += 1
         if not batch.token_count:
-            return LearnReport({}, stepped=False)
+            return StepReport({}, stepped=False)
         metrics = {"learner/loss": 1.0 / self.steps, "demopsd/alpha_mean": 0.05}
-        told = [item for item in batch.items if item.lesson.rollout.id in batch.told]
-        tables = {item.lesson.rollout.id: _table(item) for item in told}
+        told = [item for item in batch.items if item.example.rollout.id in batch.record_ids]
+        tables = {item.example.rollout.id: _table(item) for item in told}
         digests = {} if batch.trace is None else {"gradient": {"0": f"of step {self.steps}"}}
         metrics |= {"demopsd/disagreement_mean_nats": 0.03}
-        return LearnReport(metrics, stepped=True, tables=tables, digests=digests)
+        return StepReport(metrics, stepped=True, tables=tables, digests=digests)
 
     async def export(self, folder: Path) -> None:
         folder.mkdir()
@@ -185,14 +195,14 @@ class StandInWeights:
         self.world.published = version
 
 
-def stand_in_crew(world: World) -> Crew:
+def stand_in_roles(world: World) -> Roles:
     learners = StandInLearners(world)
 
-    async def revive() -> None:
-        world.diary.append(("revive", world.published))
+    async def restart() -> None:
+        world.diary.append(("restart", world.published))
         learners.steps = 0
 
-    async def lanes(start_s: float) -> list[Lane]:
-        return [Lane("learner 0", [Span("step", start_s, start_s + 1e-3)])]
+    async def tracks(start_s: float) -> list[Track]:
+        return [Track("learner 0", [Span("step", start_s, start_s + 1e-3)])]
 
-    return Crew(StandInRollouts(world), StandInTeacher(world), learners, StandInWeights(world), revive, lanes)
+    return Roles(StandInRollouts(world), StandInTeacher(world), learners, StandInWeights(world), restart, tracks)

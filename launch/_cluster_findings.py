@@ -10,13 +10,13 @@ from demopsd_dist.util.code_digest import ROOT, code_digest, differing, file_dig
 from launch._doctor_findings import Finding, claims, lock_of, ok, problem, shared_memory, versions, warning
 
 if TYPE_CHECKING:
-    from workers.cluster.node_info import Node, Survey
+    from workers.cluster.node_info import NodeInfo, NodeSurvey
 
 CLOCK_S = 1.0  # time stamps of logs and metrics would be out of order beyond that
 SLOW_GB_PER_S = 0.2  # 1.6 Gb/s: weights of a few GB would take longer than a step
 
 
-def cluster(config: Config, found: Survey) -> Iterator[Finding]:
+def cluster(config: Config, found: NodeSurvey) -> Iterator[Finding]:
     here = file_digests()
     cpus, gpus = found.offered.get("CPU", 0.0), found.offered.get("GPU", 0.0)
     yield ok("nodes", "the cluster", f"{len(found.nodes)} answered")
@@ -36,7 +36,7 @@ def cluster(config: Config, found: Survey) -> Iterator[Finding]:
         yield _rate(f"{sender} to {receiver}", rate)
 
 
-def _code(node: Node, here: dict[str, str]) -> Finding:
+def _code(node: NodeInfo, here: dict[str, str]) -> Finding:
     if not node.files:
         return problem("code", node.name, "there is no checkout that it would import", f"put this one at {ROOT} there")
     others = differing(here, node.files)
@@ -48,14 +48,14 @@ def _code(node: Node, here: dict[str, str]) -> Finding:
     return ok("code", node.name, f"digest {code_digest(node.files)}, as here")
 
 
-def _paths(node: Node) -> Iterator[Finding]:
+def _paths(node: NodeInfo) -> Iterator[Finding]:
     for path in node.missing:
         yield problem("paths", node.name, f"{path} is not there", "mount or copy it to the same place on every node")
     if not node.missing:
         yield ok("paths", node.name, "model and data are there")
 
 
-def _clock(node: Node) -> Finding:
+def _clock(node: NodeInfo) -> Finding:
     text = f"{node.clock_s:+.3f} s from here, known to {node.clock_within_s:.3f} s"
     if abs(node.clock_s) > CLOCK_S + node.clock_within_s:
         return problem("clock", node.name, text, "set it (chronyd, ntpd)")

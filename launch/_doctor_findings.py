@@ -38,7 +38,7 @@ STORE_FRACTION = 0.3  # of a node's memory, which Ray's object store takes from 
 CONNECT_S = 5.0
 
 
-class Level(Enum):
+class FindingLevel(Enum):
     ok = "ok"
     warning = "warning"
     problem = "PROBLEM"
@@ -46,7 +46,7 @@ class Level(Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    level: Level
+    level: FindingLevel
     what: str  # versions, disk, model
     where: str  # this machine, a node, a path
     text: str  # what was seen
@@ -54,15 +54,15 @@ class Finding:
 
 
 def ok(what: str, where: str, text: str) -> Finding:
-    return Finding(Level.ok, what, where, text)
+    return Finding(FindingLevel.ok, what, where, text)
 
 
 def problem(what: str, where: str, text: str, fix: str) -> Finding:
-    return Finding(Level.problem, what, where, text, fix)
+    return Finding(FindingLevel.problem, what, where, text, fix)
 
 
 def warning(what: str, where: str, text: str, fix: str) -> Finding:
-    return Finding(Level.warning, what, where, text, fix)
+    return Finding(FindingLevel.warning, what, where, text, fix)
 
 
 HERE = "this machine"

@@ -15,7 +15,7 @@ from typing import Any
 
 from demopsd_dist.run_record.folder import RunFolder, replace_text
 from demopsd_dist.util.errors import WorkerError
-from workers.rollout.pool import RolloutFleet
+from workers.rollout.pool import RolloutPool
 
 LOOK_S = 0.5
 
@@ -38,7 +38,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 @asynccontextmanager
-async def followed(folder: RunFolder, fleet: RolloutFleet, say: Callable[[str], None]) -> AsyncIterator[None]:
+async def followed(folder: RunFolder, fleet: RolloutPool, say: Callable[[str], None]) -> AsyncIterator[None]:
     """Inside, the number of rollout workers follows what is wished for."""
     for left in (wish_file(folder), answer_file(folder)):
         left.unlink(missing_ok=True)  # of an earlier life
@@ -51,7 +51,7 @@ async def followed(folder: RunFolder, fleet: RolloutFleet, say: Callable[[str], 
             await following
 
 
-async def _follow(folder: RunFolder, fleet: RolloutFleet, say: Callable[[str], None]) -> None:
+async def _follow(folder: RunFolder, fleet: RolloutPool, say: Callable[[str], None]) -> None:
     done = None
     while True:
         await asyncio.sleep(LOOK_S)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from demopsd_dist.training.run import Stop
+from demopsd_dist.training.run import StopRequest
 from launch._processes import end_descendants
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -17,7 +17,7 @@ INTERRUPTED = 130
 
 
 @contextmanager
-def stopped_by_signals(stop: Stop, within_s: float, say: Callable[[str], None]) -> Iterator[None]:
+def stopped_by_signals(stop: StopRequest, within_s: float, say: Callable[[str], None]) -> Iterator[None]:
     """Inside, in a running loop: the first signal asks the run to stop, and cancels it where it has not stopped in
     time. A second ends the process at once, with all that it has started; what is on disk can be resumed."""
     loop, run = asyncio.get_running_loop(), asyncio.current_task()

@@ -18,8 +18,8 @@ from demopsd_dist.minisci.tasks import Split
 from demopsd_dist.run_record.checkpoints import Checkpoints
 from demopsd_dist.run_record.ledger import Ledger
 from demopsd_dist.run_record.log import RunLog
-from demopsd_dist.training.collapse import Alarm
-from demopsd_dist.training.roles import Crew
+from demopsd_dist.training.collapse import CollapseMonitor
+from demopsd_dist.training.roles import Roles
 from demopsd_dist.training.run import Run, Task
 from demopsd_dist.util.errors import ConfigError, DataError
 
@@ -78,10 +78,10 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
     return Task(train, test, ood, builder, reward_of(config.reward, config.limits, config.reward_errors)), skipped
 
 
-def run_of(config: Config, crew: Crew, task: Task, log: RunLog) -> Run:
-    """A run of this crew, with the ledger and the checkpoints of the log's folder."""
+def run_of(config: Config, roles: Roles, task: Task, log: RunLog) -> Run:
+    """A run of this roles, with the ledger and the checkpoints of the log's folder."""
     checkpoints = Checkpoints(log.folder.checkpoints, config.checkpoint.keep)
-    return Run(config, crew, task, log, Ledger(log.folder.ledger), checkpoints, Alarm(config.alarm))
+    return Run(config, roles, task, log, Ledger(log.folder.ledger), checkpoints, CollapseMonitor(config.alarm))
 
 
 def over_long(config: Config, split: Split) -> str:

@@ -10,25 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from demopsd_dist.config import Config, changes, changes_of_mathematics, load, to_yaml
-from demopsd_dist.data.sources import Data, sources
+from demopsd_dist.data.sources import LoadedData, sources
 from demopsd_dist.report import write_report
 from demopsd_dist.run_record.checkpoints import Checkpoint, checkpoint_at
 from demopsd_dist.run_record.folder import RunFolder, replace_text
 from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.run_record.sinks import open_sinks
-from demopsd_dist.training.loop import restore, train_through_failures
+from demopsd_dist.training.loop import restore, train_with_recovery
 from demopsd_dist.training.run import RunState, Task
 from demopsd_dist.util.errors import ConfigError
 from launch._scaling import followed
 from launch._stopping import stopped_by_signals
 from launch._task import build_task, over_long, provenance, run_of
-from workers.actors import RayCrew
+from workers.actors import RayActors
 from workers.cluster import session
 from workers.cluster.placement import summary_of_roles
 
 
 @dataclass(frozen=True)
-class Start:
+class RunStart:
     """Where a run begins: in a folder of its own, or where an earlier life of it ended."""
 
     folder: RunFolder
@@ -37,7 +37,7 @@ class Start:
     changed: Mapping[str, tuple[object, object]] = field(default_factory=dict)
 
 
-def resumed(config: Config, at: Path | None, allow_config_change: bool) -> Start:
+def resumed(config: Config, at: Path | None, allow_config_change: bool) -> RunStart:
     """
     Args:
         at: a run folder, or a checkpoint in one; None is the newest run of this name.
@@ -64,15 +64,15 @@ def resumed(config: Config, at: Path | None, allow_config_change: bool) -> Start
             f"{folder.path} was run with other settings, which change what is learned: {told}. Take those of the run, "
             "or add --allow-config-change."
         )
-    return Start(folder, True, checkpoint, changes(before, config))
+    return RunStart(folder, True, checkpoint, changes(before, config))
 
 
-def run(config: Config, model: Path, data: Data, start: Start | None) -> bool:
-    """Start or join the cluster and go through the run. False where it was asked to stop before its end."""
+def run(config: Config, model: Path, data: LoadedData, start: RunStart | None) -> bool:
+    """RunStart or join the cluster and go through the run. False where it was asked to stop before its end."""
     started = time.monotonic()
     task, skipped = build_task(config, model, data.questions)
     if start is None:
-        start = Start(RunFolder.create(config))
+        start = RunStart(RunFolder.create(config))
     with start.folder.locked(), RunLog(start.folder, config.steps, sinks=open_sinks(config, start.folder)) as log:
         log.skipped = {str(split): count for split, count in skipped.items()}
         introduce(log, config, data)
@@ -94,7 +94,7 @@ def run(config: Config, model: Path, data: Data, start: Start | None) -> bool:
     return True
 
 
-def introduce(log: RunLog, config: Config, data: Data) -> None:
+def introduce(log: RunLog, config: Config, data: LoadedData) -> None:
     log.note(f"run folder {log.folder.path}   seed {config.seed}   model {config.model.path}")
     read = [
         f"{split} {source} ({len(data.questions[split])})" for split, source in sources(config.data).items() if source
@@ -108,16 +108,16 @@ def introduce(log: RunLog, config: Config, data: Data) -> None:
 
 
 async def train_with_ray(
-    config: Config, model: Path, task: Task, log: RunLog, start: Start, started: float
+    config: Config, model: Path, task: Task, log: RunLog, start: RunStart, started: float
 ) -> dict[str, Any] | None:
     """The summary of a run that came to its end; None of one that was asked to stop."""
     with log.timed("start_roles"):
         session.join(config)  # left, within a bound, by `fenced`
-        actors = RayCrew(config, model, log.note)
-        crew = await actors.start()
+        actors = RayActors(config, model, log.note)
+        roles = await actors.start()
     ready_s = time.monotonic() - started
     log.note(f"roles ready after {ready_s:.0f} s: {summary_of_roles(config)}; weights by {actors.transport}")
-    run = run_of(config, crew, task, log)
+    run = run_of(config, roles, task, log)
     try:
         with stopped_by_signals(run.stop, config.limits.stop_s, log.note):
             try:
@@ -128,7 +128,7 @@ async def train_with_ray(
                         state = await restore(run, checkpoint)
                         why = f"resumed after step {state.step}"
                         log.note(why)
-                    await train_through_failures(run, state, why)
+                    await train_with_recovery(run, state, why)
             except asyncio.CancelledError:
                 if not run.stop.asked:
                     raise
@@ -136,7 +136,7 @@ async def train_with_ray(
             if run.stop.asked:
                 return None
         with log.timed("export"):
-            await crew.learners.export(log.folder.student)
+            await roles.learners.export(log.folder.student)
         forwards = await actors.forwards_run()
     finally:
         actors.stop()

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from demopsd_dist.run_record.audit import Account, audit
+from demopsd_dist.run_record.audit import AuditReport, audit
 from demopsd_dist.run_record.folder import RunFolder
 from launch._command_line import exit_code_of
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code_of(work)
 
 
-def told(account: Account) -> str:
+def told(account: AuditReport) -> str:
     lines = [f"{account.steps} steps, {account.issued:,} samples issued for them"]
     lines.append(f"  {account.trained:>9,} trained")
     lines += [f"  {count:>9,} dropped: {reason}" for reason, count in account.dropped.items()]

@@ -16,7 +16,7 @@ from demopsd_dist.config import MINISCI, Config, load
 from demopsd_dist.util.errors import DemoPSDError
 from launch._cluster_findings import cluster
 from launch._command_line import exit_code_of
-from launch._doctor_findings import Finding, Level, locked, machine, problem
+from launch._doctor_findings import Finding, FindingLevel, locked, machine, problem
 
 SURVEY_S = 60.0
 
@@ -47,7 +47,7 @@ def said(findings: Iterable[Finding]) -> int:
         print(f"{found.level.value:<8} {found.what:<14} {found.where}: {found.text}", flush=True)
         if found.fix:
             print(f"{'':<8} {'':<14} fix: {found.fix}")
-        problems += found.level is Level.problem
+        problems += found.level is FindingLevel.problem
     return problems
 
 

@@ -77,11 +77,11 @@ def run(arguments: argparse.Namespace) -> int:
 async def evaluate_with_ray(config: Config, folder: Path, task: Task) -> dict[str, Evaluation]:
     from demopsd_dist.training.evaluate import evaluate
     from demopsd_dist.training.loop import evaluated
-    from workers.actors import RayRollouts
+    from workers.actors import RolloutActors
     from workers.cluster import session
 
     session.join(config, wanted=rollout_bundles(config))  # left, within a bound, by `fenced`
-    actors = RayRollouts(config, folder)
+    actors = RolloutActors(config, folder)
     try:
         rollouts = await actors.start()
         return {

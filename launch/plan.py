@@ -16,7 +16,7 @@ from pathlib import Path
 from demopsd_dist.config import Config, load
 from demopsd_dist.planning import calibration, plan_text
 from demopsd_dist.planning.default_efficiencies import UNCALIBRATED
-from demopsd_dist.planning.hardware import Fleet, fleet_of
+from demopsd_dist.planning.hardware import DeviceCluster, fleet_of
 from demopsd_dist.planning.model_shape import shape_of
 from demopsd_dist.planning.splits import ranked
 from demopsd_dist.planning.step_time import plan
@@ -76,7 +76,7 @@ def planned(arguments: argparse.Namespace) -> int:
     return int(bool(made.shortfalls))
 
 
-def refuse_other_place(config: Config, fleet: Fleet) -> None:
+def refuse_other_place(config: Config, fleet: DeviceCluster) -> None:
     """
     Raises:
         ConfigError: a config for CPU and GPUs to plan for, or the other way round.

@@ -23,21 +23,21 @@ from typing import TYPE_CHECKING
 
 from demopsd_dist.config import Config, changes, load
 from demopsd_dist.data.packing import pack
-from demopsd_dist.data.records import LearnReport, Scored, Trace
+from demopsd_dist.data.records import DigestRequest, ScoredExample, StepReport
 from demopsd_dist.methods import recipe
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.run_record import digests, replay_batch
 from demopsd_dist.run_record.checkpoints import Checkpoint, Checkpoints
 from demopsd_dist.run_record.digests import Digests
 from demopsd_dist.run_record.folder import RunFolder
-from demopsd_dist.run_record.replay_batch import KeptBatch
+from demopsd_dist.run_record.replay_batch import ReplayBatch
 from demopsd_dist.util.errors import CheckpointError, ConfigError, DifferenceError, RunFolderError
 from launch._command_line import count_gpus, exit_code_of
 from launch._processes import fenced
 from workers.cluster.placement import check_fits, core_bundles
 
 if TYPE_CHECKING:
-    from demopsd_dist.training.roles import Crew
+    from demopsd_dist.training.roles import Roles
 
 ASKABLE = ("demopsd.*", "sdpo.*", "opsd.*", "grpo.*", "teacher.trust_region_rate")
 """What may be set: what is made of the same tokens, in the same state."""
@@ -71,11 +71,11 @@ def replay(path: Path, step: int, words: Sequence[str]) -> int:
 
         session.join(config, wanted=core_bundles(config))  # left, within a bound, by `fenced`
         with room_for_gradient(folder) if words else nullcontext() as gradient:
-            trace = Trace(gradient_to=gradient)
+            trace = DigestRequest(gradient_to=gradient)
             scored, report = asyncio.run(step_again(config, model, batch, checkpoint, trace))
             equal = told(batch.record.digests, digests.of_step(scored, report))
             if words:
-                trace = Trace(gradient_of=gradient)
+                trace = DigestRequest(gradient_of=gradient)
                 _, other = asyncio.run(step_again(asked, model, batch, checkpoint, trace))
                 print("\n".join(["", f"with {' '.join(words)}:", *compared(report.metrics, other.metrics)]))
     return 0 if equal else 1
@@ -92,7 +92,7 @@ def room_for_gradient(folder: RunFolder) -> Iterator[Path]:
         yield Path(path).resolve()
 
 
-def found(path: Path, step: int) -> tuple[RunFolder, KeptBatch, Checkpoint | None]:
+def found(path: Path, step: int) -> tuple[RunFolder, ReplayBatch, Checkpoint | None]:
     """What a replay of this step needs; no checkpoint where the run began with it.
 
     Raises:
@@ -134,7 +134,7 @@ def why_not(folder: RunFolder, step: int) -> str:
     return "its batch was not kept; only that of a step after a checkpoint is, and of the first."
 
 
-def config_of(batch: KeptBatch, words: Sequence[str]) -> Config:
+def config_of(batch: ReplayBatch, words: Sequence[str]) -> Config:
     """As it was at that step, with these words over it."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
@@ -155,12 +155,12 @@ def refuse_other_tokens(changed: dict[str, tuple[object, object]]) -> None:
 
 
 async def step_again(
-    config: Config, model: Path, batch: KeptBatch, checkpoint: Checkpoint | None, trace: Trace
-) -> tuple[list[Scored], LearnReport]:
+    config: Config, model: Path, batch: ReplayBatch, checkpoint: Checkpoint | None, trace: DigestRequest
+) -> tuple[list[ScoredExample], StepReport]:
     """The step with learners and teacher of its own."""
-    from workers.actors import RayCore
+    from workers.actors import LearnersAndTeacher
 
-    core = RayCore(config, model)
+    core = LearnersAndTeacher(config, model)
     try:
         return await stepped(config, await core.start(), batch, checkpoint, trace)
     finally:
@@ -168,37 +168,39 @@ async def step_again(
 
 
 async def stepped(
-    config: Config, crew: Crew, batch: KeptBatch, checkpoint: Checkpoint | None, trace: Trace
-) -> tuple[list[Scored], LearnReport]:
+    config: Config, roles: Roles, batch: ReplayBatch, checkpoint: Checkpoint | None, trace: DigestRequest
+) -> tuple[list[ScoredExample], StepReport]:
     """Learners and teacher, which have just been started, as they were before the step; then the step."""
     if checkpoint is not None:
-        await crew.learners.load(checkpoint.path / "learner")
-        await crew.teacher.load(checkpoint.path / "teacher")
-    await crew.weights.publish(batch.record.step - 1)
-    scored = await scored_again(config, crew, batch)
+        await roles.learners.load(checkpoint.path / "learner")
+        await roles.teacher.load(checkpoint.path / "teacher")
+    await roles.weights.publish(batch.record.step - 1)
+    scored = await scored_again(config, roles, batch)
     learner = config.learner
-    packed = pack(scored, batch.size, crew.learners.dp_size, learner.micro_batch_tokens, config.model.tree_tokens)
+    packed = pack(scored, batch.size, roles.learners.dp_size, learner.micro_batch_tokens, config.model.tree_tokens)
     factor = batch.record.learning_rate_factor
-    return scored, await crew.learners.step(replace(packed, learning_rate_factor=factor, trace=trace))
+    return scored, await roles.learners.step(replace(packed, learning_rate_factor=factor, trace=trace))
 
 
-async def scored_again(config: Config, crew: Crew, batch: KeptBatch) -> list[Scored]:
+async def scored_again(config: Config, roles: Roles, batch: ReplayBatch) -> list[ScoredExample]:
     """In the parts in which they were scored: who shares a forward decides how its sums are rounded."""
-    scored: dict[int, Scored] = {}
+    scored: dict[int, ScoredExample] = {}
     for places in batch.parts:
-        lessons = [batch.lessons[place] for place in places]
-        supports = await crew.learners.support(lessons)
-        scored |= zip(places, await crew.teacher.score(lessons, supports, recipe(config).forwards), strict=True)
-    return [scored[place] for place in range(len(batch.lessons))]
+        examples = [batch.examples[place] for place in places]
+        supports = await roles.learners.support(examples)
+        scored |= zip(places, await roles.teacher.score(examples, supports, recipe(config).forwards), strict=True)
+    return [scored[place] for place in range(len(batch.examples))]
 
 
-def heading(folder: RunFolder, batch: KeptBatch, checkpoint: Checkpoint | None) -> str:
-    tokens = sum(lesson.response_length_tokens for lesson in batch.lessons)
+def heading(folder: RunFolder, batch: ReplayBatch, checkpoint: Checkpoint | None) -> str:
+    tokens = sum(example.response_length_tokens for example in batch.examples)
     begun = "the model folder" if checkpoint is None else str(checkpoint.path)
-    return f"step {batch.record.step} of {folder.path}: {len(batch.lessons)} responses, {tokens:,} tokens, from {begun}"
+    return (
+        f"step {batch.record.step} of {folder.path}: {len(batch.examples)} responses, {tokens:,} tokens, from {begun}"
+    )
 
 
-def reservations(config: Config, batch: KeptBatch) -> list[str]:
+def reservations(config: Config, batch: ReplayBatch) -> list[str]:
     """Why what differs may be no fault."""
     notes = []
     if config.rollout.ahead:

@@ -25,7 +25,7 @@ from launch._stopping import INTERRUPTED
 from launch._task import COMMIT, commit
 
 if TYPE_CHECKING:
-    from workers.cluster.jobs import Job, Jobs
+    from workers.cluster.jobs import JobClient, SubmittedJob
 
 JOINS = "ray_address=auto"
 ADDRESS = "RAY_API_SERVER_ADDRESS"  # the variable that Ray's own commands read
@@ -61,9 +61,9 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def done(arguments: argparse.Namespace) -> int:
     config = settings(arguments) if arguments.config else None
     command = entrypoint(arguments, config) if config else ""
-    from workers.cluster.jobs import Jobs
+    from workers.cluster.jobs import JobClient
 
-    jobs = Jobs(arguments.address)
+    jobs = JobClient(arguments.address)
     if arguments.status:
         return status(jobs, arguments.status)
     if arguments.stop:
@@ -113,7 +113,7 @@ def refuse_relative_paths(config: Config) -> None:
             )
 
 
-def status(jobs: Jobs, name: str) -> int:
+def status(jobs: JobClient, name: str) -> int:
     job = jobs.look(name)
     print(f"{name} {job.status}" + (f" with exit code {job.exit_code}" if job.exit_code else ""))
     if job.status == "FAILED":
@@ -121,7 +121,7 @@ def status(jobs: Jobs, name: str) -> int:
     return 0
 
 
-def followed(jobs: Jobs, name: str) -> int:
+def followed(jobs: JobClient, name: str) -> int:
     """Show its output until it ends; its exit code."""
 
     async def show() -> None:
@@ -146,7 +146,7 @@ def followed(jobs: Jobs, name: str) -> int:
     return job.exit_code or 1
 
 
-def why(jobs: Jobs, job: Job) -> str:
+def why(jobs: JobClient, job: SubmittedJob) -> str:
     """Its last error: of the run's output where it has run, of Ray where it could not begin."""
     from workers.cluster.jobs import last_error
 

@@ -45,7 +45,7 @@ def watch(folder: RunFolder, console: Console) -> int:
         raise DataError(f"{folder.path} is no run folder: it has no metrics.jsonl. Give a folder below runs/.")
     progress = Progress(int(read_config(folder.path).get("steps", 0)))
     live = Live(progress, console=console, refresh_per_second=2, transient=True)
-    tail = Tail(folder.metrics)
+    tail = FileTail(folder.metrics)
     with live if console.is_terminal else nullcontext():
         while True:
             done = folder.summary.is_file()  # before reading: what is written before it is then read
@@ -83,7 +83,7 @@ def newest_row(folder: RunFolder, known: samples.Row | None) -> samples.Row | No
     return rows[0] if rows else None
 
 
-class Tail:
+class FileTail:
     """What is written to a file of JSON lines, as it comes."""
 
     def __init__(self, path: Path) -> None:

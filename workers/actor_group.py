@@ -21,14 +21,14 @@ PEER_GONE = re.compile(r"gloo|nccl|connection (closed|reset|refused)|peer", re.I
 Call = Callable[[Any, int], Any]  # (actor handle, rank) -> object ref
 
 
-class Asked(NamedTuple):
+class PendingCall(NamedTuple):
     """A remote call that is under way."""
 
     rank: int
     ref: Any
 
 
-class Placement:
+class ResourceClaim:
     """Resources claimed together: all bundles get theirs, or none."""
 
     def __init__(self, bundles: Sequence[Bundle]) -> None:
@@ -156,12 +156,12 @@ class ActorGroup:
         """
         return await self.answers(self.ask(call), within_s=within_s, what=what)
 
-    def ask(self, call: Call) -> list[Asked]:
+    def ask(self, call: Call) -> list[PendingCall]:
         """Start a call of every actor, in rank order."""
         self.asked += len(self._handles)
-        return [Asked(rank, call(self._handles[rank], rank)) for rank in self.ranks]
+        return [PendingCall(rank, call(self._handles[rank], rank)) for rank in self.ranks]
 
-    async def answers(self, asked: Sequence[Asked], *, within_s: float, what: str) -> list[Any]:
+    async def answers(self, asked: Sequence[PendingCall], *, within_s: float, what: str) -> list[Any]:
         """Wait for what was asked, once or several times, in the order of `asked`.
 
         Raises:

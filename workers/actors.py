@@ -11,19 +11,19 @@ import numpy as np
 
 from demopsd_dist.config import Config
 from demopsd_dist.data.packing import Layout, by_question, deal, shard
-from demopsd_dist.data.records import LearnReport, Lesson, Scored, Tokens, TrainBatch
-from demopsd_dist.methods import Forwards, Support, recipe
+from demopsd_dist.data.records import ScoredExample, StepReport, Tokens, TrainBatch, TrainingExample
+from demopsd_dist.methods import Forwards, SupportKind, recipe
 from demopsd_dist.objective import statistic
 from demopsd_dist.run_record.digests import merged
-from demopsd_dist.run_record.timeline import Lane
-from demopsd_dist.training.roles import Crew
+from demopsd_dist.run_record.timeline import Track
+from demopsd_dist.training.roles import Roles
 from demopsd_dist.util.errors import WeightSyncError
-from workers.actor_group import ActorGroup, Placement
+from workers.actor_group import ActorGroup, ResourceClaim
 from workers.cluster.placement import core_bundles
-from workers.cluster.spans import lanes_of
+from workers.cluster.spans import tracks_of
 from workers.learner import worker as learner
-from workers.rollout.dispatch import Fleet, RolloutGroup
-from workers.rollout.pool import RolloutFleet, Say, StandingFleet
+from workers.rollout.dispatch import Pool, RolloutGroup
+from workers.rollout.pool import FixedPool, RolloutPool, Say
 from workers.teacher import worker as teacher
 from workers.weights.publisher import WeightPublisher, first_to_blame
 
@@ -31,7 +31,7 @@ QUANTILES = (50, 90, 95, 99)
 
 
 class TeacherGroup:
-    """Replicas that share the lessons; none where the method asks for no forward of them."""
+    """Replicas that share the examples; none where the method asks for no forward of them."""
 
     def __init__(self, group: ActorGroup, config: Config) -> None:
         self._group, self._config = group, config
@@ -39,35 +39,35 @@ class TeacherGroup:
         self._busy_s = 0.0
 
     async def score(
-        self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens] | None, forwards: Forwards
-    ) -> list[Scored]:
-        if not lessons:
+        self, examples: Sequence[TrainingExample], supports_TK: Sequence[Tokens] | None, forwards: Forwards
+    ) -> list[ScoredExample]:
+        if not examples:
             return []
         if not forwards.weights:
             assert supports_TK is not None
-            return [Scored(*row, None, None) for row in zip(lessons, supports_TK, strict=True)]
-        hands = self._hands(lessons)
+            return [ScoredExample(*row, None, None) for row in zip(examples, supports_TK, strict=True)]
+        hands = self._hands(examples)
         started = time.monotonic()
         answers = await self._group.each(
             lambda worker, rank: worker.score.remote(
-                [lessons[i] for i in hands[rank]],
+                [examples[i] for i in hands[rank]],
                 None if supports_TK is None else [supports_TK[i] for i in hands[rank]],
                 forwards,
             ),
             within_s=self._config.limits.call_s,
-            what=f"scores of {len(lessons)} responses",
+            what=f"scores of {len(examples)} responses",
         )
-        found: dict[int, Scored] = {}
+        found: dict[int, ScoredExample] = {}
         for hand, values in zip(hands, answers, strict=True):
             for i, (ids_TK, reference_TA, teacher_TA) in zip(hand, values, strict=True):
                 support_TK = ids_TK if supports_TK is None else supports_TK[i]
-                found[i] = Scored(lessons[i], support_TK, reference_TA, teacher_TA)
+                found[i] = ScoredExample(examples[i], support_TK, reference_TA, teacher_TA)
         self._busy_s += time.monotonic() - started
-        self._tokens += sum(lesson.response_length_tokens for lesson in lessons)
+        self._tokens += sum(example.response_length_tokens for example in examples)
         self._sent_bytes += sum(
             part.nbytes for hand in answers for values in hand for part in values if part is not None
         )
-        return [found[i] for i in range(len(lessons))]
+        return [found[i] for i in range(len(examples))]
 
     def figures(self) -> dict[str, float]:
         """Of the response tokens scored since the last call, whatever the number of forwards each took."""
@@ -92,10 +92,10 @@ class TeacherGroup:
             what=f"weights of {folder}",
         )
 
-    def _hands(self, lessons: Sequence[Lesson]) -> list[list[int]]:
+    def _hands(self, examples: Sequence[TrainingExample]) -> list[list[int]]:
         """Indices for each replica: about as many tokens each, siblings together as far as that allows."""
         ranks = deal(
-            range(len(lessons)), by_question(lambda i: lessons[i], self._config.model.tree_tokens), len(self._group)
+            range(len(examples)), by_question(lambda i: examples[i], self._config.model.tree_tokens), len(self._group)
         )
         return [[i for row in rank for i in row.items] for rank in ranks]
 
@@ -115,46 +115,51 @@ class LearnerGroup:
         self._call_s = config.limits.call_s
         self.dp_size = len(group)
 
-    async def support(self, lessons: Sequence[Lesson]) -> list[Tokens] | None:
+    async def support(self, examples: Sequence[TrainingExample]) -> list[Tokens] | None:
         match recipe(self._config).forwards.support:
-            case Support.sampled:
-                return [lesson.rollout.tokens_T[:, None] for lesson in lessons]
-            case Support.vocabulary:
-                return [np.zeros((lesson.response_length_tokens, 0), np.int32) for lesson in lessons]
-            case Support.engine:
-                return [ids for lesson in lessons if (ids := lesson.rollout.support_TK) is not None]
-            case Support.reference:
+            case SupportKind.sampled:
+                return [example.rollout.tokens_T[:, None] for example in examples]
+            case SupportKind.vocabulary:
+                return [np.zeros((example.response_length_tokens, 0), np.int32) for example in examples]
+            case SupportKind.engine:
+                return [ids for example in examples if (ids := example.rollout.support_TK) is not None]
+            case SupportKind.reference:
                 return None
-            case Support.student:
-                return await self._student_support(lessons)
+            case SupportKind.student:
+                return await self._student_support(examples)
 
-    async def _student_support(self, lessons: Sequence[Lesson]) -> list[Tokens]:
-        layout: Layout[int] = by_question(lambda i: lessons[i], self._config.model.tree_tokens)
+    async def _student_support(self, examples: Sequence[TrainingExample]) -> list[Tokens]:
+        layout: Layout[int] = by_question(lambda i: examples[i], self._config.model.tree_tokens)
         places = shard(
-            range(len(lessons)),
+            range(len(examples)),
             layout,
             dp_size=self.dp_size,
             micro_batch_tokens=self._config.learner.micro_batch_tokens,
         )
         answers = await self._group.each(
             lambda worker, rank: worker.support.remote(
-                [[[lessons[i] for i in row.items] for row in batch] for batch in places[rank]]
+                [[[examples[i] for i in row.items] for row in batch] for batch in places[rank]]
             ),
             within_s=self._call_s,
-            what=f"support ids of {len(lessons)} responses",
+            what=f"support ids of {len(examples)} responses",
         )
         found: dict[int, Tokens] = {}
         for rank, answer in enumerate(answers):
             for batch, ids in zip(places[rank], answer, strict=True):
                 found |= zip([i for row in batch for i in row.items], ids, strict=True)
-        return [found[i] for i in range(len(lessons))]
+        return [found[i] for i in range(len(examples))]
 
-    async def step(self, batch: TrainBatch) -> LearnReport:
+    async def step(self, batch: TrainBatch) -> StepReport:
         if batch.token_count:
             await self._make_room()
         reports = await self._group.each(
             lambda worker, rank: worker.step.remote(
-                batch.shards[rank], batch.token_count, batch.size, batch.learning_rate_factor, batch.told, batch.trace
+                batch.shards[rank],
+                batch.token_count,
+                batch.size,
+                batch.learning_rate_factor,
+                batch.record_ids,
+                batch.trace,
             ),
             within_s=self._call_s,
             what=f"a step on {batch.token_count} response tokens",
@@ -165,15 +170,15 @@ class LearnerGroup:
                 metrics[name] = metrics.get(name, 0.0) + value
             for name, value in report.maxima.items():
                 metrics[name] = float(np.maximum(metrics.get(name, 0.0), value))  # keeps a NaN
-        for name in reports[0].spreads:
-            values = np.concatenate([report.spreads[name] for report in reports])
+        for name in reports[0].distributions:
+            values = np.concatenate([report.distributions[name] for report in reports])
             for percent in QUANTILES:
                 metrics[statistic(name, f"p{percent}")] = float(np.percentile(values, percent))
         if leaked := metrics.get("leakage/teacher_nats"):
             metrics["leakage/ratio"] = metrics["leakage/target_nats"] / leaked
         self._refuse_mismatch(metrics.get("mismatch/logp_diff_max", 0.0))
         tables = {name: table for report in reports for name, table in report.tables.items()}
-        return LearnReport(metrics, reports[0].stepped, tables, merged(report.digests for report in reports))
+        return StepReport(metrics, reports[0].stepped, tables, merged(report.digests for report in reports))
 
     def _refuse_mismatch(self, worst: float) -> None:
         allowed = self._config.weights.max_logp_diff
@@ -220,12 +225,12 @@ async def forwards_run(groups: Sequence[ActorGroup], within_s: float) -> dict[st
     return dict(sorted(total.items()))
 
 
-class RayRollouts:
+class RolloutActors:
     """Rollout workers alone, with the weights of the model folder: what an evaluation needs."""
 
     def __init__(self, config: Config, model_folder: Path, say: Say = print) -> None:
         self._config = config
-        self._fleet = RolloutFleet(config, model_folder.resolve(), blank=False, say=say)
+        self._fleet = RolloutPool(config, model_folder.resolve(), blank=False, say=say)
 
     async def start(self) -> RolloutGroup:
         await self._fleet.start()
@@ -235,31 +240,31 @@ class RayRollouts:
         self._fleet.stop()
 
 
-class RayCore:
+class LearnersAndTeacher:
     """Learners and teacher, placed together: those who learn a step whose rollouts are there. `start` returns when
     every engine is ready, `stop` kills them."""
 
-    def __init__(self, config: Config, model_folder: Path, fleet: Fleet | None = None) -> None:
+    def __init__(self, config: Config, model_folder: Path, fleet: Pool | None = None) -> None:
         self._config, self._folder = config, model_folder.resolve()
-        self._core = Placement(core_bundles(config))
+        self._core = ResourceClaim(core_bundles(config))
         self._learners = ActorGroup("learner", {})
         self._teacher = ActorGroup("teacher", {})
-        self._rollouts: Fleet = fleet or StandingFleet(ActorGroup("rollout", {}), config)
+        self._rollouts: Pool = fleet or FixedPool(ActorGroup("rollout", {}), config)
         self._publisher = WeightPublisher(self._learners, self._rollouts, self._teacher, config)
 
-    async def start(self) -> Crew:
+    async def start(self) -> Roles:
         await self._start_all()
         await self._publisher.start()
-        return Crew(
+        return Roles(
             rollouts=RolloutGroup(self._rollouts, self._config),
             teacher=TeacherGroup(self._teacher, self._config),
             learners=LearnerGroup(self._learners, self._config, self._publisher.make_room),
             weights=self._publisher,
-            revive=self.revive,
-            lanes=self.lanes,
+            restart=self.restart,
+            tracks=self.tracks,
         )
 
-    async def revive(self) -> None:
+    async def restart(self) -> None:
         """Learners and teacher made anew, where one of them was lost. Whoever has no state left is no use to the
         others, so all of them end first."""
         self._learners.kill()
@@ -288,10 +293,10 @@ class RayCore:
         """The actors that live now, by role."""
         return {group.role: group for group in (self._rollouts.group, self._teacher, self._learners) if len(group)}
 
-    async def lanes(self, start_s: float) -> list[Lane]:
+    async def tracks(self, start_s: float) -> list[Track]:
         """What each worker was busy with since then."""
         groups = (self._rollouts.group, self._teacher, self._learners)
-        return await lanes_of(groups, start_s, self._config.limits.call_s)
+        return await tracks_of(groups, start_s, self._config.limits.call_s)
 
     @property
     def transport(self) -> str:
@@ -308,11 +313,11 @@ class RayCore:
         self._core.release()
 
 
-class RayCrew(RayCore):
+class RayActors(LearnersAndTeacher):
     """All actors of a run: learners and teacher, and each rollout worker by itself."""
 
     def __init__(self, config: Config, model_folder: Path, say: Say = print) -> None:
-        self.fleet = RolloutFleet(config, model_folder.resolve(), blank=True, say=say)
+        self.fleet = RolloutPool(config, model_folder.resolve(), blank=True, say=say)
         super().__init__(config, model_folder, self.fleet)
 
     async def _start_all(self) -> None:

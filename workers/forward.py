@@ -1,4 +1,4 @@
-"""The forward pass that teacher and learners share: response positions only, siblings merged, rows in a rectangle."""
+"""The forward pass that teacher and learners share: response positions only, siblings merged, rows in a padded_batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from demopsd_dist.config import Config, Precision
-from demopsd_dist.data.prefix_tree import Tree, tree_of
+from demopsd_dist.data.prefix_tree import PrefixTree, tree_of
 from demopsd_dist.data.records import Tokens, input_of
 
 HEAD_CHUNK_TOKENS = 2048
@@ -48,7 +48,7 @@ def give_back(config: Config, device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-class Rectangle:
+class PaddedBatch:
     """Rows of prompts with responses, padded on the right, and where the response tokens are predicted.
 
     A row with several responses is a prefix tree (`demopsd_dist/data/prefix_tree.py`) and needs a mask. Where each has one,
@@ -91,7 +91,7 @@ def _padded(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     return padded
 
 
-def _visible(trees: Sequence[Tree], length: int) -> NDArray[np.bool_]:
+def _visible(trees: Sequence[PrefixTree], length: int) -> NDArray[np.bool_]:
     """(B, 1, L, L): who sees whom. Padding sees what is before it, so that its softmax is a number."""
     visible_B1LL = np.tile(np.tri(length, dtype=np.bool_), (len(trees), 1, 1, 1))
     for row, tree in zip(visible_B1LL[:, 0], trees, strict=True):
@@ -111,7 +111,7 @@ class ResponseModel(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Rectangle, head: Head) -> Tensor:
+    def forward(self, batch: PaddedBatch, head: Head) -> Tensor:
         decoder = self.model.get_decoder()
         hidden_BLH = decoder(
             input_ids=batch.tokens_BL,

@@ -22,13 +22,13 @@ from rich.console import Console
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.models.model_folder import model_folder
-from demopsd_dist.run_record.audit import Account, audit
+from demopsd_dist.run_record.audit import AuditReport, audit
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.log import RunLog
-from demopsd_dist.training.loop import train_through_failures
+from demopsd_dist.training.loop import train_with_recovery
 from demopsd_dist.training.run import RunState
 from launch._task import build_task, run_of
-from workers.actors import RayCrew
+from workers.actors import RayActors
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 STAGES = ("sample", "score", "learn", "publish_weights", "checkpoint")
@@ -51,7 +51,7 @@ SMALL = (
 
 
 @dataclass(frozen=True)
-class Blow:
+class PlantedFault:
     stage: str
     role: str
     how: signal.Signals = signal.SIGKILL
@@ -61,21 +61,21 @@ class Blow:
 
 
 @dataclass
-class Felt:
-    blow: Blow
+class FaultEffect:
+    blow: PlantedFault
     step: int
     lost_s: float  # until the next blow, beyond what the steps gained by then usually take
 
 
-class Saboteur(RunLog):
+class FaultInjector(RunLog):
     """Strikes when a stage begins, at most once every `apart` steps."""
 
-    blows: list[Blow]
+    blows: list[PlantedFault]
     apart = 3
 
-    def __enter__(self) -> Saboteur:
+    def __enter__(self) -> FaultInjector:
         self.others = {process.pid for role in ROLES for process in actors(role)}  # of other runs
-        self.struck: list[tuple[Blow, int, float]] = []
+        self.struck: list[tuple[PlantedFault, int, float]] = []
         self.ends: list[tuple[int, float]] = []
         super().__enter__()
         return self
@@ -96,7 +96,7 @@ class Saboteur(RunLog):
     def _rested(self) -> bool:
         return self.last_step >= self.apart + (self.struck[-1][1] if self.struck else 0)
 
-    def _strike(self, blow: Blow) -> None:
+    def _strike(self, blow: PlantedFault) -> None:
         mine = [process.pid for process in actors(blow.role) if process.pid not in self.others]
         os.kill(mine[0], blow.how)
 
@@ -116,17 +116,17 @@ def command_of(process: psutil.Process) -> str:
 
 
 @dataclass
-class Report:
-    account: Account
-    felt: list[Felt]
+class CampaignReport:
+    account: AuditReport
+    felt: list[FaultEffect]
     said: str
     metrics: list[dict[str, float]] = field(default_factory=list)
 
 
-def every_blow(seed: int, count: int) -> list[Blow]:
+def every_blow(seed: int, count: int) -> list[PlantedFault]:
     """Each role at each stage, in an order of the seed's own; every fourth is a hang instead of a death, where a hang
     is looked for (rollout workers)."""
-    blows = [Blow(stage, role) for stage in STAGES for role in ROLES]
+    blows = [PlantedFault(stage, role) for stage in STAGES for role in ROLES]
     rng = random.Random(seed)
     rng.shuffle(blows)
     blows = [blows[i % len(blows)] for i in range(count)]
@@ -135,34 +135,34 @@ def every_blow(seed: int, count: int) -> list[Blow]:
     ]
 
 
-def under_fire(blows: Sequence[Blow], *words: str, output: Path | None = None) -> Report:
+def under_fire(blows: Sequence[PlantedFault], *words: str, output: Path | None = None) -> CampaignReport:
     """A run that goes on until the last blow is some steps behind it. Ray is there already."""
     with tempfile.TemporaryDirectory() as folder:
-        steps = Saboteur.apart * (len(blows) + 2)
+        steps = FaultInjector.apart * (len(blows) + 2)
         config: Config = load(DEMO, [*SMALL, f"steps={steps}", f"output_dir={output or folder}", *words])
         model = model_folder(config)
         task = build_task(config, model, load_data(config.data).questions)[0]
         console = Console(file=StringIO(), width=10_000)
 
-        async def go(log: Saboteur) -> Any:
-            actors = RayCrew(config, model, log.note)
+        async def go(log: FaultInjector) -> Any:
+            actors = RayActors(config, model, log.note)
             try:
                 run = run_of(config, await actors.start(), task, log)
-                await train_through_failures(run, RunState(), "started")
+                await train_with_recovery(run, RunState(), "started")
                 run.ledger.close()
             finally:
                 actors.stop()
 
-        with Saboteur(RunFolder.create(config), config.steps, console) as log:
+        with FaultInjector(RunFolder.create(config), config.steps, console) as log:
             log.blows = list(blows)
             asyncio.run(go(log))
         assert not log.blows, f"never struck: {log.blows}"
         usual_s = sorted(metrics["perf/step_s"] for metrics in log.steps)[len(log.steps) // 2]
         marks = [(step, when) for _, step, when in log.struck] + log.ends[-1:]
         felt = [
-            Felt(blow, step, max(ended - when - (gained - step) * usual_s, 0.0))
+            FaultEffect(blow, step, max(ended - when - (gained - step) * usual_s, 0.0))
             for (blow, step, when), (gained, ended) in zip(log.struck, marks[1:], strict=True)
         ]
         file = console.file
         assert isinstance(file, StringIO)
-        return Report(audit(log.folder), felt, file.getvalue(), log.steps)
+        return CampaignReport(audit(log.folder), felt, file.getvalue(), log.steps)

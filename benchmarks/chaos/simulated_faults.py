@@ -23,24 +23,24 @@ import numpy as np
 from ray.exceptions import RayActorError
 from rich.console import Console
 
-from benchmarks.common.simulated_roles import SimulatedLearners, SimulatedTeacher, Times, responses
+from benchmarks.common.simulated_roles import SimulatedLearners, SimulatedTeacher, StageTimes, responses
 from demopsd_dist.config import Config, load
-from demopsd_dist.data.records import LearnReport, Lesson, Prompt, Rollout, Scored, TrainBatch
-from demopsd_dist.run_record.audit import Account, audit
+from demopsd_dist.data.records import Prompt, Rollout, ScoredExample, StepReport, TrainBatch, TrainingExample
+from demopsd_dist.run_record.audit import AuditReport, audit
 from demopsd_dist.run_record.checkpoints import Checkpoints
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.log import RunLog
-from demopsd_dist.training.loop import restore, train_through_failures
-from demopsd_dist.training.roles import Crew, Sampling
+from demopsd_dist.training.loop import restore, train_with_recovery
+from demopsd_dist.training.roles import Roles, Sampling
 from demopsd_dist.training.run import RunState, Task
 from demopsd_dist.util.errors import LostStateError, LostWorkerError
 from launch._task import run_of
 from workers.actor_group import ActorGroup
 from workers.rollout.dispatch import RolloutGroup
-from workers.rollout.pool import RolloutFleet
+from workers.rollout.pool import RolloutPool
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
-AT_ONCE = Times(group_s=0, spread=0, score_s=0, learn_s=0, publish_s=0)
+AT_ONCE = StageTimes(group_s=0, distribution=0, score_s=0, learn_s=0, publish_s=0)
 SILENCE_S = 0.04
 OF_A_WORKER = ("crash", "hang", "slow", "duplicate", "other prompt", "not a number", "late")
 OF_A_STEP = ("learner crash", "teacher crash", "torn checkpoint", "driver kill")
@@ -66,7 +66,7 @@ class DriverKilledError(BaseException):
 
 
 @dataclass
-class Fate:
+class FaultPlan:
     """Which faults strike, and when: drawn from a seed until `left` are used up."""
 
     rng: random.Random
@@ -110,7 +110,7 @@ class LocalRef:
 class LocalActor:
     """An actor's handle whose calls run in this process."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: SimulatedEngine) -> None:
         self._engine = engine
         self._calls: list[LocalRef] = []
         self._dead = False
@@ -148,10 +148,10 @@ class LocalGroup(ActorGroup):
         ref.task.cancel()
 
 
-class Engine:
+class SimulatedEngine:
     """A rollout worker, and what may go wrong with it."""
 
-    def __init__(self, rank: int, fate: Fate) -> None:
+    def __init__(self, rank: int, fate: FaultPlan) -> None:
         self.rank, self._fate, self._version, self._pulse = rank, fate, 0, itertools.count()
         self._hanging = False
         self._last: list[list[Rollout]] = []
@@ -160,7 +160,7 @@ class Engine:
     async def start(self, *, blank: bool = False) -> None:
         await asyncio.sleep(0)
 
-    async def adopt(self, version: int) -> None:
+    async def mark_version(self, version: int) -> None:
         self._version = version
 
     async def pulse(self) -> int:
@@ -197,16 +197,16 @@ def _other(prompt: Prompt) -> Prompt:
     return replace(prompt, question=replace(prompt.question, id=f"another than {prompt.id}"))
 
 
-class LocalFleet(RolloutFleet):
+class LocalPool(RolloutPool):
     """The real fleet, with objects for processes."""
 
-    fate: Fate
+    fate: FaultPlan
 
     def _placed(self, rank: int) -> Any:
-        return LocalPlacement(rank)
+        return LocalClaim(rank)
 
     def _spawned(self, placement: Any) -> dict[int, Any]:
-        engine = Engine(placement.rank, self.fate)
+        engine = SimulatedEngine(placement.rank, self.fate)
         engine.actor = LocalActor(engine)
         return {placement.rank: engine.actor}
 
@@ -215,7 +215,7 @@ class LocalFleet(RolloutFleet):
 
 
 @dataclass
-class LocalPlacement:
+class LocalClaim:
     rank: int
 
     async def ready(self, within_s: float) -> None:
@@ -227,40 +227,40 @@ class LocalPlacement:
 
 @dataclass
 class FaultyWeights:
-    fleet: RolloutFleet
+    fleet: RolloutPool
     version: int = 0
 
     async def publish(self, version: int, *, moved: bool = True) -> None:
         self.version = version
         for rank in self.fleet.group.ranks:
             try:
-                await self.fleet.ask(rank, lambda worker: worker.adopt.remote(version), what="a version")
+                await self.fleet.ask(rank, lambda worker: worker.mark_version.remote(version), what="a version")
             except LostWorkerError as error:
                 self.fleet.lost(rank, error)
 
-    async def welcome(self, newcomer: ActorGroup, serve: Callable[[], None]) -> None:
-        await newcomer.each(lambda worker, _: worker.adopt.remote(self.version), within_s=10, what="a version")
+    async def sync_new_worker(self, newcomer: ActorGroup, serve: Callable[[], None]) -> None:
+        await newcomer.each(lambda worker, _: worker.mark_version.remote(self.version), within_s=10, what="a version")
         serve()
 
 
 @dataclass
 class FaultyTeacher(SimulatedTeacher):
-    fate: Fate = field(kw_only=True)
+    fate: FaultPlan = field(kw_only=True)
 
-    async def score(self, lessons: Sequence[Lesson], supports_TK: Any, forwards: Any) -> list[Scored]:
+    async def score(self, examples: Sequence[TrainingExample], supports_TK: Any, forwards: Any) -> list[ScoredExample]:
         if self.fate.draw(["teacher crash"], 0.02):
             raise LostStateError("teacher 0 died.")
-        return await super().score(lessons, supports_TK, forwards)
+        return await super().score(examples, supports_TK, forwards)
 
 
 @dataclass
 class FaultyLearners(SimulatedLearners):
-    fate: Fate = field(kw_only=True)
+    fate: FaultPlan = field(kw_only=True)
     checkpoints: Path = field(kw_only=True)
     learned: dict[int, list[tuple[str, bytes]]] = field(kw_only=True)  # by step, the last time it was done
     steps: int = 0
 
-    async def step(self, batch: TrainBatch) -> LearnReport:
+    async def step(self, batch: TrainBatch) -> StepReport:
         match self.fate.draw(OF_A_STEP[::2] + OF_A_STEP[3:], 0.15):
             case "learner crash":
                 raise LostStateError("learner 0 died.")
@@ -270,7 +270,7 @@ class FaultyLearners(SimulatedLearners):
                 self._tear()
         self.steps += 1
         self.learned[self.steps] = sorted(
-            (item.lesson.rollout.id, item.lesson.privileged_tokens.tobytes()) for item in batch.items
+            (item.example.rollout.id, item.example.privileged_tokens.tobytes()) for item in batch.items
         )
         return await super().step(batch)
 
@@ -292,7 +292,7 @@ class FaultyLearners(SimulatedLearners):
 class Outcome:
     seed: int
     struck: Counter[str]
-    account: Account
+    account: AuditReport
     learned: dict[int, list[tuple[str, bytes]]]
     seconds: float
 
@@ -307,7 +307,7 @@ def survive(faults: int, seed: int, task: Task, output: Path, steps: int, ahead:
     words = [*WORDS, f"steps={steps}", f"rollout.ahead={ahead}", f"output_dir={output}", f"name=seed-{seed}"]
     config = load(DEMO, words)
     folder = RunFolder.create(config)
-    fate = Fate(random.Random(seed), faults)
+    fate = FaultPlan(random.Random(seed), faults)
     learned: dict[int, list[tuple[str, bytes]]] = {}
     while not asyncio.run(asyncio.wait_for(_life(config, folder, task, fate, learned), 600)):
         pass
@@ -315,28 +315,28 @@ def survive(faults: int, seed: int, task: Task, output: Path, steps: int, ahead:
 
 
 async def _life(
-    config: Config, folder: RunFolder, task: Task, fate: Fate, learned: dict[int, list[tuple[str, bytes]]]
+    config: Config, folder: RunFolder, task: Task, fate: FaultPlan, learned: dict[int, list[tuple[str, bytes]]]
 ) -> bool:
     """Until the end, or until the driver is killed: then False."""
-    fleet = LocalFleet(config, folder.path, blank=True, say=lambda text: None)
+    fleet = LocalPool(config, folder.path, blank=True, say=lambda text: None)
     fleet.fate = fate
     weights = FaultyWeights(fleet)
-    fleet.welcome = weights.welcome
+    fleet.sync_new_worker = weights.sync_new_worker
     learners = FaultyLearners(AT_ONCE, fate=fate, checkpoints=folder.checkpoints, learned=learned)
 
-    async def revive() -> None:
+    async def restart() -> None:
         learners.steps = 0
 
     await fleet.start()
     teacher = FaultyTeacher(AT_ONCE, lessons_per_step=1, fate=fate)
-    crew = Crew(RolloutGroup(fleet, config), teacher, learners, weights, revive)
+    roles = Roles(RolloutGroup(fleet, config), teacher, learners, weights, restart)
     with RunLog(folder, config.steps, Console(file=StringIO())) as log:
-        run = run_of(config, crew, task, log)
+        run = run_of(config, roles, task, log)
         state = RunState()
         if folder.metrics.stat().st_size:
             state = await restore(run, run.checkpoints.newest_good(log.note))
         try:
-            await train_through_failures(run, state, f"life after step {state.step}")
+            await train_with_recovery(run, state, f"life after step {state.step}")
         except DriverKilledError:
             return False
         finally:

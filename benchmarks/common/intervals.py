@@ -24,7 +24,7 @@ def half_width(values: Sequence[float]) -> float:
 
 
 @dataclass(frozen=True)
-class Ratio:
+class RatioInterval:
     """Of two means, with its interval."""
 
     value: float
@@ -36,20 +36,20 @@ class Ratio:
         return not self.low <= 1.0 <= self.high
 
 
-def _ratio(log_value: float, half: float) -> Ratio:
+def _ratio(log_value: float, half: float) -> RatioInterval:
     if half == float("inf"):
-        return Ratio(math.exp(log_value), 0.0, half)
-    return Ratio(*(math.exp(log_value + part) for part in (0.0, -half, half)))
+        return RatioInterval(math.exp(log_value), 0.0, half)
+    return RatioInterval(*(math.exp(log_value + part) for part in (0.0, -half, half)))
 
 
-def paired_ratio(values: Sequence[float], others: Sequence[float]) -> Ratio:
+def paired_ratio(values: Sequence[float], others: Sequence[float]) -> RatioInterval:
     """Of the geometric means of `values` to `others`, measured in pairs, one after the other: what slows both does
     not count. All above zero."""
     logs = [math.log(value / other) for value, other in zip(values, others, strict=True)]
     return _ratio(fmean(logs), half_width(logs))
 
 
-def independent_ratio(values: Sequence[float], others: Sequence[float]) -> Ratio:
+def independent_ratio(values: Sequence[float], others: Sequence[float]) -> RatioInterval:
     """The same of values that have nothing to do with each other (Welch's t on logarithms)."""
     logs, other_logs = ([math.log(value) for value in side] for side in (values, others))
     difference = fmean(logs) - fmean(other_logs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from workers.actors import RayCrew
+from workers.actors import RayActors
 
 
 def held(_: object) -> tuple[float, float]:
@@ -22,7 +22,7 @@ def held_from_now(_: object) -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-async def peaks(actors: RayCrew, within_s: float = 60.0) -> tuple[dict[str, float], dict[str, float]]:
+async def peaks(actors: RayActors, within_s: float = 60.0) -> tuple[dict[str, float], dict[str, float]]:
     """Of the largest actor of each role, GiB: host, and GPU where it has one."""
     host, gpu = {}, {}
     for role, group in actors.groups.items():

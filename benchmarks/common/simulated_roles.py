@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from demopsd_dist.data.records import LearnReport, Lesson, Prompt, Rollout, Scored, Tokens, TrainBatch
+from demopsd_dist.data.records import Prompt, Rollout, ScoredExample, StepReport, Tokens, TrainBatch, TrainingExample
 from demopsd_dist.methods import Forwards
 from demopsd_dist.training.roles import Sampling
 
@@ -24,21 +24,21 @@ TOP_K = 4
 
 
 @dataclass(frozen=True)
-class Times:
-    """Seconds. A group takes `group_s` on average, log-normally distributed: `spread` is the deviation of its
+class StageTimes:
+    """Seconds. A group takes `group_s` on average, log-normally distributed: `distribution` is the deviation of its
     logarithm, 0 for none."""
 
     group_s: float
-    spread: float
-    score_s: float  # of a whole step's lessons
+    distribution: float
+    score_s: float  # of a whole step's examples
     learn_s: float
     publish_s: float
 
 
-def group_seconds(times: Times, name: str) -> float:
+def group_seconds(times: StageTimes, name: str) -> float:
     """The same for the same name, whoever samples it."""
     draw = random.Random(name).gauss(0.0, 1.0)
-    return times.group_s * math.exp(times.spread * draw - times.spread**2 / 2)
+    return times.group_s * math.exp(times.distribution * draw - times.distribution**2 / 2)
 
 
 def responses(prompt: Prompt, sampling: Sampling, version: int, worker: int) -> list[Rollout]:
@@ -56,13 +56,13 @@ def responses(prompt: Prompt, sampling: Sampling, version: int, worker: int) -> 
 class SimulatedRollout:
     """An asyncio actor, as the real one is; groups under way do not slow each other down."""
 
-    def __init__(self, rank: int, times: Times) -> None:
+    def __init__(self, rank: int, times: StageTimes) -> None:
         self.rank, self._times, self._version = rank, times, 0
 
     async def start(self) -> None:
         pass
 
-    async def adopt(self, version: int) -> None:
+    async def mark_version(self, version: int) -> None:
         self._version = version
 
     async def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
@@ -84,18 +84,18 @@ class Stateless:
 
 @dataclass
 class SimulatedTeacher(Stateless):
-    times: Times
+    times: StageTimes
     lessons_per_step: int
 
     async def score(
-        self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens] | None, forwards: Forwards
-    ) -> list[Scored]:
+        self, examples: Sequence[TrainingExample], supports_TK: Sequence[Tokens] | None, forwards: Forwards
+    ) -> list[ScoredExample]:
         assert supports_TK is not None
-        await asyncio.sleep(self.times.score_s * len(lessons) / self.lessons_per_step)
+        await asyncio.sleep(self.times.score_s * len(examples) / self.lessons_per_step)
         found = []
-        for lesson, support_TK in zip(lessons, supports_TK, strict=True):
-            values_TA = np.zeros((lesson.response_length_tokens, TOP_K + 1), np.float32)
-            found.append(Scored(lesson, support_TK, values_TA, values_TA))
+        for example, support_TK in zip(examples, supports_TK, strict=True):
+            values_TA = np.zeros((example.response_length_tokens, TOP_K + 1), np.float32)
+            found.append(ScoredExample(example, support_TK, values_TA, values_TA))
         return found
 
     def figures(self) -> dict[str, float]:
@@ -104,15 +104,15 @@ class SimulatedTeacher(Stateless):
 
 @dataclass
 class SimulatedLearners(Stateless):
-    times: Times
+    times: StageTimes
     dp_size: int = 8
 
-    async def support(self, lessons: Sequence[Lesson]) -> list[Tokens]:
-        return [np.zeros((lesson.response_length_tokens, TOP_K), np.int32) for lesson in lessons]
+    async def support(self, examples: Sequence[TrainingExample]) -> list[Tokens]:
+        return [np.zeros((example.response_length_tokens, TOP_K), np.int32) for example in examples]
 
-    async def step(self, batch: TrainBatch) -> LearnReport:
+    async def step(self, batch: TrainBatch) -> StepReport:
         await asyncio.sleep(self.times.learn_s)
-        return LearnReport({"learner/loss": 0.0}, stepped=True)
+        return StepReport({"learner/loss": 0.0}, stepped=True)
 
     async def export(self, folder: Path) -> None:
         raise NotImplementedError("there is no model to export")

@@ -52,7 +52,7 @@ class Tuning:
 
 
 @dataclass
-class Final:
+class FinalRuns:
     settings: list[str] = field(default_factory=list)
 
 
@@ -64,19 +64,19 @@ class Experiment:
     compared_with: str = "demopsd"
     settings: list[str] = field(default_factory=list)
     tuning: Tuning = field(default_factory=Tuning)
-    final: Final = field(default_factory=Final)
+    final: FinalRuns = field(default_factory=FinalRuns)
     arms: dict[str, Arm] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Run:
+class ArmRun:
     """One training run: a name, also of its record, and the words that make its config."""
 
     name: str
     words: tuple[str, ...]
 
 
-class Bench:
+class ExperimentRunner:
     """Runs what has no record yet, a few at a time."""
 
     def __init__(self, experiment: Experiment, base: Path, out: Path) -> None:
@@ -84,7 +84,7 @@ class Bench:
         self._running: set[subprocess.Popen[str]] = set()
         (out / "runs").mkdir(parents=True, exist_ok=True)
 
-    def all(self, runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    def all(self, runs: Sequence[ArmRun]) -> dict[str, dict[str, Any]]:
         """Records by name.
 
         Raises:
@@ -106,17 +106,17 @@ class Bench:
                 raise
         return {run.name: json.loads(self._record(run).read_text()) for run in runs}
 
-    def _record(self, run: Run) -> Path:
+    def _record(self, run: ArmRun) -> Path:
         return self._out / "runs" / f"{run.name}.json"
 
-    def _check(self, run: Run) -> None:
+    def _check(self, run: ArmRun) -> None:
         load(self._base, run.words)
         if self._record(run).exists() and json.loads(self._record(run).read_text())["words"] != list(run.words):
             raise ConfigError(
                 f"{self._record(run)} was made with other settings. Give another --out, or remove it to run again."
             )
 
-    def _train(self, run: Run) -> None:
+    def _train(self, run: ArmRun) -> None:
         started = time.monotonic()
         folder = Path("runs") / "experiments" / self._out.name / run.name
         shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was stopped
@@ -150,7 +150,7 @@ def told(folder: Path) -> dict[str, Any]:
     return {"summary": summary, "curves": {key: values for key, values in curves.items() if values}}
 
 
-def tune(bench: Bench) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
+def tune(bench: ExperimentRunner) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
     """For each arm its best tuning run's record, and the words that make its final runs; without learning rates to
     try, all arms keep that of their settings."""
     arms, tuning = bench.experiment.arms, bench.experiment.tuning
@@ -163,7 +163,7 @@ def tune(bench: Bench) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]
     def tuned(names: list[str]) -> None:
         runs = {
             name: [
-                Run(
+                ArmRun(
                     f"tuning-{name}-{rate:g}",
                     (*common, *words[name], f"learner.learning_rate={rate:g}", f"seed={tuning.seed}"),
                 )
@@ -202,12 +202,12 @@ def _mean_alpha(best: dict[str, dict[str, Any]], arm: str | None) -> float:
 
 
 def run(experiment: Experiment, base: Path, out: Path) -> None:
-    bench = Bench(experiment, base, out)
+    bench = ExperimentRunner(experiment, base, out)
     _, words = tune(bench)
     common = (*experiment.settings, *experiment.final.settings)
-    runs = [Run(f"base-seed{seed}", (*common, "steps=0", f"seed={seed}")) for seed in experiment.seeds]
+    runs = [ArmRun(f"base-seed{seed}", (*common, "steps=0", f"seed={seed}")) for seed in experiment.seeds]
     runs += [
-        Run(f"{name}-seed{seed}", (*common, *own, f"seed={seed}"))
+        ArmRun(f"{name}-seed{seed}", (*common, *own, f"seed={seed}"))
         for seed in experiment.seeds
         for name, own in words.items()
     ]

@@ -23,7 +23,7 @@ from demopsd_dist.objective import (
     SDPO,
     SLICE_TOKENS,
     DemoPSD,
-    Slice,
+    TokenSlice,
     TokenViews,
     coarsen,
     fused_loss,
@@ -36,7 +36,7 @@ from demopsd_dist.objective import (
 TOP_K = 100
 
 
-class Case:
+class LossCase:
     """Inputs of a size. Everything that a form does not itself compute is there before it starts."""
 
     def __init__(self, tokens: int, hidden: int, vocabulary: int, device: str, dtype: torch.dtype) -> None:
@@ -70,11 +70,11 @@ class Case:
             return linear(self.teacher_NH[rows], self.weight_VH)
 
 
-def demopsd_plain(case: Case) -> Tensor:
+def demopsd_plain(case: LossCase) -> Tensor:
     return _demopsd_rows(case.hidden_NH, case.weight_VH, case, slice(0, case.tokens))
 
 
-def demopsd_recomputed(case: Case) -> Tensor:
+def demopsd_recomputed(case: LossCase) -> Tensor:
     """Slices whose logits are thrown away and computed again in the backward pass."""
     total = case.hidden_NH.new_zeros((), dtype=torch.float32)
     for start in range(0, case.tokens, case.slice_tokens):
@@ -83,7 +83,7 @@ def demopsd_recomputed(case: Case) -> Tensor:
     return total
 
 
-def _demopsd_rows(hidden_NH: Tensor, weight_VH: Tensor, case: Case, rows: slice) -> Tensor:
+def _demopsd_rows(hidden_NH: Tensor, weight_VH: Tensor, case: LossCase, rows: slice) -> Tensor:
     ids, reference, teacher = (x[rows] for x in case.sent)
     return loss_on_support(
         DemoPSD(),
@@ -96,34 +96,34 @@ def _demopsd_rows(hidden_NH: Tensor, weight_VH: Tensor, case: Case, rows: slice)
     ).loss
 
 
-def demopsd_fused(case: Case) -> Tensor:
+def demopsd_fused(case: LossCase) -> Tensor:
     ids, reference, teacher = case.sent
 
-    def loss_of(part: Slice) -> Tensor:
+    def loss_of(part: TokenSlice) -> Tensor:
         views = TokenViews(part.student_logp_NA, reference[part.tokens], teacher[part.tokens])
         return reduced(DemoPSD(), views, token_count=case.tokens).loss
 
     return fused_loss(case.hidden_NH, case.weight_VH, ids, loss_of)
 
 
-def sdpo_fused(case: Case) -> Tensor:
+def sdpo_fused(case: LossCase) -> Tensor:
     ids = case.sent[0]
 
-    def loss_of(part: Slice) -> Tensor:
+    def loss_of(part: TokenSlice) -> Tensor:
         teacher_NA = coarsen(case.teacher_logits(part.tokens), ids[part.tokens])
         return reduced(SDPO(), TokenViews(part.student_logp_NA, None, teacher_NA), token_count=case.tokens).loss
 
     return fused_loss(case.hidden_NH, case.weight_VH, ids, loss_of)
 
 
-def sdpo_plain(case: Case) -> Tensor:
+def sdpo_plain(case: LossCase) -> Tensor:
     teacher = case.teacher_logits(slice(None))
     return loss_from_logits(
         SDPO(), linear(case.hidden_NH, case.weight_VH), case.mask_N, teacher_logits_BTV=teacher, top_k=TOP_K
     ).loss
 
 
-def sdpo_trl(case: Case) -> Tensor:
+def sdpo_trl(case: LossCase) -> Tensor:
     from trl.experimental.sdpo.loss_utils import compute_topk_self_distillation_loss
 
     return compute_topk_self_distillation_loss(
@@ -135,8 +135,8 @@ def sdpo_trl(case: Case) -> Tensor:
     ).mean()
 
 
-def jsd_fused(case: Case) -> Tensor:
-    def loss_of(part: Slice) -> Tensor:
+def jsd_fused(case: LossCase) -> Tensor:
+    def loss_of(part: TokenSlice) -> Tensor:
         teacher_NV = coarsen(case.teacher_logits(part.tokens), None)
         views = TokenViews(part.student_logp_NA, None, teacher_NV, has_tail=False)
         return reduced(OPSD(), views, token_count=case.tokens).loss
@@ -144,7 +144,7 @@ def jsd_fused(case: Case) -> Tensor:
     return fused_loss(case.hidden_NH, case.weight_VH, None, loss_of)
 
 
-def jsd_liger(case: Case) -> Tensor:
+def jsd_liger(case: LossCase) -> Tensor:
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
     labels = torch.zeros(case.tokens, dtype=torch.long, device=case.device)
@@ -158,7 +158,7 @@ def importable(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-Form = Callable[[Case], Tensor]
+Form = Callable[[LossCase], Tensor]
 FORMS: dict[str, dict[str, Form]] = {
     "demopsd": {"plain": demopsd_plain, "recomputed": demopsd_recomputed, "fused": demopsd_fused},
     "sdpo": {"plain": sdpo_plain, "fused": sdpo_fused},

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.objective.loss_forms import FORMS, HEAD_PRODUCTS, TOP_K, Case, Form
+from benchmarks.objective.loss_forms import FORMS, HEAD_PRODUCTS, TOP_K, Form, LossCase
 
 VOCABULARY = 151_936
 RESULTS = Path(__file__).parents[1] / "results"
@@ -99,19 +99,19 @@ def measure(task: str, form: str, size: Row, device: str, repeats: int) -> dict[
     }
 
 
-def make(size: Row, device: str) -> Case:
+def make(size: Row, device: str) -> LossCase:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    return Case(size["tokens"], size["hidden"], size["vocabulary"], device, dtype)
+    return LossCase(size["tokens"], size["hidden"], size["vocabulary"], device, dtype)
 
 
-def step(case: Case, form: Form) -> float:
+def step(case: LossCase, form: Form) -> float:
     case.hidden_NH.grad = case.weight_VH.grad = None
     loss = form(case)
     loss.backward()
     return loss.item()
 
 
-def products(case: Case) -> None:
+def products(case: LossCase) -> None:
     """One product of the hidden states with the head, in slices: what a form cannot be faster than."""
     with torch.no_grad():
         for rows in case.hidden_NH.split(case.slice_tokens):

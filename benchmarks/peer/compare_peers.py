@@ -43,7 +43,7 @@ TRIAL_S, RUN_S = 300, 900
 
 
 @dataclass(frozen=True)
-class Shape:
+class WorkShape:
     """How TRL uses the cores: data-parallel processes, each with its share of the threads, and samples a forward."""
 
     processes: int
@@ -53,11 +53,11 @@ class Shape:
         return f"{self.processes} x {CORES // self.processes} threads, {self.micro_batch} samples a forward"
 
 
-SHAPES = [Shape(1, 192), Shape(1, 48), Shape(2, 96), Shape(2, 48), Shape(2, 32), Shape(2, 24)]
+SHAPES = [WorkShape(1, 192), WorkShape(1, 48), WorkShape(2, 96), WorkShape(2, 48), WorkShape(2, 32), WorkShape(2, 24)]
 
 
 @dataclass(frozen=True)
-class Step:
+class PeerStep:
     samples: float
     tokens: float
     reward: float
@@ -66,7 +66,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Figures:
+class PeerFigures:
     """Of some steps of a run; `stages` and `step_s` are means, in seconds."""
 
     samples_per_s: float
@@ -78,10 +78,10 @@ class Figures:
     stages: dict[str, float]
 
 
-def figures(steps: Sequence[Step]) -> Figures:
+def figures(steps: Sequence[PeerStep]) -> PeerFigures:
     seconds, samples = sum(step.step_s for step in steps), sum(step.samples for step in steps)
     names = sorted({name for step in steps for name in step.stages})
-    return Figures(
+    return PeerFigures(
         samples_per_s=samples / seconds,
         tokens_per_sample=sum(step.tokens for step in steps) / samples,
         reward=sum(step.reward for step in steps) / len(steps),
@@ -92,7 +92,7 @@ def figures(steps: Sequence[Step]) -> Figures:
     )
 
 
-def ours(words: Sequence[str]) -> list[Step]:
+def ours(words: Sequence[str]) -> list[PeerStep]:
     config = load(DEMO, words)
     session.join(config)
     try:
@@ -100,7 +100,7 @@ def ours(words: Sequence[str]) -> list[Step]:
     finally:
         session.leave()
     return [
-        Step(
+        PeerStep(
             samples=metrics["rollout/samples"],
             tokens=metrics["rollout/tokens"],
             reward=metrics["rollout/reward_mean"],
@@ -125,7 +125,7 @@ def trl_python() -> Path:
     return python
 
 
-def trl(shape: Shape, words: Sequence[str], within_s: float) -> list[Step]:
+def trl(shape: WorkShape, words: Sequence[str], within_s: float) -> list[PeerStep]:
     """
     Raises:
         RuntimeError: TRL failed, with its last words.
@@ -146,12 +146,12 @@ def trl(shape: Shape, words: Sequence[str], within_s: float) -> list[Step]:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=within_s)
     if done.returncode:
         raise RuntimeError(f"TRL ({shape}) ended with exit code {done.returncode}: {done.stderr[-2000:]}")
-    return [Step(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
+    return [PeerStep(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def tried() -> dict[Shape, float]:
+def tried() -> dict[WorkShape, float]:
     """Samples/s of TRL's shapes in short runs."""
-    found: dict[Shape, float] = {}
+    found: dict[WorkShape, float] = {}
     for shape in SHAPES:
         steps = trl(shape, [*WORDS, f"steps={TRIAL_WARMUP + TRIAL_STEPS}"], TRIAL_S)
         found[shape] = figures(steps[TRIAL_WARMUP:]).samples_per_s
@@ -159,7 +159,7 @@ def tried() -> dict[Shape, float]:
     return found
 
 
-def stage_rows(here: Figures, there: Figures) -> list[tuple[str, float | None, float | None]]:
+def stage_rows(here: PeerFigures, there: PeerFigures) -> list[tuple[str, float | None, float | None]]:
     """What takes a step's time, on both sides, seconds."""
     mine, theirs = here.stages, there.stages
     rest = here.step_s - mine["wait_for_rollouts"] - mine["learn"] - mine["publish_weights"]
@@ -178,11 +178,11 @@ def stage_rows(here: Figures, there: Figures) -> list[tuple[str, float | None, f
     ]
 
 
-def report(found: dict[str, Any], here: Figures, there: Figures, config: Config) -> list[str]:
+def report(found: dict[str, Any], here: PeerFigures, there: PeerFigures, config: Config) -> list[str]:
     def cell(seconds: float | None) -> str:
         return "" if seconds is None else f"{seconds:.3f}"
 
-    def side(name: str, side: Figures) -> str:
+    def side(name: str, side: PeerFigures) -> str:
         return (
             f"| {name} | {side.samples_per_s:.1f} | {side.step_s:.2f} ({side.fastest_s:.2f} to {side.slowest_s:.2f}) | "
             f"{side.tokens_per_sample:.1f} | {side.reward:.3f} |"

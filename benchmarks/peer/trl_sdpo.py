@@ -71,7 +71,7 @@ class TimedTrainer(SDPOTrainer):
             return super().training_step(*args, **kwargs)
 
 
-class Told(TrainerCallback):
+class StepTimes(TrainerCallback):
     """Tells of each step once TRL has logged it; what no stage has taken (optimizer, EMA, log) is `rest`."""
 
     def __init__(self, trainer: TimedTrainer, samples: int) -> None:
@@ -181,7 +181,7 @@ def main() -> None:
             processing_class=tokenizer,
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(Told(trainer, samples_per_step(config)))
+        trainer.add_callback(StepTimes(trainer, samples_per_step(config)))
         trainer.train()
 
 

@@ -26,7 +26,7 @@ from benchmarks.plan.measured_cases import CASES, run
 from benchmarks.plan.plan_page import report
 from benchmarks.plan.published_steps import published
 from benchmarks.plan.simulated_steps import simulations
-from demopsd_dist.planning.hardware import GIB, Device, Fleet
+from demopsd_dist.planning.hardware import GIB, Device, DeviceCluster
 from launch._processes import fenced
 
 Row = dict[str, Any]
@@ -57,7 +57,7 @@ def main() -> None:
     save(args.out, "plan-cpu", found, list(report(found)))
 
 
-def this_machine() -> Fleet:
+def this_machine() -> DeviceCluster:
     """A core's rates, each core busy: products of matrices, and copies, of which every byte is read and written."""
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
@@ -77,7 +77,7 @@ def this_machine() -> Fleet:
         network_gb_per_s=1.0,
         shared=True,
     )
-    return Fleet(device, 1, cores)
+    return DeviceCluster(device, 1, cores)
 
 
 def product_flops(dtype: torch.dtype) -> float:

@@ -17,21 +17,21 @@ from benchmarks.common.peak_memory import peaks
 from benchmarks.common.sized_models import model_folder
 from benchmarks.step import run as run_driver
 from demopsd_dist.config import Config, load
-from demopsd_dist.data.examples import lessons_from_siblings, rewarded
+from demopsd_dist.data.examples import examples_from_siblings, rewarded
 from demopsd_dist.data.packing import pack
 from demopsd_dist.data.prefix_tree import new_nodes
-from demopsd_dist.data.records import Lesson, Question, Rollout
+from demopsd_dist.data.records import Question, Rollout, TrainingExample
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.methods import recipe
 from demopsd_dist.minisci import MODEL_DIR
-from demopsd_dist.planning.calibration import Measured
+from demopsd_dist.planning.calibration import MeasuredRun
 from demopsd_dist.planning.model_shape import shape_of
 from demopsd_dist.planning.workload import Traffic, job_of, split_of
-from demopsd_dist.training.roles import Crew
+from demopsd_dist.training.roles import Roles
 from demopsd_dist.training.run import Task
 from demopsd_dist.training.step_prompts import train_sampling
 from launch._task import build_task
-from workers.actors import RayCrew
+from workers.actors import RayActors
 from workers.cluster import session
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ TWO_THREADS = ["rollout.num_workers=1", "rollout.threads=2", "learner.num_worker
 
 
 @dataclass(frozen=True)
-class Case:
+class MeasuredCase:
     name: str
     model: str
     words: tuple[str, ...]
@@ -68,8 +68,8 @@ class Case:
 
 def case(
     model: str, words: Sequence[str], prompts: int, group: int, tokens: int, suffix: str, fits: bool = True
-) -> Case:
-    return Case(f"{model} {suffix}", model, tuple(words), prompts, group, tokens, fits)
+) -> MeasuredCase:
+    return MeasuredCase(f"{model} {suffix}", model, tuple(words), prompts, group, tokens, fits)
 
 
 STEPS, STEPS_OF_A_SPLIT = 5, 10
@@ -109,11 +109,11 @@ SPLITS = (  # of the demo on two cores: engines x threads, threads of the teache
 )
 
 
-def split_case(rollout: tuple[int, int], teacher: int, learner: tuple[int, int], ahead: int) -> Case:
+def split_case(rollout: tuple[int, int], teacher: int, learner: tuple[int, int], ahead: int) -> MeasuredCase:
     words = [f"rollout.num_workers={rollout[0]}", f"rollout.threads={rollout[1]}", f"teacher.threads={teacher}"]
     words += [f"learner.num_workers={learner[0]}", f"learner.threads={learner[1]}", f"rollout.ahead={ahead}"]
     name = f"demo {rollout[0]}x{rollout[1]} {teacher} {learner[0]}x{learner[1]} ahead {ahead}"
-    return Case(name, "minisci", tuple(words), 24, 8, 64, fits=False, split_of="the demo")
+    return MeasuredCase(name, "minisci", tuple(words), 24, 8, 64, fits=False, split_of="the demo")
 
 
 CASES += [split_case(*split) for split in SPLITS]
@@ -125,25 +125,25 @@ def coin(response: str, question: Question) -> float:
     return float(hashlib.blake2b(response.encode(), digest_size=1).digest()[0] % 4 > 0)
 
 
-def run(of: Case, rounds: int) -> Row:
-    """The case as `Measured`, and its step as the driver does it: a row of the results."""
+def run(of: MeasuredCase, rounds: int) -> Row:
+    """The case as `MeasuredRun`, and its step as the driver does it: a row of the results."""
     with ExitStack() as stack:
         folder = MODEL_DIR if of.model == "minisci" else stack.enter_context(model_folder(of.model))
         config = of.config(folder)
         task = build_task(config, folder, load_data(config.data).questions)[0]
         session.join(config)
-        actors = RayCrew(config, folder)
+        actors = RayActors(config, folder)
         stack.callback(actors.stop)
-        crew = asyncio.run(actors.start())
-        step_s = settled_s([metrics["perf/step_s"] for metrics in run_driver(config, crew, task).steps], config, of)
-        seconds, groups, lessons = asyncio.run(stages(config, crew, task, rounds))
+        roles = asyncio.run(actors.start())
+        step_s = settled_s([metrics["perf/step_s"] for metrics in run_driver(config, roles, task).steps], config, of)
+        seconds, groups, examples = asyncio.run(stages(config, roles, task, rounds))
         memory, _ = asyncio.run(peaks(actors))
-        job = job_of(config, shape_of(str(folder)), traffic_of(groups, lessons))
-    measured = Measured(of.name, job, split_of(config, job), seconds, memory)
+        job = job_of(config, shape_of(str(folder)), traffic_of(groups, examples))
+    measured = MeasuredRun(of.name, job, split_of(config, job), seconds, memory)
     return {**asdict(measured), "step_s": step_s, "fits": of.fits, "split_of": of.split_of}
 
 
-def settled_s(steps_s: Sequence[float], config: Config, of: Case) -> float:
+def settled_s(steps_s: Sequence[float], config: Config, of: MeasuredCase) -> float:
     """Of the steps after the first the fastest; of a split their mean: ahead of the learners one step's time is
     another's, and those at both ends have less to do."""
     ahead = config.rollout.ahead
@@ -152,8 +152,8 @@ def settled_s(steps_s: Sequence[float], config: Config, of: Case) -> float:
 
 
 async def stages(
-    config: Config, crew: Crew, task: Task, rounds: int
-) -> tuple[dict[str, float], list[list[Rollout]], list[Lesson]]:
+    config: Config, roles: Roles, task: Task, rounds: int
+) -> tuple[dict[str, float], list[list[Rollout]], list[TrainingExample]]:
     """The fastest of the rounds after the first: each stage by itself, on a machine that others may use too."""
     found: dict[str, list[float]] = {}
     for turn in range(rounds + 1):
@@ -165,44 +165,48 @@ async def stages(
             now = time.monotonic()
             spent[stage], clock = spent.get(stage, 0.0) + now - clock, now
 
-        groups = await crew.rollouts.sample(task.train[: config.rollout.prompts_per_step], train_sampling(config, turn))
+        groups = await roles.rollouts.sample(
+            task.train[: config.rollout.prompts_per_step], train_sampling(config, turn)
+        )
         lap("sample")
         marked = [rewarded(group, task.reward) for group in groups]
-        taught = lessons_from_siblings(marked, task.prompts, exclude_own_success=True, seed=str(turn))
+        taught = examples_from_siblings(marked, task.prompts, exclude_own_success=True, seed=str(turn))
         lap("driver")
-        supports = await crew.learners.support(taught.lessons)
+        supports = await roles.learners.support(taught.examples)
         lap("support")
-        scored = await crew.teacher.score(taught.lessons, supports, recipe(config).forwards)
+        scored = await roles.teacher.score(taught.examples, supports, recipe(config).forwards)
         lap("score")
         sizes = (config.learner.micro_batch_tokens, config.model.tree_tokens)
-        batch = pack(scored, taught.size, crew.learners.dp_size, *sizes)
+        batch = pack(scored, taught.size, roles.learners.dp_size, *sizes)
         lap("driver")
-        await crew.learners.step(batch)
+        await roles.learners.step(batch)
         lap("learn")
-        await crew.weights.publish(config.steps + turn + 1)
+        await roles.weights.publish(config.steps + turn + 1)
         lap("publish")
         for stage, value in spent.items() if turn else ():
             found.setdefault(stage, []).append(value)
-    return {stage: min(values) for stage, values in found.items()}, groups, taught.lessons
+    return {stage: min(values) for stage, values in found.items()}, groups, taught.examples
 
 
-def traffic_of(groups: Sequence[Sequence[Rollout]], lessons: Sequence[Lesson]) -> Traffic:
+def traffic_of(groups: Sequence[Sequence[Rollout]], examples: Sequence[TrainingExample]) -> Traffic:
     """What a config does not say, as it was in this run."""
     rollouts = [rollout for group in groups for rollout in group]
     lengths = [len(rollout.tokens_T) for rollout in rollouts]
-    by_question: dict[str, list[Lesson]] = {}
-    for lesson in lessons:
-        by_question.setdefault(lesson.rollout.prompt.id, []).append(lesson)
+    by_question: dict[str, list[TrainingExample]] = {}
+    for example in examples:
+        by_question.setdefault(example.rollout.prompt.id, []).append(example)
     own = sum(added for group in by_question.values() for _, added in new_nodes([one.student_input for one in group]))
     own -= sum(len(group[0].rollout.prompt.tokens) for group in by_question.values())
-    siblings = len(lessons) / len(by_question)
-    told_twice = 1 - own / sum(len(lesson.rollout.tokens_T) for lesson in lessons)
+    siblings = len(examples) / len(by_question)
+    told_twice = 1 - own / sum(len(example.rollout.tokens_T) for example in examples)
     return Traffic(
         prompt_tokens=statistics.mean(len(group[0].prompt.tokens) for group in groups),
         response_tokens=statistics.mean(lengths),
         response_spread=statistics.pstdev(math.log(length) for length in lengths),
-        solution_tokens=statistics.mean(len(one.privileged_tokens) - len(one.rollout.prompt.tokens) for one in lessons),
-        right_fraction=_right_fraction(len(lessons) / len(rollouts), len(groups[0])),
+        solution_tokens=statistics.mean(
+            len(one.privileged_tokens) - len(one.rollout.prompt.tokens) for one in examples
+        ),
+        right_fraction=_right_fraction(len(examples) / len(rollouts), len(groups[0])),
         shared_fraction=max(0.0, min(1.0, told_twice * siblings / max(siblings - 1, 1))),
     )
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from demopsd_dist.planning.calibration import Measured, fitted, measured_from
+from demopsd_dist.planning.calibration import MeasuredRun, fitted, measured_from
 from demopsd_dist.planning.default_efficiencies import STAGES, Calibration
-from demopsd_dist.planning.hardware import Device, Fleet
+from demopsd_dist.planning.hardware import Device, DeviceCluster
 from demopsd_dist.planning.splits import ranked
-from demopsd_dist.planning.step_time import Plan, plan
+from demopsd_dist.planning.step_time import RunPlan, plan
 
 Row = dict[str, Any]
 GOAL = 0.25
 
 
 def report(found: Row) -> Iterator[str]:
-    fleet = Fleet(**{**found["fleet"], "device": Device(**found["fleet"]["device"])})
+    fleet = DeviceCluster(**{**found["fleet"], "device": Device(**found["fleet"]["device"])})
     device = fleet.device
     rows = [row for row in found["measured"] if not row["split_of"]]
     known = [measured_from(row) for row in rows if row["fits"]]
@@ -40,7 +40,7 @@ def report(found: Row) -> Iterator[str]:
     yield from _published(found["published"])
 
 
-def _errors(title: str, rows: Sequence[Row], fleet: Fleet, figures: Calibration) -> Iterator[str]:
+def _errors(title: str, rows: Sequence[Row], fleet: DeviceCluster, figures: Calibration) -> Iterator[str]:
     yield from (f"## {title}", "", "Seconds, measured / predicted, and the error:", "")
     yield "| case | " + " | ".join(STAGES) + " | sum | step by the driver |"
     yield "|" + "---|" * (len(STAGES) + 3)
@@ -67,7 +67,7 @@ def _errors(title: str, rows: Sequence[Row], fleet: Fleet, figures: Calibration)
     yield from ("", f"The largest error of a step is {worst:.0%}; the goal is {GOAL:.0%}.", "")
 
 
-def _plan(row: Row, fleet: Fleet, figures: Calibration) -> Plan:
+def _plan(row: Row, fleet: DeviceCluster, figures: Calibration) -> RunPlan:
     case = measured_from(row)
     return plan(case.job, case.split, fleet, figures)
 
@@ -98,12 +98,12 @@ def _coefficients(figures: Calibration) -> Iterator[str]:
     yield ""
 
 
-def _splits(found: Row, fleet: Fleet, figures: Calibration) -> Iterator[str]:
+def _splits(found: Row, fleet: DeviceCluster, figures: Calibration) -> Iterator[str]:
     """Of each job whose splits were measured: all of them, by the measured step."""
     for name in dict.fromkeys(row["split_of"] for row in found["measured"] if row["split_of"]):
         rows = [row for row in found["measured"] if row["split_of"] == name]
         rows.sort(key=lambda row: row["step_s"])
-        cases: list[Measured] = [measured_from(row) for row in rows]
+        cases: list[MeasuredRun] = [measured_from(row) for row in rows]
         best = ranked(cases[0].job, fleet, figures)[0].split
         yield from (f"## Splits of {fleet.size} cores: {name}", "", "| split | step, s | predicted |", "|---|---|---|")
         for row, case in zip(rows, cases, strict=True):

@@ -12,11 +12,11 @@ from typing import Any
 from demopsd_dist.config import load
 from demopsd_dist.planning.default_efficiencies import ASSUMED, STAGES
 from demopsd_dist.planning.forward_time import heaviest, learn_loads, support_loads
-from demopsd_dist.planning.hardware import Fleet, fleet_of
+from demopsd_dist.planning.hardware import DeviceCluster, fleet_of
 from demopsd_dist.planning.model_shape import KNOWN
 from demopsd_dist.planning.roofline import Power
 from demopsd_dist.planning.sampling_time import sampled
-from demopsd_dist.planning.workload import Job, Traffic, job_of
+from demopsd_dist.planning.workload import Traffic, Workload, job_of
 
 NODE = Path(__file__).parents[2] / "configs" / "node_8gpu.yaml"
 NEMO = "NVIDIA NeMo-RL, performance summary (GRPO, OpenMathInstruct-2, DGX H100, BF16)"
@@ -24,7 +24,7 @@ PROMPT_TOKENS = 130.0  # assumed, of a question of that data set
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedStep:
     source: str
     model: str
     gpus: str
@@ -38,10 +38,10 @@ class Published:
 
 
 ROWS = (
-    Published(NEMO + ", v0.4", "llama-3.1-8b", "16xh100", 2048, 32, 1192, 1, 4, 97.7, 1562),
-    Published(NEMO + ", v0.4", "qwen3-30b-a3b", "32xh100", 2048, 32, 3252, 4, 4, 225.0, 925),
-    Published(NEMO + ", latest", "qwen3-30b-a3b", "32xh100", 2048, 32, 3306, 4, 4, 192.0, 1102),
-    Published(NEMO + ", v0.4", "qwen3-32b", "32xh100", 2048, 32, 3316, 4, 4, 393.0, 540),
+    PublishedStep(NEMO + ", v0.4", "llama-3.1-8b", "16xh100", 2048, 32, 1192, 1, 4, 97.7, 1562),
+    PublishedStep(NEMO + ", v0.4", "qwen3-30b-a3b", "32xh100", 2048, 32, 3252, 4, 4, 225.0, 925),
+    PublishedStep(NEMO + ", latest", "qwen3-30b-a3b", "32xh100", 2048, 32, 3306, 4, 4, 192.0, 1102),
+    PublishedStep(NEMO + ", v0.4", "qwen3-32b", "32xh100", 2048, 32, 3316, 4, 4, 393.0, 540),
 )
 """Sequence tokens follow from the two published rates: tokens/s/GPU x GPUs x seconds / samples."""
 
@@ -64,7 +64,7 @@ def published() -> Iterator[dict[str, Any]]:
         }
 
 
-def planned(row: Published, fleet: Fleet) -> dict[str, float]:
+def planned(row: PublishedStep, fleet: DeviceCluster) -> dict[str, float]:
     """All GPUs take part in every stage, one after the other, as these systems do on-policy: engines of several GPUs,
     two forwards for log-probabilities (policy and reference), and training in several optimizer steps."""
     job = _job(row)
@@ -79,7 +79,7 @@ def planned(row: Published, fleet: Fleet) -> dict[str, float]:
     return {stage: value for stage, value in seconds.items() if value}
 
 
-def _job(row: Published) -> Job:
+def _job(row: PublishedStep) -> Workload:
     traffic = Traffic(
         prompt_tokens=PROMPT_TOKENS,
         response_tokens=row.sequence_tokens - PROMPT_TOKENS,

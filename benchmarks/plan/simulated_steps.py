@@ -19,7 +19,7 @@ from rich.console import Console
 from benchmarks.common.simulated_roles import TOP_K, Stateless, responses
 from benchmarks.step import task_of
 from demopsd_dist.config import load
-from demopsd_dist.data.records import LearnReport, Lesson, Prompt, Rollout, Scored, Tokens, TrainBatch
+from demopsd_dist.data.records import Prompt, Rollout, ScoredExample, StepReport, Tokens, TrainBatch, TrainingExample
 from demopsd_dist.methods import Forwards
 from demopsd_dist.planning.default_efficiencies import STAGES
 from demopsd_dist.planning.hardware import fleet_of
@@ -28,8 +28,8 @@ from demopsd_dist.planning.step_time import step_seconds
 from demopsd_dist.planning.workload import Split, Traffic, job_of
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.log import RunLog
-from demopsd_dist.training.loop import train_through_failures
-from demopsd_dist.training.roles import Crew, Sampling
+from demopsd_dist.training.loop import train_with_recovery
+from demopsd_dist.training.roles import Roles, Sampling
 from demopsd_dist.training.run import RunState, Task
 from launch._task import run_of
 
@@ -50,7 +50,7 @@ FIVE = fleet_of("5xh100")  # devices, one for each worker
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
 
-class Jumping(selectors.SelectSelector):
+class SkippingClock(selectors.SelectSelector):
     """Instead of waiting for a timer it moves the clock there."""
 
     now = 0.0
@@ -64,9 +64,9 @@ class Jumping(selectors.SelectSelector):
         return found
 
 
-class JumpingLoop(asyncio.SelectorEventLoop):
+class SkippingEventLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
-        self._jumping = Jumping()
+        self._jumping = SkippingClock()
         super().__init__(self._jumping)
 
     def time(self) -> float:
@@ -74,7 +74,7 @@ class JumpingLoop(asyncio.SelectorEventLoop):
 
 
 @dataclass
-class Hands:
+class SleepingWorkers:
     """What the roles have to wait for each other for. On shared devices there is one pair of hands for all."""
 
     rollouts: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -82,19 +82,19 @@ class Hands:
     learners: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
-    def of(cls, split: Split) -> Hands:
+    def of(cls, split: Split) -> SleepingWorkers:
         one = asyncio.Lock()
         return cls(one, one, one) if split.shared else cls()
 
 
 @dataclass
-class Sleepers(Stateless):
+class SleepingRoles(Stateless):
     """All four roles."""
 
     seconds: Mapping[str, float]
     done: Sequence[float]  # shares of a batch's sampling at which groups are done
     samples: int
-    hands: Hands
+    hands: SleepingWorkers
     waits: bool  # a publish for responses under way
     dp_size: int = 8
     version: int = 0
@@ -114,26 +114,26 @@ class Sleepers(Stateless):
     def figures(self) -> dict[str, float]:
         return {}
 
-    async def support(self, lessons: Sequence[Lesson]) -> list[Tokens]:
+    async def support(self, examples: Sequence[TrainingExample]) -> list[Tokens]:
         async with self.hands.learners:
-            await asyncio.sleep(self.seconds["support"] * len(lessons) / self.samples)
-        return [np.zeros((lesson.response_length_tokens, TOP_K), np.int32) for lesson in lessons]
+            await asyncio.sleep(self.seconds["support"] * len(examples) / self.samples)
+        return [np.zeros((example.response_length_tokens, TOP_K), np.int32) for example in examples]
 
     async def score(
-        self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens] | None, forwards: Forwards
-    ) -> list[Scored]:
+        self, examples: Sequence[TrainingExample], supports_TK: Sequence[Tokens] | None, forwards: Forwards
+    ) -> list[ScoredExample]:
         assert supports_TK is not None
         async with self.hands.teacher:
-            await asyncio.sleep(self.seconds["score"] * len(lessons) / self.samples)
+            await asyncio.sleep(self.seconds["score"] * len(examples) / self.samples)
         return [
-            Scored(lesson, support_TK, *2 * [np.zeros((len(support_TK), TOP_K + 1), np.float32)])
-            for lesson, support_TK in zip(lessons, supports_TK, strict=True)
+            ScoredExample(example, support_TK, *2 * [np.zeros((len(support_TK), TOP_K + 1), np.float32)])
+            for example, support_TK in zip(examples, supports_TK, strict=True)
         ]
 
-    async def step(self, batch: TrainBatch) -> LearnReport:
+    async def step(self, batch: TrainBatch) -> StepReport:
         async with self.hands.learners:
             await asyncio.sleep(self.seconds["learn"] + self.seconds["driver"])
-        return LearnReport({"learner/loss": 0.0}, stepped=True)
+        return StepReport({"learner/loss": 0.0}, stepped=True)
 
     async def publish(self, version: int, *, moved: bool = True) -> None:
         if self.waits:
@@ -155,14 +155,14 @@ def simulated_step(
     words = [f"steps={steps}", f"rollout.ahead={split.ahead}", f"rollout.prompts_per_step={len(done)}"]
     words += ["evaluation.at_start=false", "leakage.every_steps=0", "checkpoint.every_steps=0"]
     config = load(DEMO, words)
-    loop = JumpingLoop()
+    loop = SkippingEventLoop()
 
-    async def run(log: RunLog) -> Sleepers:
+    async def run(log: RunLog) -> SleepingRoles:
         samples = len(done) * config.rollout.group_size
-        roles = Sleepers(seconds, done, samples, Hands.of(split), waits)
-        crew = Crew(roles, roles, roles, roles, revive=never)
-        made = run_of(config, crew, replace(task, test=[], ood=[]), log)
-        await train_through_failures(made, RunState(), "started")
+        sleeping = SleepingRoles(seconds, done, samples, SleepingWorkers.of(split), waits)
+        roles = Roles(sleeping, sleeping, sleeping, sleeping, restart=never)
+        made = run_of(config, roles, replace(task, test=[], ood=[]), log)
+        await train_with_recovery(made, RunState(), "started")
         made.ledger.close()
         return roles
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from benchmarks.common.intervals import Ratio, independent_ratio
+from benchmarks.common.intervals import RatioInterval, independent_ratio
 from benchmarks.throughput.sweep import STAGES
 from benchmarks.throughput.throughput_page import Row, ratio_cell, shown, table, values
 from demopsd_dist.util.errors import InputError
@@ -18,14 +18,14 @@ SMALLEST_CHANGE = 0.01  # less is not told of, however certain
 
 
 @dataclass(frozen=True)
-class Change:
+class SweepChange:
     """A figure of a point, new over old. `less_is_better` for seconds and GiB."""
 
     point: str
     figure: str
     old: float
     new: float
-    ratio: Ratio
+    ratio: RatioInterval
     less_is_better: bool
 
     @property
@@ -57,7 +57,7 @@ def _figures(row: Row) -> Iterator[tuple[str, tuple[str, ...], bool]]:
         yield from ((f"{role}, {unit}", (kind, role), True) for role in row["rounds"][0][kind])
 
 
-def changes(old: Row, new: Row) -> list[Change]:
+def changes(old: Row, new: Row) -> list[SweepChange]:
     """Of the points that both have, in the order of the new."""
     before = {tuple(row["settings"].items()): row for row in old["points"] if row["rounds"]}
     found = []
@@ -69,7 +69,7 @@ def changes(old: Row, new: Row) -> list[Change]:
             here, there = ([value for value in values(side, *keys) if value > 0] for side in (row, was))
             if here and there:
                 ratio = independent_ratio(here, there)
-                found.append(Change(row["label"], title, fmean(there), fmean(here), ratio, less_is_better))
+                found.append(SweepChange(row["label"], title, fmean(there), fmean(here), ratio, less_is_better))
     return found
 
 
@@ -88,16 +88,18 @@ def compared(old: Row, new: Row) -> list[str]:
         f"{len(told)} of {len(found)} figures changed beyond the noise (95 % interval of the ratio leaves out 1, and "
         f"{SMALLEST_CHANGE:.0%} or more). Of figures that did not change one in twenty would, by chance."
     ]
-    spreads = [(c.ratio.high / c.ratio.low) ** 0.5 - 1 for c in found if c.figure == "samples/s" and c.ratio.low > 0]
-    if spreads:
-        lines.append(f"A change of samples/s by about {median(spreads):.0%} would have been seen.")
+    distributions = [
+        (c.ratio.high / c.ratio.low) ** 0.5 - 1 for c in found if c.figure == "samples/s" and c.ratio.low > 0
+    ]
+    if distributions:
+        lines.append(f"A change of samples/s by about {median(distributions):.0%} would have been seen.")
     else:
         lines.append("Where a side has one round alone its noise is not known, and nothing can be told.")
     lines.append("The intervals know the noise of each sweep, not what changed on the machine between the two.")
     return lines
 
 
-def _change_cells(change: Change) -> list[str]:
+def _change_cells(change: SweepChange) -> list[str]:
     better = (change.ratio.value < 1) == change.less_is_better
     cells = [change.point, change.figure, shown(change.old), shown(change.new), ratio_cell(change.ratio)]
     return [*cells, "better" if better else "worse"]

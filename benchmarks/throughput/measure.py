@@ -44,13 +44,13 @@ from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.run_record.console import clock
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.log import RunLog
-from demopsd_dist.training.loop import train_through_failures
+from demopsd_dist.training.loop import train_with_recovery
 from demopsd_dist.training.run import RunState, Task
 from demopsd_dist.util.errors import ConfigError, DemoPSDError, InputError
 from launch._command_line import count_gpus, exit_code_of
 from launch._processes import fenced
 from launch._task import build_task, provenance, run_of
-from workers.actors import RayCrew
+from workers.actors import RayActors
 from workers.cluster import session
 from workers.cluster.placement import check_fits, summary_of_roles
 
@@ -79,13 +79,13 @@ async def train(point: Point, task: Task, log: RunLog) -> Row:
     """One run: started, trained, asked what it held, ended."""
     config = point.config
     began = time.monotonic()
-    actors = RayCrew(config, model_folder(config), log.note)
+    actors = RayActors(config, model_folder(config), log.note)
     try:
-        crew = await actors.start()
+        roles = await actors.start()
         start_s = time.monotonic() - began
-        run = run_of(config, crew, task, log)
+        run = run_of(config, roles, task, log)
         try:
-            await train_through_failures(run, RunState(), "started")
+            await train_with_recovery(run, RunState(), "started")
         finally:
             run.ledger.close()
         host, gpu = await peaks(actors)

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.common.intervals import Ratio, half_width, paired_ratio
+from benchmarks.common.intervals import RatioInterval, half_width, paired_ratio
 from benchmarks.throughput.sweep import FACTORS, STAGES, Factor
 
 Row = dict[str, Any]
@@ -40,7 +40,7 @@ def with_interval(found: Sequence[float]) -> str:
     return shown(fmean(found)) + (f" ± {shown(half)}" if half < float("inf") else "")
 
 
-def ratio_cell(ratio: Ratio) -> str:
+def ratio_cell(ratio: RatioInterval) -> str:
     if ratio.high == float("inf"):
         return f"{ratio.value:.2f}"
     return f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
@@ -151,14 +151,14 @@ def _memory(rows: Sequence[Row]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Step:
+class SweepStep:
     """A point beside the one of its line that has the smallest value of the factor."""
 
     factor: Factor
     row: Row
     first: Row
 
-    def times(self, *keys: str) -> Ratio | None:
+    def times(self, *keys: str) -> RatioInterval | None:
         """How many times the figure of the first point, round by round."""
         here, there = values(self.row, *keys), values(self.first, *keys)
         count = min(len(here), len(there))
@@ -177,7 +177,7 @@ class Step:
         return self.row["settings"][self.factor.name] / self.first["settings"][self.factor.name]
 
 
-def steps_of(rows: Sequence[Row]) -> Iterator[Step]:
+def steps_of(rows: Sequence[Row]) -> Iterator[SweepStep]:
     """Points that differ in one factor alone."""
     for factor in FACTORS:
         lines: dict[tuple[int, ...], list[Row]] = {}
@@ -188,7 +188,7 @@ def steps_of(rows: Sequence[Row]) -> Iterator[Step]:
             if len(line) > 1:
                 first = min(line, key=lambda row: row["settings"][factor.name])
                 ordered = sorted(line, key=lambda row: row["settings"][factor.name])
-                yield from (Step(factor, row, first) for row in ordered if row is not first)
+                yield from (SweepStep(factor, row, first) for row in ordered if row is not first)
 
 
 def _scaling(rows: Sequence[Row]) -> list[str]:

@@ -3,7 +3,15 @@
 from demopsd_dist.config.collapse_settings import AlarmAction, AlarmConfig
 from demopsd_dist.config.cross_checks import longest_sequence_tokens
 from demopsd_dist.config.data_settings import MINISCI, SPLIT, DataConfig, Duplicates, FieldNames, Format
-from demopsd_dist.config.method_settings import Aggregation, Divergence, Gate, Method, SupportOf, Variant, Weights
+from demopsd_dist.config.method_settings import (
+    Aggregation,
+    Divergence,
+    Gate,
+    MethodName,
+    SupportOf,
+    Variant,
+    WeightSource,
+)
 from demopsd_dist.config.reading import load, to_yaml
 from demopsd_dist.config.recording_settings import SamplesConfig, SinksConfig, WandbMode
 from demopsd_dist.config.resume_changes import changes, changes_of_mathematics
@@ -36,7 +44,7 @@ __all__ = [
     "Gate",
     "LearnerConfig",
     "Limits",
-    "Method",
+    "MethodName",
     "ModelConfig",
     "OnPublish",
     "Precision",
@@ -50,7 +58,7 @@ __all__ = [
     "Transport",
     "Variant",
     "WandbMode",
-    "Weights",
+    "WeightSource",
     "changes",
     "changes_of_mathematics",
     "load",

@@ -10,7 +10,7 @@ from typing import Any
 
 from demopsd_dist.config.collapse_settings import AlarmConfig
 from demopsd_dist.config.data_settings import SPLIT, DataConfig, FieldNames, Format
-from demopsd_dist.config.method_settings import Method, SupportOf, Weights
+from demopsd_dist.config.method_settings import MethodName, SupportOf, WeightSource
 from demopsd_dist.config.schema import Config, ModelConfig, Precision, RewardErrors, Schedule
 from demopsd_dist.util.errors import ConfigError
 
@@ -351,11 +351,11 @@ def _check_methods(config: Config) -> None:
             raise ConfigError(
                 f"{name}.support=reference: {name} runs no forward of a reference. Set it to learner or rollout."
             )
-    if config.demopsd.support is SupportOf.reference and config.demopsd.reference is Weights.live:
+    if config.demopsd.support is SupportOf.reference and config.demopsd.reference is WeightSource.live:
         raise ConfigError(
             "demopsd.support=reference with demopsd.reference=live, which is the learner. Set demopsd.support=learner."
         )
-    if config.demopsd.reference is Weights.trust_region:
+    if config.demopsd.reference is WeightSource.trust_region:
         raise ConfigError("demopsd.reference=trust_region: only a teacher can be that. Set it to ema, live or frozen.")
     _within("opsd.beta", config.opsd.beta, 0.0, 1.0)
     _above_zero({"opsd.term_clip": config.opsd.term_clip})
@@ -365,7 +365,7 @@ def _check_methods(config: Config) -> None:
     _above_zero({"grpo.clip_high": grpo.clip_high})
     _above_zero({"grpo.sampling_rounds": grpo.sampling_rounds})
     size = config.rollout.group_size
-    if config.method is Method.grpo:
+    if config.method is MethodName.grpo:
         if size < 2:
             raise ConfigError(
                 f"rollout.group_size={size} leaves nothing to compare a response with. Set it to 2 or more."

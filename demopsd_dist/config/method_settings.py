@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 
-class Method(Enum):
+class MethodName(Enum):
     """What the student learns from; each has a section of its own below."""
 
     demopsd = "demopsd"
@@ -15,7 +15,7 @@ class Method(Enum):
     grpo = "grpo"
 
 
-class Weights(Enum):
+class WeightSource(Enum):
     """Whose weights the teacher worker runs a forward with."""
 
     ema = "ema"  # the moving average
@@ -72,7 +72,7 @@ class DistillationConfig:
     """Support: the student's most likely tokens, plus a tail bucket. null for the full vocabulary."""
     support: SupportOf = SupportOf.learner
     """`learner`, `rollout` or `reference`: whose most likely tokens those are."""
-    teacher: Weights = Weights.ema
+    teacher: WeightSource = WeightSource.ema
     """Weights of the teacher, which sees the privileged context."""
     aggregation: Aggregation = Aggregation.token_mean
     """What the loss is a mean of."""
@@ -84,7 +84,7 @@ class DistillationConfig:
 class DemoPSDConfig(DistillationConfig):
     """Reverse KL to the disagreement-gated barycenter of teacher and reference (arXiv 2607.02502)."""
 
-    reference: Weights = Weights.ema
+    reference: WeightSource = WeightSource.ema
     """Weights of the reference, which does not see the privileged context. `live` is the learners' own forward."""
     gate: Gate = Gate.tanh
     """How alpha follows from the disagreement."""
@@ -112,7 +112,7 @@ class OPSDConfig(DistillationConfig):
 
     top_k: int | None = None
     """The whole vocabulary: the teacher then sends a value for every entry of it. A number has top-k plus tail."""
-    teacher: Weights = Weights.frozen
+    teacher: WeightSource = WeightSource.frozen
     """Fixed, as its authors recommend."""
     beta: float = 0.5
     """0 is forward KL, 1 reverse KL, 0.5 Jensen-Shannon; in [0, 1]."""

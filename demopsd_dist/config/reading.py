@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from demopsd_dist.config.cross_checks import check
-from demopsd_dist.config.method_settings import Method
+from demopsd_dist.config.method_settings import MethodName
 from demopsd_dist.config.schema import Config
 from demopsd_dist.util.errors import ConfigError
 
@@ -42,7 +42,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     assert isinstance(config, Config)
     for word in overrides:
         section = word.partition(".")[0]
-        if section in Method.__members__ and section != config.method.value:
+        if section in MethodName.__members__ and section != config.method.value:
             raise ConfigError(
                 f"{word} has no effect with method={config.method.value}. Add method={section}, or drop it."
             )

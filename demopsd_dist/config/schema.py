@@ -8,7 +8,7 @@ from enum import Enum
 
 from demopsd_dist.config.collapse_settings import AlarmConfig
 from demopsd_dist.config.data_settings import MINISCI, DataConfig
-from demopsd_dist.config.method_settings import DemoPSDConfig, GRPOConfig, Method, OPSDConfig, SDPOConfig
+from demopsd_dist.config.method_settings import DemoPSDConfig, GRPOConfig, MethodName, OPSDConfig, SDPOConfig
 from demopsd_dist.config.recording_settings import ProfileConfig, SamplesConfig, SinksConfig
 
 
@@ -297,7 +297,7 @@ class Config:
     ~/.ray/auth_token has (docs/security.md)."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    method: Method = Method.demopsd
+    method: MethodName = MethodName.demopsd
     """`demopsd`, `sdpo`, `opsd` or `grpo`; the sections of the others have no effect."""
     reward: str = "answer"
     """What marks a response. By its last `<answer>` (`answer`), its last `\\boxed{}` (`boxed`), the letter that its

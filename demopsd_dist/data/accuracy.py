@@ -26,7 +26,7 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Marked:
+class AnswerGroup:
     """The responses to one question: what each is worth, and the answer found in it."""
 
     field: str
@@ -35,7 +35,7 @@ class Marked:
 
 
 @dataclass(frozen=True)
-class Figure:
+class AccuracyEstimate:
     """An average over the fields, each counting once, with its 95 % interval over questions.
 
     The interval is that of a bootstrap that redraws the questions of each field (2,000 times, always the same draws).
@@ -48,24 +48,24 @@ class Figure:
     by_field: dict[str, float]
 
 
-def figure(marked: Sequence[Marked], of_question: Callable[[Marked], float]) -> Figure:
+def figure(marked: Sequence[AnswerGroup], of_question: Callable[[AnswerGroup], float]) -> AccuracyEstimate:
     values = {name: np.array([of_question(m) for m in marked if m.field == name]) for name in fields(marked)}
     by_field = {name: float(of_field.mean()) for name, of_field in values.items()}
     rng = np.random.default_rng(0)
     redrawn = [v[rng.integers(0, len(v), (RESAMPLES, len(v)))].mean(axis=1) for v in values.values()]
     low, high = np.quantile(np.mean(redrawn, axis=0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Figure(float(np.mean(list(by_field.values()))), float(low), float(high), by_field)
+    return AccuracyEstimate(float(np.mean(list(by_field.values()))), float(low), float(high), by_field)
 
 
-def fields(marked: Iterable[Marked]) -> list[str]:
+def fields(marked: Iterable[AnswerGroup]) -> list[str]:
     return sorted({m.field for m in marked})
 
 
-def mean_score(marked: Marked) -> float:
+def mean_score(marked: AnswerGroup) -> float:
     return float(np.mean(marked.scores))
 
 
-def majority(marked: Marked, same: Callable[[str, str], bool]) -> float:
+def majority(marked: AnswerGroup, same: Callable[[str, str], bool]) -> float:
     """`same` tells whether two answers are one, as "12" and "12.0" are."""
     ballots: list[tuple[str, list[float]]] = []  # an answer, and the scores of those who gave it
     for answer, score in zip(marked.answers, marked.scores, strict=True):
@@ -80,7 +80,7 @@ def majority(marked: Marked, same: Callable[[str, str], bool]) -> float:
     return float(np.mean(leaders)) if leaders else 0.0
 
 
-def best_of(marked: Marked, draws: int) -> float:
+def best_of(marked: AnswerGroup, draws: int) -> float:
     """Expected best score of `draws` responses without replacement: pass@draws."""
     k = len(marked.scores)
     if not 0 < draws <= k:
@@ -90,7 +90,7 @@ def best_of(marked: Marked, draws: int) -> float:
     return float(np.dot(np.sort(marked.scores), chances))
 
 
-def best_with_replacement(marked: Marked) -> float:
+def best_with_replacement(marked: AnswerGroup) -> float:
     """Expected best score of as many responses as there are, drawn with replacement: verl's best@k."""
     k = len(marked.scores)
     at_most = (np.arange(k + 1) / k) ** k  # chance that all draws are among the i smallest

@@ -1,4 +1,4 @@
-"""From groups of rollouts to lessons: mark each, compare it with its group, show it a correct sibling. Pure."""
+"""From groups of rollouts to examples: mark each, compare it with its group, show it a correct sibling. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from demopsd_dist.data.prompts import PromptBuilder
-from demopsd_dist.data.records import BatchSize, Lesson, Mark, Prompt, Rollout
+from demopsd_dist.data.records import BatchSize, Prompt, RewardResult, Rollout, TrainingExample
 from demopsd_dist.data.rewards.builtin import Reward
 from demopsd_dist.util.errors import RewardError
 
@@ -19,11 +19,11 @@ _NO_TOKENS = np.zeros(0, dtype=np.int32)
 
 
 @dataclass(frozen=True)
-class Group:
+class RewardedGroup:
     """The responses to one question, and what each is worth. Those that the reward failed on are apart, with why."""
 
     rollouts: Sequence[Rollout]
-    marks: Sequence[Mark]
+    marks: Sequence[RewardResult]
     failed: Sequence[tuple[Rollout, RewardError]] = ()
 
     @property
@@ -64,36 +64,41 @@ class Group:
         return [(value - mean) / scale for value in self.rewards]
 
 
-def rewarded(rollouts: Sequence[Rollout], reward: Reward) -> Group:
+def rewarded(rollouts: Sequence[Rollout], reward: Reward) -> RewardedGroup:
     """
     Raises:
         RewardError: the reward fails, unless it is one that drops what it fails on.
     """
     given = [(rollout, reward.mark(rollout.text, rollout.prompt.question)) for rollout in rollouts]
-    marked = [(rollout, mark) for rollout, mark in given if isinstance(mark, Mark)]
+    marked = [(rollout, mark) for rollout, mark in given if isinstance(mark, RewardResult)]
     failed = [(rollout, error) for rollout, error in given if isinstance(error, RewardError)]
-    return Group([rollout for rollout, _ in marked], [mark for _, mark in marked], failed)
+    return RewardedGroup([rollout for rollout, _ in marked], [mark for _, mark in marked], failed)
 
 
 @dataclass(frozen=True)
-class Lessons:
+class DistillationBatch:
     """What one step learns from, and the size of the batch that its loss is a mean of."""
 
-    lessons: list[Lesson]
+    examples: list[TrainingExample]
     size: BatchSize
 
 
-def lessons_from_siblings(
-    groups: Sequence[Group], prompts: PromptBuilder, *, exclude_own_success: bool, seed: str, feedback: bool = False
-) -> Lessons:
+def examples_from_siblings(
+    groups: Sequence[RewardedGroup],
+    prompts: PromptBuilder,
+    *,
+    exclude_own_success: bool,
+    seed: str,
+    feedback: bool = False,
+) -> DistillationBatch:
     """Each rollout with a randomly chosen correct one of its group for the teacher (arXiv 2607.02502, section 4.4).
 
-    A group without success, and with `exclude_own_success` a lone success in its group, gives no lesson. With
+    A group without success, and with `exclude_own_success` a lone success in its group, gives no example. With
     `feedback` the teacher also sees what the rollout's own mark says of it, and where there is such feedback, that
-    alone makes a lesson (arXiv 2601.20802). The choice depends on `seed` and the rollout's id alone, not on the
+    alone makes a example (arXiv 2601.20802). The choice depends on `seed` and the rollout's id alone, not on the
     order of the groups.
     """
-    lessons: list[Lesson] = []
+    examples: list[TrainingExample] = []
     for group in groups:
         advantages = group.advantages(scaled=False)
         for i, rollout in enumerate(group.rollouts):
@@ -104,19 +109,21 @@ def lessons_from_siblings(
             said = mark.feedback if feedback else None
             if solution is not None or said is not None:
                 view = prompts.privileged(rollout.prompt.question, solution, said)
-                lessons.append(Lesson(rollout, mark.score, advantages[i], view))
-    return Lessons(lessons, _size([lesson.rollout for lesson in lessons]))
+                examples.append(TrainingExample(rollout, mark.score, advantages[i], view))
+    return DistillationBatch(examples, _size([example.rollout for example in examples]))
 
 
-def lessons_from_rewards(groups: Sequence[Group], *, scaled: bool, leave_out_silent: bool) -> Lessons:
+def examples_from_rewards(
+    groups: Sequence[RewardedGroup], *, scaled: bool, leave_out_silent: bool
+) -> DistillationBatch:
     """Each rollout with its advantage. `leave_out_silent` drops those without; the loss is a mean over all still."""
-    lessons = [
-        Lesson(rollout, reward, advantage, _NO_TOKENS)
+    examples = [
+        TrainingExample(rollout, reward, advantage, _NO_TOKENS)
         for group in groups
         for rollout, reward, advantage in zip(group.rollouts, group.rewards, group.advantages(scaled), strict=True)
         if advantage != 0.0 or not leave_out_silent
     ]
-    return Lessons(lessons, _size([rollout for group in groups for rollout in group.rollouts]))
+    return DistillationBatch(examples, _size([rollout for group in groups for rollout in group.rollouts]))
 
 
 def _size(rollouts: Sequence[Rollout]) -> BatchSize:

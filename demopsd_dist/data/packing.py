@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from demopsd_dist.data.prefix_tree import new_nodes
-from demopsd_dist.data.records import BatchSize, Lesson, Scored, Tokens, TrainBatch
+from demopsd_dist.data.records import BatchSize, ScoredExample, Tokens, TrainBatch, TrainingExample
 
 T = TypeVar("T")
 
@@ -53,10 +53,10 @@ class Layout(Generic[T]):
         return rows
 
 
-def by_question(lesson_of: Callable[[T], Lesson], tree_tokens: int) -> Layout[T]:
+def by_question(example_of: Callable[[T], TrainingExample], tree_tokens: int) -> Layout[T]:
     """The student's view: what belongs to one question may share a row."""
     return Layout(
-        lambda item: lesson_of(item).rollout.prompt.id, lambda item: lesson_of(item).student_input, tree_tokens
+        lambda item: example_of(item).rollout.prompt.id, lambda item: example_of(item).student_input, tree_tokens
     )
 
 
@@ -79,15 +79,15 @@ def shard(items: Sequence[T], layout: Layout[T], *, dp_size: int, micro_batch_to
     """`[rank][micro_batch]` lists of rows. Every rank gets the same number of micro-batches, since ranks must meet in
     collectives; short ones are empty.
 
-    Each rank's rows, longest first, fill padded rectangles of at most `micro_batch_tokens` (one row alone may exceed
+    Each rank's rows, longest first, fill padded padded_batches of at most `micro_batch_tokens` (one row alone may exceed
     it).
     """
-    cut = [rectangles(rank, micro_batch_tokens) for rank in deal(items, layout, dp_size)]
+    cut = [padded_batches(rank, micro_batch_tokens) for rank in deal(items, layout, dp_size)]
     most = max((len(batches) for batches in cut), default=0)
     return [batches + [[] for _ in range(most - len(batches))] for batches in cut]
 
 
-def rectangles(rows: Iterable[Row[T]], tokens: int) -> list[list[Row[T]]]:
+def padded_batches(rows: Iterable[Row[T]], tokens: int) -> list[list[Row[T]]]:
     """Rows, longest first, in batches whose padded size (count times longest) stays within `tokens`."""
     batches: list[list[Row[T]]] = []
     for row in sorted(rows, key=lambda row: row.tokens, reverse=True):
@@ -99,19 +99,19 @@ def rectangles(rows: Iterable[Row[T]], tokens: int) -> list[list[Row[T]]]:
 
 
 def pack(
-    scored: Sequence[Scored],
+    scored: Sequence[ScoredExample],
     size: BatchSize,
     dp_size: int,
     micro_batch_tokens: int,
     tree_tokens: int,
-    told: Iterable[str] = (),
+    record_ids: Iterable[str] = (),
 ) -> TrainBatch:
     """The training batch of one step, with the counts that make every shard's loss a part of one global mean."""
-    layout: Layout[Scored] = by_question(lambda item: item.lesson, tree_tokens)
+    layout: Layout[ScoredExample] = by_question(lambda item: item.example, tree_tokens)
     shards = shard(scored, layout, dp_size=dp_size, micro_batch_tokens=micro_batch_tokens)
     return TrainBatch(
         shards=tuple(tuple(tuple(row.items for row in batch) for batch in rank) for rank in shards),
-        token_count=sum(item.lesson.response_length_tokens for item in scored),
+        token_count=sum(item.example.response_length_tokens for item in scored),
         size=size,
-        told=frozenset(told),
+        record_ids=frozenset(record_ids),
     )

@@ -17,7 +17,7 @@ from demopsd_dist.data.records import Tokens
 
 
 @dataclass(frozen=True)
-class Tree:
+class PrefixTree:
     """`paths[i]` are the nodes of sequence i, from its first token to its last."""
 
     tokens_L: NDArray[np.int64]
@@ -26,7 +26,7 @@ class Tree:
     visible_LL: NDArray[np.bool_] | None  # [i, j]: i sees j; None for a chain, which is merely causal
 
 
-def tree_of(sequences: Sequence[Tokens]) -> Tree:
+def tree_of(sequences: Sequence[Tokens]) -> PrefixTree:
     """The prefix tree of some sequences; of one alone it is a chain."""
     paths: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(sequences)
     tokens: list[Tokens] = []
@@ -45,7 +45,7 @@ def tree_of(sequences: Sequence[Tokens]) -> Tree:
         visible_LL = np.zeros((nodes, nodes), np.bool_)
         for path in paths:
             visible_LL[np.ix_(path, path)] = np.tri(len(path), dtype=np.bool_)
-    return Tree(np.concatenate(tokens).astype(np.int64), np.concatenate(depths), tuple(paths), visible_LL)
+    return PrefixTree(np.concatenate(tokens).astype(np.int64), np.concatenate(depths), tuple(paths), visible_LL)
 
 
 def new_nodes(sequences: Sequence[Tokens]) -> Iterator[tuple[int, int]]:

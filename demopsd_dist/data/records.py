@@ -1,6 +1,6 @@
 """The records that travel between the roles. Frozen; a later stage makes a new type instead of filling in a field.
 
-    Question -> Prompt -> Rollout -> Lesson -> Scored -> TrainBatch
+    Question -> Prompt -> Rollout -> TrainingExample -> ScoredExample -> TrainBatch
 
 Legend: T response tokens, K support ids, A atoms: K + 1 with the tail bucket, or V when the support is the whole
 vocabulary. Log-probabilities are natural logarithms at the training temperature; float32, or float16 on the way from
@@ -75,10 +75,10 @@ class Rollout:
 
 
 @dataclass(frozen=True)
-class Mark:
+class RewardResult:
     """What a response is worth, and what may be said about it to the teacher. Blank feedback is none.
 
-    Example: `Mark(0.0, feedback="The unit is missing.")`
+    Example: `RewardResult(0.0, feedback="The unit is missing.")`
     """
 
     score: float  # 0.0 .. 1.0
@@ -97,7 +97,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingExample:
     """A rollout to learn from, with what its group says about it."""
 
     rollout: Rollout
@@ -120,13 +120,13 @@ def input_of(prompt: Tokens, response_T: Tokens) -> Tokens:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A lesson with the log-probabilities of its support, without and with the privileged view.
+class ScoredExample:
+    """A example with the log-probabilities of its support, without and with the privileged view.
 
     None where the method runs no such forward. A support without columns is the whole vocabulary.
     """
 
-    lesson: Lesson
+    example: TrainingExample
     support_TK: NDArray[np.int32]
     reference_logp_TA: Logp | None
     teacher_logp_TA: Logp | None
@@ -136,26 +136,26 @@ class Scored:
 class TrainBatch:
     """What one optimizer step learns from: `shards[rank][micro_batch]` is a tuple of rows, perhaps empty.
 
-    A row holds lessons of one question, which share a line of the forward. Every rank has the same number of
+    A row holds examples of one question, which share a line of the forward. Every rank has the same number of
     micro-batches, since ranks meet in collectives. The counts are global: each rank divides its sums by
     them, so the loss does not depend on the cut.
     """
 
-    shards: tuple[tuple[tuple[tuple[Scored, ...], ...], ...], ...]
+    shards: tuple[tuple[tuple[tuple[ScoredExample, ...], ...], ...], ...]
     token_count: int  # response tokens in the shards
     size: BatchSize
     learning_rate_factor: float = 1.0  # of the schedule's learning rate
-    told: frozenset[str] = frozenset()  # ids of the rollouts of which the learners are to give a `TokenTable`
-    trace: Trace | None = None
+    record_ids: frozenset[str] = frozenset()  # ids of the rollouts of which the learners are to give a `TokenRecord`
+    trace: DigestRequest | None = None
 
     @property
-    def items(self) -> list[Scored]:
+    def items(self) -> list[ScoredExample]:
         """All of them, in no order that means anything."""
         return [item for rank in self.shards for micro_batch in rank for row in micro_batch for item in row]
 
 
 @dataclass(frozen=True)
-class Trace:
+class DigestRequest:
     """The learners are to give digests of all that they compute, and perhaps to write their gradient into a folder, or
     to compare it with one that lies there. The folder is the same for all ranks."""
 
@@ -175,14 +175,14 @@ class BatchSize:
 
 
 @dataclass(frozen=True)
-class TokenTable:
+class TokenRecord:
     """What the learners saw of one response: a value for each of its first T tokens, and what everyone says of C
     candidates there. None where the method has no such view.
     """
 
     entropy_T: NDArray[np.float32]  # of the student over the whole vocabulary, nats
     loss_T: NDArray[np.float32]  # nats
-    spreads: dict[str, NDArray[np.float32]]  # metric -> (T,), for DemoPSD alpha and disagreement
+    distributions: dict[str, NDArray[np.float32]]  # metric -> (T,), for DemoPSD alpha and disagreement
     candidate_TC: Tokens  # ids, the likeliest to anybody first
     student_logp_TC: NDArray[np.float32]
     reference_logp_TC: NDArray[np.float32] | None
@@ -191,10 +191,10 @@ class TokenTable:
 
 
 @dataclass(frozen=True)
-class LearnReport:
+class StepReport:
     """What the learner ranks say of one step: means over all response tokens of the batch."""
 
     metrics: dict[str, float]
     stepped: bool  # False where the batch held no token to learn from
-    tables: dict[str, TokenTable] = field(default_factory=dict)  # by rollout id, for `TrainBatch.told`
+    tables: dict[str, TokenRecord] = field(default_factory=dict)  # by rollout id, for `TrainBatch.record_ids`
     digests: dict[str, dict[str, str]] = field(default_factory=dict)  # tensor -> row -> digest, for `TrainBatch.trace`

@@ -19,12 +19,12 @@ from demopsd_dist.objective.divergence import (
     generalised_kl,
     skewed_jsd_terms,
 )
-from demopsd_dist.objective.fused import SLICE_TOKENS, Slice, fused_loss
+from demopsd_dist.objective.fused import SLICE_TOKENS, TokenSlice, fused_loss
 from demopsd_dist.objective.grpo import GRPO
 from demopsd_dist.objective.leakage import information, leakage_terms, ordering_terms
 from demopsd_dist.objective.method import (
     Loss,
-    Method,
+    Objective,
     TokenLoss,
     TokenViews,
     loss_from_logits,
@@ -44,9 +44,9 @@ __all__ = [
     "DemoPSD",
     "DemoPSDLoss",
     "Loss",
-    "Method",
-    "Slice",
+    "Objective",
     "TokenLoss",
+    "TokenSlice",
     "TokenViews",
     "atom_entropy",
     "barycenter",

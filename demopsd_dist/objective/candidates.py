@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from demopsd_dist.objective.demopsd import DemoPSD
-from demopsd_dist.objective.method import Method, TokenViews
+from demopsd_dist.objective.method import Objective, TokenViews
 from demopsd_dist.objective.opsd import OPSD
 from demopsd_dist.objective.sdpo import SDPO
 
@@ -29,7 +29,7 @@ def candidates(views: Sequence[Tensor], count: int, has_tail: bool) -> Tensor:
 
 
 @torch.no_grad()
-def target_of(method: Method, views: TokenViews) -> Tensor | None:
+def target_of(method: Objective, views: TokenViews) -> Tensor | None:
     """log of what the student is taken to, (B, T, A); None for a method without a teacher."""
     if not isinstance(method, DemoPSD | OPSD | SDPO) or views.teacher_logp_BTA is None:
         return None

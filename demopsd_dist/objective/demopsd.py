@@ -48,9 +48,9 @@ class DemoPSD:
             **ordering_terms(reference_BTA, teacher_BTA, target_BTA),
             **support_terms(student_BTA, teacher_BTA, views.has_tail),
         }
-        spreads = {"demopsd/alpha": alpha_BT, "demopsd/disagreement_nats": disagreement_BT}
+        distributions = {"demopsd/alpha": alpha_BT, "demopsd/disagreement_nats": disagreement_BT}
         loss_BT = generalised_kl(student_BTA, target_BTA)
-        return TokenLoss(weighed(loss_BT, views.importance_ratio_BT, self.importance_clip), means, spreads)
+        return TokenLoss(weighed(loss_BT, views.importance_ratio_BT, self.importance_clip), means, distributions)
 
     def alpha(self, disagreement_BT: Tensor) -> Tensor:
         if self.gate == "constant":
@@ -115,5 +115,5 @@ def demopsd_loss(
         importance_ratio_BT=importance_ratio_BT,
         token_count=token_count,
     )
-    spreads = (found.spreads["demopsd/alpha"], found.spreads["demopsd/disagreement_nats"])
-    return DemoPSDLoss(found.loss, found.loss_BT, found.metrics, found.spreads, *spreads)
+    distributions = (found.distributions["demopsd/alpha"], found.distributions["demopsd/disagreement_nats"])
+    return DemoPSDLoss(found.loss, found.loss_BT, found.metrics, found.distributions, *distributions)

@@ -29,7 +29,7 @@ _LEAST_TAIL_LOGP = -69.0  # 1e-30: below that the tail's share of the gradient i
 
 
 @dataclass(frozen=True)
-class Slice:
+class TokenSlice:
     """What a loss sees of some consecutive tokens. `logits_NV` is overwritten afterwards: use it at once.
 
     `student_logp_NA` carries the gradient; the others do not.
@@ -50,7 +50,7 @@ class Slice:
         return -(logp_NV.exp() * logp_NV).sum(-1)
 
 
-LossOfSlice = Callable[[Slice], Tensor]  # a scalar; those of all slices add up
+LossOfSlice = Callable[[TokenSlice], Tensor]  # a scalar; those of all slices add up
 
 
 def fused_loss(
@@ -142,7 +142,7 @@ def _to_gradient(logits_NV: Tensor, ids_NK: Tensor | None, start: int, loss_of: 
         tokens = slice(start + first, start + first + len(part_NV))
         normaliser_N1 = part_NV.logsumexp(-1, keepdim=True)
         logp_NV = part_NV - normaliser_N1
-        loss, g_NV = _graded(Slice(tokens, logp_NV.requires_grad_(), part_NV, normaliser_N1), loss_of)
+        loss, g_NV = _graded(TokenSlice(tokens, logp_NV.requires_grad_(), part_NV, normaliser_N1), loss_of)
         torch.sub(g_NV, logp_NV.detach().exp_().mul_(g_NV.sum(-1, keepdim=True)), out=part_NV)
         total += loss
     return total
@@ -154,7 +154,7 @@ def _to_gradient_on_support(logits_NV: Tensor, ids_NK: Tensor, tokens: slice, lo
     tail_N1 = logits_NV.scatter_(-1, ids_NK, float("-inf")).logsumexp(-1, keepdim=True)
     logits_NV.scatter_(-1, ids_NK, kept_NK)
     logp_NA = torch.cat([kept_NK, tail_N1], dim=-1) - normaliser_N1
-    loss, g_NA = _graded(Slice(tokens, logp_NA.requires_grad_(), logits_NV, normaliser_N1), loss_of)
+    loss, g_NA = _graded(TokenSlice(tokens, logp_NA.requires_grad_(), logits_NV, normaliser_N1), loss_of)
     logp_NA = logp_NA.detach()
     sum_N1 = g_NA.sum(-1, keepdim=True)
     tail_share_N1 = g_NA[:, -1:] * logp_NA[:, -1:].clamp(min=_LEAST_TAIL_LOGP).neg().exp()
@@ -163,7 +163,7 @@ def _to_gradient_on_support(logits_NV: Tensor, ids_NK: Tensor, tokens: slice, lo
     return loss
 
 
-def _graded(part: Slice, loss_of: LossOfSlice) -> tuple[Tensor, Tensor]:
+def _graded(part: TokenSlice, loss_of: LossOfSlice) -> tuple[Tensor, Tensor]:
     """A slice's loss and its gradient with respect to the log-probabilities of the atoms."""
     with torch.enable_grad():
         loss = loss_of(part)

@@ -2,7 +2,7 @@
 
     w = p(y) / p_rollout(y)        loss = -min(w A, clip(w, 1 - e_low, 1 + e_high) A) + c KL(p | initial model)
 
-The support is the sampled token y alone. Advantages are made from a group's rewards (`data/lessons.py`), responses are
+The support is the sampled token y alone. Advantages are made from a group's rewards (`data/examples.py`), responses are
 weighed by `aggregate.py`. On-policy, with one step a batch, w = 1 and no clip acts. The KL is the k3 estimate
 exp(x) - x - 1 with x = log initial(y) - log p(y): unbiased in value on-policy, while its gradient is that of the
 forward KL. Left out: the exact KL, masking of truncated responses.

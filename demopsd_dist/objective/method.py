@@ -33,14 +33,14 @@ class TokenViews:
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """What a method makes of them, (B, T) each. `means` and `spreads` are for the record and carry no gradient."""
+    """What a method makes of them, (B, T) each. `means` and `distributions` are for the record and carry no gradient."""
 
     loss_BT: Tensor
     means: dict[str, Tensor] = field(default_factory=dict)  # metric -> values to average
-    spreads: dict[str, Tensor] = field(default_factory=dict)  # metric -> values whose quantiles matter too
+    distributions: dict[str, Tensor] = field(default_factory=dict)  # metric -> values whose quantiles matter too
 
 
-class Method(Protocol):
+class Objective(Protocol):
     def __call__(self, views: TokenViews) -> TokenLoss: ...
 
 
@@ -51,11 +51,11 @@ class Loss:
     loss: Tensor  # scalar
     loss_BT: Tensor  # nats; unweighted, 0 where masked
     metrics: dict[str, Tensor]
-    spreads: dict[str, Tensor]  # (B, T); meaningless where masked
+    distributions: dict[str, Tensor]  # (B, T); meaningless where masked
 
 
 def reduced(
-    method: Method,
+    method: Objective,
     views: TokenViews,
     mask_BT: Tensor | None = None,
     *,
@@ -91,10 +91,10 @@ def reduced(
     def mean(value_BT: Tensor) -> Tensor:
         return torch.where(mask_BT, value_BT.detach().to(loss_BT.dtype), 0.0).sum() / count
 
-    spreads = {name: value.detach() for name, value in found.spreads.items()}
+    distributions = {name: value.detach() for name, value in found.distributions.items()}
     metrics = {"learner/loss": total.detach()} | {name: mean(value) for name, value in found.means.items()}
-    metrics |= {statistic(name, "mean"): mean(value) for name, value in spreads.items()}
-    return Loss(total, loss_BT, metrics, spreads)
+    metrics |= {statistic(name, "mean"): mean(value) for name, value in distributions.items()}
+    return Loss(total, loss_BT, metrics, distributions)
 
 
 def statistic(name: str, kind: str) -> str:
@@ -104,7 +104,7 @@ def statistic(name: str, kind: str) -> str:
 
 
 def loss_from_logits(
-    method: Method,
+    method: Objective,
     student_logits_BTV: Tensor,
     mask_BT: Tensor,
     *,
@@ -150,7 +150,7 @@ def loss_from_logits(
 
 
 def loss_on_support(
-    method: Method,
+    method: Objective,
     student_logits_BTV: Tensor,
     support_BTK: Tensor | None,
     mask_BT: Tensor,

@@ -1,4 +1,4 @@
-"""Coefficients fitted to what was measured. The file to calibrate from holds the fleet and a list of `Measured`."""
+"""Coefficients fitted to what was measured. The file to calibrate from holds the fleet and a list of `MeasuredRun`."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from typing import Any
 import numpy as np
 
 from demopsd_dist.planning.default_efficiencies import ASSUMED, ASSUMED_MEMORY, STAGES, UNCALIBRATED, Calibration
-from demopsd_dist.planning.hardware import Device, Fleet
+from demopsd_dist.planning.hardware import Device, DeviceCluster
 from demopsd_dist.planning.memory_by_role import footprints
 from demopsd_dist.planning.roofline import Coefficients, Floats, Load
 from demopsd_dist.planning.step_time import loads_of
-from demopsd_dist.planning.workload import Job, Split, job_from
+from demopsd_dist.planning.workload import Split, Workload, job_from
 from demopsd_dist.util.errors import ConfigError
 
 FEWEST_CASES = 3  # below that nothing tells the parts of a stage apart
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRun:
     """One case that was run: the work, who did it, seconds by stage, each measured by itself, and GiB by role."""
 
     name: str
-    job: Job
+    job: Workload
     split: Split
     seconds: Mapping[str, float]
     memory_gib: Mapping[str, float] = field(default_factory=dict)
 
 
-def read(path: Path) -> tuple[Fleet, Calibration]:
+def read(path: Path) -> tuple[DeviceCluster, Calibration]:
     """`{"fleet": {...}, "measured": [...]}`; other keys are no concern of this.
 
     Raises:
@@ -41,7 +41,7 @@ def read(path: Path) -> tuple[Fleet, Calibration]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        fleet = Fleet(**{**content["fleet"], "device": Device(**content["fleet"]["device"])})
+        fleet = DeviceCluster(**{**content["fleet"], "device": Device(**content["fleet"]["device"])})
         measured = [measured_from(row) for row in content["measured"]]
     except OSError as error:
         raise ConfigError(f"--calibrate {path}: {error.strerror}.") from None
@@ -53,13 +53,13 @@ def read(path: Path) -> tuple[Fleet, Calibration]:
     return fleet, fitted(fleet, measured, source=path.name)
 
 
-def measured_from(row: Mapping[str, Any]) -> Measured:
+def measured_from(row: Mapping[str, Any]) -> MeasuredRun:
     """From what `asdict` made of it."""
     known = {key: row[key] for key in ("name", "seconds", "memory_gib")}
-    return Measured(job=job_from(row["job"]), split=Split(**row["split"]), **known)
+    return MeasuredRun(job=job_from(row["job"]), split=Split(**row["split"]), **known)
 
 
-def fitted(fleet: Fleet, cases: Sequence[Measured], source: str) -> Calibration:
+def fitted(fleet: DeviceCluster, cases: Sequence[MeasuredRun], source: str) -> Calibration:
     """Coefficients of each stage and memory of each role; what no case tells stays assumed."""
     stages, memory = dict(ASSUMED), dict(ASSUMED_MEMORY)
     loads = [loads_of(case.job, case.split, fleet, UNCALIBRATED)[0] for case in cases]
@@ -76,7 +76,7 @@ def fitted(fleet: Fleet, cases: Sequence[Measured], source: str) -> Calibration:
     return Calibration(stages, memory, source)
 
 
-def _counted(case: Measured, fleet: Fleet, role: str) -> tuple[float, float]:
+def _counted(case: MeasuredRun, fleet: DeviceCluster, role: str) -> tuple[float, float]:
     one = next(one for one in footprints(case.job, case.split, fleet, {}) if one.role == role)
     return sum(one.held.values()), sum(one.passing.values())
 

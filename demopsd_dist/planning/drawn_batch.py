@@ -1,4 +1,4 @@
-"""A step's batch, drawn: lengths of responses, who is learned from, and the rows and rectangles that the run's own
+"""A step's batch, drawn: lengths of responses, who is learned from, and the rows and padded_batches that the run's own
 packing makes of them. Nothing random but a fixed seed: the same job is always the same batch."""
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from functools import lru_cache
 
 import numpy as np
 
-from demopsd_dist.data.packing import Layout, Row, deal, rectangles
+from demopsd_dist.data.packing import Layout, Row, deal, padded_batches
 from demopsd_dist.data.records import Tokens
-from demopsd_dist.planning.workload import Job, Traffic
+from demopsd_dist.planning.workload import Traffic, Workload
 
 
 @dataclass(frozen=True)
-class Response:
+class DrawnResponse:
     group: int
     sample: int
     tokens: int
@@ -25,7 +25,7 @@ class Response:
 
 
 @dataclass(frozen=True)
-class Batch:
+class DrawnBatch:
     """Rows of one forward, padded to the longest: `rows` lines of `length` tokens, `predicted` of them by the head."""
 
     rows: int
@@ -40,7 +40,7 @@ class Batch:
 
 
 @lru_cache(maxsize=64)
-def responses(job: Job) -> tuple[Response, ...]:
+def responses(job: Workload) -> tuple[DrawnResponse, ...]:
     """All responses of a step, group after group."""
     random_of = random.Random(0)
     lengths = lengths_of(job.traffic, job.samples, job.max_response_tokens)
@@ -52,7 +52,7 @@ def responses(job: Job) -> tuple[Response, ...]:
             solution = random_of.choice(others) if others else None
             if not job.shows_solutions:  # learned from by advantage, as long as rewards differ
                 solution = sample if 0 < len(right) < job.group_size else None
-            found.append(Response(group, sample, lengths[group * job.group_size + sample], solution))
+            found.append(DrawnResponse(group, sample, lengths[group * job.group_size + sample], solution))
     return tuple(found)
 
 
@@ -68,22 +68,22 @@ def lengths_of(traffic: Traffic, count: int, longest: int) -> list[int]:
     return [max(1, round(value)) for value in np.minimum(np.exp(low + traffic.response_spread * draws), longest)]
 
 
-def learned(job: Job) -> list[Response]:
+def learned(job: Workload) -> list[DrawnResponse]:
     return [response for response in responses(job) if response.solution is not None]
 
 
 @dataclass(frozen=True)
-class DrawnLayout(Layout[Response]):
+class DrawnLayout(Layout[DrawnResponse]):
     """Rows as the run's `Layout` cuts them, from lengths alone: siblings share the prompt, the solution where they see
     the same one, and the beginning of the response."""
 
-    job: Job
+    job: Workload
     solution: int  # tokens of it in a row; 0 for what the student sees
 
-    def _cut(self, group: list[Response], bound: int) -> list[Row[Response]]:
+    def _cut(self, group: list[DrawnResponse], bound: int) -> list[Row[DrawnResponse]]:
         prompt = round(self.job.traffic.prompt_tokens)
-        rows: list[Row[Response]] = []
-        before: Response | None = None
+        rows: list[Row[DrawnResponse]] = []
+        before: DrawnResponse | None = None
         for item in sorted(group, key=lambda item: (self.solution and item.solution, item.sample)):
             whole = prompt + self.solution + item.tokens - 1  # the last token is predicted, and goes into nothing
             shared = prompt
@@ -98,45 +98,45 @@ class DrawnLayout(Layout[Response]):
         return rows
 
 
-def student_rows(job: Job) -> DrawnLayout:
+def student_rows(job: Workload) -> DrawnLayout:
     return _layout(job, 0)
 
 
-def teacher_rows(job: Job) -> DrawnLayout:
+def teacher_rows(job: Workload) -> DrawnLayout:
     room = job.max_privileged_tokens - round(job.traffic.prompt_tokens)
     return _layout(job, max(0, min(round(job.traffic.solution_tokens), room)))
 
 
-def _layout(job: Job, solution: int) -> DrawnLayout:
-    def unread(item: Response) -> Tokens:
+def _layout(job: Workload, solution: int) -> DrawnLayout:
+    def unread(item: DrawnResponse) -> Tokens:
         raise AssertionError("a drawn response has no tokens")
 
     return DrawnLayout(lambda item: item.group, unread, job.tree_tokens, job, solution)
 
 
-def batches(rows: Sequence[Row[Response]], padded_tokens: int) -> list[Batch]:
-    """The rectangles of one worker."""
+def batches(rows: Sequence[Row[DrawnResponse]], padded_tokens: int) -> list[DrawnBatch]:
+    """The padded_batches of one worker."""
     return [
-        Batch(
-            rows=len(rectangle),
-            length=rectangle[0].tokens,
-            responses=sum(len(row.items) for row in rectangle),
-            predicted=sum(response.tokens for row in rectangle for response in row.items),
-            masked=any(len(row.items) > 1 for row in rectangle),
+        DrawnBatch(
+            rows=len(padded_batch),
+            length=padded_batch[0].tokens,
+            responses=sum(len(row.items) for row in padded_batch),
+            predicted=sum(response.tokens for row in padded_batch for response in row.items),
+            masked=any(len(row.items) > 1 for row in padded_batch),
         )
-        for rectangle in rectangles(rows, padded_tokens)
+        for padded_batch in padded_batches(rows, padded_tokens)
     ]
 
 
 @lru_cache(maxsize=256)
-def learner_batches(job: Job, ranks: int) -> tuple[tuple[Batch, ...], ...]:
+def learner_batches(job: Workload, ranks: int) -> tuple[tuple[DrawnBatch, ...], ...]:
     """Of every rank, as the driver packs them."""
     dealt = deal(learned(job), student_rows(job), ranks)
     return tuple(tuple(batches(rows, job.micro_batch_tokens)) for rows in dealt)
 
 
 @lru_cache(maxsize=256)
-def teacher_batches(job: Job, replicas: int, *, privileged: bool) -> tuple[tuple[Batch, ...], ...]:
+def teacher_batches(job: Workload, replicas: int, *, privileged: bool) -> tuple[tuple[DrawnBatch, ...], ...]:
     """Of every replica: siblings go to one by the student's rows, and are laid out by what the teacher sees."""
     layout = teacher_rows(job) if privileged else student_rows(job)
     dealt = deal(learned(job), student_rows(job), replicas)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from demopsd_dist.planning.drawn_batch import Batch, learner_batches, teacher_batches
-from demopsd_dist.planning.hardware import GB, Fleet
+from demopsd_dist.planning.drawn_batch import DrawnBatch, learner_batches, teacher_batches
+from demopsd_dist.planning.hardware import GB, DeviceCluster
 from demopsd_dist.planning.roofline import Coefficients, Load, Power
-from demopsd_dist.planning.workload import ELEMENT_BYTES, Job
+from demopsd_dist.planning.workload import ELEMENT_BYTES, Workload
 
 LAYER_PASSES = 24  # over the hidden states of a layer, beside its products; torch writes every intermediate result
 ATOM_PASSES = 6  # over float32 logits: temperature, normaliser, the tail's own, top k or gather
@@ -29,7 +29,7 @@ def heaviest(loads: Sequence[Load], coefficients: Coefficients) -> Load:
 
 
 @lru_cache(maxsize=256)
-def support_loads(job: Job, power: Power, ranks: int, fleet: Fleet) -> tuple[Load, ...]:
+def support_loads(job: Workload, power: Power, ranks: int, fleet: DeviceCluster) -> tuple[Load, ...]:
     """By rank; nothing where the teacher or the engine names the support."""
     if not job.support_forward:
         return ()
@@ -42,7 +42,7 @@ def support_loads(job: Job, power: Power, ranks: int, fleet: Fleet) -> tuple[Loa
 
 
 @lru_cache(maxsize=256)
-def score_loads(job: Job, power: Power, workers: int, fleet: Fleet, shards: int = 1) -> tuple[Load, ...]:
+def score_loads(job: Workload, power: Power, workers: int, fleet: DeviceCluster, shards: int = 1) -> tuple[Load, ...]:
     """By worker. The copies are in float32. Those who share one gather layers and embedding at every
     forward; the head stays."""
     loads = [Load()] * workers
@@ -61,7 +61,7 @@ def score_loads(job: Job, power: Power, workers: int, fleet: Fleet, shards: int 
 
 
 @lru_cache(maxsize=256)
-def learn_loads(job: Job, power: Power, ranks: int, fleet: Fleet) -> tuple[Load, ...]:
+def learn_loads(job: Workload, power: Power, ranks: int, fleet: DeviceCluster) -> tuple[Load, ...]:
     """By rank: forward and backward of every micro-batch, gradients and weights to and from the others, one step."""
     shards = learner_batches(job, ranks)
     sent_s = _exchanged_s(job, ranks, fleet, max(map(len, shards)))
@@ -71,13 +71,13 @@ def learn_loads(job: Job, power: Power, ranks: int, fleet: Fleet) -> tuple[Load,
     )
 
 
-def _counted(job: Job, forwards: Sequence[Load], batches: Sequence[Batch]) -> Load:
+def _counted(job: Workload, forwards: Sequence[Load], batches: Sequence[DrawnBatch]) -> Load:
     calls = len(batches)
     responses = sum(batch.responses for batch in batches)
     return sum(forwards, Load(calls=calls, layers=calls * job.shape.layers, items=responses))
 
 
-def _forward(job: Job, power: Power, precision: str, batch: Batch, *, passes: float) -> Load:
+def _forward(job: Workload, power: Power, precision: str, batch: DrawnBatch, *, passes: float) -> Load:
     size = ELEMENT_BYTES[precision]
     shape = job.shape
     logits = 4.0 * batch.predicted * shape.vocabulary
@@ -87,7 +87,7 @@ def _forward(job: Job, power: Power, precision: str, batch: Batch, *, passes: fl
     )
 
 
-def _forward_backward(job: Job, power: Power, batch: Batch) -> Load:
+def _forward_backward(job: Workload, power: Power, batch: DrawnBatch) -> Load:
     """A backward is two forwards: gradients of what went in, and of the weights where these are trained; attention has
     none. With checkpointing the layers run a third time."""
     shape, size = job.shape, job.element_bytes
@@ -104,7 +104,7 @@ def _forward_backward(job: Job, power: Power, batch: Batch) -> Load:
     return layers + Load(float(adapters + head + loss), weights_s=float(gradients))
 
 
-def _layers(job: Job, power: Power, precision: str, batch: Batch, products: int, attentions: int = 1) -> Load:
+def _layers(job: Workload, power: Power, precision: str, batch: DrawnBatch, products: int, attentions: int = 1) -> Load:
     """So many times what a forward takes. A mask is looked at in full; without one half of the pairs are."""
     shape, size = job.shape, ELEMENT_BYTES[precision]
     pairs = batch.rows * batch.length**2 / (1 if batch.masked else 2)
@@ -115,13 +115,13 @@ def _layers(job: Job, power: Power, precision: str, batch: Batch, products: int,
     return Load(products * float(weights + rest), attentions * float(attention), products * float(packed))
 
 
-def _optimizer_s(job: Job, power: Power, ranks: int) -> float:
+def _optimizer_s(job: Workload, power: Power, ranks: int) -> float:
     """AdamW over a rank's own part of what is trained, or over all of it at stage 0."""
     own = job.trained / (ranks if job.zero_stage else 1)
     return float(power.seconds("float32", 0.0, OPTIMIZER_BYTES * own))
 
 
-def _exchanged_s(job: Job, ranks: int, fleet: Fleet, micro_batches: int) -> float:
+def _exchanged_s(job: Workload, ranks: int, fleet: DeviceCluster, micro_batches: int) -> float:
     """Ring collectives: each moves (n - 1)/n of the tensors through the slowest link of a rank.
 
     Stages 0 and 1 reduce gradients once a step, stage 2 after every micro-batch; 1 and 2 gather the weights once. Stage
@@ -132,12 +132,12 @@ def _exchanged_s(job: Job, ranks: int, fleet: Fleet, micro_batches: int) -> floa
     return reduced_s + 2 * micro_batches * gathered_s(job, ranks, fleet)
 
 
-def gathered_s(job: Job, ranks: int, fleet: Fleet) -> float:
+def gathered_s(job: Workload, ranks: int, fleet: DeviceCluster) -> float:
     """All weights, once: before anything is computed or published at stage 3, else never."""
     return _moved_s(job.weights_bytes, ranks, fleet) if job.zero_stage == 3 else 0.0
 
 
-def _moved_s(size: float, ranks: int, fleet: Fleet) -> float:
+def _moved_s(size: float, ranks: int, fleet: DeviceCluster) -> float:
     device = fleet.device
     rate = device.link_gb_per_s if ranks <= fleet.per_node else min(device.link_gb_per_s, device.network_gb_per_s)
     return (ranks - 1) / ranks * size / (rate * GB)

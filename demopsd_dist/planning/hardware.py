@@ -52,7 +52,7 @@ DEVICES = {
 
 
 @dataclass(frozen=True)
-class Fleet:
+class DeviceCluster:
     """`nodes` alike, each with `per_node` devices."""
 
     device: Device
@@ -64,7 +64,7 @@ class Fleet:
         return self.nodes * self.per_node
 
 
-def fleet_of(text: str, measured: Mapping[str, Device] | None = None) -> Fleet:
+def fleet_of(text: str, measured: Mapping[str, Device] | None = None) -> DeviceCluster:
     """`8xh100`, `4x8xh100` (nodes, devices a node, kind) or `2xcpu`. More than eight without nodes are eight a node.
 
     Args:
@@ -82,12 +82,12 @@ def fleet_of(text: str, measured: Mapping[str, Device] | None = None) -> Fleet:
         raise ConfigError(f"--gpus {text}: no figures for {found[3]}; there are some for {', '.join(known)}.{hint}")
     device, count = known[found[3]], int(found[2])
     if found[1]:
-        return Fleet(device, int(found[1]), count)
+        return DeviceCluster(device, int(found[1]), count)
     if device.shared or count <= DEVICES_PER_NODE:
-        return Fleet(device, 1, count)
+        return DeviceCluster(device, 1, count)
     if count % DEVICES_PER_NODE:
         raise ConfigError(
             f"--gpus {text}: {count} are no whole number of nodes with {DEVICES_PER_NODE}. "
             f"Write NODESxPERNODEx{found[3]}."
         )
-    return Fleet(device, count // DEVICES_PER_NODE, DEVICES_PER_NODE)
+    return DeviceCluster(device, count // DEVICES_PER_NODE, DEVICES_PER_NODE)

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from demopsd_dist.planning.drawn_batch import Batch, learner_batches, teacher_batches
+from demopsd_dist.planning.drawn_batch import DrawnBatch, learner_batches, teacher_batches
 from demopsd_dist.planning.forward_time import slice_tokens
-from demopsd_dist.planning.hardware import GIB, Device, Fleet
+from demopsd_dist.planning.hardware import GIB, Device, DeviceCluster
 from demopsd_dist.planning.model_shape import ModelShape
 from demopsd_dist.planning.roofline import Power
 from demopsd_dist.planning.sampling_time import cache_bytes, room, workspace_bytes
-from demopsd_dist.planning.workload import Job, Split
+from demopsd_dist.planning.workload import Split, Workload
 
 HEAD_SLICE_TOKENS = 2048  # of the teacher's logits
 LIVE_PARAMETERS = 1e9  # that ZeRO-3 keeps gathered at most
@@ -45,7 +45,7 @@ def in_gib(**bytes_of: float) -> dict[str, float]:
     return {name.replace("_", " "): size / GIB for name, size in bytes_of.items() if size}
 
 
-def rollout_footprint(job: Job, power: Power, engines: int) -> Footprint:
+def rollout_footprint(job: Workload, power: Power, engines: int) -> Footprint:
     """Of each of its processes. On a GPU the cache takes what is left of the engine's share, so the whole is that
     share."""
     cache = cache_bytes(job, power) / job.tensor_parallel
@@ -62,7 +62,7 @@ def rollout_footprint(job: Job, power: Power, engines: int) -> Footprint:
 
 
 @lru_cache(maxsize=256)
-def teacher_footprint(job: Job, power: Power, workers: int, shards: int = 1) -> Footprint:
+def teacher_footprint(job: Workload, power: Power, workers: int, shards: int = 1) -> Footprint:
     """Copies in float32, each shared by so many workers, and one forward without gradients.
 
     Who shares one has two layers whole, the one that computes and the next, or the embedding before them; and the head
@@ -96,7 +96,7 @@ def _gathered(shape: ModelShape, copies: int) -> float:
 
 
 @lru_cache(maxsize=256)
-def learner_footprint(job: Job, power: Power, ranks: int) -> Footprint:
+def learner_footprint(job: Workload, power: Power, ranks: int) -> Footprint:
     """A rank's shard of weights, gradients and optimizer, and what a micro-batch keeps for its backward."""
     trained, size = float(job.trained), job.element_bytes
     parameters = float(job.shape.parameters + job.adapters)
@@ -124,7 +124,7 @@ def learner_footprint(job: Job, power: Power, ranks: int) -> Footprint:
     return Footprint("learner", held, passing)
 
 
-def kept_bytes(job: Job, batch: Batch) -> float:
+def kept_bytes(job: Workload, batch: DrawnBatch) -> float:
     """What a backward needs of a micro-batch; with checkpointing a layer keeps its input, and one by one is whole."""
     shape, size = job.shape, job.element_bytes
     whole = float(batch.tokens * shape.saved_elements() * size)
@@ -134,35 +134,37 @@ def kept_bytes(job: Job, batch: Batch) -> float:
     return shape.layers * whole + mask
 
 
-def checkpoint_gib(job: Job) -> float:
+def checkpoint_gib(job: Workload) -> float:
     """On disk: float32 values and both moments of what is trained, and the teacher's average, whole."""
     return (12.0 * job.trained + 4.0 * job.shape.parameters * job.averages) / GIB
 
 
-def plain_logits_gib(job: Job, ranks: int) -> float:
+def plain_logits_gib(job: Workload, ranks: int) -> float:
     """What the loss would hold without being fused."""
     most = max((batch.predicted for rank in learner_batches(job, ranks) for batch in rank), default=0)
     return PLAIN_LOGITS * 4.0 * most * job.shape.vocabulary / GIB
 
 
-def _layer_bytes(job: Job, batch: Batch, size: int) -> float:
+def _layer_bytes(job: Workload, batch: DrawnBatch, size: int) -> float:
     """The widest moment of a layer without gradients."""
     shape = job.shape
     width = 2 * shape.hidden + max(3 * shape.query + 2 * shape.key, 3 * shape.intermediate)
     return batch.tokens * width * size + _mask_bytes(job, batch)
 
 
-def _mask_bytes(job: Job, batch: Batch) -> float:
+def _mask_bytes(job: Workload, batch: DrawnBatch) -> float:
     """Who sees whom, as bytes, and once more as numbers for the kernel."""
     return batch.rows * batch.length**2 * (1.0 + job.element_bytes) if batch.masked else 0.0
 
 
-def _segment(job: Job, power: Power) -> dict[str, float]:
+def _segment(job: Workload, power: Power) -> dict[str, float]:
     """On CPU the shared memory through which weights are published counts with everyone who has it mapped."""
     return {"shared_with_others": float(job.weights_bytes)} if power.device.shared else {}
 
 
-def footprints(job: Job, split: Split, fleet: Fleet, known: Mapping[str, tuple[float, float]]) -> list[Footprint]:
+def footprints(
+    job: Workload, split: Split, fleet: DeviceCluster, known: Mapping[str, tuple[float, float]]
+) -> list[Footprint]:
     """Of one worker of each role. `known`: base_gib and factor by role."""
     device = fleet.device
     teacher = Power(device, split.teacher_threads)
@@ -177,7 +179,7 @@ def footprints(job: Job, split: Split, fleet: Fleet, known: Mapping[str, tuple[f
     ]
 
 
-def shortfalls(job: Job, split: Split, fleet: Fleet, found: list[Footprint]) -> list[str]:
+def shortfalls(job: Workload, split: Split, fleet: DeviceCluster, found: list[Footprint]) -> list[str]:
     """What does not fit, by role, with the way out; nothing where all fits."""
     device, reasons = fleet.device, []
     counts = {
@@ -227,7 +229,7 @@ def shortfalls(job: Job, split: Split, fleet: Fleet, found: list[Footprint]) -> 
     return reasons
 
 
-def _moments(job: Job, device: Device) -> list[tuple[str, Callable[[Footprint], float]]]:
+def _moments(job: Workload, device: Device) -> list[tuple[str, Callable[[Footprint], float]]]:
     """When those who share a device want most of it, and what each has then. Engines that sleep leave what they have
     beside weights and cache to them; the others leave what passes to the engines."""
     if not job.engines_sleep or device.shared:
@@ -246,11 +248,11 @@ def _moments(job: Job, device: Device) -> list[tuple[str, Callable[[Footprint], 
     return [(" while it samples", sampling), (" while it learns", learning)]
 
 
-def _place(fleet: Fleet) -> str:
+def _place(fleet: DeviceCluster) -> str:
     return "machine" if fleet.device.shared else fleet.device.name
 
 
-def _remedy(job: Job, one: Footprint, device: Device) -> str:
+def _remedy(job: Workload, one: Footprint, device: Device) -> str:
     if one.role == "teacher" and one.base_gib + sum(one.held.values()) > device.memory_gib:
         return (
             "Its copies are in float32: raise teacher.shards, the number of workers that share one, or use a smaller "

@@ -19,7 +19,7 @@ SOFTMAX_FLOPS = 64  # that a product could have made while a head compares, scal
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A decoder with grouped-query attention and a gated feed-forward block, dense or of experts."""
+    """A decoder with grouped-query attention and a gated queue-forward block, dense or of experts."""
 
     layers: int
     hidden: int
@@ -97,7 +97,7 @@ class ModelShape:
     def saved_elements(self) -> int:
         """What autograd keeps of a token in one layer: both norms (input, scaled, result), queries and keys before,
         inside and after theirs, keys and values repeated for every head, the attention's result, and four of the
-        feed-forward block."""
+        queue-forward block."""
         width = self.intermediate * max(self.experts_per_token, 1)
         norms = 3 * (self.query + self.key) if self.normed_heads else self.query + self.key
         return 6 * self.hidden + norms + 3 * self.query + self.key + 4 * width

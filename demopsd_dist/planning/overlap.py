@@ -1,7 +1,7 @@
 """Steps that overlap, played through: batches are sampled and scored while the learners learn from the one before.
 
 A small discrete-event simulation. A process is a generator; it yields seconds to pass, a pair of hands to wait for, or
-a `Signal`. It is written after `driver.py`, `feed.py` and `scoring.py`, and `benchmarks/plan/compare_plans.py` holds it against them.
+a `SimulatedSignal`. It is written after `driver.py`, `queue.py` and `scoring.py`, and `benchmarks/plan/compare_plans.py` holds it against them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SHOWN_GROUPS = 16  # that stand for all of a batch
 
 
 @dataclass
-class Hands:
+class SimulatedWorkers:
     """One at a time; first come, first served."""
 
     taken: bool = False
@@ -25,15 +25,15 @@ class Hands:
 
 
 @dataclass
-class Signal:
+class SimulatedSignal:
     given: bool = False
     waiting: list[Process] = field(default_factory=list)
 
 
-Process = Generator["float | Hands | Signal", None, None]
+Process = Generator["float | SimulatedWorkers | SimulatedSignal", None, None]
 
 
-class Clock:
+class SimulatedClock:
     def __init__(self) -> None:
         self.now = 0.0
         self._due: list[tuple[float, int, Process]] = []
@@ -48,13 +48,13 @@ class Clock:
             self.now, _, process = heapq.heappop(self._due)
             self._on(process)
 
-    def release(self, hands: Hands) -> None:
+    def release(self, hands: SimulatedWorkers) -> None:
         if hands.queue:
             self.start(hands.queue.popleft())
         else:
             hands.taken = False
 
-    def give(self, signal: Signal) -> None:
+    def give(self, signal: SimulatedSignal) -> None:
         signal.given = True
         for process in signal.waiting:
             self.start(process)
@@ -64,14 +64,14 @@ class Clock:
         """Let it go on until it has to wait."""
         for wanted in process:
             match wanted:
-                case Hands() if not wanted.taken:
+                case SimulatedWorkers() if not wanted.taken:
                     wanted.taken = True
-                case Hands():
+                case SimulatedWorkers():
                     wanted.queue.append(process)
                     return
-                case Signal() if wanted.given:
+                case SimulatedSignal() if wanted.given:
                     pass
-                case Signal():
+                case SimulatedSignal():
                     wanted.waiting.append(process)
                     return
                 case _:
@@ -79,14 +79,14 @@ class Clock:
                     return
 
 
-class Run:
+class SimulatedRun:
     """A run's batches, its scoring and its loop, with a pair of hands for each role."""
 
     def __init__(self, seconds: Mapping[str, float], done: Sequence[float], ahead: int, waits: bool) -> None:
-        self.clock = Clock()
+        self.clock = SimulatedClock()
         self._seconds, self._done, self._ahead, self._waits = seconds, done, ahead, waits
-        self._engines, self._teacher, self._learners = Hands(), Hands(), Hands()
-        self._scored = [Signal() for _ in range(STEPS)]
+        self._engines, self._teacher, self._learners = SimulatedWorkers(), SimulatedWorkers(), SimulatedWorkers()
+        self._scored = [SimulatedSignal() for _ in range(STEPS)]
         self.published: list[float] = []
 
     def play(self) -> None:
@@ -96,7 +96,7 @@ class Run:
         self.clock.run()
 
     def _batch(self, step: int) -> Process:
-        come = deque[Signal](Signal() for _ in self._done)
+        come = deque[SimulatedSignal](SimulatedSignal() for _ in self._done)
         self.clock.start(self._scoring(step, come))
         yield self._engines
         begun = self.clock.now
@@ -105,7 +105,7 @@ class Run:
             self.clock.give(signal)
         self.clock.release(self._engines)
 
-    def _scoring(self, step: int, come: deque[Signal]) -> Process:
+    def _scoring(self, step: int, come: deque[SimulatedSignal]) -> Process:
         """One call at a time, each on all that has come since."""
         groups = len(come)
         while come:
@@ -148,7 +148,7 @@ def overlapped_step_s(seconds: Mapping[str, float], done: Sequence[float], ahead
     """
     few = min(SHOWN_GROUPS, len(done))
     shown = [done[(i + 1) * len(done) // few - 1] for i in range(few)]
-    run = Run(seconds, shown, ahead, waits)
+    run = SimulatedRun(seconds, shown, ahead, waits)
     run.play()
     counted = run.published[SETTLED : STEPS - ahead]  # the last have no batch beside them
     return (counted[-1] - counted[0]) / (len(counted) - 1)

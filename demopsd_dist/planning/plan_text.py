@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from demopsd_dist.planning.default_efficiencies import STAGES, Calibration
-from demopsd_dist.planning.hardware import Fleet
+from demopsd_dist.planning.hardware import DeviceCluster
 from demopsd_dist.planning.memory_by_role import Footprint, checkpoint_gib, plain_logits_gib
-from demopsd_dist.planning.step_time import Plan
-from demopsd_dist.planning.workload import Job
+from demopsd_dist.planning.step_time import RunPlan
+from demopsd_dist.planning.workload import Workload
 
 SHOWN_SPLITS = 5
 
 
-def heading(job: Job, fleet: Fleet, calibration: Calibration) -> Iterator[str]:
+def heading(job: Workload, fleet: DeviceCluster, calibration: Calibration) -> Iterator[str]:
     traffic = job.traffic
     shape = job.shape
     told = f"{shape.parameters / 1e9:.2f}e9 parameters" + (
@@ -31,7 +31,7 @@ def heading(job: Job, fleet: Fleet, calibration: Calibration) -> Iterator[str]:
     yield f"figures    efficiencies {calibration.source}"
 
 
-def chosen(made: Plan, fleet: Fleet, hours: float | None, price: float | None) -> Iterator[str]:
+def chosen(made: RunPlan, fleet: DeviceCluster, hours: float | None, price: float | None) -> Iterator[str]:
     """One plan in full: time by stage, samples and cost, memory by role."""
     yield f"{made.told()}: {_rate(made)}"
     yield "  seconds    " + "   ".join(f"{stage} {_seconds(made.seconds[stage])}" for stage in STAGES)
@@ -54,7 +54,7 @@ def chosen(made: Plan, fleet: Fleet, hours: float | None, price: float | None) -
         yield f"  DOES NOT FIT: {reason}"
 
 
-def best(plans: Sequence[Plan]) -> Iterator[str]:
+def best(plans: Sequence[RunPlan]) -> Iterator[str]:
     """The fastest splits, and why the first that is faster than all of these does not fit."""
     yield f"{'split':<58} {'step, s':>9} {'samples/s':>10}"
     fitting = [made for made in plans if not made.shortfalls]
@@ -68,7 +68,7 @@ def best(plans: Sequence[Plan]) -> Iterator[str]:
         yield f"  {left_out[0].shortfalls[0]}"
 
 
-def settings(made: Plan, asked: Plan) -> str:
+def settings(made: RunPlan, asked: RunPlan) -> str:
     """As words for the command line, over those of `asked`."""
     split = made.split
     words = [
@@ -94,7 +94,7 @@ def settings(made: Plan, asked: Plan) -> str:
     return " ".join(words)
 
 
-def _rate(made: Plan) -> str:
+def _rate(made: RunPlan) -> str:
     tokens = made.samples_per_s * made.job.traffic.response_tokens
     return f"{_seconds(made.step_s)} s a step, {made.samples_per_s:.3g} samples/s, {tokens:,.0f} response tokens/s"
 

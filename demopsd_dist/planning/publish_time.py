@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from demopsd_dist.planning.forward_time import gathered_s
-from demopsd_dist.planning.hardware import GB, Fleet
+from demopsd_dist.planning.hardware import GB, DeviceCluster
 from demopsd_dist.planning.roofline import Load
-from demopsd_dist.planning.workload import Job, Split
+from demopsd_dist.planning.workload import Split, Workload
 
 SENT_PASSES = 3.0  # over the bytes of a bucket: read, written where the receivers find it, digested
 LOADED_PASSES = 5.0  # digested, read, written into the model, packed for its kernels: read and written again
 OBJECT_STORE_GB_PER_S = 5.0  # from node to node at best, through Ray's object store: assumed; launch.doctor measures it
 
 
-def publish_load(job: Job, split: Split, fleet: Fleet) -> Load:
+def publish_load(job: Workload, split: Split, fleet: DeviceCluster) -> Load:
     """Packing and loading overlap from bucket to bucket, except for the first and the last; receivers load at the same
     time where each has processors of its own."""
     device = fleet.device

@@ -1,5 +1,5 @@
 """Sampling: each engine decodes a token of every sequence that it holds at once, so a step of it has a batch size that
-rises as groups come in and falls as responses end. Played through in engine steps, then priced."""
+rises as groups come in and falls as responses end. SimulatedSampling through in engine steps, then priced."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from demopsd_dist.planning.drawn_batch import Response, responses
+from demopsd_dist.planning.drawn_batch import DrawnResponse, responses
 from demopsd_dist.planning.hardware import GB, GIB
 from demopsd_dist.planning.roofline import Coefficients, Floats, Load, Power
-from demopsd_dist.planning.workload import Job
+from demopsd_dist.planning.workload import Workload
 
 KV_BLOCK_TOKENS = {True: 128, False: 16}  # vLLM's; what siblings share is computed once in whole blocks; True: on CPU
 SAMPLER_PASSES = 8  # over float32 logits: temperature, softmax twice, log-probabilities, noise, choice
@@ -21,7 +21,7 @@ LAYER_PASSES = 16  # over the hidden states of a layer, beside its products: nor
 
 
 @dataclass(frozen=True)
-class Played:
+class SimulatedSampling:
     """An engine's history, step by step."""
 
     sequences: Floats
@@ -34,7 +34,7 @@ class Played:
         return len(self.sequences)
 
 
-def played(job: Job, engines: int, on_cpu: bool, room: int) -> list[Played]:
+def played(job: Workload, engines: int, on_cpu: bool, room: int) -> list[SimulatedSampling]:
     """First come, first served; the emptiest engine serves, and a group's room is free when its last response ends.
 
     Args:
@@ -44,13 +44,13 @@ def played(job: Job, engines: int, on_cpu: bool, room: int) -> list[Played]:
 
 
 @lru_cache(maxsize=128)
-def _played(job: Job, engines: int, on_cpu: bool, room: int) -> list[Played]:
-    groups: dict[int, list[Response]] = {}
+def _played(job: Workload, engines: int, on_cpu: bool, room: int) -> list[SimulatedSampling]:
+    groups: dict[int, list[DrawnResponse]] = {}
     for response in responses(job):
         groups.setdefault(response.group, []).append(response)
     queue = deque(groups.values())
     taken = [0] * engines
-    begun: list[list[tuple[int, list[Response]]]] = [[] for _ in range(engines)]
+    begun: list[list[tuple[int, list[DrawnResponse]]]] = [[] for _ in range(engines)]
     running: list[tuple[int, int, int]] = []  # (step at which a group ends, engine, sequences)
     now = 0
     while queue or running:
@@ -67,7 +67,7 @@ def _played(job: Job, engines: int, on_cpu: bool, room: int) -> list[Played]:
     return [_history(job, groups_of, on_cpu) for groups_of in begun]
 
 
-def _history(job: Job, begun: list[tuple[int, list[Response]]], on_cpu: bool) -> Played:
+def _history(job: Workload, begun: list[tuple[int, list[DrawnResponse]]], on_cpu: bool) -> SimulatedSampling:
     ends = sorted(start + max(r.tokens for r in group) for start, group in begun)
     steps = ends[-1] if ends else 0
     change, prefilled = np.zeros(steps + 1), np.zeros(steps + 1)
@@ -84,17 +84,17 @@ def _history(job: Job, begun: list[tuple[int, list[Response]]], on_cpu: bool) ->
             weighted[start + response.tokens] -= start
     sequences = np.cumsum(change)[:-1]
     ages = sequences * np.arange(steps) - np.cumsum(weighted)[:-1]
-    return Played(sequences, prefilled[:-1], ages + sequences * prompt, tuple(ends))
+    return SimulatedSampling(sequences, prefilled[:-1], ages + sequences * prompt, tuple(ends))
 
 
-def room(job: Job, power: Power) -> int:
+def room(job: Workload, power: Power) -> int:
     """Sequences that an engine holds at once: what it may, and what its cache has keys and values for."""
     need = (job.traffic.prompt_tokens + job.traffic.response_tokens) * job.shape.kv_bytes(job.element_bytes)
     fitting = int(cache_bytes(job, power) // max(need, 1))
     return max(1, min(job.engine_sequences, fitting))
 
 
-def cache_bytes(job: Job, power: Power) -> float:
+def cache_bytes(job: Workload, power: Power) -> float:
     """For keys and values: as told on CPU; on a GPU what weights and the work of a step leave of an engine's share."""
     if power.device.shared:
         return job.kv_cache_gib * GIB * job.tensor_parallel
@@ -102,7 +102,7 @@ def cache_bytes(job: Job, power: Power) -> float:
     return max(share - job.weights_bytes - job.tensor_parallel * workspace_bytes(job), 0.0)
 
 
-def workspace_bytes(job: Job, tokens: float | None = None) -> float:
+def workspace_bytes(job: Workload, tokens: float | None = None) -> float:
     """What a step of the engine holds beside weights and cache: its largest activations, and logits in float32.
 
     Args:
@@ -115,7 +115,7 @@ def workspace_bytes(job: Job, tokens: float | None = None) -> float:
     return tokens * width * job.element_bytes + 3.0 * logits
 
 
-def step_seconds(job: Job, power: Power, engine: Played) -> Floats:
+def step_seconds(job: Workload, power: Power, engine: SimulatedSampling) -> Floats:
     """The roofline of every step of an engine: its layers, the head, and the sampler."""
     shape, size = job.shape, job.element_bytes
     tokens = engine.sequences + engine.prefilled
@@ -131,7 +131,7 @@ def step_seconds(job: Job, power: Power, engine: Played) -> Floats:
     return layers + rest + head + sampler
 
 
-def _weights_read(job: Job, tokens: Floats) -> Floats:
+def _weights_read(job: Workload, tokens: Floats) -> Floats:
     """Parameters that a step touches: of experts those that some token is sent to."""
     shape = job.shape
     if not shape.experts:
@@ -141,14 +141,14 @@ def _weights_read(job: Job, tokens: Floats) -> Floats:
     return shape.active + expert * (touched - shape.experts_per_token)
 
 
-def _exchanged_bytes(job: Job, tokens: Floats) -> Floats:
+def _exchanged_bytes(job: Workload, tokens: Floats) -> Floats:
     """Of each of an engine's processes: two sums a layer over the hidden states, by ring."""
     share = 2 * (job.tensor_parallel - 1) / job.tensor_parallel
     return share * 2 * job.shape.layers * job.shape.hidden * job.element_bytes * tokens
 
 
 @dataclass(frozen=True)
-class Sampled:
+class SamplingTime:
     """The slowest engine's load, and the share of it at which each group is done, over all engines."""
 
     load: Load
@@ -156,7 +156,7 @@ class Sampled:
 
 
 @lru_cache(maxsize=256)
-def sampled(job: Job, power: Power, engines: int, coefficients: Coefficients) -> Sampled:
+def sampled(job: Workload, power: Power, engines: int, coefficients: Coefficients) -> SamplingTime:
     shape, link = job.shape, power.device.link_gb_per_s * GB
     found: list[tuple[float, Load, list[float]]] = []
     for engine in played(job, engines, power.device.shared, room(job, power)):
@@ -181,4 +181,4 @@ def sampled(job: Job, power: Power, engines: int, coefficients: Coefficients) ->
         found.append((coefficients.seconds(load), load, [float(passed[end - 1]) for end in engine.ends]))
     seconds, load, _ = max(found, key=lambda engine: engine[0])
     ends = sorted(end for _, _, of_engine in found for end in of_engine)
-    return Sampled(load, tuple(end / seconds for end in ends) if seconds else ())
+    return SamplingTime(load, tuple(end / seconds for end in ends) if seconds else ())

@@ -6,22 +6,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from demopsd_dist.planning.default_efficiencies import Calibration
-from demopsd_dist.planning.hardware import Fleet
+from demopsd_dist.planning.hardware import DeviceCluster
 from demopsd_dist.planning.memory_by_role import footprints
-from demopsd_dist.planning.step_time import Plan, plan
-from demopsd_dist.planning.workload import Job, Split
+from demopsd_dist.planning.step_time import RunPlan, plan
+from demopsd_dist.planning.workload import Split, Workload
 
 AHEAD = (0, 1)
 Known = Mapping[str, tuple[float, float]]  # base_gib and factor of memory, by role
 
 
-def candidates(job: Job, fleet: Fleet, memory: Known) -> Iterator[Split]:
+def candidates(job: Workload, fleet: DeviceCluster, memory: Known) -> Iterator[Split]:
     """On CPU the roles share the cores; on GPUs each device has one role, and every role has at least one."""
     for ahead in AHEAD[:1] if job.engines_sleep else AHEAD:
         yield from _sharing(job, fleet, ahead) if fleet.device.shared else _apart(job, fleet, ahead, memory)
 
 
-def _sharing(job: Job, fleet: Fleet, ahead: int) -> Iterator[Split]:
+def _sharing(job: Workload, fleet: DeviceCluster, ahead: int) -> Iterator[Split]:
     """One worker or one a core. Several threads of a worker wait for each other, and do so for long where other roles
     want the same cores: the teacher alone has some, if it mostly works when the engines are done. Replicas of it would
     only hold its weights again."""
@@ -35,7 +35,7 @@ def _sharing(job: Job, fleet: Fleet, ahead: int) -> Iterator[Split]:
                 yield Split(rollout, teachers, learner, ahead, teacher_threads=teacher_threads, shared=True)
 
 
-def _apart(job: Job, fleet: Fleet, ahead: int, memory: Known) -> Iterator[Split]:
+def _apart(job: Workload, fleet: DeviceCluster, ahead: int, memory: Known) -> Iterator[Split]:
     devices = fleet.size
     teachers = range(1, devices - 1) if job.teacher_copies else (0,)
     for teacher in teachers:
@@ -46,7 +46,7 @@ def _apart(job: Job, fleet: Fleet, ahead: int, memory: Known) -> Iterator[Split]
                 yield Split(engines, teacher, learner, ahead, teacher_shards=shards)
 
 
-def _least_shards(job: Job, fleet: Fleet, teachers: int, memory: Known) -> int:
+def _least_shards(job: Workload, fleet: DeviceCluster, teachers: int, memory: Known) -> int:
     """So many of the teachers share a copy as must for it to fit: who has one of its own waits for nobody."""
     divisors = [shards for shards in range(1, teachers + 1) if teachers % shards == 0]
     for shards in divisors:
@@ -56,7 +56,7 @@ def _least_shards(job: Job, fleet: Fleet, teachers: int, memory: Known) -> int:
     return divisors[-1]
 
 
-def widths(job: Job, fleet: Fleet) -> list[int]:
+def widths(job: Workload, fleet: DeviceCluster) -> list[int]:
     """Numbers of processes of an engine: on CPU that of the job, on GPUs also powers of two within a node."""
     if fleet.device.shared:
         return [job.tensor_parallel]
@@ -64,7 +64,7 @@ def widths(job: Job, fleet: Fleet) -> list[int]:
     return sorted({job.tensor_parallel, *powers})
 
 
-def ranked(job: Job, fleet: Fleet, calibration: Calibration) -> list[Plan]:
+def ranked(job: Workload, fleet: DeviceCluster, calibration: Calibration) -> list[RunPlan]:
     """Plans of all splits, the fastest first; those that do not fit into memory come last."""
     plans = [
         plan(each, split, fleet, calibration)

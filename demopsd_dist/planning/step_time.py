@@ -8,20 +8,20 @@ from dataclasses import dataclass
 
 from demopsd_dist.planning.default_efficiencies import STAGES, Calibration
 from demopsd_dist.planning.forward_time import heaviest, learn_loads, score_loads, support_loads
-from demopsd_dist.planning.hardware import Fleet
+from demopsd_dist.planning.hardware import DeviceCluster
 from demopsd_dist.planning.memory_by_role import Footprint, footprints, shortfalls
 from demopsd_dist.planning.overlap import overlapped_step_s
 from demopsd_dist.planning.publish_time import publish_load
 from demopsd_dist.planning.roofline import Load, Power
 from demopsd_dist.planning.sampling_time import sampled
-from demopsd_dist.planning.workload import Job, Split
+from demopsd_dist.planning.workload import Split, Workload
 
 CROWDING = 0.05  # of a step, for each process beyond the cores: the splits of benchmarks.plan, ahead of the learners
 
 
 @dataclass(frozen=True)
-class Plan:
-    job: Job
+class RunPlan:
+    job: Workload
     split: Split
     seconds: Mapping[str, float]  # by stage, each by itself
     done: tuple[float, ...]  # shares of `sample` at which groups are done
@@ -41,11 +41,11 @@ class Plan:
         return self.job.samples * self.job.traffic.response_tokens
 
 
-def plan(job: Job, split: Split, fleet: Fleet, calibration: Calibration) -> Plan:
+def plan(job: Workload, split: Split, fleet: DeviceCluster, calibration: Calibration) -> RunPlan:
     loads, done = loads_of(job, split, fleet, calibration)
     seconds = {stage: calibration.stages[stage].seconds(loads[stage]) for stage in STAGES}
     memory = footprints(job, split, fleet, calibration.memory)
-    return Plan(
+    return RunPlan(
         job,
         split,
         seconds,
@@ -57,7 +57,7 @@ def plan(job: Job, split: Split, fleet: Fleet, calibration: Calibration) -> Plan
 
 
 def loads_of(
-    job: Job, split: Split, fleet: Fleet, calibration: Calibration
+    job: Workload, split: Split, fleet: DeviceCluster, calibration: Calibration
 ) -> tuple[dict[str, Load], tuple[float, ...]]:
     """Each stage's load: of its slowest worker."""
     stages = calibration.stages
@@ -81,12 +81,14 @@ def loads_of(
     }, drawn.done
 
 
-def _own(asked: int, threads: int, fleet: Fleet) -> float:
+def _own(asked: int, threads: int, fleet: DeviceCluster) -> float:
     """What a worker has of the devices: its threads, or less where its role asks for more than there are."""
     return threads * min(1.0, fleet.size / max(asked, 1))
 
 
-def step_seconds(job: Job, split: Split, fleet: Fleet, seconds: Mapping[str, float], done: Sequence[float]) -> float:
+def step_seconds(
+    job: Workload, split: Split, fleet: DeviceCluster, seconds: Mapping[str, float], done: Sequence[float]
+) -> float:
     """From one publish to the next.
 
     Scoring runs beside sampling, and its tail alone is waited for; ahead of the learners, the next batch is sampled
@@ -99,13 +101,13 @@ def step_seconds(job: Job, split: Split, fleet: Fleet, seconds: Mapping[str, flo
     return max(step_s, _done_together_s(job, split, fleet, seconds)) if split.shared else step_s
 
 
-def _crowding(job: Job, split: Split, fleet: Fleet) -> float:
+def _crowding(job: Workload, split: Split, fleet: DeviceCluster) -> float:
     """How much longer all takes where more processes are at work than there are cores."""
     at_work = split.rollout * job.tensor_parallel + split.teacher + split.learner
     return 1 + CROWDING * max(0, at_work - fleet.size) if split.ahead and fleet.device.shared else 1.0
 
 
-def _done_together_s(job: Job, split: Split, fleet: Fleet, seconds: Mapping[str, float]) -> float:
+def _done_together_s(job: Workload, split: Split, fleet: DeviceCluster, seconds: Mapping[str, float]) -> float:
     """Device-seconds of a step over the number of devices. On a GPU whoever is at work has all of it."""
     devices = dict.fromkeys(STAGES, float(fleet.size))
     if fleet.device.shared:

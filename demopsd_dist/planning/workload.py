@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from demopsd_dist.config import Config, OnPublish, Weights
-from demopsd_dist.methods import Support, held_weights, recipe
+from demopsd_dist.config import Config, OnPublish, WeightSource
+from demopsd_dist.methods import SupportKind, recipe, teacher_weights
 from demopsd_dist.planning.model_shape import PROJECTIONS, ModelShape
 from demopsd_dist.util.errors import ConfigError
 
@@ -33,7 +33,7 @@ TEMPLATE_TOKENS = 16  # what the privileged template has beside prompt and solut
 
 
 @dataclass(frozen=True)
-class Job:
+class Workload:
     """One step's work, whoever does it."""
 
     shape: ModelShape
@@ -76,7 +76,7 @@ class Job:
         return "tf32" if self.precision == "bfloat16" else "float32"
 
     @property
-    def of_narrow_engines(self) -> Job:
+    def of_narrow_engines(self) -> Workload:
         """The same for all but the engines, who alone care how many processes one has: computed once for all widths."""
         return replace(self, tensor_parallel=1)
 
@@ -123,7 +123,7 @@ class Split:
         return ", ".join([*parts, role(self.learner, "learner", self.learner_threads), f"ahead {self.ahead}"])
 
 
-def job_of(config: Config, shape: ModelShape, traffic: Traffic) -> Job:
+def job_of(config: Config, shape: ModelShape, traffic: Traffic) -> Workload:
     """
     Raises:
         ConfigError: adapters beside layers whose sizes are not known.
@@ -141,8 +141,10 @@ def job_of(config: Config, shape: ModelShape, traffic: Traffic) -> Job:
             f"model.lora_targets={config.model.lora_targets}: the planner knows the sizes of {', '.join(PROJECTIONS)}. "
             "Plan with some of these."
         )
-    atoms = {Support.vocabulary: shape.vocabulary, Support.sampled: 1}.get(forwards.support, (made.top_k or 0) + 1)
-    return Job(
+    atoms = {SupportKind.vocabulary: shape.vocabulary, SupportKind.sampled: 1}.get(
+        forwards.support, (made.top_k or 0) + 1
+    )
+    return Workload(
         shape=shape,
         precision=config.model.precision.value,
         traffic=traffic,
@@ -158,10 +160,10 @@ def job_of(config: Config, shape: ModelShape, traffic: Traffic) -> Job:
         engine_memory_fraction=rollout.gpu_memory_fraction,
         waits_on_publish=rollout.on_publish is OnPublish.wait,
         shows_solutions=made.shows_solutions,
-        support_forward=forwards.support is Support.student,
+        support_forward=forwards.support is SupportKind.student,
         reference_forwards=int(forwards.reference is not None),
-        teacher_forwards={None: 0, Weights.trust_region: 2}.get(forwards.teacher, 1),
-        teacher_copies=len(held_weights(config)),
+        teacher_forwards={None: 0, WeightSource.trust_region: 2}.get(forwards.teacher, 1),
+        teacher_copies=len(teacher_weights(config)),
         teacher_batch_tokens=teacher.batch_tokens,
         support_atoms=atoms,
         zero_stage=learner.zero_stage,
@@ -169,13 +171,13 @@ def job_of(config: Config, shape: ModelShape, traffic: Traffic) -> Job:
         checkpointing=learner.activation_checkpointing,
         bucket_mib=config.weights.bucket_mib,
         adapters=adapters,
-        averages=Weights.ema in held_weights(config),
+        averages=WeightSource.ema in teacher_weights(config),
         engines_sleep=rollout.sleep,
         tensor_parallel=rollout.tensor_parallel,
     )
 
 
-def split_of(config: Config, job: Job) -> Split:
+def split_of(config: Config, job: Workload) -> Split:
     """The split that the config asks for. Roles share devices on CPU, and where a GPU is claimed in parts."""
     rollout, teacher, learner = config.rollout, config.teacher, config.learner
     parts = (rollout.gpus_per_worker, teacher.gpus_per_worker, learner.gpus_per_worker)
@@ -196,6 +198,6 @@ def on_gpus(config: Config) -> bool:
     return any(role.gpus_per_worker for role in (config.rollout, config.teacher, config.learner))
 
 
-def job_from(values: Mapping[str, Any]) -> Job:
+def job_from(values: Mapping[str, Any]) -> Workload:
     """The inverse of `asdict`."""
-    return Job(**{**values, "shape": ModelShape(**values["shape"]), "traffic": Traffic(**values["traffic"])})
+    return Workload(**{**values, "shape": ModelShape(**values["shape"]), "traffic": Traffic(**values["traffic"])})

@@ -19,7 +19,7 @@ from typing import Any
 
 from demopsd_dist.report import page_figures
 from demopsd_dist.report.embedded_samples import SAMPLES, packed, text_block, token_block
-from demopsd_dist.report.read_run import Run, read_run
+from demopsd_dist.report.read_run import RunFiles, read_run
 from demopsd_dist.run_record import samples
 from demopsd_dist.run_record.samples import Row
 from demopsd_dist.util.errors import DataError
@@ -43,7 +43,7 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     return out
 
 
-def page(runs: Sequence[Run]) -> str:
+def page(runs: Sequence[RunFiles]) -> str:
     style, script = _asset("style.css"), _script()
     policy = (
         f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)}; img-src data:; "
@@ -67,14 +67,14 @@ def page(runs: Sequence[Run]) -> str:
     return text
 
 
-def _samples(run: Run, number: int, blocks: list[str]) -> dict[str, Any]:
+def _samples(run: RunFiles, number: int, blocks: list[str]) -> dict[str, Any]:
     """The run's samples go into `blocks`; the answer tells how many there are, and of how many."""
     index: list[dict[str, Any]] = []
-    telling = page_figures.Telling()
+    token_recorder = page_figures.MostTellingTokens()
     for place, rows in enumerate(_some_at_once(_rows(run) if run.sample_files else iter(()))):
         for row in rows:
             index.append(page_figures.index_entry(row))
-            telling.add(row)
+            token_recorder.add(row)
         blocks.append(_block(f"tokens-{number}-{place}", token_block(rows)))
         blocks.append(_block(f"texts-{number}-{place}", text_block(rows)))
     columns = {name: [entry[name] for entry in index] for name in index[0]} if index else {}
@@ -83,11 +83,11 @@ def _samples(run: Run, number: int, blocks: list[str]) -> dict[str, Any]:
         "samples": len(index),
         "kept": sum(samples.size(path)[0] for path in run.sample_files),
         "block_samples": SAMPLES,
-        "telling": telling.table(),
+        "token_recorder": token_recorder.table(),
     }
 
 
-def _rows(run: Run) -> Iterator[Row]:
+def _rows(run: RunFiles) -> Iterator[Row]:
     """All, or as many as the page is to hold, evenly over the run."""
     rows, tokens = (sum(counts) for counts in zip(*map(samples.size, run.sample_files), strict=True))
     file_every, row_every = thinning(len(run.sample_files), rows, tokens)

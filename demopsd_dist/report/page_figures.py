@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from demopsd_dist.report.read_run import Run
+from demopsd_dist.report.read_run import RunFiles
 from demopsd_dist.run_record import metric_glossary
 from demopsd_dist.run_record.samples import Row
 from demopsd_dist.util.printable import plain
@@ -20,7 +20,7 @@ _TELLING_TOKENS = 24
 _EXPECTED = {"name", "output_dir"}  # differ between any two runs
 
 
-def of_run(run: Run) -> dict[str, Any]:
+def of_run(run: RunFiles) -> dict[str, Any]:
     every = -(-len(run.steps) // MOST_POINTS) or 1
     steps = run.steps[::every]
     names = sorted({name for step in steps for name in step if name != "step" and _is_number(step[name])})
@@ -43,7 +43,7 @@ def meanings(runs: Iterable[dict[str, Any]]) -> dict[str, dict[str, str]]:
     return {name: {"unit": metric.unit, "meaning": metric.meaning} for name, metric in found.items() if metric}
 
 
-def differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def differences(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
     """Settings that are not the same in all runs, and so much of their provenance; names of folders come last."""
     tables = [run.config | {f"({key})": run.summary[key] for key in ("commit",) if key in run.summary} for run in runs]
     keys = list(dict.fromkeys(key for table in tables for key in table))
@@ -79,7 +79,7 @@ def index_entry(row: Row) -> dict[str, Any]:
     }
 
 
-class Telling:
+class MostTellingTokens:
     """The tokens at which reference and teacher disagree most, over all samples: where the solution speaks."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from demopsd_dist.util.errors import DataError
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFiles:
     """What a run has recorded so far. `steps` and `evaluations` are the lines of `metrics.jsonl`, in order."""
 
     name: str
@@ -27,7 +27,7 @@ class Run:
     sample_files: list[Path]
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path) -> RunFiles:
     """
     Raises:
         DataError: the folder is none of a run.
@@ -43,7 +43,7 @@ def read_run(path: Path) -> Run:
             evaluations[line["step"], line["evaluation"]] = line
         elif "step" in line:
             steps[line["step"]] = line  # a run that went on from a checkpoint has some steps twice: the last counts
-    return Run(
+    return RunFiles(
         name=path.resolve().name,
         config=read_config(path),
         steps=[steps[step] for step in sorted(steps)],

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from demopsd_dist.run_record.checkpoints import Checkpoint, Checkpoints
 from demopsd_dist.run_record.folder import RunFolder
-from demopsd_dist.run_record.ledger import Event, Reason
+from demopsd_dist.run_record.ledger import DropReason, LedgerEvent
 from demopsd_dist.util.errors import CheckpointError, DataError
 
 SHOWN = 5
@@ -33,7 +33,7 @@ CREATE TEMP TABLE ends AS SELECT step, prompt, sample,
 
 
 @dataclass(frozen=True)
-class Fault:
+class AuditFault:
     what: str
     names: list[str]  # of samples, steps or checkpoints
 
@@ -43,7 +43,7 @@ class Fault:
 
 
 @dataclass
-class Account:
+class AuditReport:
     lives: list[tuple[int, int, str]]  # number, the step it went on after, why it began
     steps: int  # that stand
     issued: int  # samples, of those steps
@@ -53,14 +53,14 @@ class Account:
     undone: int  # samples issued for steps that a later life undid
     in_flight: int  # samples issued for steps that were never done
     checkpoints: list[str] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[AuditFault] = field(default_factory=list)
 
     @property
     def sound(self) -> bool:
         return not self.faults
 
 
-def audit(folder: RunFolder) -> Account:
+def audit(folder: RunFolder) -> AuditReport:
     """
     Raises:
         DataError: there is no ledger, or it cannot be read.
@@ -80,7 +80,7 @@ def audit(folder: RunFolder) -> Account:
     return account
 
 
-def _drawn(ledger: sqlite3.Connection) -> Account:
+def _drawn(ledger: sqlite3.Connection) -> AuditReport:
     steps, *_ = ledger.execute("SELECT count(*) FROM standing").fetchone()
     issued, trained = ledger.execute("SELECT count(*), coalesce(sum(trained > 0), 0) FROM ends").fetchone()
     dropped = ledger.execute("SELECT reason, count(*) FROM ends WHERE dropped GROUP BY reason ORDER BY reason")
@@ -90,10 +90,10 @@ def _drawn(ledger: sqlite3.Connection) -> Account:
     (undone,) = ledger.execute(unfinished.format("IN")).fetchone()
     (in_flight,) = ledger.execute(unfinished.format("NOT IN")).fetchone()
     lives = ledger.execute("SELECT life, from_step, why FROM lives ORDER BY life").fetchall()
-    return Account(lives, steps, issued, trained, dict(dropped.fetchall()), again, undone, in_flight)
+    return AuditReport(lives, steps, issued, trained, dict(dropped.fetchall()), again, undone, in_flight)
 
 
-def _faults_of_steps(ledger: sqlite3.Connection) -> list[Fault]:
+def _faults_of_steps(ledger: sqlite3.Connection) -> list[AuditFault]:
     counts = ledger.execute("SELECT step, count(*) FROM standing GROUP BY step ORDER BY step").fetchall()
     there = dict(counts)
     missing = [str(step) for step in range(1, max(there, default=0) + 1) if step not in there]
@@ -101,14 +101,14 @@ def _faults_of_steps(ledger: sqlite3.Connection) -> list[Fault]:
     return _some(("steps are missing", missing), ("steps were done more than once", twice))
 
 
-def _faults_of_samples(ledger: sqlite3.Connection) -> list[Fault]:
+def _faults_of_samples(ledger: sqlite3.Connection) -> list[AuditFault]:
     def names(where: str) -> list[str]:
         rows = ledger.execute(f"SELECT step, prompt, sample FROM ends WHERE {where} ORDER BY step, prompt, sample")
         return [f"{prompt}#{sample} of step {step}" for step, prompt, sample in rows]
 
-    reasons = ", ".join(f"'{reason.value}'" for reason in Reason)
+    reasons = ", ".join(f"'{reason.value}'" for reason in DropReason)
     unexplained = f"dropped > 0 AND coalesce(reason, '') NOT IN ({reasons})"
-    late = f"reason IS '{Reason.late.value}'"
+    late = f"reason IS '{DropReason.late.value}'"
     return _some(
         ("samples were trained more than once", names("trained > 1")),
         ("samples were issued more than once", names("issued > 1")),
@@ -126,22 +126,22 @@ def _faults_of_samples(ledger: sqlite3.Connection) -> list[Fault]:
     )
 
 
-def _faults_of(checkpoint: Checkpoint, ledger: sqlite3.Connection) -> list[Fault]:
+def _faults_of(checkpoint: Checkpoint, ledger: sqlite3.Connection) -> list[AuditFault]:
     """A checkpoint must be whole, and must say what the ledger says of the steps before it."""
     name = checkpoint.path.name
     if (damage := checkpoint.damage()) is not None:
-        return [Fault(f"checkpoint is damaged ({damage})", [name])]
+        return [AuditFault(f"checkpoint is damaged ({damage})", [name])]
     try:
         state = checkpoint.state()
         step, samples, position = state["step"], state["samples"], state["ledger_position"]
     except (CheckpointError, KeyError, ValueError) as error:
-        return [Fault(f"checkpoint has no state ({error!r})", [name])]
+        return [AuditFault(f"checkpoint has no state ({error!r})", [name])]
     steps, sampled, last = ledger.execute(
         "SELECT count(*), coalesce(sum(samples), 0), coalesce(max(step), 0) FROM standing WHERE step <= ?", (step,)
     ).fetchone()
     (lines,) = ledger.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
     (late,) = ledger.execute(
-        f"""SELECT count(*) FROM events WHERE event = '{Event.trained.value}' AND step <= ? AND id > ?
+        f"""SELECT count(*) FROM events WHERE event = '{LedgerEvent.trained.value}' AND step <= ? AND id > ?
         AND (life, step) IN (SELECT life, step FROM standing)""",
         (step, position),
     ).fetchone()
@@ -152,8 +152,8 @@ def _faults_of(checkpoint: Checkpoint, ledger: sqlite3.Connection) -> list[Fault
         found.append(f"it knows {position} lines of the ledger, which has {lines}")
     if late:
         found.append(f"{late} samples of its steps were entered after it was written")
-    return [Fault(f"checkpoint and ledger disagree ({what})", [name]) for what in found]
+    return [AuditFault(f"checkpoint and ledger disagree ({what})", [name]) for what in found]
 
 
-def _some(*found: tuple[str, list[str]]) -> list[Fault]:
-    return [Fault(what, names) for what, names in found if names]
+def _some(*found: tuple[str, list[str]]) -> list[AuditFault]:
+    return [AuditFault(what, names) for what, names in found if names]

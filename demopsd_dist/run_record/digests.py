@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from demopsd_dist.data.records import LearnReport, Lesson, Scored
+from demopsd_dist.data.records import ScoredExample, StepReport, TrainingExample
 
 Digests = dict[str, dict[str, str]]  # tensor -> row -> digest
 IN_ALL = "all"
@@ -58,7 +58,7 @@ ROWS = {
 
 
 @dataclass(frozen=True)
-class Difference:
+class DigestDifference:
     """A tensor of which rows are not as recorded. `rows` are their names, in the order of the record."""
 
     tensor: str
@@ -91,22 +91,22 @@ def exact(value: float) -> str:
     return f"{value!r}"
 
 
-def inputs_of(lesson: Lesson) -> dict[str, NDArray]:
-    """All that a step takes from a lesson, by the name of the tensor."""
-    rollout = lesson.rollout
+def inputs_of(example: TrainingExample) -> dict[str, NDArray]:
+    """All that a step takes from a example, by the name of the tensor."""
+    rollout = example.rollout
     found: dict[str, NDArray] = {
         "prompt_tokens": rollout.prompt.tokens,
         "response_tokens": rollout.tokens_T,
         "rollout_logp": rollout.logp_T,
         "versions": rollout.version_T,
-        "privileged_tokens": lesson.privileged_tokens,
-        "advantage": np.asarray([lesson.advantage], np.float64),
-        "reward": np.asarray([lesson.reward], np.float64),
+        "privileged_tokens": example.privileged_tokens,
+        "advantage": np.asarray([example.advantage], np.float64),
+        "reward": np.asarray([example.reward], np.float64),
     }
     return found if rollout.support_TK is None else found | {"engine_support": rollout.support_TK}
 
 
-def scores_of(item: Scored) -> dict[str, NDArray]:
+def scores_of(item: ScoredExample) -> dict[str, NDArray]:
     found = {
         "support_ids": item.support_TK,
         "reference_logp": item.reference_logp_TA,
@@ -124,14 +124,14 @@ def merged(parts: Iterable[Digests]) -> Digests:
     return found
 
 
-def of_inputs(lessons: Iterable[Lesson]) -> Digests:
-    return _by_tensor((lesson.rollout.id, inputs_of(lesson)) for lesson in lessons)
+def of_inputs(examples: Iterable[TrainingExample]) -> Digests:
+    return _by_tensor((example.rollout.id, inputs_of(example)) for example in examples)
 
 
-def of_step(scored: Sequence[Scored], report: LearnReport) -> Digests:
+def of_step(scored: Sequence[ScoredExample], report: StepReport) -> Digests:
     """Of a whole step, in order: what went in, what the teacher said, what the learners made of it."""
-    found = of_inputs(item.lesson for item in scored)
-    found |= _by_tensor((item.lesson.rollout.id, scores_of(item)) for item in scored)
+    found = of_inputs(item.example for item in scored)
+    found |= _by_tensor((item.example.rollout.id, scores_of(item)) for item in scored)
     found |= report.digests
     for tensor, metric in (("loss", "learner/loss"), ("gradient_norm", "learner/grad_norm")):
         if metric in report.metrics:
@@ -147,10 +147,10 @@ def _by_tensor(rows: Iterable[tuple[str, dict[str, NDArray]]]) -> Digests:
     return found
 
 
-def differences(recorded: Mapping[str, Mapping[str, str]], found: Digests) -> Iterator[Difference]:
+def differences(recorded: Mapping[str, Mapping[str, str]], found: Digests) -> Iterator[DigestDifference]:
     """In the order in which tensors come to be. A row that is there in one alone differs."""
     for tensor in ORDER:
         before, now = recorded.get(tensor, {}), found.get(tensor, {})
         wrong = tuple(row for row in {**before, **now} if before.get(row) != now.get(row))
         if wrong:
-            yield Difference(tensor, wrong, len({**before, **now}))
+            yield DigestDifference(tensor, wrong, len({**before, **now}))

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from enum import Enum
 from pathlib import Path
 
-from demopsd_dist.data.records import Lesson, Prompt, Rollout
+from demopsd_dist.data.records import Prompt, Rollout, TrainingExample
 from demopsd_dist.util.errors import RunFolderError
 
 SCHEMA = """
@@ -34,7 +34,7 @@ ONLY_ADDED_TO = "".join(
 )
 
 
-class Event(Enum):
+class LedgerEvent(Enum):
     issued = "issued"
     generated = "generated"
     rewarded = "rewarded"
@@ -43,10 +43,10 @@ class Event(Enum):
     dropped = "dropped"
 
 
-class Reason(Enum):
+class DropReason(Enum):
     """Why a sample was not trained."""
 
-    no_lesson = "no lesson"  # nothing in its group to learn from
+    no_example = "no example"  # nothing in its group to learn from
     no_mark = "no mark"  # the user's own reward failed on it, and reward_errors is drop
     late = "late"  # not there when the step's time for late groups was over
     not_needed = "not needed"  # its step had enough groups with a signal without it
@@ -87,7 +87,7 @@ class Ledger:
         self._write("INSERT INTO lives VALUES (?, ?, ?, ?)", [(self._life, from_step, why, time.time())])
 
     def issued(self, step: int, prompts: Sequence[Prompt], samples: int) -> None:
-        self._note(step, Event.issued, ((prompt.id, sample) for prompt in prompts for sample in range(samples)))
+        self._note(step, LedgerEvent.issued, ((prompt.id, sample) for prompt in prompts for sample in range(samples)))
         self._flush()
 
     def generated(self, step: int, rollouts: Sequence[Rollout], unmarked: Sequence[Rollout] = ()) -> None:
@@ -96,20 +96,20 @@ class Ledger:
             versions = int(rollout.version_T[0]), int(rollout.version_T[-1])
             name = rollout.prompt.id, rollout.sample
             self._waiting.append(
-                (self._life, step, Event.generated.value, *name, rollout.attempt, rollout.worker, *versions, None)
+                (self._life, step, LedgerEvent.generated.value, *name, rollout.attempt, rollout.worker, *versions, None)
             )
-        self._note(step, Event.rewarded, _names(rollouts))
-        self.dropped(step, _names(unmarked), Reason.no_mark)
+        self._note(step, LedgerEvent.rewarded, _names(rollouts))
+        self.dropped(step, _names(unmarked), DropReason.no_mark)
 
-    def scored(self, step: int, lessons: Sequence[Lesson]) -> None:
-        self._note(step, Event.scored, _names([lesson.rollout for lesson in lessons]))
+    def scored(self, step: int, examples: Sequence[TrainingExample]) -> None:
+        self._note(step, LedgerEvent.scored, _names([example.rollout for example in examples]))
 
-    def dropped(self, step: int, samples: Iterable[tuple[str, int]], reason: Reason) -> None:
-        self._note(step, Event.dropped, samples, reason.value)
+    def dropped(self, step: int, samples: Iterable[tuple[str, int]], reason: DropReason) -> None:
+        self._note(step, LedgerEvent.dropped, samples, reason.value)
 
-    def trained(self, step: int, lessons: Sequence[Lesson], samples: int) -> None:
-        """The step is done: it took these lessons, of `samples` that were issued for it."""
-        self._note(step, Event.trained, _names([lesson.rollout for lesson in lessons]))
+    def trained(self, step: int, examples: Sequence[TrainingExample], samples: int) -> None:
+        """The step is done: it took these examples, of `samples` that were issued for it."""
+        self._note(step, LedgerEvent.trained, _names([example.rollout for example in examples]))
         self._flush((self._life, step, samples, time.time()))
 
     @property
@@ -122,7 +122,9 @@ class Ledger:
         self._flush()
         self._file.close()
 
-    def _note(self, step: int, event: Event, samples: Iterable[tuple[str, int]], reason: str | None = None) -> None:
+    def _note(
+        self, step: int, event: LedgerEvent, samples: Iterable[tuple[str, int]], reason: str | None = None
+    ) -> None:
         nothing = (None, None, None, None)
         self._waiting += [(self._life, step, event.value, *name, *nothing, reason) for name in samples]
 

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from demopsd_dist.data.records import BatchSize, Lesson, Prompt, Question, Rollout
-from demopsd_dist.run_record.digests import Difference, Digests, differences, of_inputs
+from demopsd_dist.data.records import BatchSize, Prompt, Question, Rollout, TrainingExample
+from demopsd_dist.run_record.digests import DigestDifference, Digests, differences, of_inputs
 from demopsd_dist.util.code_digest import code_digest
 from demopsd_dist.util.errors import CheckpointError, DifferenceError, RunFolderError
 
@@ -35,7 +35,7 @@ SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),
         ("sample", pa.int32()),
-        ("part", pa.int32()),  # lessons of one part were scored together
+        ("part", pa.int32()),  # examples of one part were scored together
         ("turn", pa.int32()),  # and in this order
         ("prompt_tokens", _INTS),
         ("response_tokens", _INTS),
@@ -50,7 +50,7 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Record:
+class ReplayRecord:
     """What the step was done with, and what came of it."""
 
     step: int  # the first is 1
@@ -64,11 +64,11 @@ class Record:
 
 
 @dataclass(frozen=True)
-class KeptBatch:
-    """Lessons in the order of the batch; `parts` are the places of those that were scored together."""
+class ReplayBatch:
+    """Examples in the order of the batch; `parts` are the places of those that were scored together."""
 
-    record: Record
-    lessons: list[Lesson]
+    record: ReplayRecord
+    examples: list[TrainingExample]
     parts: list[list[int]]
 
     @property
@@ -102,7 +102,9 @@ def keep_only(folder: Path, wanted: Iterable[int]) -> None:
         shutil.rmtree(folder_of(folder, step), ignore_errors=True)
 
 
-def write(folder: Path, record: Record, lessons: Sequence[Lesson], parts: Sequence[Sequence[str]]) -> Path:
+def write(
+    folder: Path, record: ReplayRecord, examples: Sequence[TrainingExample], parts: Sequence[Sequence[str]]
+) -> Path:
     """
     Args:
         parts: ids of the rollouts that were scored together, in that order.
@@ -115,7 +117,7 @@ def write(folder: Path, record: Record, lessons: Sequence[Lesson], parts: Sequen
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        pq.write_table(_table(lessons, parts), aside / BATCH, compression="zstd")
+        pq.write_table(_table(examples, parts), aside / BATCH, compression="zstd")
         content = asdict(record) | {"batch": _digest((aside / BATCH).read_bytes())}
         told = {"format": FORMAT, "digest": _digest_of_content(content), "content": content}
         (aside / RECORD).write_text(json.dumps(told) + "\n", encoding="utf-8")
@@ -127,9 +129,9 @@ def write(folder: Path, record: Record, lessons: Sequence[Lesson], parts: Sequen
     return path
 
 
-def _table(lessons: Sequence[Lesson], parts: Sequence[Sequence[str]]) -> pa.Table:
+def _table(examples: Sequence[TrainingExample], parts: Sequence[Sequence[str]]) -> pa.Table:
     place = {name: (part, turn) for part, names in enumerate(parts) for turn, name in enumerate(names)}
-    rollouts = [lesson.rollout for lesson in lessons]
+    rollouts = [example.rollout for example in examples]
     columns: dict[str, list[Any]] = {
         "prompt_id": [rollout.prompt.id for rollout in rollouts],
         "sample": [rollout.sample for rollout in rollouts],
@@ -139,15 +141,15 @@ def _table(lessons: Sequence[Lesson], parts: Sequence[Sequence[str]]) -> pa.Tabl
         "response_tokens": [rollout.tokens_T for rollout in rollouts],
         "rollout_logp": [rollout.logp_T for rollout in rollouts],
         "versions": [rollout.version_T for rollout in rollouts],
-        "privileged_tokens": [lesson.privileged_tokens for lesson in lessons],
+        "privileged_tokens": [example.privileged_tokens for example in examples],
         "engine_support": [None if r.support_TK is None else list(r.support_TK) for r in rollouts],
-        "advantage": [lesson.advantage for lesson in lessons],
-        "reward": [lesson.reward for lesson in lessons],
+        "advantage": [example.advantage for example in examples],
+        "reward": [example.reward for example in examples],
     }
     return pa.table(columns, schema=SCHEMA)
 
 
-def read(folder: Path, step: int) -> KeptBatch:
+def read(folder: Path, step: int) -> ReplayBatch:
     """
     Raises:
         CheckpointError: it is not there, or its record is damaged.
@@ -156,21 +158,21 @@ def read(folder: Path, step: int) -> KeptBatch:
     path = folder_of(folder, step)
     content = _content(path / RECORD)
     digest = content.pop("batch")
-    record = Record(**content)
+    record = ReplayRecord(**content)
     columns = {name: _column(path / BATCH, name) for name in SCHEMA.names}
-    lessons = _lessons(columns)
-    if (first := next(differences(_of_inputs(record.digests), of_inputs(lessons)), None)) is not None:
+    examples = _examples(columns)
+    if (first := next(differences(_of_inputs(record.digests), of_inputs(examples)), None)) is not None:
         raise _not_as_kept(path / BATCH, first)
     if _digest((path / BATCH).read_bytes()) != digest:
         raise DifferenceError(f"{path / BATCH} is not as it was written, beside the values of its tensors.")
-    return KeptBatch(record, lessons, _parts(columns))
+    return ReplayBatch(record, examples, _parts(columns))
 
 
 def _of_inputs(digests: Digests) -> Digests:
     return {tensor: rows for tensor, rows in digests.items() if tensor in SCHEMA.names}
 
 
-def _not_as_kept(path: Path, first: Difference) -> DifferenceError:
+def _not_as_kept(path: Path, first: DigestDifference) -> DifferenceError:
     return DifferenceError(f"first that differs: {first}. {path} is not the batch of that step.")
 
 
@@ -195,11 +197,11 @@ def _column(path: Path, name: str) -> list[Any]:
         raise DifferenceError(f"first that differs: {name}. It cannot be read from {path} ({told}).") from None
 
 
-def _lessons(columns: dict[str, list[Any]]) -> list[Lesson]:
-    return [_lesson({name: values[i] for name, values in columns.items()}) for i in range(len(columns["sample"]))]
+def _examples(columns: dict[str, list[Any]]) -> list[TrainingExample]:
+    return [_example({name: values[i] for name, values in columns.items()}) for i in range(len(columns["sample"]))]
 
 
-def _lesson(row: dict[str, Any]) -> Lesson:
+def _example(row: dict[str, Any]) -> TrainingExample:
     """Nobody marks it or reads its text again, so it comes back without."""
 
     def ids(name: str) -> np.ndarray:
@@ -217,7 +219,7 @@ def _lesson(row: dict[str, Any]) -> Lesson:
         worker=0,
         support_TK=None if support is None else np.asarray(support, np.int32),
     )
-    return Lesson(rollout, row["reward"], row["advantage"], ids("privileged_tokens"))
+    return TrainingExample(rollout, row["reward"], row["advantage"], ids("privileged_tokens"))
 
 
 def _parts(columns: dict[str, list[Any]]) -> list[list[int]]:

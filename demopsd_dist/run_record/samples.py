@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from demopsd_dist.config import Config
-from demopsd_dist.data.examples import Group
-from demopsd_dist.data.records import Lesson, Mark, Rollout, Scored, Tokens, TokenTable
+from demopsd_dist.data.examples import RewardedGroup
+from demopsd_dist.data.records import RewardResult, Rollout, ScoredExample, TokenRecord, Tokens, TrainingExample
 from demopsd_dist.models.token_texts import TokenTexts
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "teacher_logp": ("list<list<float>>", "with it; null without a teacher"),
     "target_logp": ("list<list<float>>", "of what the student is taken to: the barycenter; null without a teacher"),
 }
-_SPREADS = {"alpha": "demopsd/alpha", "disagreement": "demopsd/disagreement_nats"}
+_DISTRIBUTIONS = {"alpha": "demopsd/alpha", "disagreement": "demopsd/disagreement_nats"}
 
 
 def drawn(cfg: Config, step: int, rollouts: Sequence[Rollout]) -> list[str]:
@@ -72,29 +72,31 @@ def rows_of(
     cfg: Config,
     step: int,
     ids: Sequence[str],
-    groups: Iterable[Group],
-    scored: Iterable[Scored],
-    tables: Mapping[str, TokenTable],
+    groups: Iterable[RewardedGroup],
+    scored: Iterable[ScoredExample],
+    tables: Mapping[str, TokenRecord],
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[Row]:
     """A row for each id, in their order."""
     texts = TokenTexts(tokenizer)
-    lessons = {item.lesson.rollout.id: item.lesson for item in scored}
+    examples = {item.example.rollout.id: item.example for item in scored}
     found = {
         rollout.id: (rollout, mark)
         for group in groups
         for rollout, mark in zip(group.rollouts, group.marks, strict=True)
     }
     return [
-        _of_response(step, *found[name], lessons.get(name), texts)
+        _of_response(step, *found[name], examples.get(name), texts)
         | _of_tokens(cfg, found[name][0], tables.get(name), texts)
         for name in ids
     ]
 
 
-def _of_response(step: int, rollout: Rollout, mark: Mark, lesson: Lesson | None, texts: TokenTexts) -> Row:
+def _of_response(
+    step: int, rollout: Rollout, mark: RewardResult, example: TrainingExample | None, texts: TokenTexts
+) -> Row:
     question = rollout.prompt.question
-    shown = lesson is not None and len(lesson.privileged_tokens)
+    shown = example is not None and len(example.privileged_tokens)
     row = {
         "step": step,
         "prompt_id": question.id,
@@ -103,13 +105,13 @@ def _of_response(step: int, rollout: Rollout, mark: Mark, lesson: Lesson | None,
         "question": question.text,
         "expected": question.answer,
         "student_view": texts.text(rollout.prompt.tokens),
-        "privileged_view": texts.text(lesson.privileged_tokens) if lesson is not None and shown else None,
+        "privileged_view": texts.text(example.privileged_tokens) if example is not None and shown else None,
         "response": rollout.text,
         "truncated": rollout.truncated,
         "reward": mark.score,
         "feedback": mark.feedback,
-        "learned": lesson is not None,
-        "advantage": None if lesson is None else lesson.advantage,
+        "learned": example is not None,
+        "advantage": None if example is None else example.advantage,
         "worker": rollout.worker,
     }
     return {name: _encodable(value) if isinstance(value, str) else value for name, value in row.items()}
@@ -120,7 +122,7 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _of_tokens(cfg: Config, rollout: Rollout, table: TokenTable | None, texts: TokenTexts) -> Row:
+def _of_tokens(cfg: Config, rollout: Rollout, table: TokenRecord | None, texts: TokenTexts) -> Row:
     ids: Tokens = rollout.tokens_T[: cfg.samples.tokens]
     row: Row = {
         "token_ids": ids.tolist(),
@@ -130,11 +132,11 @@ def _of_tokens(cfg: Config, rollout: Rollout, table: TokenTable | None, texts: T
     }
     if table is None:
         return row
-    spreads = {name: table.spreads.get(key) for name, key in _SPREADS.items()}
+    distributions = {name: table.distributions.get(key) for name, key in _DISTRIBUTIONS.items()}
     values = {
         "entropy": table.entropy_T,
         "loss": table.loss_T,
-        **spreads,
+        **distributions,
         "candidate_ids": table.candidate_TC,
         "student_logp": table.student_logp_TC,
         "reference_logp": table.reference_logp_TC,

@@ -53,15 +53,15 @@ class Spans:
         return [*(span for span in self._done if span.end_s > start_s), *under_way]
 
 
-class Clock(NamedTuple):
+class ClockReading(NamedTuple):
     """A look at a process's clock. `machine` is the same for processes that share it."""
 
     machine: str
     now_s: float
 
 
-def clock() -> Clock:
-    return Clock(_boot(), time.monotonic())
+def clock() -> ClockReading:
+    return ClockReading(_boot(), time.monotonic())
 
 
 def _boot() -> str:
@@ -71,24 +71,24 @@ def _boot() -> str:
         return ""
 
 
-class Offset(NamedTuple):
+class ClockOffset(NamedTuple):
     """What to take from another process's seconds to have ours, and by how much that may be wrong."""
 
     offset_s: float
     error_s: float
 
 
-def offset_of(asked_s: float, there: Clock, answered_s: float) -> Offset:
+def offset_of(asked_s: float, there: ClockReading, answered_s: float) -> ClockOffset:
     """Of a clock that was looked at between two moments of ours."""
     here = _boot()
     if here and there.machine == here:
-        return Offset(0.0, 0.0)
+        return ClockOffset(0.0, 0.0)
     half_s = (answered_s - asked_s) / 2
-    return Offset(there.now_s - (asked_s + half_s), half_s)
+    return ClockOffset(there.now_s - (asked_s + half_s), half_s)
 
 
 @dataclass(frozen=True)
-class Lane:
+class Track:
     """A process: `rollout 0`. Its spans are in the driver's seconds, right to `error_s`."""
 
     name: str
@@ -96,12 +96,12 @@ class Lane:
     error_s: float = 0.0
 
     @classmethod
-    def told(cls, name: str, spans: Iterable[Span], offset: Offset) -> Lane:
+    def told(cls, name: str, spans: Iterable[Span], offset: ClockOffset) -> Track:
         """From spans in the seconds of another process."""
         moved = [Span(s.name, s.start_s - offset.offset_s, s.end_s - offset.offset_s) for s in spans]
         return cls(name, moved, offset.error_s)
 
-    def within(self, start_s: float, end_s: float) -> Lane:
+    def within(self, start_s: float, end_s: float) -> Track:
         """The spans that touch this time, whole."""
         return replace(self, spans=[s for s in self.spans if s.end_s > start_s and s.start_s < end_s])
 
@@ -125,21 +125,21 @@ def _has_room(ends: list[float], span: Span) -> bool:
     return not ends or span.end_s <= ends[-1]
 
 
-def trace_of(lanes: Iterable[Lane], step: int, start_s: float, end_s: float) -> dict[str, Any]:
+def trace_of(tracks: Iterable[Track], step: int, start_s: float, end_s: float) -> dict[str, Any]:
     """Of what touches a step's time, in the Trace Event Format; microseconds since the step began."""
     events: list[dict[str, Any]] = []
     errors: dict[str, float] = {}
-    for process, lane in enumerate((lane.within(start_s, end_s) for lane in lanes), start=1):
-        errors[lane.name] = round(lane.error_s * 1e6, 1)
-        events += [_told("process_name", process, 0, name=lane.name)]
+    for process, track in enumerate((track.within(start_s, end_s) for track in tracks), start=1):
+        errors[track.name] = round(track.error_s * 1e6, 1)
+        events += [_told("process_name", process, 0, name=track.name)]
         events += [_told("process_sort_index", process, 0, sort_index=process)]
-        for thread, row in enumerate(rows_of(lane.spans), start=1):
-            events.append(_told("thread_name", process, thread, name=lane.name if thread == 1 else "at the same time"))
+        for thread, row in enumerate(rows_of(track.spans), start=1):
+            events.append(_told("thread_name", process, thread, name=track.name if thread == 1 else "at the same time"))
             events += [
                 {
                     "ph": "X",
                     "name": span.name,
-                    "cat": lane.name.partition(" ")[0],
+                    "cat": track.name.partition(" ")[0],
                     "pid": process,
                     "tid": thread,
                     "ts": round((span.start_s - start_s) * 1e6, 3),

@@ -10,7 +10,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class InTurn(Generic[T, R]):
+class Coalescer(Generic[T, R]):
     """One call of `work` at a time, each on all that has been added since: the longer a call, the larger the next."""
 
     def __init__(self, work: Callable[[list[T]], Awaitable[R]]) -> None:

@@ -22,18 +22,18 @@ METRICS = {
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Example: `Verdict(AlarmAction.stop, "alarm after step 12: policy/entropy_nats=0.001 is below ...", since=10)`"""
+class CollapseVerdict:
+    """Example: `CollapseVerdict(AlarmAction.stop, "alarm after step 12: policy/entropy_nats=0.001 is below ...", since=10)`"""
 
     action: AlarmAction
     message: str
     since: int  # the first step of those that were outside
 
 
-class Alarm:
+class CollapseMonitor:
     """State: for each figure since when it is outside its band, and how often the run went back.
 
-    Example: `verdict = Alarm(cfg.alarm).look(state.step, metrics)`
+    Example: `verdict = CollapseMonitor(cfg.alarm).look(state.step, metrics)`
     """
 
     def __init__(self, settings: AlarmConfig) -> None:
@@ -41,7 +41,7 @@ class Alarm:
         self._outside: dict[str, list[int]] = {}  # by band, the steps in a row
         self.rollbacks = 0
 
-    def look(self, step: int, metrics: Mapping[str, float]) -> Verdict | None:
+    def look(self, step: int, metrics: Mapping[str, float]) -> CollapseVerdict | None:
         """What is to be done after this step. A warning, and a rollback, begin the count anew."""
         settings = self._settings
         wrong: list[str] = []
@@ -66,13 +66,13 @@ class Alarm:
             f"alarm after step {step}: {'; '.join(wrong)}. If that is healthy here, widen the band or set it to null."
         )
         if settings.action is not AlarmAction.rollback:
-            return Verdict(settings.action, message, since)
+            return CollapseVerdict(settings.action, message, since)
         if self.rollbacks >= settings.max_rollbacks:
-            return Verdict(
+            return CollapseVerdict(
                 AlarmAction.stop, f"{message} The run has gone back alarm.max_rollbacks={self.rollbacks} times.", since
             )
         self.rollbacks += 1
-        return Verdict(AlarmAction.rollback, message, since)
+        return CollapseVerdict(AlarmAction.rollback, message, since)
 
     @property
     def learning_rate_factor(self) -> float:

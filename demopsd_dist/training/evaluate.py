@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from demopsd_dist.data.accuracy import (
-    Figure,
-    Marked,
+    AccuracyEstimate,
+    AnswerGroup,
     best_of,
     best_with_replacement,
     figure,
@@ -18,7 +18,7 @@ from demopsd_dist.data.accuracy import (
     pass_sizes,
 )
 from demopsd_dist.data.leakage_signs import behaviour
-from demopsd_dist.data.records import Mark, Prompt
+from demopsd_dist.data.records import Prompt, RewardResult
 from demopsd_dist.data.rewards.builtin import Reward, same_answer
 from demopsd_dist.training.roles import Rollouts, Sampling
 
@@ -31,10 +31,10 @@ class Evaluation:
     `example` is one question with its expected answer and one response, for a reader who wonders about the figures.
     """
 
-    mean: Figure  # mean@k
-    majority: Figure  # maj@k
-    passes: dict[int, Figure]  # pass@j by j, up to k
-    best: Figure  # best@k as verl prints it
+    mean: AccuracyEstimate  # mean@k
+    majority: AccuracyEstimate  # maj@k
+    passes: dict[int, AccuracyEstimate]  # pass@j by j, up to k
+    best: AccuracyEstimate  # best@k as verl prints it
     entropy_nats: float  # a token's, of the sampling distribution: the mean of -log p of the sampled tokens
     response_tokens_mean: float
     truncated_fraction: float
@@ -60,9 +60,9 @@ async def evaluate(
         [reward.mark(text, prompt.question) for text in group] for prompt, group in zip(prompts, texts, strict=True)
     ]
     marked = [
-        Marked(
+        AnswerGroup(
             prompt.question.field,
-            [mark.score if isinstance(mark, Mark) else 0.0 for mark in group],
+            [mark.score if isinstance(mark, RewardResult) else 0.0 for mark in group],
             [reward.extract(text) for text in own],
         )
         for prompt, group, own in zip(prompts, marks, texts, strict=True)
@@ -78,7 +78,7 @@ async def evaluate(
         response_tokens_mean=tokens / len(responses),
         truncated_fraction=sum(rollout.truncated for rollout in responses) / len(responses),
         unparsed_fraction=sum(answer is None for m in marked for answer in m.answers) / len(responses),
-        reward_errors=sum(not isinstance(mark, Mark) for group in marks for mark in group),
+        reward_errors=sum(not isinstance(mark, RewardResult) for group in marks for mark in group),
         behaviour=behaviour([text for group in texts for text in group]),
         questions=len(prompts),
         samples=sampling.samples,
@@ -93,6 +93,6 @@ async def evaluate(
 def evaluation_of(record: dict[str, Any]) -> Evaluation:
     """An evaluation from what JSON kept of it, `asdict`."""
     known = {item.name: record[item.name] for item in fields(Evaluation)}
-    figures = {name: Figure(**known[name]) for name in ("mean", "majority", "best")}
-    passes = {int(samples): Figure(**found) for samples, found in known["passes"].items()}
+    figures = {name: AccuracyEstimate(**known[name]) for name in ("mean", "majority", "best")}
+    passes = {int(samples): AccuracyEstimate(**found) for samples, found in known["passes"].items()}
     return Evaluation(**(known | figures | {"passes": passes}))

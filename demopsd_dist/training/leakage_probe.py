@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from demopsd_dist.config import Config
-from demopsd_dist.data.examples import Group
+from demopsd_dist.data.examples import RewardedGroup
 from demopsd_dist.data.prompts import PromptBuilder
-from demopsd_dist.data.records import Scored
+from demopsd_dist.data.records import ScoredExample
 from demopsd_dist.data.rewards.builtin import Form, form_of
 from demopsd_dist.methods import objective_of, recipe
 from demopsd_dist.objective import GRPO, information
@@ -25,13 +25,13 @@ from demopsd_dist.training.roles import Teacher
 
 
 @dataclass(frozen=True)
-class Probe:
+class LeakageProbe:
     """One response, and the solutions to show with it."""
 
     family: str
-    item: Scored
+    item: ScoredExample
     solutions: list[str]
-    feedback: str | None = None  # shown with each of them, as in the lesson
+    feedback: str | None = None  # shown with each of them, as in the example
 
 
 def due(cfg: Config, step: int) -> bool:
@@ -41,20 +41,24 @@ def due(cfg: Config, step: int) -> bool:
 
 
 async def measure(
-    cfg: Config, teacher: Teacher, builder: PromptBuilder, groups: Sequence[Group], scored: Sequence[Scored]
+    cfg: Config,
+    teacher: Teacher,
+    builder: PromptBuilder,
+    groups: Sequence[RewardedGroup],
+    scored: Sequence[ScoredExample],
 ) -> dict[str, float]:
     """Mutual information by family, nats a token: of the teacher, of the target, their ratio, and M.
 
     Empty where no response has two different solutions to show.
     """
     found = list(probes(cfg, groups, scored))
-    lessons, supports = [], []
+    examples, supports = [], []
     for probe in found:
         for solution in probe.solutions:
-            view = builder.privileged(probe.item.lesson.rollout.prompt.question, solution, probe.feedback)
-            lessons.append(replace(probe.item.lesson, privileged_tokens=view))
+            view = builder.privileged(probe.item.example.rollout.prompt.question, solution, probe.feedback)
+            examples.append(replace(probe.item.example, privileged_tokens=view))
             supports.append(probe.item.support_TK)
-    answers = iter(await teacher.score(lessons, supports, recipe(cfg).probe))
+    answers = iter(await teacher.score(examples, supports, recipe(cfg).probe))
     totals: dict[str, dict[str, float]] = {}
     for probe in found:
         contexts = [next(answers) for _ in probe.solutions]
@@ -77,18 +81,18 @@ async def measure(
     }
 
 
-def probes(cfg: Config, groups: Sequence[Group], scored: Sequence[Scored]) -> Iterator[Probe]:
+def probes(cfg: Config, groups: Sequence[RewardedGroup], scored: Sequence[ScoredExample]) -> Iterator[LeakageProbe]:
     """The first responses of different groups for which there are two solutions to show, for each family."""
     wanted, contexts = cfg.leakage.prompts, cfg.leakage.contexts
-    first: dict[str, Scored] = {}
+    first: dict[str, ScoredExample] = {}
     for item in scored:
-        first.setdefault(item.lesson.rollout.prompt.id, item)
+        first.setdefault(item.example.rollout.prompt.id, item)
     chosen = [(group, first[group.prompt.id]) for group in groups if group.prompt.id in first]
     others = [group.prompt.question.answer for group in groups]
     form = form_of(cfg.reward)
     left = {"siblings": wanted, "answers": wanted}
     for group, item in chosen:
-        place = group.place(item.lesson.rollout.sample)
+        place = group.place(item.example.rollout.sample)
         feedback = group.marks[place].feedback if cfg.privileged.feedback else None
         families = {
             "siblings": [group.rollouts[i].text for i in group.siblings(place, cfg.privileged.exclude_own_success)],
@@ -98,16 +102,16 @@ def probes(cfg: Config, groups: Sequence[Group], scored: Sequence[Scored]) -> It
             different = list(dict.fromkeys(solutions))[:contexts]
             if len(different) >= 2 and left[family]:
                 left[family] -= 1
-                yield Probe(family, item, different, feedback)
+                yield LeakageProbe(family, item, different, feedback)
 
 
-def _answers(group: Group, others: Sequence[str], form: Form) -> list[str]:
+def _answers(group: RewardedGroup, others: Sequence[str], form: Form) -> list[str]:
     """The right answer, then those that the group gave, then those to other questions."""
     given = [form.extract(rollout.text) for rollout in group.rollouts]
     return [group.prompt.question.answer, *(answer for answer in given if answer), *others]
 
 
-def _information(cfg: Config, contexts: Sequence[Scored]) -> tuple[Tensor, Tensor]:
+def _information(cfg: Config, contexts: Sequence[ScoredExample]) -> tuple[Tensor, Tensor]:
     """Of teacher and target at each token, (T,)."""
     method = objective_of(cfg)
     assert not isinstance(method, GRPO)

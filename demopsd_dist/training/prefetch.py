@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Feed(Generic[T]):
+class PrefetchQueue(Generic[T]):
     """Step k's batch is begun once step k - ahead - 1 has been learned and published.
 
     So it is sampled from weights at most `ahead` versions older than those it updates; `ahead=0` is on-policy.
@@ -44,12 +44,12 @@ class Feed(Generic[T]):
 
 
 @asynccontextmanager
-async def open_feed(
+async def open_prefetch_queue(
     produce: Callable[[int], Awaitable[T]], *, first_step: int, last_step: int, ahead: int
-) -> AsyncIterator[Feed[T]]:
-    """A feed over steps `first_step .. last_step - 1`; what is still in flight at the end is cancelled."""
-    feed = Feed(produce, first_step, ahead, last_step)
+) -> AsyncIterator[PrefetchQueue[T]]:
+    """A queue over steps `first_step .. last_step - 1`; what is still in flight at the end is cancelled."""
+    queue = PrefetchQueue(produce, first_step, ahead, last_step)
     try:
-        yield feed
+        yield queue
     finally:
-        await feed.close()
+        await queue.close()

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from demopsd_dist.data.records import LearnReport, Lesson, Prompt, Rollout, Scored, Tokens, TrainBatch
+from demopsd_dist.data.records import Prompt, Rollout, ScoredExample, StepReport, Tokens, TrainBatch, TrainingExample
 from demopsd_dist.methods import Forwards
-from demopsd_dist.run_record.timeline import Lane
+from demopsd_dist.run_record.timeline import Track
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Rollouts(Protocol):
 
 class Teacher(Protocol):
     async def score(
-        self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens] | None, forwards: Forwards
-    ) -> list[Scored]:
-        """Log-probabilities on each lesson's support: without and with the privileged view, as `forwards` asks.
+        self, examples: Sequence[TrainingExample], supports_TK: Sequence[Tokens] | None, forwards: Forwards
+    ) -> list[ScoredExample]:
+        """Log-probabilities on each example's support: without and with the privileged view, as `forwards` asks.
 
         Without `supports_TK` it is the reference's own top k.
         """
@@ -67,12 +67,12 @@ class Teacher(Protocol):
 class Learners(Protocol):
     dp_size: int
 
-    async def support(self, lessons: Sequence[Lesson]) -> list[Tokens] | None:
-        """The method's support ids (T, K) at every response token of each lesson, in order; None where the teacher
+    async def support(self, examples: Sequence[TrainingExample]) -> list[Tokens] | None:
+        """The method's support ids (T, K) at every response token of each example, in order; None where the teacher
         chooses them."""
         ...
 
-    async def step(self, batch: TrainBatch) -> LearnReport:
+    async def step(self, batch: TrainBatch) -> StepReport:
         """Loss, backward, one optimizer step.
 
         Raises:
@@ -95,7 +95,7 @@ class Learners(Protocol):
         ...
 
 
-class Weights(Protocol):
+class WeightPublishing(Protocol):
     async def publish(self, version: int, *, moved: bool = True) -> None:
         """Bring the learners' weights to the rollout workers, and to the teacher, which applies its EMA.
 
@@ -109,21 +109,21 @@ class Weights(Protocol):
         ...
 
 
-async def no_lanes(start_s: float) -> list[Lane]:
+async def no_tracks(start_s: float) -> list[Track]:
     return []
 
 
 @dataclass(frozen=True)
-class Crew:
+class Roles:
     """The roles, and what starts learners and teacher anew where one of them was lost: from the model folder, their
     `load` and a publish to follow. Rollout workers are replaced by themselves.
 
-    `lanes` tells what each worker was busy with since a moment of the driver's monotonic clock.
+    `tracks` tells what each worker was busy with since a moment of the driver's monotonic clock.
     """
 
     rollouts: Rollouts
     teacher: Teacher
     learners: Learners
-    weights: Weights
-    revive: Callable[[], Awaitable[None]]
-    lanes: Callable[[float], Awaitable[list[Lane]]] = no_lanes
+    weights: WeightPublishing
+    restart: Callable[[], Awaitable[None]]
+    tracks: Callable[[float], Awaitable[list[Track]]] = no_tracks

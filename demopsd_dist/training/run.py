@@ -14,8 +14,8 @@ from demopsd_dist.data.rewards.builtin import Reward
 from demopsd_dist.run_record.checkpoints import Checkpoints
 from demopsd_dist.run_record.ledger import Ledger
 from demopsd_dist.run_record.log import RunLog
-from demopsd_dist.training.collapse import Alarm
-from demopsd_dist.training.roles import Crew
+from demopsd_dist.training.collapse import CollapseMonitor
+from demopsd_dist.training.roles import Roles
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class Task:
     reward: Reward
 
 
-class Stop:
+class StopRequest:
     """A wish from outside, a signal for example, that the run end well and soon."""
 
     def __init__(self) -> None:
@@ -76,10 +76,10 @@ class Stop:
 @dataclass(frozen=True)
 class Run:
     cfg: Config
-    crew: Crew
+    roles: Roles
     task: Task
     log: RunLog
     ledger: Ledger
     checkpoints: Checkpoints
-    alarm: Alarm
-    stop: Stop = field(default_factory=Stop)
+    alarm: CollapseMonitor
+    stop: StopRequest = field(default_factory=StopRequest)

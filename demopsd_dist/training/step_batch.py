@@ -1,4 +1,4 @@
-"""How the batch of a step comes to be: its prompts sampled, marked, and its lessons scored by the teacher."""
+"""How the batch of a step comes to be: its prompts sampled, marked, and its examples scored by the teacher."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from demopsd_dist.config import Config
-from demopsd_dist.data.examples import Group, Lessons, lessons_from_rewards, lessons_from_siblings
-from demopsd_dist.data.records import BatchSize, Rollout, Scored
+from demopsd_dist.data.examples import DistillationBatch, RewardedGroup, examples_from_rewards, examples_from_siblings
+from demopsd_dist.data.records import BatchSize, Rollout, ScoredExample
 from demopsd_dist.methods import recipe
 from demopsd_dist.run_record import samples
-from demopsd_dist.run_record.ledger import Reason
+from demopsd_dist.run_record.ledger import DropReason
 from demopsd_dist.training import leakage_probe
-from demopsd_dist.training.coalesce import InTurn
-from demopsd_dist.training.prefetch import Feed, open_feed
+from demopsd_dist.training.coalesce import Coalescer
+from demopsd_dist.training.prefetch import PrefetchQueue, open_prefetch_queue
 from demopsd_dist.training.run import Run, RunState, Task
 from demopsd_dist.training.step_prompts import learned_groups, step_groups
 from demopsd_dist.util.errors import RewardError
@@ -25,16 +25,16 @@ class ScoredGroups:
     """What came of some groups of a step."""
 
     size: BatchSize
-    scored: list[Scored]
+    scored: list[ScoredExample]
 
 
 @dataclass(frozen=True)
-class ScoredRollouts:
-    """The rollouts of one step, rewarded, and the scored lessons among them."""
+class StepBatch:
+    """The rollouts of one step, rewarded, and the scored examples among them."""
 
-    groups: list[Group]
+    groups: list[RewardedGroup]
     size: BatchSize
-    scored: list[Scored]
+    scored: list[ScoredExample]
     parts: list[list[str]]  # ids of those that were scored together, in that order
     figures: dict[str, float]  # of the leakage probe, where it was due, and of the workers
     kept: list[str]  # ids of the rollouts that go on record
@@ -44,33 +44,33 @@ class ScoredRollouts:
         return [rollout for group in self.groups for rollout in group.rollouts]
 
 
-def scored_rollouts(run: Run, state: RunState) -> AbstractAsyncContextManager[Feed[ScoredRollouts]]:
-    """The feed of the loop: a batch for each step to come."""
+def step_batches(run: Run, state: RunState) -> AbstractAsyncContextManager[PrefetchQueue[StepBatch]]:
+    """The queue of the loop: a batch for each step to come."""
 
-    def produce(step: int) -> Awaitable[ScoredRollouts]:
-        return batch_of_step(run, step)
+    def produce(step: int) -> Awaitable[StepBatch]:
+        return build_step_batch(run, step)
 
-    return open_feed(produce, first_step=state.step, last_step=run.cfg.steps, ahead=run.cfg.rollout.ahead)
+    return open_prefetch_queue(produce, first_step=state.step, last_step=run.cfg.steps, ahead=run.cfg.rollout.ahead)
 
 
-async def batch_of_step(run: Run, step: int) -> ScoredRollouts:
-    cfg, crew = run.cfg, run.crew
+async def build_step_batch(run: Run, step: int) -> StepBatch:
+    cfg, roles = run.cfg, run.roles
     at_the_end = recipe(cfg).sampling_rounds > 1 or cfg.deterministic  # else while others are still sampled
     places: dict[str, int] = {}
-    found: dict[int, Group] = {}
+    found: dict[int, RewardedGroup] = {}
 
-    def score(groups: list[Group]) -> Awaitable[ScoredGroups]:
+    def score(groups: list[RewardedGroup]) -> Awaitable[ScoredGroups]:
         return score_groups(run, step, groups)
 
-    scoring = InTurn(score)
+    scoring = Coalescer(score)
     try:
         with run.log.timed("sample"):
-            async for place, group in step_groups(cfg, crew.rollouts, run.task, step, run.ledger):
+            async for place, group in step_groups(cfg, roles.rollouts, run.task, step, run.ledger):
                 found[place], places[group.prompt.id] = group, place
                 if not at_the_end:
                     scoring.add(group)
         groups = [found[place] for place in sorted(found)]
-        look_at_marks(run, step, groups)
+        report_reward_failures(run, step, groups)
         if at_the_end:
             for group in kept_groups(run, step, groups):
                 scoring.add(group)
@@ -78,19 +78,19 @@ async def batch_of_step(run: Run, step: int) -> ScoredRollouts:
     finally:
         scoring.cancel()
     scored = [item for part in parts for item in part.scored]
-    together = [[item.lesson.rollout.id for item in part.scored] for part in parts]
-    scored.sort(key=lambda item: (places[item.lesson.rollout.prompt.id], item.lesson.rollout.sample))
+    together = [[item.example.rollout.id for item in part.scored] for part in parts]
+    scored.sort(key=lambda item: (places[item.example.rollout.prompt.id], item.example.rollout.sample))
     size = sum((part.size for part in parts), BatchSize(0, 0))
     leakage: dict[str, float] = {}
     if leakage_probe.due(cfg, step):
         with run.log.timed("probe"):
-            leakage = await leakage_probe.measure(cfg, crew.teacher, run.task.prompts, groups, scored)
-    figures = leakage | crew.rollouts.figures() | crew.teacher.figures()
+            leakage = await leakage_probe.measure(cfg, roles.teacher, run.task.prompts, groups, scored)
+    figures = leakage | roles.rollouts.figures() | roles.teacher.figures()
     kept = samples.drawn(cfg, step, [rollout for group in groups for rollout in group.rollouts])
-    return ScoredRollouts(groups, size, scored, together, figures, kept)
+    return StepBatch(groups, size, scored, together, figures, kept)
 
 
-def look_at_marks(run: Run, step: int, groups: Sequence[Group]) -> None:
+def report_reward_failures(run: Run, step: int, groups: Sequence[RewardedGroup]) -> None:
     """Tell of the responses that the reward has failed on, and were left out.
 
     Raises:
@@ -107,38 +107,38 @@ def look_at_marks(run: Run, step: int, groups: Sequence[Group]) -> None:
     run.log.note(f"warning: {told}")
 
 
-def kept_groups(run: Run, step: int, groups: list[Group]) -> list[Group]:
+def kept_groups(run: Run, step: int, groups: list[RewardedGroup]) -> list[RewardedGroup]:
     """Those that the step learns from; a method of several rounds may have sampled more than that."""
     if recipe(run.cfg).sampling_rounds == 1:
         return groups
     kept = learned_groups(run.cfg, groups)
     for group in groups:
         if group not in kept:
-            reason = Reason.not_needed if group.differs else Reason.no_lesson
+            reason = DropReason.not_needed if group.differs else DropReason.no_example
             run.ledger.dropped(step + 1, [(rollout.prompt.id, rollout.sample) for rollout in group.rollouts], reason)
     return kept
 
 
-async def score_groups(run: Run, step: int, groups: list[Group]) -> ScoredGroups:
-    taught = lessons_of_step(run.cfg, run.task, groups, step)
-    learned = {lesson.rollout.id for lesson in taught.lessons}
+async def score_groups(run: Run, step: int, groups: list[RewardedGroup]) -> ScoredGroups:
+    taught = examples_of_step(run.cfg, run.task, groups, step)
+    learned = {example.rollout.id for example in taught.examples}
     silent = [(r.prompt.id, r.sample) for group in groups for r in group.rollouts if r.id not in learned]
-    run.ledger.dropped(step + 1, silent, Reason.no_lesson)
+    run.ledger.dropped(step + 1, silent, DropReason.no_example)
     with run.log.timed("support"):
-        supports = await run.crew.learners.support(taught.lessons)
+        supports = await run.roles.learners.support(taught.examples)
     with run.log.timed("score"):
-        scored = await run.crew.teacher.score(taught.lessons, supports, recipe(run.cfg).forwards)
-    run.ledger.scored(step + 1, taught.lessons)
+        scored = await run.roles.teacher.score(taught.examples, supports, recipe(run.cfg).forwards)
+    run.ledger.scored(step + 1, taught.examples)
     return ScoredGroups(taught.size, scored)
 
 
-def lessons_of_step(cfg: Config, task: Task, groups: Sequence[Group], step: int) -> Lessons:
+def examples_of_step(cfg: Config, task: Task, groups: Sequence[RewardedGroup], step: int) -> DistillationBatch:
     made = recipe(cfg)
     if not made.shows_solutions:
-        return lessons_from_rewards(
+        return examples_from_rewards(
             groups, scaled=made.scaled_advantage, leave_out_silent=made.silent_without_advantage
         )
-    return lessons_from_siblings(
+    return examples_from_siblings(
         groups,
         task.prompts,
         exclude_own_success=cfg.privileged.exclude_own_success,
@@ -147,7 +147,7 @@ def lessons_of_step(cfg: Config, task: Task, groups: Sequence[Group], step: int)
     )
 
 
-def step_metrics(step: ScoredRollouts, state: RunState) -> dict[str, float]:
+def step_metrics(step: StepBatch, state: RunState) -> dict[str, float]:
     rollouts = step.rollouts
     tokens = [len(rollout.tokens_T) for rollout in rollouts]
     return {
@@ -158,7 +158,7 @@ def step_metrics(step: ScoredRollouts, state: RunState) -> dict[str, float]:
         "rollout/tokens": float(sum(tokens)),
         "rollout/groups_differing_fraction": sum(group.differs for group in step.groups) / len(step.groups),
         "rollout/learned_fraction": len(step.scored) / len(rollouts),
-        "rollout/learned_tokens": float(sum(item.lesson.response_length_tokens for item in step.scored)),
+        "rollout/learned_tokens": float(sum(item.example.response_length_tokens for item in step.scored)),
         "rollout/reward_errors": float(sum(len(group.failed) for group in step.groups)),
         "rollout/groups": float(len(step.groups)),
         "policy/age_steps_max": float(state.step - 1 - min(rollout.oldest_version for rollout in rollouts)),

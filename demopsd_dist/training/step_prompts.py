@@ -8,18 +8,18 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from demopsd_dist.config import Config
-from demopsd_dist.data.examples import Group, rewarded
+from demopsd_dist.data.examples import RewardedGroup, rewarded
 from demopsd_dist.data.records import Prompt, Rollout
 from demopsd_dist.data.sources import order
 from demopsd_dist.methods import recipe
-from demopsd_dist.run_record.ledger import Ledger, Reason
+from demopsd_dist.run_record.ledger import DropReason, Ledger
 from demopsd_dist.training.roles import Rollouts, Sampling
 from demopsd_dist.training.run import Task
 
 
 async def step_groups(
     cfg: Config, rollouts: Rollouts, task: Task, step: int, ledger: Ledger
-) -> AsyncIterator[tuple[int, Group]]:
+) -> AsyncIterator[tuple[int, RewardedGroup]]:
     """A step's groups, rewarded, each as soon as it is sampled, with its place in the step.
 
     A method with several rounds asks again for as many questions as have groups without signal, all of whose rewards
@@ -31,20 +31,20 @@ async def step_groups(
     for _ in range(recipe(cfg).sampling_rounds):
         first_place, late = len(seen), {prompt.id for prompt in asked}
         ledger.issued(step + 1, asked, cfg.rollout.group_size)
-        async for index, sampled in punctual(rollouts.stream(asked, train_sampling(cfg, step)), len(asked), cfg):
+        async for index, sampled in drop_stragglers(rollouts.stream(asked, train_sampling(cfg, step)), len(asked), cfg):
             group = rewarded(sampled, task.reward)
             ledger.generated(step + 1, group.rollouts, group.unmarked)
             missing -= group.differs
             late.remove(group.prompt.id)
             yield first_place + index, group
-        ledger.dropped(step + 1, itertools.product(sorted(late), range(cfg.rollout.group_size)), Reason.late)
+        ledger.dropped(step + 1, itertools.product(sorted(late), range(cfg.rollout.group_size)), DropReason.late)
         seen |= {prompt.id for prompt in asked}
         asked = _more_prompts(task.train, cfg, step, seen, missing) if missing > 0 else []
         if not asked:
             break
 
 
-async def punctual(
+async def drop_stragglers(
     groups: AsyncIterator[tuple[int, list[Rollout]]], count: int, cfg: Config
 ) -> AsyncIterator[tuple[int, list[Rollout]]]:
     """Those of `count` groups that come in time: once nine tenths are there, the others have `late_group_s` left."""
@@ -66,7 +66,7 @@ async def punctual(
             await groups.aclose()
 
 
-def learned_groups(cfg: Config, groups: Sequence[Group]) -> list[Group]:
+def learned_groups(cfg: Config, groups: Sequence[RewardedGroup]) -> list[RewardedGroup]:
     """Those that a step of several rounds learns from: the first that have a signal."""
     return [group for group in groups if group.differs][: cfg.rollout.prompts_per_step]
 

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from demopsd_dist.config import Config, RewardErrors, load
-from demopsd_dist.data.records import Mark, Question
+from demopsd_dist.data.records import Question, RewardResult
 from demopsd_dist.data.rewards.builtin import Reward
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.minisci import MODEL_DIR
@@ -21,13 +21,13 @@ from demopsd_dist.run_record import replay_batch
 from demopsd_dist.run_record.audit import audit
 from demopsd_dist.run_record.checkpoints import Checkpoint
 from demopsd_dist.run_record.folder import RunFolder
-from demopsd_dist.run_record.ledger import Reason
+from demopsd_dist.run_record.ledger import DropReason
 from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.run_record.sinks import open_sinks
-from demopsd_dist.testing import StandInLearners, World, stand_in_crew
-from demopsd_dist.training.coalesce import InTurn
-from demopsd_dist.training.loop import train_through_failures
-from demopsd_dist.training.prefetch import open_feed
+from demopsd_dist.testing import StandInLearners, World, stand_in_roles
+from demopsd_dist.training.coalesce import Coalescer
+from demopsd_dist.training.loop import train_with_recovery
+from demopsd_dist.training.prefetch import open_prefetch_queue
 from demopsd_dist.training.run import RunState, Task
 from demopsd_dist.training.step_prompts import prompts_of_step
 from demopsd_dist.util.errors import CollapseError, RewardError, WorkerError
@@ -47,14 +47,14 @@ class Run:
     def __init__(self, folder: Path, task: Task, *words: str, **world: Any) -> None:
         self.config: Config = load(DEMO, [*SMALL, f"output_dir={folder}", *words])
         self.world = World(**world)
-        self.crew = stand_in_crew(self.world)
+        self.roles = stand_in_roles(self.world)
         self.folder = RunFolder.create(self.config)
         self.console = StringIO()
         console = Console(file=self.console, width=200)
         with RunLog(self.folder, self.config.steps, console, open_sinks(self.config, self.folder)) as log:
-            run = run_of(self.config, self.crew, task, log)
+            run = run_of(self.config, self.roles, task, log)
             try:
-                self.state = asyncio.run(train_through_failures(run, RunState(), "started"))
+                self.state = asyncio.run(train_with_recovery(run, RunState(), "started"))
             finally:
                 run.ledger.close()
             self.summary = log.summary()
@@ -62,8 +62,8 @@ class Run:
 
     @property
     def batches(self) -> list:
-        assert isinstance(self.crew.learners, StandInLearners)
-        return self.crew.learners.batches
+        assert isinstance(self.roles.learners, StandInLearners)
+        return self.roles.learners.batches
 
     def log_of_steps(self) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in self.folder.metrics.read_text().splitlines()]
@@ -72,7 +72,7 @@ class Run:
     def ages(self) -> list[int]:
         """For each step the age of its oldest rollout, in weight versions."""
         return [
-            step - min(item.lesson.rollout.oldest_version for item in batch.items)
+            step - min(item.example.rollout.oldest_version for item in batch.items)
             for step, batch in enumerate(self.batches)
         ]
 
@@ -112,7 +112,7 @@ def test_every_step_learns_its_own_prompts(tmp_path: Path, task: Task, ahead: in
     run = Run(tmp_path, task, "steps=9", f"rollout.ahead={ahead}")
     for step, batch in enumerate(run.batches):
         mine = {prompt.id for prompt in prompts_of_step(task.train, run.config, step)}
-        learned = {item.lesson.rollout.prompt.id for item in batch.items}
+        learned = {item.example.rollout.prompt.id for item in batch.items}
         assert learned
         assert learned <= mine
 
@@ -125,8 +125,8 @@ def test_grpo_learns_from_every_group_that_differs_and_asks_the_teacher_nothing(
         items = batch.items
         assert batch.size.sequences == 24, "and still count in the mean"
         assert {item.reference_logp_TA is None and item.teacher_logp_TA is None for item in items} == {True}
-        assert {len(item.lesson.privileged_tokens) for item in items} == {0}
-        assert all(item.lesson.advantage for item in items)
+        assert {len(item.example.privileged_tokens) for item in items} == {0}
+        assert all(item.example.advantage for item in items)
 
 
 @pytest.mark.parametrize("skill", [0.05, 0.4])
@@ -140,10 +140,10 @@ def test_dynamic_sampling_fills_a_step_with_groups_that_differ(tmp_path: Path, t
     assert all(count > 24 for count in asked) if skill < 0.1 else max(asked) > 24
     for batch, count in zip(run.batches, asked, strict=True):
         items = batch.items
-        groups = {item.lesson.rollout.prompt.id for item in items}
+        groups = {item.example.rollout.prompt.id for item in items}
         assert len(items) == 4 * len(groups) == batch.size.sequences
         assert len(groups) == 6 or count >= 4 * (6 + 3), "too few in all rounds"
-        assert len({item.lesson.rollout.id for item in items}) == len(items)
+        assert len({item.example.rollout.id for item in items}) == len(items)
     again = Run(tmp_path, task, "steps=3", "method=grpo", "grpo.variant=dapo", skill=skill)
     assert [batch.token_count for batch in again.batches] == [batch.token_count for batch in run.batches]
 
@@ -215,7 +215,7 @@ def test_what_a_reward_fails_on_is_left_out_counted_and_accounted_for(tmp_path: 
         "of mine.picky's marks of step 1 are missing, the first since reward=mine.picky failed"
         in run.console.getvalue()
     )
-    assert audit(run.folder).dropped[Reason.no_mark.value] == missing
+    assert audit(run.folder).dropped[DropReason.no_mark.value] == missing
     assert run.summary["evaluation"]["test"]["reward_errors"] > 0
 
 
@@ -232,18 +232,18 @@ def test_a_reward_that_fails_on_all_responses_of_a_step_ends_the_run(tmp_path: P
 def test_feedback_alone_makes_a_lesson(tmp_path: Path, task: Task) -> None:
     """Nobody is right, so there is no sibling to show; the reward says to half of the responses what is wrong."""
 
-    def strict(response: str, question: Question) -> Mark:
-        return Mark(0.0, "give a number" if len(response) % 2 else None)
+    def strict(response: str, question: Question) -> RewardResult:
+        return RewardResult(0.0, "give a number" if len(response) % 2 else None)
 
     told = replace(task, reward=Reward("tests.strict", strict, lambda response: response))
     words = ("steps=2", "reward=tests.strict", "privileged.feedback=true")
     batches = Run(tmp_path, told, *words).batches
-    lessons = [item.lesson for batch in batches for item in batch.items]
-    assert lessons
-    for lesson in lessons:
-        assert len(lesson.rollout.text) % 2
-        assert "give a number" in task.prompts.tokenizer.decode(lesson.privileged_tokens)
-        assert "Correct solution" not in task.prompts.tokenizer.decode(lesson.privileged_tokens)
+    examples = [item.example for batch in batches for item in batch.items]
+    assert examples
+    for example in examples:
+        assert len(example.rollout.text) % 2
+        assert "give a number" in task.prompts.tokenizer.decode(example.privileged_tokens)
+        assert "Correct solution" not in task.prompts.tokenizer.decode(example.privileged_tokens)
 
 
 def test_an_evaluation_alone_and_the_early_answer(tmp_path: Path, task: Task) -> None:
@@ -273,11 +273,11 @@ def test_feed_bounds_what_is_in_flight() -> None:
         return step
 
     async def drive() -> None:
-        async with open_feed(produce, first_step=5, last_step=9, ahead=1) as feed:
+        async with open_prefetch_queue(produce, first_step=5, last_step=9, ahead=1) as queue:
             for step in range(5, 9):
-                assert await feed.take() == step
+                assert await queue.take() == step
                 assert max(started) <= step + 1
-                feed.admit()
+                queue.admit()
         assert started == [5, 6, 7, 8]
 
     asyncio.run(drive())
@@ -298,8 +298,8 @@ def test_feed_passes_errors_on_and_cancels_the_rest() -> None:
         return step
 
     async def drive() -> None:
-        async with open_feed(produce, first_step=0, last_step=4, ahead=2) as feed:
-            await feed.take()
+        async with open_prefetch_queue(produce, first_step=0, last_step=4, ahead=2) as queue:
+            await queue.take()
 
     with pytest.raises(ValueError, match="no rollouts"):
         asyncio.run(drive())
@@ -314,7 +314,7 @@ def test_a_late_group_is_dropped_and_counted(task: Task, tmp_path: Path) -> None
     asked = [[prompt.id for prompt in prompts_of_step(task.train, run.config, step)] for step in range(6)]
     assert sum(late in ids for ids in asked), "the test is about a group that was asked for"
     for ids, batch, line in zip(asked, run.batches, run.log_of_steps(), strict=True):
-        assert late not in {item.lesson.rollout.prompt.id for item in batch.items}
+        assert late not in {item.example.rollout.prompt.id for item in batch.items}
         assert line["rollout/groups"] == 10 - (late in ids)
 
 
@@ -329,19 +329,19 @@ def test_finished_groups_are_worked_on_while_others_are_awaited() -> None:
             raise RuntimeError("unlucky")
         return sum(items)
 
-    async def feed(items: list[int]) -> list[int]:
-        in_turn = InTurn(work)
+    async def queue(items: list[int]) -> list[int]:
+        in_turn = Coalescer(work)
         for item in items:
             in_turn.add(item)
             await asyncio.sleep(0.005)
         return await in_turn.results()
 
-    results = asyncio.run(feed(list(range(12))))
+    results = asyncio.run(queue(list(range(12))))
     assert sum(results) == sum(range(12))
     assert [item for items in calls for item in items] == list(range(12))
     assert 1 < len(calls) < 12
     with pytest.raises(RuntimeError, match="unlucky"):
-        asyncio.run(feed([13, 1]))
+        asyncio.run(queue([13, 1]))
 
 
 def test_a_collapse_is_told_or_ends_the_run(tmp_path: Path, task: Task) -> None:
@@ -364,18 +364,18 @@ def test_batches_are_kept_where_a_checkpoint_stands_before_them(tmp_path: Path, 
     run = Run(tmp_path, task, "steps=7", "checkpoint.every_steps=2", "checkpoint.keep=2")
     assert replay_batch.steps(run.folder.replay) == [1, 7], "after step 7 the checkpoints of 6 and 7 are left"
     found = replay_batch.read(run.folder.replay, 7)
-    assert [lesson.rollout.id for lesson in found.lessons] == [
-        item.lesson.rollout.id for item in sorted(run.batches[6].items, key=lambda item: found_place(found, item))
+    assert [example.rollout.id for example in found.examples] == [
+        item.example.rollout.id for item in sorted(run.batches[6].items, key=lambda item: found_place(found, item))
     ]
-    assert sorted(place for part in found.parts for place in part) == list(range(len(found.lessons)))
+    assert sorted(place for part in found.parts for place in part) == list(range(len(found.examples)))
     assert found.record.digests["gradient"] == {"0": "of step 7"}
     assert found.record.checkpoint == Checkpoint(run.folder.checkpoints / "step-000006").digest()
     assert [batch.trace is not None for batch in run.batches] == [True, False, True, False, True, False, True]
     assert not Run(tmp_path, task, "steps=2", "checkpoint.replayable=false").folder.replay.exists()
 
 
-def found_place(found: replay_batch.KeptBatch, item: Any) -> int:
-    return [lesson.rollout.id for lesson in found.lessons].index(item.lesson.rollout.id)
+def found_place(found: replay_batch.ReplayBatch, item: Any) -> int:
+    return [example.rollout.id for example in found.examples].index(item.example.rollout.id)
 
 
 def test_a_profiled_step_has_a_timeline(tmp_path: Path, task: Task) -> None:

@@ -16,14 +16,14 @@ from benchmarks.chaos.campaign import task_of_chaos
 from benchmarks.chaos.simulated_faults import survive
 from demopsd_dist.config import load
 from demopsd_dist.data.records import TrainBatch
-from demopsd_dist.run_record.audit import Account, audit
+from demopsd_dist.run_record.audit import AuditReport, audit
 from demopsd_dist.run_record.checkpoints import Checkpoint, Checkpoints
 from demopsd_dist.run_record.folder import RunFolder
-from demopsd_dist.run_record.ledger import Ledger, Reason
+from demopsd_dist.run_record.ledger import DropReason, Ledger
 from demopsd_dist.run_record.log import RunLog
-from demopsd_dist.testing import StandInLearners, World, stand_in_crew
+from demopsd_dist.testing import StandInLearners, World, stand_in_roles
 from demopsd_dist.training import loop
-from demopsd_dist.training.loop import restore, train_through_failures
+from demopsd_dist.training.loop import restore, train_with_recovery
 from demopsd_dist.training.run import Run, RunState, Task
 from demopsd_dist.util.errors import CollapseError, RunFolderError
 from launch import audit as audit_command
@@ -36,7 +36,7 @@ WORDS = ("steps=8", "checkpoint.every_steps=3", "evaluation.at_start=false", "le
 
 def names(batch: TrainBatch) -> list[tuple[str, bytes]]:
     """What a batch holds, and what the teacher was shown for it."""
-    return sorted((item.lesson.rollout.id, item.lesson.privileged_tokens.tobytes()) for item in batch.items)
+    return sorted((item.example.rollout.id, item.example.privileged_tokens.tobytes()) for item in batch.items)
 
 
 class Whole:
@@ -50,8 +50,8 @@ class Whole:
         self.learned: dict[int, list[tuple[str, bytes]]] = {}  # by step, the last time it was done
 
     def go(self, *, stop_after: int | None = None, resume: bool = False, **world: Any) -> RunState:
-        crew = stand_in_crew(World(**world))
-        learners = crew.learners
+        roles = stand_in_roles(World(**world))
+        learners = roles.learners
         assert isinstance(learners, StandInLearners)
 
         async def work(run: Run) -> RunState:
@@ -69,10 +69,10 @@ class Whole:
                 return report
 
             learners.step = watched  # type: ignore[method-assign]
-            return await train_through_failures(run, state, "resumed" if resume else "started")
+            return await train_with_recovery(run, state, "resumed" if resume else "started")
 
         with RunLog(self.folder, self.config.steps, Console(file=self.said, width=200)) as log:
-            run = run_of(self.config, crew, self.task, log)
+            run = run_of(self.config, roles, self.task, log)
             try:
                 return asyncio.run(work(run))
             finally:
@@ -85,7 +85,7 @@ class Whole:
     def checkpoints(self) -> list[Checkpoint]:
         return Checkpoints(self.folder.checkpoints, keep=2).all()
 
-    def account(self) -> Account:
+    def account(self) -> AuditReport:
         return audit(self.folder)
 
 
@@ -214,7 +214,7 @@ def test_what_was_asked_for_is_on_disk_before_it_is_sampled(tmp_path: Path, task
     with sqlite3.connect(tmp_path / "ledger.sqlite") as other:
         (count,) = other.execute("SELECT count(*) FROM events WHERE event = 'issued'").fetchone()
     assert count == 8
-    ledger.dropped(1, [(task.train[0].id, 0)], Reason.late)
+    ledger.dropped(1, [(task.train[0].id, 0)], DropReason.late)
     ledger.close()
 
 

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.packing import pack
-from demopsd_dist.data.records import BatchSize, Lesson, Prompt, Question, Rollout, Scored, Tokens
+from demopsd_dist.data.records import BatchSize, Prompt, Question, Rollout, ScoredExample, Tokens, TrainingExample
 from demopsd_dist.methods import recipe
 from demopsd_dist.minisci import MODEL_DIR
-from demopsd_dist.objective import SDPO, Slice, TokenViews, coarsen, fused_loss, reduced, top_k_support
-from demopsd_dist.training.roles import Crew
-from workers.actors import RayCore
+from demopsd_dist.objective import SDPO, TokenSlice, TokenViews, coarsen, fused_loss, reduced, top_k_support
+from demopsd_dist.training.roles import Roles
+from workers.actors import LearnersAndTeacher
 from workers.cluster import session
 
 pytestmark = [
@@ -37,24 +37,24 @@ class Core:
     """The roles, asked one call at a time."""
 
     config: Config
-    crew: Crew
+    roles: Roles
 
     def publish(self, version: int) -> None:
-        asyncio.run(self.crew.weights.publish(version))
+        asyncio.run(self.roles.weights.publish(version))
 
-    def support(self, lessons: list[Lesson]) -> list[Tokens] | None:
-        return asyncio.run(self.crew.learners.support(lessons))
+    def support(self, examples: list[TrainingExample]) -> list[Tokens] | None:
+        return asyncio.run(self.roles.learners.support(examples))
 
-    def score(self, lessons: list[Lesson], supports: list[Tokens] | None) -> list[Scored]:
-        return asyncio.run(self.crew.teacher.score(lessons, supports, recipe(self.config).forwards))
+    def score(self, examples: list[TrainingExample], supports: list[Tokens] | None) -> list[ScoredExample]:
+        return asyncio.run(self.roles.teacher.score(examples, supports, recipe(self.config).forwards))
 
-    def step(self, scored: list[Scored]) -> dict[str, float]:
-        size = BatchSize(sum(item.lesson.response_length_tokens for item in scored), len(scored))
+    def step(self, scored: list[ScoredExample]) -> dict[str, float]:
+        size = BatchSize(sum(item.example.response_length_tokens for item in scored), len(scored))
         batch = pack(scored, size, 1, self.config.learner.micro_batch_tokens, self.config.model.tree_tokens)
-        return asyncio.run(self.crew.learners.step(batch)).metrics
+        return asyncio.run(self.roles.learners.step(batch)).metrics
 
     def weights(self, folder: Path) -> dict[str, torch.Tensor]:
-        asyncio.run(self.crew.learners.export(folder))
+        asyncio.run(self.roles.learners.export(folder))
         return load_file(folder / "model.safetensors")
 
 
@@ -68,7 +68,7 @@ def ray_here() -> Iterator[None]:
 @contextmanager
 def started(*words: str) -> Iterator[Core]:
     config = load(DEMO, [*WORDS, *words])
-    actors = RayCore(config, MODEL_DIR)
+    actors = LearnersAndTeacher(config, MODEL_DIR)
     try:
         core = Core(config, asyncio.run(actors.start()))
         core.publish(0)
@@ -77,34 +77,34 @@ def started(*words: str) -> Iterator[Core]:
         actors.stop()
 
 
-def drawn(groups: int = 3, size: int = 4) -> list[Lesson]:
+def drawn(groups: int = 3, size: int = 4) -> list[TrainingExample]:
     draw = np.random.default_rng(7)
 
     def tokens(count: int) -> Tokens:
         return draw.integers(4, 200, count).astype(np.int32)
 
-    lessons = []
+    examples = []
     for group in range(groups):
         prompt = Prompt(Question(f"q{group}", "", "", ""), tokens(20 + group))
         for sample in range(size):
             length = int(draw.integers(5, 30))
             never_T = np.full(length, -9, np.int32)
             rollout = Rollout(prompt, sample, tokens(length), np.full(length, -5, np.float32), "", False, never_T, 0)
-            lessons.append(Lesson(rollout, 1.0, 0.5, np.concatenate([prompt.tokens, tokens(11)])))
-    return lessons
+            examples.append(TrainingExample(rollout, 1.0, 0.5, np.concatenate([prompt.tokens, tokens(11)])))
+    return examples
 
 
 def test_scores_and_two_steps_are_those_of_the_cpu(ray_here: None, tmp_path: Path) -> None:
     """float32 without TF32: supports alike, log-probabilities and gradient norms to rounding."""
-    lessons = drawn()
+    examples = drawn()
     supports, scores, steps, weights = [], [], [], []
     for place, words in (("cpu", []), ("gpu", ON_GPU)):
         with started(*words) as core:
-            supports.append(core.support(lessons))
-            scored = core.score(lessons, supports[-1])
+            supports.append(core.support(examples))
+            scored = core.score(examples, supports[-1])
             steps.append([core.step(scored)])
             core.publish(1)
-            again = core.score(lessons, supports[-1])
+            again = core.score(examples, supports[-1])
             steps[-1].append(core.step(again))
             scores.append([*scored, *again])
             weights.append(core.weights(tmp_path / place))
@@ -126,15 +126,15 @@ def test_bfloat16_learns_publishes_and_is_taken_up_again(ray_here: None, tmp_pat
     """What is published is verified by its digests; the state that is saved and loaded is the state."""
     words = (*ON_GPU, "model.precision=bfloat16", "weights.max_logp_diff=0.5", f"learner.zero_stage={stage}")
     with started(*words) as core:
-        lessons = drawn()
-        scored = core.score(lessons, core.support(lessons))
+        examples = drawn()
+        scored = core.score(examples, core.support(examples))
         losses = [core.step(scored)["learner/loss"]]
-        asyncio.run(core.crew.learners.save(tmp_path / "saved"))
+        asyncio.run(core.roles.learners.save(tmp_path / "saved"))
         losses += [core.step(scored)["learner/loss"] for _ in range(8)]
         core.publish(9)
         assert losses[-1] < losses[0], losses
     with started(*words) as core:
-        asyncio.run(core.crew.learners.load(tmp_path / "saved"))
+        asyncio.run(core.roles.learners.load(tmp_path / "saved"))
         again = [core.step(scored)["learner/loss"] for _ in range(8)]
     assert again == pytest.approx(losses[1:], rel=2e-2), (again, losses)
 
@@ -153,7 +153,7 @@ def test_the_fused_loss_has_the_gradients_of_float64(top_k: int | None) -> None:
         support_NK = top_k_support(hidden @ weight.T, top_k)
         teacher_NA = coarsen(teacher @ weight.T, support_NK).to(torch.promote_types(dtype, torch.float32))
 
-        def loss_of(part: Slice, teacher_NA: torch.Tensor = teacher_NA, top_k: int | None = top_k) -> torch.Tensor:
+        def loss_of(part: TokenSlice, teacher_NA: torch.Tensor = teacher_NA, top_k: int | None = top_k) -> torch.Tensor:
             views = TokenViews(part.student_logp_NA, None, teacher_NA[part.tokens], has_tail=top_k is not None)
             return reduced(SDPO(), views, token_count=1500).loss
 

@@ -1,4 +1,4 @@
-"""One Ray and one crew of real engines for the whole session; at its end no process of theirs may be left."""
+"""One Ray and one roles of real engines for the whole session; at its end no process of theirs may be left."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from demopsd_dist.data.sources import load_data
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.run_record.audit import audit
 from demopsd_dist.run_record.log import RunLog
-from demopsd_dist.training.loop import train_through_failures
-from demopsd_dist.training.roles import Crew
+from demopsd_dist.training.loop import train_with_recovery
+from demopsd_dist.training.roles import Roles
 from demopsd_dist.training.run import RunState, Task
 from launch._task import build_task, run_of
-from workers.actor_group import ActorGroup, Placement
-from workers.actors import LearnerGroup, RayCrew, start_ranks
+from workers.actor_group import ActorGroup, ResourceClaim
+from workers.actors import LearnerGroup, RayActors, start_ranks
 from workers.cluster import session
 from workers.cluster.placement import Bundle
 from workers.forward import load_causal_lm
 from workers.learner import worker as learner
 from workers.rollout import worker as rollout
 from workers.teacher import worker as teacher
-from workers.weights.buckets import Parcel, pack_bucket
+from workers.weights.buckets import BucketRef, pack_bucket
 from workers.weights.publisher import WeightPublisher
 
 ROOT = Path(__file__).parents[2]
@@ -92,10 +92,10 @@ def renew(group: ActorGroup, config: Config, folder: Path = MODEL_DIR, **start: 
 
 
 @dataclass
-class RealCrew:
+class RealRoles:
     config: Config
-    actors: RayCrew
-    roles: Crew
+    actors: RayActors
+    roles: Roles
     version: int = 0  # of the weights last published
 
     def publish(self) -> None:
@@ -116,12 +116,12 @@ class RealCrew:
 
 
 @pytest.fixture(scope="session")
-def crew(ray_here: None) -> Iterator[RealCrew]:
+def roles(ray_here: None) -> Iterator[RealRoles]:
     config = demo()
-    actors = RayCrew(config, MODEL_DIR)
-    crew = RealCrew(config, actors, asyncio.run(actors.start()))
-    crew.publish()
-    yield crew
+    actors = RayActors(config, MODEL_DIR)
+    roles = RealRoles(config, actors, asyncio.run(actors.start()))
+    roles.publish()
+    yield roles
     actors.stop()
 
 
@@ -147,7 +147,7 @@ def spares(ray_here: None) -> Iterator[Spares]:
         "teacher": (teacher.TeacherWorker, teacher.environment(config)),
         "learner": (learner.LearnerWorker, learner.environment(config)),
     }
-    placement = Placement([Bundle(role, 0, 0.1, 0) for role in roles])
+    placement = ResourceClaim([Bundle(role, 0, 0.1, 0) for role in roles])
     groups = {
         role: placement.start(role, actor, lambda rank: (rank, config, MODEL_DIR), variables)
         for role, (actor, variables) in roles.items()
@@ -172,9 +172,9 @@ class Ranks:
 
 
 @pytest.fixture(scope="module")
-def ranks(crew: RealCrew, spares: Spares) -> Iterator[Ranks]:
-    yield Ranks(spares.learner, crew.learners)
-    crew.restart()
+def ranks(roles: RealRoles, spares: Spares) -> Iterator[Ranks]:
+    yield Ranks(spares.learner, roles.learners)
+    roles.restart()
 
 
 @pytest.fixture(scope="session")
@@ -183,11 +183,11 @@ def task() -> Task:
     return build_task(config, MODEL_DIR, load_data(config.data).questions)[0]
 
 
-def go_through(config: Config, crew: Crew, task: Task, log: RunLog) -> RunState:
+def go_through(config: Config, roles: Roles, task: Task, log: RunLog) -> RunState:
     """The whole loop, from the beginning; the account of it adds up."""
-    run = run_of(config, crew, task, log)
+    run = run_of(config, roles, task, log)
     try:
-        state = asyncio.run(train_through_failures(run, RunState(), "started"))
+        state = asyncio.run(train_with_recovery(run, RunState(), "started"))
     finally:
         run.ledger.close()
     assert audit(log.folder).faults == []
@@ -197,7 +197,7 @@ def go_through(config: Config, crew: Crew, task: Task, log: RunLog) -> RunState:
 def posted(version: int, *buckets: Iterable[tuple[str, torch.Tensor]]) -> list[ray.ObjectRef]:
     """Parcels of these tensors in the object store, as `receive` takes them."""
     packed = [pack_bucket(version, index, tensors) for index, tensors in enumerate(buckets)]
-    return [ray.put(Parcel(bucket.label, ray.put(bucket.data))) for bucket in packed]
+    return [ray.put(BucketRef(bucket.label, ray.put(bucket.data))) for bucket in packed]
 
 
 def moved_model() -> Any:

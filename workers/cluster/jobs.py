@@ -24,7 +24,7 @@ LAST_LINES = 20
 
 
 @dataclass(frozen=True)
-class Job:
+class SubmittedJob:
     """How a job stands."""
 
     name: str
@@ -37,7 +37,7 @@ class Job:
         return self.status in ("SUCCEEDED", "FAILED", "STOPPED")
 
 
-class Jobs:
+class JobClient:
     """
     Args:
         address: `http://host:port` of the head's dashboard.
@@ -79,16 +79,16 @@ class Jobs:
         with self._answering():
             return self._client.submit_job(entrypoint=entrypoint, runtime_env=runtime)
 
-    def look(self, name: str) -> Job:
+    def look(self, name: str) -> SubmittedJob:
         """
         Raises:
             ConfigError: there is no such job.
         """
         with self._answering(name):
             found: Any = self._client.get_job_info(name)
-            return Job(name, found.status.value, found.driver_exit_code, found.message or "")
+            return SubmittedJob(name, found.status.value, found.driver_exit_code, found.message or "")
 
-    def settled(self, name: str) -> Job:
+    def settled(self, name: str) -> SubmittedJob:
         """`look`, once the job has ended; or as it stands after a while."""
         give_up = time.monotonic() + SETTLED_S
         while not (job := self.look(name)).ended and time.monotonic() < give_up:

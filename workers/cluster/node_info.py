@@ -23,7 +23,7 @@ ASKS = 3  # the one with the shortest way tells the clock best
 
 
 @dataclass(frozen=True)
-class Node:
+class NodeInfo:
     """As the node itself says. `clock_s` is how far its clock is before ours, known to `clock_within_s`."""
 
     name: str  # host and address
@@ -39,14 +39,14 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Survey:
-    nodes: list[Node]
+class NodeSurvey:
+    nodes: list[NodeInfo]
     silent: list[str]  # nodes that did not answer in time, with what they said if they failed
     gb_per_s: dict[tuple[str, str], float] = field(default_factory=dict)  # from a node to the next
     offered: dict[str, float] = field(default_factory=dict)  # CPU and GPU, as Ray counts them
 
 
-def survey(packages: Sequence[str], paths: Sequence[str], within_s: float) -> Survey:
+def survey(packages: Sequence[str], paths: Sequence[str], within_s: float) -> NodeSurvey:
     """Ask every living node of the cluster that was joined.
 
     Args:
@@ -64,9 +64,9 @@ def survey(packages: Sequence[str], paths: Sequence[str], within_s: float) -> Su
                 silent.append(f"{alive[node]}: {answer}")
             else:
                 clock_s, clock_within_s = _clock(node, within_s)
-                nodes.append(Node(name=alive[node], clock_s=clock_s, clock_within_s=clock_within_s, **answer))
+                nodes.append(NodeInfo(name=alive[node], clock_s=clock_s, clock_within_s=clock_within_s, **answer))
         heard = [node for node in alive if not isinstance(answers[node], str)]
-        return Survey(nodes, silent, _rates(heard, alive, within_s), ray.cluster_resources())
+        return NodeSurvey(nodes, silent, _rates(heard, alive, within_s), ray.cluster_resources())
 
 
 def _answer(ref: Any, within_s: float) -> Any:
@@ -81,7 +81,7 @@ def _answer(ref: Any, within_s: float) -> Any:
 
 
 def _account(packages: list[str], paths: list[str]) -> dict[str, Any]:
-    """Runs on the node: the fields of `Node` but for its name and clock."""
+    """Runs on the node: the fields of `NodeInfo` but for its name and clock."""
     import os
     import platform
     import shutil

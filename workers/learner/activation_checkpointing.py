@@ -13,7 +13,7 @@ from demopsd_dist.util.errors import ConfigError
 from workers.forward import layers_of
 
 
-def recompute_layers(model: nn.Module) -> None:
+def checkpoint_activations(model: nn.Module) -> None:
     """Every layer of a transformers model, whose `eval()` must have been called before.
 
     transformers checkpoints only layers in training mode. So the layer itself is put into it, not what it is made of,

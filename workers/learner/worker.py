@@ -15,20 +15,20 @@ import torch
 from torch import Tensor
 
 from demopsd_dist.config import Config, Transport
-from demopsd_dist.data.records import BatchSize, Lesson, Logp, Scored, Tokens, Trace
+from demopsd_dist.data.records import BatchSize, DigestRequest, Logp, ScoredExample, Tokens, TrainingExample
 from demopsd_dist.methods import objective_of, recipe
-from demopsd_dist.objective import Slice, TokenViews, fused_loss, reduced, token_weight
+from demopsd_dist.objective import TokenSlice, TokenViews, fused_loss, reduced, token_weight
 from demopsd_dist.training.schedule import learning_rate
 from demopsd_dist.util.errors import NonFiniteLossError
 from workers.cluster.ranks import MeetingPoint, Rank, meet_on
-from workers.cluster.spans import Watched, spanned
-from workers.forward import Rectangle, ResponseModel, give_back, in_slices, load_causal_lm, support_tensor
+from workers.cluster.spans import Traced, traced
+from workers.forward import PaddedBatch, ResponseModel, give_back, in_slices, load_causal_lm, support_tensor
 from workers.learner import checkpoint
-from workers.learner.activation_checkpointing import recompute_layers
+from workers.learner.activation_checkpointing import checkpoint_activations
 from workers.learner.lora import Adapters, Named, adapt, save_adapters, whole_names
-from workers.learner.observers.step_digests import Tracer
-from workers.learner.observers.step_metrics import Account, RankReport
-from workers.learner.observers.token_recorder import Telling
+from workers.learner.observers.step_digests import StepDigests
+from workers.learner.observers.step_metrics import RankReport, StepMetrics
+from workers.learner.observers.token_recorder import TokenRecorder
 from workers.learner.zero import (
     buckets_of,
     deepspeed_config,
@@ -37,9 +37,9 @@ from workers.learner.zero import (
     own_extensions,
     whole,
 )
-from workers.weights.buckets import Parcel, layout, pack_bucket
+from workers.weights.buckets import BucketRef, layout, pack_bucket
 from workers.weights.canary import LogpT
-from workers.weights.transports import Plan, Segment, outbox
+from workers.weights.transports import PublishPlan, SharedSegment, outbox
 
 
 def environment(config: Config) -> dict[str, str]:
@@ -48,7 +48,7 @@ def environment(config: Config) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(config.learner.threads), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
-class LearnerWorker(Watched, Rank):
+class LearnerWorker(Traced, Rank):
     """State: a shard of the student's weights and optimizer, and the number of training steps done."""
 
     def __init__(self, rank: int, config: Config, model_folder: Path) -> None:
@@ -92,40 +92,40 @@ class LearnerWorker(Watched, Rank):
         )
         self._engine.eval()  # no dropout: rollouts, support and loss must see the same student
         if settings.activation_checkpointing:
-            recompute_layers(causal)
+            checkpoint_activations(causal)
         named = list(causal.named_parameters())  # a tied tensor is there once
         self._trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
         self._buckets = list(buckets_of(whole_names(named), self._config.weights.bucket_mib << 20))
 
-    @spanned
-    def support(self, micro_batches: Sequence[Sequence[Sequence[Lesson]]]) -> list[list[Tokens]]:
+    @traced
+    def support(self, micro_batches: Sequence[Sequence[Sequence[TrainingExample]]]) -> list[list[Tokens]]:
         """The student's top-k ids (T, K) at each response token; at most all but one, which the tail then is.
 
-        A micro-batch is a list of rows; its answer is a list of lessons, row after row.
+        A micro-batch is a list of rows; its answer is a list of examples, row after row.
         """
         top_k = min(self._recipe.top_k or 0, self._engine.module.model.config.vocab_size - 1)
         found = []
         with torch.no_grad():
             for rows in micro_batches:
-                rectangle = self._rectangle(rows)
-                ids_NK = self._engine(rectangle, in_slices(lambda logits, _: logits.topk(top_k).indices.int()))
-                found.append(rectangle.split(ids_NK) if rows else [])
+                padded_batch = self._rectangle(rows)
+                ids_NK = self._engine(padded_batch, in_slices(lambda logits, _: logits.topk(top_k).indices.int()))
+                found.append(padded_batch.split(ids_NK) if rows else [])
                 self._ran["student/support"] += sum(map(len, rows))
         give_back(self._config, self._device)
         return found
 
-    @spanned
+    @traced
     def step(
         self,
-        micro_batches: Sequence[Sequence[Sequence[Scored]]],
+        micro_batches: Sequence[Sequence[Sequence[ScoredExample]]],
         token_count: int,
         size: BatchSize,
         learning_rate_factor: float = 1.0,
-        told: frozenset[str] = frozenset(),
-        trace: Trace | None = None,
+        record_ids: frozenset[str] = frozenset(),
+        trace: DigestRequest | None = None,
     ) -> RankReport:
         """Loss and backward for each micro-batch, then one optimizer step on all ranks together. Of the rollouts in
-        `told` the report has single tokens, and of a step with a `trace` digests of all tensors.
+        `record_ids` the report has single tokens, and of a step with a `trace` digests of all tensors.
 
         Raises:
             NonFiniteLossError: on every rank, before the step, where any rank's loss is not finite.
@@ -133,11 +133,11 @@ class LearnerWorker(Watched, Rank):
         self.version += 1
         if token_count == 0:  # the same on all ranks; a step would only decay weights and replay momentum
             return RankReport(stepped=False)
-        account = Account(None if trace is None else Tracer(trace, self.rank))
+        account = StepMetrics(None if trace is None else StepDigests(trace, self.rank))
         world_size = self._config.learner.num_workers
         for rows in micro_batches:
             with self.spans.span("forward"):
-                loss = self._loss(rows, token_count, size, account, told)
+                loss = self._loss(rows, token_count, size, account, record_ids)
             with self.spans.span("backward"):
                 self._engine.backward(loss * world_size)  # DeepSpeed divides by it again
             self._ran["student/gradient"] += sum(map(len, rows))
@@ -165,21 +165,21 @@ class LearnerWorker(Watched, Rank):
 
     def _loss(
         self,
-        rows: Sequence[Sequence[Scored]],
+        rows: Sequence[Sequence[ScoredExample]],
         token_count: int,
         size: BatchSize,
-        account: Account,
-        told: frozenset[str],
+        account: StepMetrics,
+        record_ids: frozenset[str],
     ) -> Tensor:
         """The micro-batch's share of the global mean; what else it says goes into the account."""
-        batch = self._rectangle([[item.lesson for item in row] for row in rows])
+        batch = self._rectangle([[item.example for item in row] for row in rows])
         scored = [item for row in rows for item in row]
         if not scored:
             return self._engine(batch, lambda hidden_NH, weight_VH, _: hidden_NH.sum() * 0.0 + weight_VH.sum() * 0.0)
         support_NK = support_tensor([item.support_TK for item in scored], self._device)
         reference_NA = self._values([item.reference_logp_TA for item in scored])
         teacher_NA = self._values([item.teacher_logp_TA for item in scored])
-        rollout_logp_N = self._tensor([item.lesson.rollout.logp_T for item in scored])
+        rollout_logp_N = self._tensor([item.example.rollout.logp_T for item in scored])
         length_B = torch.tensor(batch.lengths, device=self._device)
         weight_B = token_weight(
             self._recipe.aggregation.value,
@@ -189,19 +189,19 @@ class LearnerWorker(Watched, Rank):
             max_tokens=self._config.rollout.max_response_tokens,
         )
         weight_N = weight_B.float().repeat_interleave(length_B)
-        advantage_N = torch.tensor([item.lesson.advantage for item in scored], device=self._device)
+        advantage_N = torch.tensor([item.example.advantage for item in scored], device=self._device)
         advantage_N = advantage_N.repeat_interleave(length_B)
         # Sampled from the weights of now. Older tokens differ because the student has moved.
-        fresh_N = self._tensor([item.lesson.rollout.version_T == self.version - 1 for item in scored])
+        fresh_N = self._tensor([item.example.rollout.version_T == self.version - 1 for item in scored])
         any_fresh = bool(fresh_N.any())
         samples = self._config.samples
-        telling = Telling(
-            scored, told, self._objective, count=samples.candidates, max_tokens=samples.tokens, device=self._device
+        token_recorder = TokenRecorder(
+            scored, record_ids, self._objective, count=samples.candidates, max_tokens=samples.tokens, device=self._device
         )
-        account.tellings.append(telling)
-        witness = None if account.tracer is None else account.tracer.witness(scored)
+        account.token_recorders.append(token_recorder)
+        response_digests = None if account.tracer is None else account.tracer.response_digests(scored)
 
-        def loss_of(part: Slice) -> Tensor:
+        def loss_of(part: TokenSlice) -> Tensor:
             tokens = part.tokens
             difference_N = part.token_logp(batch.response_N[tokens]) - rollout_logp_N[tokens]
             views = TokenViews(
@@ -216,9 +216,9 @@ class LearnerWorker(Watched, Rank):
             account.add(result)
             with torch.no_grad():
                 entropy_N = part.entropy()
-                telling.see(part, views, result, entropy_N, support_NK)
-                if witness is not None:
-                    witness.see(part, views, result, entropy_N)
+                token_recorder.see(part, views, result, entropy_N, support_NK)
+                if response_digests is not None:
+                    response_digests.see(part, views, result, entropy_N)
                 account.more("policy/entropy_nats", entropy_N.sum() / token_count)
                 if any_fresh:
                     stray_N = torch.where(fresh_N[tokens], difference_N.abs(), 0.0)
@@ -237,9 +237,9 @@ class LearnerWorker(Watched, Rank):
             ),
         )
 
-    def _rectangle(self, rows: Sequence[Sequence[Lesson]]) -> Rectangle:
-        samples = [[(lesson.rollout.prompt.tokens, lesson.rollout.tokens_T) for lesson in row] for row in rows]
-        return Rectangle(samples, self._device)
+    def _rectangle(self, rows: Sequence[Sequence[TrainingExample]]) -> PaddedBatch:
+        samples = [[(example.rollout.prompt.tokens, example.rollout.tokens_T) for example in row] for row in rows]
+        return PaddedBatch(samples, self._device)
 
     def _values(self, arrays: Sequence[Logp | None]) -> Tensor | None:
         """Several samples' values as one (N, A) tensor; None where the method has none of this kind."""
@@ -272,24 +272,24 @@ class LearnerWorker(Watched, Rank):
             f"{what}; the step was refused on every rank. Lower learner.learning_rate ({rate:g})."
         )
 
-    def plan(self) -> Plan:
+    def plan(self) -> PublishPlan:
         """What every publish will bring."""
         shapes = [[(name, full_shape(p), p.dtype) for name, p in bucket] for bucket in self._buckets]
-        return Plan(
+        return PublishPlan(
             node=ray.get_runtime_context().get_node_id(),
             buckets=tuple(layout(bucket) for bucket in shapes),
             vocabulary_size=self._engine.module.model.config.vocab_size,
         )
 
-    def open_outbox(self, transport: Transport) -> Segment | None:
+    def open_outbox(self, transport: Transport) -> SharedSegment | None:
         """Before the first publish. Rank 0 sends; the answer is its shared memory, where that is the transport."""
         if self.rank:
             return None
         self._outbox = outbox(transport, self.plan().sizes)
         return self._outbox.segment
 
-    @spanned
-    def gather(self, version: int, index: int) -> Parcel | None:
+    @traced
+    def gather(self, version: int, index: int) -> BucketRef | None:
         """Gather a bucket of the whole weights: a collective under ZeRO-3, so all ranks are asked for all, in order.
         Rank 0 sends it."""
         self.version = version
@@ -297,22 +297,22 @@ class LearnerWorker(Watched, Rank):
             if self.rank:
                 return None
             started = time.perf_counter()
-            parcel = self._outbox.send(pack_bucket(version, index, tensors, self._outbox.room(index)))
-            return replace(parcel, packed_s=time.perf_counter() - started)
+            bucket_ref = self._outbox.send(pack_bucket(version, index, tensors, self._outbox.room(index)))
+            return replace(bucket_ref, packed_s=time.perf_counter() - started)
 
-    @spanned
+    @traced
     def probe(self, tokens: Tokens) -> LogpT:
         """The model's log-probability of each token after the first. A collective under ZeRO-3."""
-        rectangle = Rectangle([[(tokens[:1], tokens[1:])]], self._device)
+        padded_batch = PaddedBatch([[(tokens[:1], tokens[1:])]], self._device)
 
         def logp_of(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
             logits_NV = torch.nn.functional.linear(hidden_NH, weight_VH, bias_V).float()
-            return logits_NV.log_softmax(-1).gather(-1, rectangle.response_N[:, None])[:, 0]
+            return logits_NV.log_softmax(-1).gather(-1, padded_batch.response_N[:, None])[:, 0]
 
         with torch.no_grad():
-            return self._engine(rectangle, logp_of).cpu().numpy()
+            return self._engine(padded_batch, logp_of).cpu().numpy()
 
-    @spanned
+    @traced
     def save(self, folder: Path) -> None:
         """Weights, optimizer and step, for any number of ranks and any ZeRO stage. A collective."""
         checkpoint.save(self._engine, self._trained, folder, self.version)

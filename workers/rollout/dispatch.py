@@ -19,8 +19,8 @@ from demopsd_dist.util.errors import LostWorkerError, WorkerError
 from workers.actor_group import ActorGroup
 
 
-class Slots:
-    """Room for sequences in the engines. First come, first served; the emptiest engine serves."""
+class AdmissionQueue:
+    """EngineMemoryLock for sequences in the engines. First come, first served; the emptiest engine serves."""
 
     def __init__(self, room: int) -> None:
         self._room = room
@@ -81,7 +81,7 @@ class Slots:
                 return
 
 
-class Throughput:
+class WorkerThroughput:
     """Tokens and busy seconds of each worker since the last look."""
 
     def __init__(self) -> None:
@@ -117,10 +117,10 @@ class Throughput:
         return figures
 
 
-Welcome = Callable[[ActorGroup, Callable[[], None]], Awaitable[None]]  # newcomer, what makes it serve
+SyncNewWorker = Callable[[ActorGroup, Callable[[], None]], Awaitable[None]]  # newcomer, what makes it serve
 
 
-class Room:
+class EngineMemoryLock:
     """Memory that engines which start and learners which step have in turn (`rollout.sleep`)."""
 
     def __init__(self) -> None:
@@ -158,14 +158,14 @@ class Room:
             await asyncio.wait_for(self._empty.wait(), within_s)
 
 
-class Fleet(Protocol):
-    """The rollout workers (`fleet.py`). `group` are those who serve; `welcome`, where there is one, brings the current
+class Pool(Protocol):
+    """The rollout workers (`fleet.py`). `group` are those who serve; `sync_new_worker`, where there is one, brings the current
     weights to whoever joins."""
 
     group: ActorGroup
-    slots: Slots
-    welcome: Welcome | None
-    room: Room
+    slots: AdmissionQueue
+    sync_new_worker: SyncNewWorker | None
+    room: EngineMemoryLock
 
     async def ask(self, rank: int, call: Callable[[Any], Any], *, what: str) -> Any:
         """
@@ -184,10 +184,10 @@ class Fleet(Protocol):
 class RolloutGroup:
     """The rollout workers of a run. The answer does not depend on who gets which prompt, nor on who fails."""
 
-    def __init__(self, fleet: Fleet, config: Config) -> None:
+    def __init__(self, fleet: Pool, config: Config) -> None:
         self._fleet = fleet
         self._config = config
-        self._throughput = Throughput()
+        self._throughput = WorkerThroughput()
 
     async def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncIterator[tuple[int, list[Rollout]]]:
         """Each prompt's responses as soon as they are there, with its index.
@@ -244,7 +244,7 @@ class RolloutGroup:
             groups: list[list[Rollout]] = []
             try:
                 found = await self._fleet.ask(worker, lambda actor: actor.sample.remote(prompts, sampling), what=what)
-                refuse_rubbish(found, prompts, sampling, worker)
+                validate_rollouts(found, prompts, sampling, worker)
                 groups = [[replace(rollout, attempt=attempt) for rollout in group] for group in found]
                 self._fleet.did_well(worker)
                 return groups
@@ -259,7 +259,7 @@ class RolloutGroup:
         )
 
 
-def refuse_rubbish(
+def validate_rollouts(
     groups: Sequence[Sequence[Rollout]], prompts: Sequence[Prompt], sampling: Sampling, worker: int
 ) -> None:
     """

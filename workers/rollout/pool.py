@@ -16,21 +16,21 @@ from typing import Any
 
 from demopsd_dist.config import Config
 from demopsd_dist.util.errors import LostWorkerError, WorkerError
-from workers.actor_group import ActorGroup, Placement
+from workers.actor_group import ActorGroup, ResourceClaim
 from workers.cluster.placement import rollout_bundle
 from workers.rollout import worker as rollout
-from workers.rollout.dispatch import Room, Slots, Welcome
+from workers.rollout.dispatch import AdmissionQueue, EngineMemoryLock, SyncNewWorker
 
 Say = Callable[[str], None]
 
 
-class StandingFleet:
+class FixedPool:
     """Workers that are there already, for measurements and tests: nobody is replaced, a loss ends the work."""
 
     def __init__(self, group: ActorGroup, config: Config) -> None:
-        self.group, self.slots = group, Slots(config.rollout.max_batch_sequences)
-        self.welcome: Welcome | None = None
-        self.room = Room()
+        self.group, self.slots = group, AdmissionQueue(config.rollout.max_batch_sequences)
+        self.sync_new_worker: SyncNewWorker | None = None
+        self.room = EngineMemoryLock()
         for rank in group.ranks:
             self.slots.open(rank)
 
@@ -48,17 +48,17 @@ class StandingFleet:
 
 
 @dataclass
-class Member:
-    placement: Placement
+class PoolMember:
+    placement: ResourceClaim
     failures: list[str] = field(default_factory=list)  # since it last did well
     coming: asyncio.Task[None] | None = None
     leaving: bool = False
 
 
-class RolloutFleet:
+class RolloutPool:
     """
     Args:
-        blank: engines start without weights; `welcome` brings them, and makes the newcomer serve.
+        blank: engines start without weights; `sync_new_worker` brings them, and makes the newcomer serve.
         say: for lines that a reader should see.
     """
 
@@ -67,10 +67,10 @@ class RolloutFleet:
     ) -> None:
         self._config, self._folder, self._blank, self._say, self._actor = config, model_folder, blank, say, actor
         self.group = self._of({})  # those who serve
-        self.slots = Slots(config.rollout.max_batch_sequences)
-        self.welcome: Welcome | None = None
-        self.room = Room()
-        self._members: dict[int, Member] = {}
+        self.slots = AdmissionQueue(config.rollout.max_batch_sequences)
+        self.sync_new_worker: SyncNewWorker | None = None
+        self.room = EngineMemoryLock()
+        self._members: dict[int, PoolMember] = {}
         self._needed = config.rollout.min_workers or config.rollout.num_workers
         self._replaced = 0
 
@@ -170,10 +170,10 @@ class RolloutFleet:
         for rank in list(self._members):
             self._forget(rank)
 
-    def _placed(self, rank: int) -> Placement:
-        return Placement([rollout_bundle(self._config, rank)])
+    def _placed(self, rank: int) -> ResourceClaim:
+        return ResourceClaim([rollout_bundle(self._config, rank)])
 
-    def _spawned(self, placement: Placement) -> dict[int, Any]:
+    def _spawned(self, placement: ResourceClaim) -> dict[int, Any]:
         env = rollout.environment(self._config)
         return placement.spawn("rollout", self._actor, lambda rank: (rank, self._config, self._folder), env)
 
@@ -184,7 +184,7 @@ class RolloutFleet:
         first = max(self._members, default=-1) + 1
         added = list(range(first, first + count))
         for rank in added:
-            self._members[rank] = Member(self._placed(rank))
+            self._members[rank] = PoolMember(self._placed(rank))
             self._members[rank].coming = asyncio.ensure_future(self._bring_up(rank))
         return added
 
@@ -209,10 +209,10 @@ class RolloutFleet:
             await newcomer.each(
                 lambda worker, _: worker.start.remote(blank=self._blank), within_s=limits.start_s, what="vLLM engine"
             )
-            if self.welcome is None:
+            if self.sync_new_worker is None:
                 serve()
             else:
-                await self.welcome(newcomer, serve)
+                await self.sync_new_worker(newcomer, serve)
         except BaseException:
             newcomer.kill()
             raise

@@ -19,8 +19,8 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 from demopsd_dist.util.die_with_parent import end_with_parent
 from demopsd_dist.util.errors import WeightSyncError
-from workers.weights.buckets import Bucket, Parcel, unpack_bucket
-from workers.weights.transports import Pages
+from workers.weights.buckets import Bucket, BucketRef, unpack_bucket
+from workers.weights.transports import MappedSegments
 
 BACKEND = "demopsd_buckets"
 
@@ -35,7 +35,7 @@ class BucketUpdate(WeightTransferUpdateInfo):
     """Buckets of a publish, each taken when the one before is loaded. Another process than the rollout worker's is told
     where in shared memory they lie."""
 
-    buckets: Iterable[Bucket | Parcel] = field(default_factory=list)
+    buckets: Iterable[Bucket | BucketRef] = field(default_factory=list)
     complete: bool = True  # these are the last of the publish
 
 
@@ -51,7 +51,7 @@ class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
 
     def init_transfer_engine(self, init_info: BucketInit) -> None:
         self._receiver = init_info.receiver
-        self._pages = Pages()
+        self._pages = MappedSegments()
 
     def start_weight_update(self) -> None:
         self._missing = {name for name, _ in self.model.named_parameters()}

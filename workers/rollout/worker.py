@@ -15,12 +15,12 @@ import ray
 
 from demopsd_dist.config import Config, OnPublish, longest_sequence_tokens
 from demopsd_dist.data.records import Prompt, Rollout, Tokens
-from demopsd_dist.methods import Support, recipe
+from demopsd_dist.methods import SupportKind, recipe
 from demopsd_dist.training.roles import Sampling
 from demopsd_dist.util.errors import WeightSyncError, WorkerError
-from workers.weights.buckets import Bucket, Parcel, Receipt
+from workers.weights.buckets import Ack, Bucket, BucketRef
 from workers.weights.canary import LogpT
-from workers.weights.transports import Receiver, SharedMemory
+from workers.weights.transports import Receiver, SharedMemoryOutbox
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -59,7 +59,7 @@ class RolloutWorker(Receiver):
         self._top_k = 0  # most likely tokens to tell of each step, beside the one sampled
         self._answers: dict[str, asyncio.Future[RequestOutput]] = {}
         self._stepping: asyncio.Task[None] | None = None
-        self._copies: SharedMemory | None = None  # of weights, for the engine's processes
+        self._copies: SharedMemoryOutbox | None = None  # of weights, for the engine's processes
         self._open = asyncio.Event()  # for new prompts; closed while a publish waits for those under way
         self._open.set()
         self._asleep = False
@@ -77,7 +77,7 @@ class RolloutWorker(Receiver):
 
         settings = self._config.rollout
         made = recipe(self._config)
-        if made.forwards.support is Support.engine:
+        if made.forwards.support is SupportKind.engine:
             self._top_k = made.top_k or 0
         engine = LLM(
             model=str(self._folder),
@@ -210,11 +210,11 @@ class RolloutWorker(Receiver):
             self._engine.sleep(level=2)
         self._asleep = True
 
-    async def adopt(self, version: int) -> None:
+    async def mark_version(self, version: int) -> None:
         """The weights here are also those of `version`: its step learned nothing."""
         self._stamp(version)
 
-    async def receive(self, version: int, parcels: Sequence[ray.ObjectRef], probe: Tokens) -> Receipt:
+    async def receive(self, version: int, bucket_refs: Sequence[ray.ObjectRef], probe: Tokens) -> Ack:
         """Load published weights. The prefix cache holds keys and values of the old ones, so it is dropped.
 
         Responses under way are waited for, or (`rollout.on_publish=keep`) go on afterwards on the new weights: the
@@ -232,7 +232,7 @@ class RolloutWorker(Receiver):
             if self._asleep:
                 self._engine.wake_up(["weights"])
             self._engine.collective_rpc("start_weight_update")
-            arriving = self.arriving(version, parcels)
+            arriving = self.arriving(version, bucket_refs)
             if self._config.rollout.tensor_parallel == 1:
                 self._update(arriving, complete=True)
             else:
@@ -246,9 +246,9 @@ class RolloutWorker(Receiver):
             raise WeightSyncError(f"rollout {self.rank} could not drop its prefix cache, which holds the old weights'.")
         self._done += 1
         self._stamp(version)
-        return replace(self.receipt(version), probe_logp_T=await self._probe_logp(probe))
+        return replace(self.ack(version), probe_logp_T=await self._probe_logp(probe))
 
-    def _update(self, buckets: Iterable[Bucket | Parcel], complete: bool) -> None:
+    def _update(self, buckets: Iterable[Bucket | BucketRef], complete: bool) -> None:
         update = {"buckets": buckets, "complete": complete}
         self._engine.collective_rpc("update_weights", kwargs={"update_info": update})
 
@@ -268,12 +268,12 @@ class RolloutWorker(Receiver):
                 raise WeightSyncError(f"rollout {self.rank} could not load weights: {error}") from None
             raise
 
-    def _shared(self, bucket: Bucket) -> Parcel:
+    def _shared(self, bucket: Bucket) -> BucketRef:
         """Where in shared memory all processes find it: where it came, or a copy of what came through the object
         store."""
         if bucket.place is not None:
-            return Parcel(bucket.label, bucket.place)
-        self._copies = self._copies or SharedMemory(self.plan.sizes)
+            return BucketRef(bucket.label, bucket.place)
+        self._copies = self._copies or SharedMemoryOutbox(self.plan.sizes)
         self._copies.room(bucket.label.index)[: len(bucket.data)] = bucket.data
         return self._copies.send(bucket)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from demopsd_dist.config import Precision
 from demopsd_dist.util.errors import ConfigError
 from workers.cluster.ranks import MeetingPoint
-from workers.forward import Rectangle, ResponseModel, layers_of, load_causal_lm
+from workers.forward import PaddedBatch, ResponseModel, layers_of, load_causal_lm
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -60,14 +60,14 @@ def shared_model(folder: Path, mesh: DeviceMesh) -> ResponseModel:
         fully_shard(part.float(), mesh=mesh)
     # The caller applies the head after the forward, so what is left stays whole until then.
     fully_shard(model.float(), mesh=mesh, reshard_after_forward=False)
-    for_nothing(model, torch.device(mesh.device_type))  # FSDP sets itself up
+    dummy_forward(model, torch.device(mesh.device_type))  # FSDP sets itself up
     return model
 
 
 @torch.inference_mode()
-def for_nothing(model: ResponseModel, device: torch.device) -> None:
+def dummy_forward(model: ResponseModel, device: torch.device) -> None:
     """A forward that is a part of the others'."""
-    model(Rectangle([], device), lambda *head: head)
+    model(PaddedBatch([], device), lambda *head: head)
 
 
 def most(mesh: DeviceMesh, count: int) -> int:

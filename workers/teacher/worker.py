@@ -14,19 +14,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import linear
 
-from demopsd_dist.config import Config, Precision, Weights
-from demopsd_dist.data.packing import Layout, rectangles
-from demopsd_dist.data.records import Lesson, Logp, Tokens, input_of
-from demopsd_dist.methods import Forwards, held_weights, recipe
+from demopsd_dist.config import Config, Precision, WeightSource
+from demopsd_dist.data.packing import Layout, padded_batches
+from demopsd_dist.data.records import Logp, Tokens, TrainingExample, input_of
+from demopsd_dist.methods import Forwards, recipe, teacher_weights
 from demopsd_dist.objective import coarsen
 from demopsd_dist.util.errors import CheckpointError
 from workers.cluster.ranks import MeetingPoint, Rank, meet_on
-from workers.cluster.spans import spanned
-from workers.forward import HEAD_CHUNK_TOKENS, Rectangle, ResponseModel, give_back, load_causal_lm, support_tensor
+from workers.cluster.spans import traced
+from workers.forward import HEAD_CHUNK_TOKENS, PaddedBatch, ResponseModel, give_back, load_causal_lm, support_tensor
 from workers.learner.checkpoint import FILE_BYTES
 from workers.learner.zero import buckets_of
 from workers.teacher import fsdp
-from workers.weights.buckets import Receipt, unpack_bucket
+from workers.weights.buckets import Ack, unpack_bucket
 from workers.weights.transports import Receiver, refuse_other_names
 
 EMA_FILES = "ema*.safetensors"
@@ -52,7 +52,7 @@ class TeacherWorker(Receiver, Rank):
         self._folder = model_folder
         self._ran: Counter[str] = Counter()
         self.version = -1  # of the student's weights last taken in
-        self._rates = {Weights.ema: config.teacher.ema_rate, Weights.live: 1.0, Weights.frozen: 0.0}
+        self._rates = {WeightSource.ema: config.teacher.ema_rate, WeightSource.live: 1.0, WeightSource.frozen: 0.0}
 
     def start(self, meeting_point: MeetingPoint | None = None) -> None:
         """Load the models. A call of its own, so that a failure comes back as this worker's error."""
@@ -67,7 +67,9 @@ class TeacherWorker(Receiver, Rank):
             assert meeting_point is not None
             meet_on(ray.util.get_node_ip_address())
             self._mesh = fsdp.join(self._device, self.rank, settings.num_workers, settings.shards, meeting_point)
-        self._models = {weights: self._load() for weights in sorted(held_weights(self._config), key=lambda w: w.value)}
+        self._models = {
+            weights: self._load() for weights in sorted(teacher_weights(self._config), key=lambda w: w.value)
+        }
         self._names = frozenset(fsdp.parameters_of(next(iter(self._models.values()))))
 
     def _load(self) -> ResponseModel:
@@ -76,12 +78,12 @@ class TeacherWorker(Receiver, Rank):
         model = load_causal_lm(self._folder, Precision.float32).eval().requires_grad_(False)
         return ResponseModel(model).to(self._device)
 
-    @spanned
-    def receive(self, version: int, parcels: Sequence[ray.ObjectRef]) -> Receipt:
+    @traced
+    def receive(self, version: int, bucket_refs: Sequence[ray.ObjectRef]) -> Ack:
         """Version 0 replaces all weights; any later one moves each, once: old + rate (student - old)."""
         held = {weights: fsdp.parameters_of(model) for weights, model in self._models.items()}
         like = next(iter(held.values()))
-        for bucket in self.arriving(version, parcels):
+        for bucket in self.arriving(version, bucket_refs):
             for name, tensor in unpack_bucket(bucket):
                 student = tensor[fsdp.rows_held(like[name])].to(self._device, torch.float32)
                 for weights, parameters in held.items():
@@ -89,20 +91,20 @@ class TeacherWorker(Receiver, Rank):
                     if rate:
                         fsdp.held(parameters[name]).lerp_(student, rate)
         self.version = version
-        return self.receipt(version)
+        return self.ack(version)
 
-    def _rate(self, weights: Weights, version: int) -> float:
+    def _rate(self, weights: WeightSource, version: int) -> float:
         """How far a publish moves these weights. One that has been taken in is sent again where a run resumes."""
         if version == 0:
             return 1.0
-        return 0.0 if weights is Weights.ema and version <= self.version else self._rates[weights]
+        return 0.0 if weights is WeightSource.ema and version <= self.version else self._rates[weights]
 
-    @spanned
+    @traced
     def save(self, folder: Path) -> None:
         """The EMA: the weights of the start are in the model folder, the student's own come with the next publish.
         Copies are alike, so the workers of the first write, and share out the files."""
         workers = self._config.teacher.shards
-        if self.rank >= workers or (model := self._models.get(Weights.ema)) is None:
+        if self.rank >= workers or (model := self._models.get(WeightSource.ema)) is None:
             return
         for number, part in enumerate(buckets_of(list(fsdp.parameters_of(model).items()), self._file_bytes)):
             mine = number % workers == self.rank
@@ -120,7 +122,7 @@ class TeacherWorker(Receiver, Rank):
             CheckpointError: there is no EMA, and the method asks for one; or it is of another model.
             WeightSyncError: of one with other tensors.
         """
-        if (model := self._models.get(Weights.ema)) is None:
+        if (model := self._models.get(WeightSource.ema)) is None:
             return
         with ExitStack() as stack:
             files = [stack.enter_context(safe_open(path, framework="pt")) for path in sorted(folder.glob(EMA_FILES))]
@@ -139,28 +141,28 @@ class TeacherWorker(Receiver, Rank):
                 fsdp.held(parameter).copy_(tensor[fsdp.rows_held(parameter)])
             self.version = int(files[0].metadata()["version"])
 
-    @spanned
+    @traced
     def score(
-        self, lessons: Sequence[Lesson], supports_TK: Sequence[Tokens] | None, forwards: Forwards
+        self, examples: Sequence[TrainingExample], supports_TK: Sequence[Tokens] | None, forwards: Forwards
     ) -> list[tuple[Tokens | None, Logp | None, Logp | None]]:
-        """For each lesson log-probabilities (T, A): without and with the privileged view, None where not asked for.
+        """For each example log-probabilities (T, A): without and with the privileged view, None where not asked for.
 
         Where no support is given, it is the reference's own top k, and comes first in each answer.
         """
         given = supports_TK is not None
-        reference: list[Logp] | list[None] = [None] * len(lessons)
-        teacher: list[Logp] | list[None] = [None] * len(lessons)
+        reference: list[Logp] | list[None] = [None] * len(examples)
+        teacher: list[Logp] | list[None] = [None] * len(examples)
         if forwards.reference is not None:
-            plain = [lesson.rollout.prompt.tokens for lesson in lessons]
+            plain = [example.rollout.prompt.tokens for example in examples]
             with self.spans.span("reference"):
-                supports_TK, reference = self._logp(forwards.reference, "reference", plain, lessons, supports_TK)
+                supports_TK, reference = self._logp(forwards.reference, "reference", plain, examples, supports_TK)
         assert supports_TK is not None
         if forwards.teacher is not None:
-            privileged = [lesson.privileged_tokens for lesson in lessons]
+            privileged = [example.privileged_tokens for example in examples]
             with self.spans.span("teacher"):
-                _, teacher = self._logp(forwards.teacher, "teacher", privileged, lessons, supports_TK)
+                _, teacher = self._logp(forwards.teacher, "teacher", privileged, examples, supports_TK)
         give_back(self._config, self._device)
-        ids: list[Tokens] | list[None] = [None] * len(lessons) if given else list(supports_TK)
+        ids: list[Tokens] | list[None] = [None] * len(examples) if given else list(supports_TK)
         return list(zip(ids, reference, teacher, strict=True))
 
     def forwards_run(self) -> Counter[str]:
@@ -170,39 +172,39 @@ class TeacherWorker(Receiver, Rank):
     @torch.inference_mode()
     def _logp(
         self,
-        weights: Weights,
+        weights: WeightSource,
         view: str,
         prompts: Sequence[Tokens],
-        lessons: Sequence[Lesson],
+        examples: Sequence[TrainingExample],
         supports_TK: Sequence[Tokens] | None,
     ) -> tuple[list[Tokens], list[Logp]]:
-        """The support of each lesson, as given or as found here, and the values on it."""
-        responses = [lesson.rollout.tokens_T for lesson in lessons]
+        """The support of each example, as given or as found here, and the values on it."""
+        responses = [example.rollout.tokens_T for example in examples]
         ids: dict[int, Tokens] = {} if supports_TK is None else dict(enumerate(supports_TK))
         found: dict[int, Logp] = {}
         layout: Layout[int] = Layout(
-            lambda i: lessons[i].rollout.prompt.id,
+            lambda i: examples[i].rollout.prompt.id,
             lambda i: input_of(prompts[i], responses[i]),
             self._config.model.tree_tokens,
         )
-        batches = rectangles(layout.rows(range(len(lessons))), self._config.teacher.batch_tokens)
+        batches = padded_batches(layout.rows(range(len(examples))), self._config.teacher.batch_tokens)
         missing = self._missing(len(batches))
         for rows in batches:
             batch = [i for row in rows for i in row.items]
-            rectangle = Rectangle([[(prompts[i], responses[i]) for i in row.items] for row in rows], self._device)
-            logits_of = self._logits(weights, view, rectangle)
-            count = sum(rectangle.lengths)
+            padded_batch = PaddedBatch([[(prompts[i], responses[i]) for i in row.items] for row in rows], self._device)
+            logits_of = self._logits(weights, view, padded_batch)
+            count = sum(padded_batch.lengths)
             slices = [slice(i, min(i + HEAD_CHUNK_TOKENS, count)) for i in range(0, count, HEAD_CHUNK_TOKENS)]
             if supports_TK is None:
                 chosen = torch.cat([self._most_likely(logits_of(tokens)) for tokens in slices])
-                ids |= zip(batch, rectangle.split(chosen), strict=True)
+                ids |= zip(batch, padded_batch.split(chosen), strict=True)
             support_NK = support_tensor([ids[i] for i in batch], self._device)
             parts = [self._atoms(logits_of(tokens), support_NK, tokens) for tokens in slices]
             values = torch.cat(parts).to(getattr(torch, self._config.teacher.payload.value))
-            found |= zip(batch, rectangle.split(values), strict=True)
+            found |= zip(batch, padded_batch.split(values), strict=True)
         for part in _parts(weights) * missing:
-            fsdp.for_nothing(self._models[part], self._device)
-        return [ids[i] for i in range(len(lessons))], [found[i] for i in range(len(lessons))]
+            fsdp.dummy_forward(self._models[part], self._device)
+        return [ids[i] for i in range(len(examples))], [found[i] for i in range(len(examples))]
 
     def _missing(self, forwards: int) -> int:
         """So many more are run for nothing, as another of those who share a copy has as many to run."""
@@ -216,18 +218,18 @@ class TeacherWorker(Receiver, Rank):
         support = None if support_NK is None else support_NK[tokens]
         return coarsen(logits_NV, support, self._config.rollout.temperature)
 
-    def _logits(self, weights: Weights, view: str, rectangle: Rectangle) -> Callable[[slice], Tensor]:
+    def _logits(self, weights: WeightSource, view: str, padded_batch: PaddedBatch) -> Callable[[slice], Tensor]:
         """Logits of some response tokens. Those of a trust region are mixed over the whole vocabulary, then coarsened:
         frozen + rate (live - frozen), a geometric mixture of the two distributions (arXiv 2601.20802, equation 6)."""
-        if weights is Weights.trust_region:
-            frozen, live = (self._logits(part, view, rectangle) for part in _parts(weights))
+        if weights is WeightSource.trust_region:
+            frozen, live = (self._logits(part, view, padded_batch) for part in _parts(weights))
             rate = self._config.teacher.trust_region_rate
             return lambda tokens: torch.lerp(frozen(tokens), live(tokens), rate)
-        self._ran[f"{view}/{weights.value}"] += len(rectangle.lengths)
-        hidden_NH, weight_VH, bias_V = self._models[weights](rectangle, lambda *head: head)
+        self._ran[f"{view}/{weights.value}"] += len(padded_batch.lengths)
+        hidden_NH, weight_VH, bias_V = self._models[weights](padded_batch, lambda *head: head)
         return lambda tokens: linear(hidden_NH[tokens], weight_VH, bias_V)
 
 
-def _parts(weights: Weights) -> tuple[Weights, ...]:
+def _parts(weights: WeightSource) -> tuple[WeightSource, ...]:
     """The models that a forward with these weights runs through."""
-    return (Weights.frozen, Weights.live) if weights is Weights.trust_region else (weights,)
+    return (WeightSource.frozen, WeightSource.live) if weights is WeightSource.trust_region else (weights,)

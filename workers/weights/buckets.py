@@ -1,7 +1,7 @@
 """Weights on the way from the learners to everyone who samples or scores: packed buckets, each with a digest.
 
 A bucket is one flat array of bytes and the list of tensors in it. Its bytes go by a transport (`transports.py`); what
-the receivers are told of it, its parcel, goes through Ray. Each receiver checks the digest of what it got before it
+the receivers are told of it, its bucket_ref, goes through Ray. Each receiver checks the digest of what it got before it
 loads anything. The digest (XXH3, 128 bits) is there for accidents: a wrong offset, a page overwritten too early, a
 broken transfer. It is no protection from somebody who means harm.
 """
@@ -39,7 +39,7 @@ Specs = tuple[TensorSpec, ...]
 
 
 @dataclass(frozen=True)
-class Label:
+class BucketHeader:
     """What a bucket holds. `digest` is of the names, shapes and bytes of its tensors."""
 
     version: int
@@ -50,22 +50,22 @@ class Label:
 
 @dataclass(frozen=True)
 class Bucket:
-    label: Label
+    label: BucketHeader
     data: Bytes
     place: Any = None  # in shared memory, where it lies there
 
 
 @dataclass(frozen=True)
-class Parcel:
+class BucketRef:
     """A bucket that has been sent: where it lies, and what it took to pack it."""
 
-    label: Label
+    label: BucketHeader
     place: Any  # the transport's: an object reference, or a place in shared memory
     packed_s: float = 0.0
 
 
 @dataclass(frozen=True)
-class Receipt:
+class Ack:
     """A receiver has loaded all of a version. `probe_logp_T` is what it now says of the probe; None from a teacher."""
 
     version: int
@@ -105,7 +105,7 @@ def pack_bucket(
             part = data[spec.start + start : spec.start + min(start + CHUNK_BYTES, spec.size)]
             part[:] = flat[start : start + CHUNK_BYTES]
             hasher.update(part.data)
-    return Bucket(Label(version, index, specs, hasher.hexdigest()), data)
+    return Bucket(BucketHeader(version, index, specs, hasher.hexdigest()), data)
 
 
 def digest_of(specs: Specs, data: Bytes) -> str:

@@ -10,19 +10,19 @@ from typing import Any
 from demopsd_dist.config import Config, Transport
 from demopsd_dist.util.errors import LostStateError, LostWorkerError
 from workers.actor_group import SECOND_LOOK_S, ActorGroup
-from workers.rollout.dispatch import Fleet
-from workers.weights.buckets import Parcel, Receipt
+from workers.rollout.dispatch import Pool
+from workers.weights.buckets import Ack, BucketRef
 from workers.weights.canary import LogpT, probe_tokens, refuse_kept_weights, refuse_other_weights
-from workers.weights.transports import Plan, Segment, chosen
+from workers.weights.transports import PublishPlan, SharedSegment, chosen
 
 
 @dataclass(frozen=True)
-class Published:
+class LastPublish:
     """What was published last, and can still be fetched. Steps that learned nothing have made versions since."""
 
     version: int
     sent: int
-    parcels: Sequence[Any]  # references
+    bucket_refs: Sequence[Any]  # references
     probe_T: LogpT  # what the learner says of the probe
 
 
@@ -34,20 +34,20 @@ class WeightPublisher:
     for workers that join in between.
     """
 
-    plan: Plan
+    plan: PublishPlan
     transport: Transport
-    segment: Segment | None  # that of the shared memory
+    segment: SharedSegment | None  # that of the shared memory
 
-    def __init__(self, learners: ActorGroup, fleet: Fleet, teacher: ActorGroup, config: Config) -> None:
+    def __init__(self, learners: ActorGroup, fleet: Pool, teacher: ActorGroup, config: Config) -> None:
         self._learners, self._fleet, self._teacher, self._config = learners, fleet, teacher, config
         self._said: dict[int, tuple[LogpT, LogpT]] = {}  # of the probe, by rank of the engine: learner, engine
-        self._last: Published | None = None
+        self._last: LastPublish | None = None
         self._busy = asyncio.Lock()
         self._wanted = config.weights.transport
         self._published = asyncio.Event()
-        self.parcels: list[Parcel] = []  # of the last publish
-        self.receipts: list[Receipt] = []
-        fleet.welcome = self.welcome
+        self.bucket_refs: list[BucketRef] = []  # of the last publish
+        self.acks: list[Ack] = []
+        fleet.sync_new_worker = self.sync_new_worker
 
     async def start(self) -> None:
         """Agree on what is sent, and on the way.
@@ -57,7 +57,7 @@ class WeightPublisher:
         """
         within_s = self._config.limits.start_s
         self._said, self._last = {}, None
-        plans: list[Plan] = await self._learners.each(
+        plans: list[PublishPlan] = await self._learners.each(
             lambda worker, _: worker.plan.remote(), within_s=within_s, what="what it will publish"
         )
         self.plan = plans[0]
@@ -85,7 +85,7 @@ class WeightPublisher:
             what="mapping shared memory",
         )
 
-    async def welcome(self, newcomer: ActorGroup, serve: Callable[[], None]) -> None:
+    async def sync_new_worker(self, newcomer: ActorGroup, serve: Callable[[], None]) -> None:
         """Bring a rollout worker that joins to what was published last; then it serves.
 
         Raises:
@@ -97,12 +97,12 @@ class WeightPublisher:
         while True:
             segment = self.segment
             try:
-                return await self._welcomed(newcomer, serve)
+                return await self._sync_new_worker(newcomer, serve)
             except LostStateError:  # the learners are gone; others will take their place, or the run ends
                 while self.segment == segment:
                     await asyncio.sleep(0.1)
 
-    async def _welcomed(self, newcomer: ActorGroup, serve: Callable[[], None]) -> None:
+    async def _sync_new_worker(self, newcomer: ActorGroup, serve: Callable[[], None]) -> None:
         nodes = await nodes_of(newcomer, self._config.limits.start_s)
         if chosen(self._wanted, self.plan.node, nodes) is not self.transport is Transport.shared_memory:
             self._wanted = Transport.object_store
@@ -112,15 +112,15 @@ class WeightPublisher:
             await self._attach(newcomer)
             if self._last is not None:
                 last, call_s = self._last, self._config.limits.call_s
-                receipts = await newcomer.each(
-                    lambda worker, _: worker.receive.remote(last.sent, last.parcels, self._probe),
+                acks = await newcomer.each(
+                    lambda worker, _: worker.receive.remote(last.sent, last.bucket_refs, self._probe),
                     within_s=call_s,
-                    what=f"receipt of weights version {last.sent}",
+                    what=f"ack of weights version {last.sent}",
                 )
-                self._compare(last.sent, last.probe_T, dict(zip(newcomer.ranks, receipts, strict=True)))
+                self._compare(last.sent, last.probe_T, dict(zip(newcomer.ranks, acks, strict=True)))
                 if last.version != last.sent:
                     await newcomer.each(
-                        lambda worker, _: worker.adopt.remote(last.version), within_s=call_s, what="a version"
+                        lambda worker, _: worker.mark_version.remote(last.version), within_s=call_s, what="a version"
                     )
             return serve()
 
@@ -130,7 +130,7 @@ class WeightPublisher:
                 if self._fleet.room.taken:
                     await self._send_again(self._last)
                 self._last = replace(self._last, version=version)
-                await self._by_rollouts(lambda worker: worker.adopt.remote(version), f"version {version}")
+                await self._by_rollouts(lambda worker: worker.mark_version.remote(version), f"version {version}")
             else:
                 await self._publish(version)
         self._fleet.room.open()
@@ -145,14 +145,14 @@ class WeightPublisher:
         async with self._busy:
             await self._by_rollouts(lambda worker: worker.sleep.remote(), "sleep")
 
-    async def _send_again(self, last: Published) -> None:
+    async def _send_again(self, last: LastPublish) -> None:
         """To engines that have slept since: it is all that they lost. The teacher has taken it in."""
-        what = f"receipt of weights version {last.sent}"
+        what = f"ack of weights version {last.sent}"
         answers = await self._by_rollouts(
-            lambda worker: worker.receive.remote(last.sent, last.parcels, self._probe), what
+            lambda worker: worker.receive.remote(last.sent, last.bucket_refs, self._probe), what
         )
         self._said.clear()
-        self._compare(last.sent, last.probe_T, receipts_of(answers))
+        self._compare(last.sent, last.probe_T, acks_of(answers))
 
     async def _publish(self, version: int) -> None:
         call_s, what = self._config.limits.call_s, f"weights version {version}"
@@ -161,17 +161,17 @@ class WeightPublisher:
         self._last = None  # its memory is written anew
         sent = [self._learners.ask(_gather(version, index)) for index in range(len(self.plan.buckets))]
         probed = self._learners.ask(lambda worker, _: worker.probe.remote(self._probe))
-        parcels = [asked[0].ref for asked in sent]
-        by_teacher = self._teacher.ask(lambda worker, _: worker.receive.remote(version, parcels))
+        bucket_refs = [asked[0].ref for asked in sent]
+        by_teacher = self._teacher.ask(lambda worker, _: worker.receive.remote(version, bucket_refs))
         by_rollouts = asyncio.ensure_future(
             self._by_rollouts(
-                lambda worker: worker.receive.remote(version, parcels, self._probe), f"receipt of {what}", lost=False
+                lambda worker: worker.receive.remote(version, bucket_refs, self._probe), f"ack of {what}", lost=False
             )
         )
         try:
             learned, taught = await first_to_blame(
                 self._learners.answers([one for asked in [*sent, probed] for one in asked], within_s=call_s, what=what),
-                self._teacher.answers(by_teacher, within_s=call_s, what=f"receipt of {what}"),
+                self._teacher.answers(by_teacher, within_s=call_s, what=f"ack of {what}"),
             )
             received = await by_rollouts
         finally:
@@ -179,18 +179,18 @@ class WeightPublisher:
         for rank, error in received.items():
             if isinstance(error, LostWorkerError):
                 self._fleet.lost(rank, error)
-        receipts = receipts_of(received)
+        acks = acks_of(received)
         ranks = len(self._learners)
-        before, self.parcels = self.parcels, learned[:-ranks:ranks]
-        self.receipts = [*receipts.values(), *taught]
-        if digests_of(self.parcels) == digests_of(before):  # a step below rounding: nobody has anything new to take
+        before, self.bucket_refs = self.bucket_refs, learned[:-ranks:ranks]
+        self.acks = [*acks.values(), *taught]
+        if digests_of(self.bucket_refs) == digests_of(before):  # a step below rounding: nobody has anything new to take
             self._said.clear()
-        self._compare(version, learned[-ranks], receipts)
-        self._last = Published(version, version, parcels, learned[-ranks])
+        self._compare(version, learned[-ranks], acks)
+        self._last = LastPublish(version, version, bucket_refs, learned[-ranks])
 
     async def _by_rollouts(
         self, call: Callable[[Any], Any], what: str, lost: bool = True
-    ) -> dict[int, Receipt | LostWorkerError]:
+    ) -> dict[int, Ack | LostWorkerError]:
         """Ask all who serve; those who are lost over it are replaced, the others' answers count."""
         ranks = self._fleet.group.ranks
         self._fleet.group.asked += len(ranks)
@@ -206,10 +206,10 @@ class WeightPublisher:
                 raise answer
         return found  # type: ignore[return-value]
 
-    def _compare(self, version: int, learner_T: LogpT, receipts: dict[int, Receipt]) -> None:
-        said, self._said = self._said, {rank: said for rank, said in self._said.items() if rank not in receipts}
-        for rank, receipt in receipts.items():
-            name, engine_T = f"rollout {rank}", receipt.probe_logp_T
+    def _compare(self, version: int, learner_T: LogpT, acks: dict[int, Ack]) -> None:
+        said, self._said = self._said, {rank: said for rank, said in self._said.items() if rank not in acks}
+        for rank, ack in acks.items():
+            name, engine_T = f"rollout {rank}", ack.probe_logp_T
             assert engine_T is not None
             refuse_other_weights(name, version, learner_T, engine_T, self._config.weights.max_logp_diff)
             if rank in said:
@@ -224,12 +224,12 @@ async def nodes_of(group: ActorGroup, within_s: float) -> dict[str, str]:
     return {f"{group.role} {rank}": node for rank, node in zip(group.ranks, nodes, strict=True)}
 
 
-def receipts_of(answers: Mapping[int, Receipt | LostWorkerError]) -> dict[int, Receipt]:
-    return {rank: answer for rank, answer in answers.items() if isinstance(answer, Receipt)}
+def acks_of(answers: Mapping[int, Ack | LostWorkerError]) -> dict[int, Ack]:
+    return {rank: answer for rank, answer in answers.items() if isinstance(answer, Ack)}
 
 
-def digests_of(parcels: Sequence[Parcel]) -> list[str]:
-    return [parcel.label.digest for parcel in parcels]
+def digests_of(bucket_refs: Sequence[BucketRef]) -> list[str]:
+    return [bucket_ref.label.digest for bucket_ref in bucket_refs]
 
 
 def _gather(version: int, index: int) -> Any:

@@ -1,7 +1,7 @@
 """How the bytes of a bucket get from the first learner to the receivers: two transports behind one small interface.
 
-`ObjectStore` works across nodes: one put whatever the number of receivers, each of which reads the copy on its node.
-`SharedMemory` is for receivers on the learner's own node: one segment of memory a run, with a place for each bucket,
+`ObjectStoreOutbox` works across nodes: one put whatever the number of receivers, each of which reads the copy on its node.
+`SharedMemoryOutbox` is for receivers on the learner's own node: one segment of memory a run, with a place for each bucket,
 which all of them keep mapped. Its pages are touched once, when the roles start, and used again at every publish.
 """
 
@@ -20,12 +20,12 @@ import ray
 
 from demopsd_dist.config import Transport
 from demopsd_dist.util.errors import ConfigError, LostStateError, WeightSyncError
-from workers.cluster.spans import Watched
-from workers.weights.buckets import Bucket, Bytes, Parcel, Receipt, Specs, bytes_of, verify_bucket
+from workers.cluster.spans import Traced
+from workers.weights.buckets import Ack, Bucket, BucketRef, Bytes, Specs, bytes_of, verify_bucket
 
 
 @dataclass(frozen=True)
-class Plan:
+class PublishPlan:
     """What every publish of a run will bring, and from where."""
 
     node: str
@@ -42,7 +42,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Segment:
+class SharedSegment:
     """Where a process of the same node finds the shared memory: in a descriptor of the process that owns it."""
 
     pid: int
@@ -51,8 +51,8 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Place:
-    segment: Segment
+class SegmentSlice:
+    segment: SharedSegment
     start: int
 
 
@@ -60,7 +60,7 @@ class Outbox(Protocol):
     """The sender's end of a transport."""
 
     @property
-    def segment(self) -> Segment | None:
+    def segment(self) -> SharedSegment | None:
         """Shared memory that the receivers must map before they can read."""
         ...
 
@@ -68,12 +68,12 @@ class Outbox(Protocol):
         """Where the bytes of a bucket are to be written."""
         ...
 
-    def send(self, bucket: Bucket) -> Parcel:
+    def send(self, bucket: Bucket) -> BucketRef:
         """Let the receivers have what was written there."""
         ...
 
 
-class ObjectStore:
+class ObjectStoreOutbox:
     """Buckets are packed in one place that is used again, and put into Ray's object store from there."""
 
     segment = None
@@ -84,11 +84,11 @@ class ObjectStore:
     def room(self, index: int) -> Bytes:
         return self._room
 
-    def send(self, bucket: Bucket) -> Parcel:
-        return Parcel(bucket.label, ray.put(bucket.data))
+    def send(self, bucket: Bucket) -> BucketRef:
+        return BucketRef(bucket.label, ray.put(bucket.data))
 
 
-class SharedMemory:
+class SharedMemoryOutbox:
     """Buckets are packed where the receivers read them. A place is written again only at the next publish, which begins
     when all receivers have confirmed the last.
 
@@ -99,7 +99,7 @@ class SharedMemory:
     def __init__(self, sizes: Sequence[int]) -> None:
         self._starts = np.cumsum([0, *(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE for size in sizes)]).tolist()
         descriptor = os.memfd_create("demopsd-weights", os.MFD_CLOEXEC)
-        self.segment = Segment(os.getpid(), descriptor, self._starts[-1])
+        self.segment = SharedSegment(os.getpid(), descriptor, self._starts[-1])
         os.ftruncate(descriptor, self.segment.size)
         pages = mmap.mmap(descriptor, self.segment.size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
         self._pages = np.frombuffer(pages, np.uint8)
@@ -107,15 +107,15 @@ class SharedMemory:
     def room(self, index: int) -> Bytes:
         return self._pages[self._starts[index] : self._starts[index + 1]]
 
-    def send(self, bucket: Bucket) -> Parcel:
-        return Parcel(bucket.label, Place(self.segment, self._starts[bucket.label.index]))
+    def send(self, bucket: Bucket) -> BucketRef:
+        return BucketRef(bucket.label, SegmentSlice(self.segment, self._starts[bucket.label.index]))
 
 
 def outbox(transport: Transport, sizes: Sequence[int]) -> Outbox:
-    return SharedMemory(sizes) if transport is Transport.shared_memory else ObjectStore(sizes)
+    return SharedMemoryOutbox(sizes) if transport is Transport.shared_memory else ObjectStoreOutbox(sizes)
 
 
-def mapped(segment: Segment) -> Bytes:
+def mapped(segment: SharedSegment) -> Bytes:
     """A receiver's view of the shared memory, for reading only.
 
     Raises:
@@ -132,13 +132,13 @@ def mapped(segment: Segment) -> Bytes:
     return np.frombuffer(pages, np.uint8)
 
 
-class Pages:
+class MappedSegments:
     """A process's views of shared memory, by segment."""
 
     def __init__(self) -> None:
-        self._mapped: dict[Segment, Bytes] = {}
+        self._mapped: dict[SharedSegment, Bytes] = {}
 
-    def add(self, segment: Segment) -> None:
+    def add(self, segment: SharedSegment) -> None:
         """Map it, and let go of those whose owner has ended.
 
         Raises:
@@ -147,13 +147,13 @@ class Pages:
         self._mapped = {old: pages for old, pages in self._mapped.items() if os.path.exists(f"/proc/{old.pid}")}
         self._mapped[segment] = mapped(segment)
 
-    def bucket(self, parcel: Parcel) -> Bucket:
-        """What lies at the parcel's place; its segment is mapped if it has not been."""
-        place: Place = parcel.place
+    def bucket(self, bucket_ref: BucketRef) -> Bucket:
+        """What lies at the bucket_ref's place; its segment is mapped if it has not been."""
+        place: SegmentSlice = bucket_ref.place
         if place.segment not in self._mapped:
             self.add(place.segment)
-        end = place.start + bytes_of(parcel.label.specs)
-        return Bucket(parcel.label, self._mapped[place.segment][place.start : end], place)
+        end = place.start + bytes_of(bucket_ref.label.specs)
+        return Bucket(bucket_ref.label, self._mapped[place.segment][place.start : end], place)
 
 
 def chosen(wanted: Transport, sender_node: str, receivers: dict[str, str]) -> Transport:
@@ -176,19 +176,19 @@ def chosen(wanted: Transport, sender_node: str, receivers: dict[str, str]) -> Tr
     return wanted
 
 
-class Receiver(Watched):
+class Receiver(Traced):
     """What rollout workers and the teacher have in common: where they are, and how buckets reach them."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self._name = name  # "rollout 0", for messages
         self._names: frozenset[str] | None = None  # what a publish must bring; None where that is not known yet
-        self._pages = Pages()
+        self._pages = MappedSegments()
 
     def node(self) -> str:
         return ray.get_runtime_context().get_node_id()
 
-    def attach(self, plan: Plan, segment: Segment | None) -> None:
+    def attach(self, plan: PublishPlan, segment: SharedSegment | None) -> None:
         """Before the first publish: what is to be expected, and the shared memory where that is the transport.
 
         Raises:
@@ -202,7 +202,7 @@ class Receiver(Watched):
         if segment is not None:
             self._pages.add(segment)
 
-    def arriving(self, version: int, parcels: Sequence[ray.ObjectRef]) -> Iterator[Bucket]:
+    def arriving(self, version: int, bucket_refs: Sequence[ray.ObjectRef]) -> Iterator[Bucket]:
         """The buckets of a publish, each as soon as it is there and found whole. While the caller loads one, the next
         is waited for and verified, and those after it are packed.
 
@@ -213,7 +213,7 @@ class Receiver(Watched):
         sent: set[str] = set()
         fetcher = ThreadPoolExecutor(1)
         try:
-            for fetched in [fetcher.submit(self._fetched, version, i, ref) for i, ref in enumerate(parcels)]:
+            for fetched in [fetcher.submit(self._fetched, version, i, ref) for i, ref in enumerate(bucket_refs)]:
                 bucket = fetched.result()
                 self.began_s = self.began_s or time.perf_counter()
                 sent |= {spec.name for spec in bucket.label.specs}
@@ -223,21 +223,21 @@ class Receiver(Watched):
         if self._names is not None:
             refuse_other_names(self._name, set(self._names), sent, f"weights version {version}")
 
-    def receipt(self, version: int) -> Receipt:
+    def ack(self, version: int) -> Ack:
         """For the publish that has just been loaded."""
-        return Receipt(version, None, self.waited_s, self.verified_s, time.perf_counter() - self.began_s)
+        return Ack(version, None, self.waited_s, self.verified_s, time.perf_counter() - self.began_s)
 
     def _fetched(self, version: int, index: int, ref: ray.ObjectRef) -> Bucket:
         started = time.perf_counter()
-        parcel: Parcel = ray.get(ref)
-        label = parcel.label
+        bucket_ref: BucketRef = ray.get(ref)
+        label = bucket_ref.label
         if (label.version, label.index) != (version, index):
             raise WeightSyncError(
                 f"{self._name} waits for bucket {index} of weights version {version} and got bucket {label.index} of "
                 f"version {label.version}."
             )
-        stored = isinstance(parcel.place, ray.ObjectRef)
-        bucket = Bucket(label, ray.get(parcel.place)) if stored else self._pages.bucket(parcel)
+        stored = isinstance(bucket_ref.place, ray.ObjectRef)
+        bucket = Bucket(label, ray.get(bucket_ref.place)) if stored else self._pages.bucket(bucket_ref)
         arrived = time.perf_counter()
         verify_bucket(bucket, self._name)
         self.waited_s += arrived - started

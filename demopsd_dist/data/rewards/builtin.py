@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from demopsd_dist.config import Limits, RewardErrors
-from demopsd_dist.data.records import Mark, Question
+from demopsd_dist.data.records import Question, RewardResult
 from demopsd_dist.data.rewards.extraction import (
     extract_answer,
     extract_any,
@@ -15,7 +15,7 @@ from demopsd_dist.data.rewards.extraction import (
     extract_letter,
     same_answer,
 )
-from demopsd_dist.data.rewards.own_reward import SIGNATURE, NoMarkError, OwnReward, marked
+from demopsd_dist.data.rewards.own_reward import SIGNATURE, NoRewardError, OwnReward, marked
 from demopsd_dist.util.errors import ConfigError, RewardError
 
 _SHOWN_CHARS = 200
@@ -54,11 +54,11 @@ class Reward:
     """
 
     name: str
-    function: Callable[[str, Question], float | Mark]
+    function: Callable[[str, Question], float | RewardResult]
     extract: Callable[[str], str | None]
     errors: RewardErrors = RewardErrors.stop
 
-    def __call__(self, response: str, question: Question) -> Mark:
+    def __call__(self, response: str, question: Question) -> RewardResult:
         """
         Raises:
             RewardError: the function raised, what it gave is no mark, or it gave nothing in time; the message shows
@@ -66,14 +66,14 @@ class Reward:
         """
         try:
             return marked(self.function, response, question)
-        except NoMarkError as error:
+        except NoRewardError as error:
             raise RewardError(
                 f"reward={self.name} failed {error} Question {question.id!r}, expected answer "
                 f"{question.answer[-_SHOWN_CHARS:]!r}, response of {len(response)} characters ending in "
-                f"{response[-_SHOWN_CHARS:]!r}. Make it give a number from 0 to 1, or a Mark, for this one too."
+                f"{response[-_SHOWN_CHARS:]!r}. Make it give a number from 0 to 1, or a RewardResult, for this one too."
             ) from error
 
-    def mark(self, response: str, question: Question) -> Mark | RewardError:
+    def mark(self, response: str, question: Question) -> RewardResult | RewardError:
         """The same, but where `errors` is `drop` the error is given back and not raised."""
         try:
             return self(response, question)

@@ -21,18 +21,18 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from demopsd_dist.data.records import Mark, Question
+from demopsd_dist.data.records import Question, RewardResult
 from demopsd_dist.util.die_with_parent import end_with_parent
 from demopsd_dist.util.errors import ConfigError
 
-SIGNATURE = "def my_reward(response: str, question: Question) -> float | Mark"
+SIGNATURE = "def my_reward(response: str, question: Question) -> float | RewardResult"
 _BEGIN = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from demopsd_dist.data.rewards.own_reward import serve; serve(int(sys.argv[2]), sys.argv[3])"
 )
 
 
-class NoMarkError(Exception):
+class NoRewardError(Exception):
     """How it came that there is no mark."""
 
 
@@ -52,10 +52,10 @@ class OwnReward:
         self._name, self._start_s, self._call_s = name, start_s, call_s
         self._start()
 
-    def __call__(self, response: str, question: Question) -> Mark:
+    def __call__(self, response: str, question: Question) -> RewardResult:
         """
         Raises:
-            NoMarkError: it raised, gave something that is no mark, took too long, or its process ended.
+            NoRewardError: it raised, gave something that is no mark, took too long, or its process ended.
         """
         if not self._end.alive:
             self._start()
@@ -63,12 +63,12 @@ class OwnReward:
             answer = self._asked({"response": response, "question": asdict(question)}, self._call_s)
         except TimeoutError:
             self._ended()
-            raise NoMarkError(f"by giving no mark within limits.reward_s={self._call_s:g} s.") from None
+            raise NoRewardError(f"by giving no mark within limits.reward_s={self._call_s:g} s.") from None
         except (EOFError, OSError):
-            raise NoMarkError(f"by ending its process, exit code {self._ended()}.") from None
+            raise NoRewardError(f"by ending its process, exit code {self._ended()}.") from None
         if "failed" in answer:
-            raise NoMarkError(answer["failed"])
-        return Mark(answer["score"], answer["feedback"])
+            raise NoRewardError(answer["failed"])
+        return RewardResult(answer["score"], answer["feedback"])
 
     def _start(self) -> None:
         self._socket, theirs = socket.socketpair()
@@ -136,26 +136,28 @@ def serve(number: int, name: str) -> None:
             sample = json.loads(line)
             try:
                 answer = asdict(marked(function, sample["response"], Question(**sample["question"])))
-            except NoMarkError as error:
+            except NoRewardError as error:
                 answer = {"failed": str(error)}
             asking.sendall(_line(answer))
 
 
-def marked(function: Callable[[str, Question], float | Mark], response: str, question: Question) -> Mark:
+def marked(
+    function: Callable[[str, Question], float | RewardResult], response: str, question: Question
+) -> RewardResult:
     """
     Raises:
-        NoMarkError: the function raised, or what it gave is no mark.
+        NoRewardError: the function raised, or what it gave is no mark.
     """
     try:
         given = function(response, question)
-        return given if isinstance(given, Mark) else Mark(given)
-    except NoMarkError:
+        return given if isinstance(given, RewardResult) else RewardResult(given)
+    except NoRewardError:
         raise
     except BaseException as error:  # SystemExit too
-        raise NoMarkError(f"{_place(error)} with {type(error).__name__}: {brief(error)}") from error
+        raise NoRewardError(f"{_place(error)} with {type(error).__name__}: {brief(error)}") from error
 
 
-def imported(name: str) -> Callable[[str, Question], float | Mark]:
+def imported(name: str) -> Callable[[str, Question], float | RewardResult]:
     """
     Raises:
         ConfigError: the path leads to nothing that can be called as `SIGNATURE`.

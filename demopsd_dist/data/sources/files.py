@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from demopsd_dist.data.sources.items import Record
+from demopsd_dist.data.sources.items import SourceRecord
 from demopsd_dist.util.errors import DataError
 
 HUB = "hf:"
@@ -19,7 +19,7 @@ _HUB_ID = re.compile(r"hf:(?P<name>[^@:]+)(:(?P<subset>[^@:]+))?(@(?P<split>[\w.
 _OWNED = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def records(source: str, key: str, split: str) -> Iterator[Record]:
+def records(source: str, key: str, split: str) -> Iterator[SourceRecord]:
     """`key` is the setting that names the source, for messages; `split` that of a hub data set if it names none.
 
     Raises:
@@ -50,12 +50,12 @@ def _readable(where: str) -> Iterator[None]:
         raise DataError(f"{where} cannot be read: {error.strerror or error}.") from None
 
 
-def _of_jsonl(path: Path, where: str) -> Iterator[Record]:
+def _of_jsonl(path: Path, where: str) -> Iterator[SourceRecord]:
     with _readable(where), path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 here = f"{where}, line {number}"
-                yield Record(_object(line, here), here, path.stem, number)
+                yield SourceRecord(_object(line, here), here, path.stem, number)
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _repeated(names: Iterable[str]) -> str:
     return Counter(names).most_common(1)[0][0]
 
 
-def _of_csv(path: Path, where: str) -> Iterator[Record]:
+def _of_csv(path: Path, where: str) -> Iterator[SourceRecord]:
     try:
         with _readable(where), path.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, strict=True)
@@ -93,12 +93,12 @@ def _of_csv(path: Path, where: str) -> Iterator[Record]:
                         f"{here}: not as many cells as the {len(header)} of the header. Quote cells "
                         "that hold commas or line breaks."
                     )
-                yield Record(dict(values), here, path.stem, number)
+                yield SourceRecord(dict(values), here, path.stem, number)
     except csv.Error as error:
         raise DataError(f"{where}: not valid CSV ({error}).") from None
 
 
-def _of_parquet(path: Path, where: str) -> Iterator[Record]:
+def _of_parquet(path: Path, where: str) -> Iterator[SourceRecord]:
     from datasets import load_dataset
 
     def rows() -> Iterable[Any]:  # streamed, or a copy of the file would be left in the user's cache
@@ -107,7 +107,7 @@ def _of_parquet(path: Path, where: str) -> Iterator[Record]:
     return _rows(rows, where, path.stem, " cannot be read as Parquet", "Write it again.")
 
 
-def _of_hub(source: str, where: str, split: str) -> Iterator[Record]:
+def _of_hub(source: str, where: str, split: str) -> Iterator[SourceRecord]:
     match = _HUB_ID.fullmatch(source)
     if match is None or not (Path(match["name"]).is_dir() or _OWNED.fullmatch(match["name"])):
         raise DataError(
@@ -141,11 +141,13 @@ def _of_hub(source: str, where: str, split: str) -> Iterator[Record]:
     )
 
 
-def _rows(open_rows: Callable[[], Iterable[Any]], where: str, source: str, failed: str, fix: str) -> Iterator[Record]:
+def _rows(
+    open_rows: Callable[[], Iterable[Any]], where: str, source: str, failed: str, fix: str
+) -> Iterator[SourceRecord]:
     """Whatever is wrong in what others wrote, or on the way to it: exceptions of `datasets` have no common class."""
     try:
         for number, values in enumerate(open_rows(), start=1):
-            yield Record(dict(values), f"{where}, row {number}", source, number)
+            yield SourceRecord(dict(values), f"{where}, row {number}", source, number)
     except DataError:
         raise
     except Exception as error:

@@ -6,7 +6,7 @@ import random
 
 from demopsd_dist.data.records import Question
 from demopsd_dist.data.sources import multiple_choice
-from demopsd_dist.data.sources.items import Item, Record, Refused, label_of, needed_text, text_of
+from demopsd_dist.data.sources.items import ParsedQuestion, RefusedRecord, SourceRecord, label_of, needed_text, text_of
 
 RIGHT = "Correct Answer"
 WRONG = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
@@ -16,7 +16,7 @@ def recognises(names: set[str]) -> bool:
     return {"Question", RIGHT, WRONG[0]} <= names
 
 
-def read(record: Record) -> Item | Refused:
+def read(record: SourceRecord) -> ParsedQuestion | RefusedRecord:
     """The right option comes first in every record: options are shuffled, by the record's id alone, so that a question
     is the same in every run and in every selection of questions.
 
@@ -27,8 +27,8 @@ def read(record: Record) -> Item | Refused:
     given = [text_of(record, [name], needed=False) for name in (RIGHT, *WRONG)]
     options = [option.strip() for option in given if option is not None]
     if len(options) != len(given):
-        return Refused("there are not 4 choices")
-    identity = label_of(record, "Record ID") or str(record.number)
+        return RefusedRecord("there are not 4 choices")
+    identity = label_of(record, "SourceRecord ID") or str(record.number)
     places = list(range(len(options)))
     random.Random(f"gpqa/{identity}").shuffle(places)
     question = Question(
@@ -38,4 +38,4 @@ def read(record: Record) -> Item | Refused:
         field=label_of(record, "High-level domain") or "all",
         system=multiple_choice.options_system(len(options)),
     )
-    return Item(question, type="mcq-4-choices")
+    return ParsedQuestion(question, type="mcq-4-choices")

@@ -19,10 +19,10 @@ _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
-class Record:
+class SourceRecord:
     """One record as published.
 
-    Example: `Record({"prompt": "1+1?", "answer": "2"}, where="data.train=mine.jsonl, line 3", source="mine", number=3)`
+    Example: `SourceRecord({"prompt": "1+1?", "answer": "2"}, where="data.train=mine.jsonl, line 3", source="mine", number=3)`
     """
 
     values: dict[str, Any]
@@ -36,7 +36,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Item:
+class ParsedQuestion:
     """A record that can be asked. `level` and `type` are what filters look at; a source may have neither."""
 
     question: Question
@@ -45,14 +45,14 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedRecord:
     """A record that is whole but cannot be asked; `reason` is what it is counted under."""
 
     reason: str
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedSource:
     """What became of a source: every record is either in `questions` or counted in `refused`."""
 
     questions: list[Question]
@@ -71,7 +71,7 @@ class Loaded:
         return ", ".join(words)
 
 
-def text_of(record: Record, names: Sequence[str], *, needed: bool = True) -> str | None:
+def text_of(record: SourceRecord, names: Sequence[str], *, needed: bool = True) -> str | None:
     """The first of the fields `names` that the record has, as text; numbers are written out. `a.b` is b inside a.
 
     Raises:
@@ -106,13 +106,13 @@ def text_of(record: Record, names: Sequence[str], *, needed: bool = True) -> str
     return None
 
 
-def needed_text(record: Record, *names: str) -> str:
+def needed_text(record: SourceRecord, *names: str) -> str:
     text = text_of(record, names)
     assert text is not None
     return text
 
 
-def label_of(record: Record, *names: str) -> str | None:
+def label_of(record: SourceRecord, *names: str) -> str | None:
     """The same, perhaps missing, of what stands in logs and counts.
 
     Raises:

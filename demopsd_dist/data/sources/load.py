@@ -13,12 +13,12 @@ from demopsd_dist.config import MINISCI, SPLIT, DataConfig, Duplicates, Format
 from demopsd_dist.data.records import Question
 from demopsd_dist.data.sources import gpqa, own_records, sciknoweval
 from demopsd_dist.data.sources.files import records
-from demopsd_dist.data.sources.items import Item, Loaded, Record, Refused
-from demopsd_dist.data.sources.selection import Twins, filtered, held_out, same_text, twins
+from demopsd_dist.data.sources.items import LoadedSource, ParsedQuestion, RefusedRecord, SourceRecord
+from demopsd_dist.data.sources.selection import DuplicateQuestions, filtered, held_out, same_text, twins
 from demopsd_dist.minisci.tasks import Split, questions
 from demopsd_dist.util.errors import DataError
 
-Read = Callable[[Record], Item | Refused]
+Read = Callable[[SourceRecord], ParsedQuestion | RefusedRecord]
 SPLITS: tuple[Split, ...] = ("train", "test", "ood")
 MINISCI_SPLITS = ("train", "validation", "test", "ood")
 HELD_OUT = "held out for data.test"
@@ -26,11 +26,11 @@ TWIN = "stands in a test set too"
 
 
 @dataclass(frozen=True)
-class Data:
+class LoadedData:
     """All splits of a run; one that is not asked for is empty."""
 
-    splits: dict[Split, Loaded]
-    twins: list[Twins]  # of test and ood with train, as read; those without any left out
+    splits: dict[Split, LoadedSource]
+    twins: list[DuplicateQuestions]  # of test and ood with train, as read; those without any left out
 
     @property
     def questions(self) -> dict[Split, list[Question]]:
@@ -63,13 +63,13 @@ def sources(data: DataConfig) -> dict[Split, str | None]:
     return {"train": data.train, "test": test, "ood": data.ood}
 
 
-def load_data(data: DataConfig) -> Data:
+def load_data(data: DataConfig) -> LoadedData:
     """
     Raises:
         DataError: a source is missing, empty or broken (the message names file and line), nothing of it is left, or
             test questions stand in train and `data.duplicates` is `refuse`.
     """
-    splits: dict[Split, Loaded] = {split: load_split(data, split) for split in SPLITS}
+    splits: dict[Split, LoadedSource] = {split: load_split(data, split) for split in SPLITS}
     if _splits(data):
         splits["train"], splits["test"] = _split(data, splits["train"])
     found = [twins(splits["train"].questions, split, splits[split].questions) for split in SPLITS[1:]]
@@ -82,10 +82,10 @@ def load_data(data: DataConfig) -> Data:
     if found and data.duplicates is Duplicates.drop:
         splits["train"] = _without(splits["train"], {same_text(test) for pairs in found for test, _ in pairs.found})
         _refuse_empty(splits["train"], f"data.train={data.train}")
-    return Data(splits, found)
+    return LoadedData(splits, found)
 
 
-def load_source(data: DataConfig, split: Split, source: str) -> Loaded:
+def load_source(data: DataConfig, split: Split, source: str) -> LoadedSource:
     """What became of each record of one source; nothing may be left of it. Filters are for train and test alone."""
     if source.partition(":")[0] == MINISCI:
         return _sorted_out(_minisci(data, split, source), data, split)
@@ -99,7 +99,7 @@ def load_source(data: DataConfig, split: Split, source: str) -> Loaded:
     return loaded
 
 
-def load_split(data: DataConfig, split: Split) -> Loaded:
+def load_split(data: DataConfig, split: Split) -> LoadedSource:
     """What the split's own source holds; nothing where it has none.
 
     Raises:
@@ -107,7 +107,7 @@ def load_split(data: DataConfig, split: Split) -> Loaded:
     """
     source = {"train": data.train, "test": data.test, "ood": data.ood}[split]
     if source is None or (split == "test" and _splits(data)):
-        return Loaded([])
+        return LoadedSource([])
     loaded = load_source(data, split, source)
     _refuse_empty(loaded, f"data.{split}={source}")
     return loaded
@@ -117,20 +117,20 @@ def _splits(data: DataConfig) -> bool:
     return data.test is None or data.test == SPLIT
 
 
-def _sorted_out(items: Iterable[Item | Refused], data: DataConfig, split: Split) -> Loaded:
+def _sorted_out(items: Iterable[ParsedQuestion | RefusedRecord], data: DataConfig, split: Split) -> LoadedSource:
     taken: list[Question] = []
     refused: Counter[str] = Counter()
     for item in items:
-        if isinstance(item, Item) and split != "ood":  # another data set, with other fields and levels
+        if isinstance(item, ParsedQuestion) and split != "ood":  # another data set, with other fields and levels
             item = filtered(item, data) or item
-        if isinstance(item, Refused):
+        if isinstance(item, RefusedRecord):
             refused[item.reason] += 1
         else:
             taken.append(item.question)
-    return Loaded(taken, refused)
+    return LoadedSource(taken, refused)
 
 
-def _minisci(data: DataConfig, split: Split, source: str) -> Iterator[Item]:
+def _minisci(data: DataConfig, split: Split, source: str) -> Iterator[ParsedQuestion]:
     """`minisci` has this split's own questions, `minisci:validation` those of a split of its own."""
     name = source.partition(":")[2] or split
     if name not in MINISCI_SPLITS:
@@ -138,12 +138,12 @@ def _minisci(data: DataConfig, split: Split, source: str) -> Iterator[Item]:
     which = "train" if split == "train" else "test"
     size = data.minisci_train_size if split == "train" else data.minisci_test_size
     try:
-        return iter([Item(question) for question in questions(cast(Split, name), size, seed=0)])
+        return iter([ParsedQuestion(question) for question in questions(cast(Split, name), size, seed=0)])
     except ValueError as error:
         raise DataError(f"data.minisci_{which}_size={size}: {error}") from None
 
 
-def _format(first: Record, data: DataConfig) -> Read:
+def _format(first: SourceRecord, data: DataConfig) -> Read:
     """A source is read as what its first record looks like, unless `data.format` says it."""
     names = set(first.values)
     mapped = {name for name in asdict(data.fields).values() if name is not None}
@@ -161,22 +161,22 @@ def _format(first: Record, data: DataConfig) -> Read:
     return gpqa.read if chosen is Format.gpqa else partial(own_records.read, names=data.fields)
 
 
-def _split(data: DataConfig, loaded: Loaded) -> tuple[Loaded, Loaded]:
+def _split(data: DataConfig, loaded: LoadedSource) -> tuple[LoadedSource, LoadedSource]:
     train, test = held_out(loaded.questions, data.test_fraction, data.split_seed)
     if not train or not test:
         raise DataError(
             f"data.test: {len(loaded.questions)} questions of data.train={data.train} cannot be split in two parts of "
             "different questions. Give data.test a source of its own."
         )
-    return Loaded(train, loaded.refused + Counter({HELD_OUT: len(test)})), Loaded(test)
+    return LoadedSource(train, loaded.refused + Counter({HELD_OUT: len(test)})), LoadedSource(test)
 
 
-def _without(loaded: Loaded, texts: set[str]) -> Loaded:
+def _without(loaded: LoadedSource, texts: set[str]) -> LoadedSource:
     kept = [question for question in loaded.questions if same_text(question) not in texts]
-    return Loaded(kept, loaded.refused + Counter({TWIN: len(loaded.questions) - len(kept)}))
+    return LoadedSource(kept, loaded.refused + Counter({TWIN: len(loaded.questions) - len(kept)}))
 
 
-def _refuse_empty(loaded: Loaded, where: str) -> None:
+def _refuse_empty(loaded: LoadedSource, where: str) -> None:
     if not loaded.questions:
         raise DataError(f"{where}: none of {loaded.records} records is left: {loaded.told()}.")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from demopsd_dist.config import FieldNames
 from demopsd_dist.data.records import Question
-from demopsd_dist.data.sources.items import Item, Record, label_of, needed_text, text_of
+from demopsd_dist.data.sources.items import ParsedQuestion, SourceRecord, label_of, needed_text, text_of
 
 USUAL = {
     "text": ("prompt", "question"),
@@ -20,7 +20,7 @@ USUAL = {
 }
 
 
-def read(record: Record, names: FieldNames) -> Item:
+def read(record: SourceRecord, names: FieldNames) -> ParsedQuestion:
     """
     Raises:
         DataError: the question or the answer is missing or no text, or another field is not of its kind.
@@ -30,7 +30,7 @@ def read(record: Record, names: FieldNames) -> Item:
         own = getattr(names, part)
         return USUAL[part] if own is None else (own,)
 
-    return Item(
+    return ParsedQuestion(
         Question(
             id=record.id(label_of(record, *called("id"))),
             text=needed_text(record, *called("text")),

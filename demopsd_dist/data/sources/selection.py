@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from demopsd_dist.config import DataConfig
 from demopsd_dist.data.records import Question
-from demopsd_dist.data.sources.items import Item, Refused
+from demopsd_dist.data.sources.items import ParsedQuestion, RefusedRecord
 
 _JOINER = "\u034f"
 _HIDDEN_MARKS = "\u0f73\u0f75\u0f81\uff9e\uff9f"  # no marks themselves, but made of them
 
 
-def filtered(item: Item, data: DataConfig) -> Refused | None:
+def filtered(item: ParsedQuestion, data: DataConfig) -> RefusedRecord | None:
     """Why the filters leave this one out. What a record does not say it does not pass; case does not count."""
     for what, value, allowed in (
         ("field", item.question.field, data.only_fields),
@@ -24,7 +24,7 @@ def filtered(item: Item, data: DataConfig) -> Refused | None:
     ):
         if allowed and (value is None or value.casefold() not in {word.casefold() for word in allowed}):
             said = f"no {what}" if value is None else f"{what} {value} is not"
-            return Refused(f"filtered: {said} among data.only_{what}s")
+            return RefusedRecord(f"filtered: {said} among data.only_{what}s")
     return None
 
 
@@ -74,7 +74,7 @@ def _few_marks(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Twins:
+class DuplicateQuestions:
     """Questions of a test set that stand in the training set too."""
 
     split: str
@@ -89,9 +89,9 @@ class Twins:
         )
 
 
-def twins(train: Iterable[Question], split: str, questions: Sequence[Question]) -> Twins:
+def twins(train: Iterable[Question], split: str, questions: Sequence[Question]) -> DuplicateQuestions:
     by_text: dict[str, Question] = {}
     for question in train:
         by_text.setdefault(same_text(question), question)
     found = [(question, by_text[text]) for question in questions if (text := same_text(question)) in by_text]
-    return Twins(split, found, len(questions))
+    return DuplicateQuestions(split, found, len(questions))

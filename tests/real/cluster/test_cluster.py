@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from demopsd_dist.util.errors import ConfigError
-from workers.cluster.jobs import Jobs
+from workers.cluster.jobs import JobClient
 
 ROOT = Path(__file__).parents[3]
 JOIN = (
@@ -122,5 +122,5 @@ def test_a_look_at_the_jobs_of_another_cluster_leaves_the_token_of_this_one(
     with monkeypatch.context() as patch:
         patch.setenv("RAY_AUTH_TOKEN", "0" * 64)
         with pytest.raises(ConfigError, match="no jobs can be handled there"):
-            Jobs("http://127.0.0.1:1")
+            JobClient("http://127.0.0.1:1")
     assert ray.get(ray.remote(lambda: os.getpid()).options(num_cpus=0).remote()) != os.getpid()

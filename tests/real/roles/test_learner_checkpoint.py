@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from demopsd_dist.data.records import Scored
+from demopsd_dist.data.records import ScoredExample
 from demopsd_dist.util.errors import CheckpointError
 from tests.real.conftest import Ranks
 from tests.real.roles.test_zero import scored as scored  # a fixture
@@ -17,7 +17,7 @@ from tests.unit.run_record.sample_rows import packed
 from workers.actors import LearnerGroup
 
 
-def steps(group: LearnerGroup, scored: list[Scored], count: int) -> list[tuple[float, float]]:
+def steps(group: LearnerGroup, scored: list[ScoredExample], count: int) -> list[tuple[float, float]]:
     """Loss and gradient norm of each of some steps on the same batch."""
     batch = packed(scored, group.dp_size, 10_000)
     reports = [asyncio.run(group.step(batch)).metrics for _ in range(count)]
@@ -32,7 +32,7 @@ def words(rank_count: int, stage: int) -> tuple[str, str]:
     ("ranks_before", "stage", "lora_rank"), [(1, 0, 0), (2, 1, 0), (2, 2, 0), (2, 3, 0), (1, 0, 8), (2, 3, 8)]
 )
 def test_steps_go_on_bit_for_bit(
-    ranks_before: int, stage: int, lora_rank: int, ranks: Ranks, scored: list[Scored], tmp_path: Path
+    ranks_before: int, stage: int, lora_rank: int, ranks: Ranks, scored: list[ScoredExample], tmp_path: Path
 ) -> None:
     settings = (*words(ranks_before, stage), "learner.weight_decay=0.1", f"model.lora_rank={lora_rank}")
     group = ranks.start(*settings)
@@ -51,7 +51,7 @@ def test_steps_go_on_bit_for_bit(
         assert sum(name.endswith("/exp_avg_sq") for name in one) == len(one) / 3
 
 
-def test_a_checkpoint_fits_other_ranks_and_stages(ranks: Ranks, scored: list[Scored], tmp_path: Path) -> None:
+def test_a_checkpoint_fits_other_ranks_and_stages(ranks: Ranks, scored: list[ScoredExample], tmp_path: Path) -> None:
     first = ranks.start(*words(2, 3))
     steps(first, scored, 2)
     asyncio.run(first.save(tmp_path / "two"))
@@ -63,7 +63,7 @@ def test_a_checkpoint_fits_other_ranks_and_stages(ranks: Ranks, scored: list[Sco
 
 
 def test_a_checkpoint_before_the_first_step_and_one_of_another_model(
-    ranks: Ranks, scored: list[Scored], tmp_path: Path
+    ranks: Ranks, scored: list[ScoredExample], tmp_path: Path
 ) -> None:
     group = ranks.start(*words(2, 2))
     asyncio.run(group.save(tmp_path / "none"))

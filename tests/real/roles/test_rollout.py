@@ -16,7 +16,7 @@ from tests.real.conftest import Spares, demo, moved_model, posted, renew
 from tests.real.runs.test_training import logits_of, logp_of
 from workers.actor_group import ActorGroup
 from workers.rollout.dispatch import RolloutGroup
-from workers.rollout.pool import StandingFleet
+from workers.rollout.pool import FixedPool
 from workers.weights.canary import probe_tokens
 
 TOP_K = 20
@@ -49,13 +49,13 @@ def test_responses_under_way_go_on_with_new_weights(worker: ActorGroup, task: Ta
 
     async def publish_while_sampling() -> list[list]:
         sampling = asyncio.ensure_future(
-            RolloutGroup(StandingFleet(worker, CONFIG), CONFIG).sample(task.test[:6], long_sampling("keep"))
+            RolloutGroup(FixedPool(worker, CONFIG), CONFIG).sample(task.test[:6], long_sampling("keep"))
         )
         while not await unfinished(worker):
             if sampling.done():
                 return sampling.result()
-        parcels = posted(0, new.named_parameters())
-        await worker.each(lambda w, _: w.receive.remote(0, parcels, PROBE), within_s=60, what="a receipt")
+        bucket_refs = posted(0, new.named_parameters())
+        await worker.each(lambda w, _: w.receive.remote(0, bucket_refs, PROBE), within_s=60, what="a ack")
         assert not sampling.done()
         return await sampling
 
@@ -80,7 +80,7 @@ def test_responses_under_way_go_on_with_new_weights(worker: ActorGroup, task: Ta
 
 def test_what_nobody_waits_for_is_dropped(worker: ActorGroup, task: Task) -> None:
     """The caller takes one group and goes: the engine stops on the others, and has its room again."""
-    rollouts = RolloutGroup(StandingFleet(worker, CONFIG), CONFIG)
+    rollouts = RolloutGroup(FixedPool(worker, CONFIG), CONFIG)
 
     async def take_one() -> tuple[int, int]:
         stream = rollouts.stream(task.test[:8], long_sampling("dropped"))

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from demopsd_dist.config import Precision, Weights
-from demopsd_dist.data.records import Lesson, Tokens
-from demopsd_dist.methods import Forwards, Support
+from demopsd_dist.config import Precision, WeightSource
+from demopsd_dist.data.records import Tokens, TrainingExample
+from demopsd_dist.methods import Forwards, SupportKind
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.util.errors import CheckpointError, WeightSyncError
 from tests.real.conftest import demo, moved_model, posted
 from tests.unit.run_record.sample_rows import prompt
 from tests.unit.run_record.sample_rows import rollout as a_rollout
-from workers.actor_group import ActorGroup, Placement
+from workers.actor_group import ActorGroup, ResourceClaim
 from workers.actors import start_ranks
 from workers.cluster.placement import Bundle
 from workers.forward import load_causal_lm
@@ -29,7 +29,7 @@ from workers.teacher.worker import TeacherWorker, environment
 
 RANKS = 3  # MiniSci's tensors have other numbers of rows than multiples of it
 WORDS = ("method=sdpo", "sdpo.teacher=trust_region", "teacher.batch_tokens=64", "teacher.ema_rate=0.05")
-EVERY = frozenset({Weights.ema, Weights.frozen, Weights.live})
+EVERY = frozenset({WeightSource.ema, WeightSource.frozen, WeightSource.live})
 TOP_K = 7
 
 
@@ -43,7 +43,7 @@ class Holder(TeacherWorker):
         self._models = {weights: self._load() for weights in sorted(EVERY, key=lambda w: w.value)}
 
     def elements(self) -> int:
-        parameters = fsdp.parameters_of(self._models[Weights.ema]).values()
+        parameters = fsdp.parameters_of(self._models[WeightSource.ema]).values()
         return sum(fsdp.held(parameter).numel() for parameter in parameters)
 
 
@@ -61,14 +61,14 @@ def took(group: ActorGroup | None, alone: Holder, versions: int) -> None:
     """So many publishes: MiniSci's own weights, then those a little off."""
     own = load_causal_lm(MODEL_DIR, Precision.float32)
     for version, model in enumerate([own, *[moved_model()] * (versions - 1)][:versions]):
-        parcels = posted(version, model.named_parameters())
-        alone.receive(version, parcels)
+        bucket_refs = posted(version, model.named_parameters())
+        alone.receive(version, bucket_refs)
         if group is not None:
-            taught(group, partial(receive, version, parcels))
+            taught(group, partial(receive, version, bucket_refs))
 
 
-def receive(version: int, parcels: Any, worker: Any, _: int) -> Any:
-    return worker.receive.remote(version, parcels)
+def receive(version: int, bucket_refs: Any, worker: Any, _: int) -> Any:
+    return worker.receive.remote(version, bucket_refs)
 
 
 def score(asked: list[Any], forwards: Forwards, worker: Any, rank: int) -> Any:
@@ -86,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sharers(ray_here: None, folder: Path) -> Iterator[ActorGroup]:
     config = demo(*WORDS, f"teacher.num_workers={RANKS}", f"teacher.shards={RANKS}")
-    placement = Placement([Bundle("teacher", rank, 0.1, 0) for rank in range(RANKS)])
+    placement = ResourceClaim([Bundle("teacher", rank, 0.1, 0) for rank in range(RANKS)])
     group = placement.start("teacher", Holder, lambda rank: (rank, config, folder), environment(config))
     asyncio.run(start_ranks(group, 180, "a start"))
     yield group
@@ -94,13 +94,15 @@ def sharers(ray_here: None, folder: Path) -> Iterator[ActorGroup]:
     placement.release()
 
 
-def lessons(count: int) -> list[Lesson]:
+def examples(count: int) -> list[TrainingExample]:
     rollouts = [a_rollout(prompt(f"q{i}"), length=5 + i) for i in range(count)]
-    return [Lesson(rollout, 1.0, 0.0, np.arange(30, 50 + i, dtype=np.int32)) for i, rollout in enumerate(rollouts)]
+    return [
+        TrainingExample(rollout, 1.0, 0.0, np.arange(30, 50 + i, dtype=np.int32)) for i, rollout in enumerate(rollouts)
+    ]
 
 
-def supports(of: list[Lesson]) -> list[Tokens]:
-    return [np.tile(np.arange(TOP_K, dtype=np.int32), (lesson.response_length_tokens, 1)) for lesson in of]
+def supports(of: list[TrainingExample]) -> list[Tokens]:
+    return [np.tile(np.arange(TOP_K, dtype=np.int32), (example.response_length_tokens, 1)) for example in of]
 
 
 @pytest.mark.parametrize(("given", "versions"), [(False, 0), (True, 2)], ids=["as loaded", "as published"])
@@ -110,11 +112,11 @@ def test_they_say_what_one_with_a_whole_copy_says(
     """Also where they have several forwards to run, one, or none."""
     alone = whole_teacher(folder)
     took(sharers, alone, versions)
-    hands = [lessons(7), lessons(1), []]
+    hands = [examples(7), examples(1), []]
     asked = [(hand, supports(hand) if given else None) for hand in hands]
     for forwards in (
-        Forwards(Support.student, Weights.ema, Weights.ema),
-        Forwards(Support.student, Weights.frozen, Weights.trust_region),
+        Forwards(SupportKind.student, WeightSource.ema, WeightSource.ema),
+        Forwards(SupportKind.student, WeightSource.frozen, WeightSource.trust_region),
     ):
         answers = taught(sharers, partial(score, asked, forwards))
         for hand, answer in zip(asked, answers, strict=True):
@@ -150,7 +152,7 @@ def test_what_they_save_fits_one_and_the_other_way_round(sharers: ActorGroup, tm
     other = whole_teacher()
     other.load(theirs)
     assert other.version == one.version == 2
-    before, after = (fsdp.parameters_of(worker._models[Weights.ema]) for worker in (one, other))
+    before, after = (fsdp.parameters_of(worker._models[WeightSource.ema]) for worker in (one, other))
     assert before.keys() == after.keys() == names.keys()
     for name, parameter in before.items():
         assert parameter.equal(after[name])

@@ -18,10 +18,10 @@ from tests.real.conftest import Spares, demo, engine_processes, moved_model, pos
 from tests.real.runs.test_training import logits_of, logp_of
 from workers.forward import load_causal_lm
 from workers.rollout.dispatch import RolloutGroup
-from workers.rollout.pool import StandingFleet
+from workers.rollout.pool import FixedPool
 from workers.weights.buckets import layout, pack_bucket
 from workers.weights.canary import probe_tokens
-from workers.weights.transports import Plan, SharedMemory
+from workers.weights.transports import PublishPlan, SharedMemoryOutbox
 
 CONFIG = demo("rollout.tensor_parallel=2")
 
@@ -34,24 +34,24 @@ def test_weights_reach_both_processes(spares: Spares, task: Task, tmp_path: Path
     cut = len(named := list(model.named_parameters())) // 2
     buckets = [named[:cut], named[cut:]]
     specs = [layout((name, tensor.shape, tensor.dtype) for name, tensor in bucket) for bucket in buckets]
-    plan, probe = Plan("here", tuple(specs), model.config.vocab_size), probe_tokens(256, 32)
-    memory = SharedMemory(plan.sizes)
+    plan, probe = PublishPlan("here", tuple(specs), model.config.vocab_size), probe_tokens(256, 32)
+    memory = SharedMemoryOutbox(plan.sizes)
     base = load_causal_lm(MODEL_DIR, Precision.float32).state_dict()
     old = [[(name, base[name]) for name, _ in bucket] for bucket in buckets]
     shared = [memory.send(pack_bucket(0, i, old[i], memory.room(i))) for i in range(len(old))]
     group = spares.rollout
     renew(group, CONFIG, blank=True)
 
-    async def publish(version: int, parcels: list[ray.ObjectRef]) -> np.ndarray:
-        (receipt,) = await group.each(
-            lambda worker, _: worker.receive.remote(version, parcels, probe), within_s=60, what="a receipt"
+    async def publish(version: int, bucket_refs: list[ray.ObjectRef]) -> np.ndarray:
+        (ack,) = await group.each(
+            lambda worker, _: worker.receive.remote(version, bucket_refs, probe), within_s=60, what="a ack"
         )
-        return receipt.probe_logp_T
+        return ack.probe_logp_T
 
     asyncio.run(
         group.each(lambda worker, _: worker.attach.remote(plan, memory.segment), within_s=60, what="shared memory")
     )
-    said = [asyncio.run(publish(0, [ray.put(parcel) for parcel in shared]))]
+    said = [asyncio.run(publish(0, [ray.put(bucket_ref) for bucket_ref in shared]))]
     damaged = pack_bucket(0, 0, old[0], memory.room(0))
     damaged.data[5] ^= 1
     with pytest.raises(WeightSyncError, match="rollout 0 got bucket 0 of weights version 0 damaged"):
@@ -62,7 +62,7 @@ def test_weights_reach_both_processes(spares: Spares, task: Task, tmp_path: Path
         np.testing.assert_allclose(logp, logits.log_softmax(-1).numpy()[np.arange(31), probe[1:]], atol=1e-3)
     assert len(engine_processes()) == 2
     sampling = Sampling(samples=4, temperature=1.0, top_p=1.0, max_response_tokens=64, seed="two")
-    groups = asyncio.run(RolloutGroup(StandingFleet(group, CONFIG), CONFIG).sample(task.test[:4], sampling))
+    groups = asyncio.run(RolloutGroup(FixedPool(group, CONFIG), CONFIG).sample(task.test[:4], sampling))
     rollouts = [rollout for of_prompt in groups for rollout in of_prompt]
     values = logits_of(tmp_path, [(rollout.prompt.tokens, rollout.tokens_T) for rollout in rollouts])
     for rollout, logits_TV in zip(rollouts, values, strict=True):

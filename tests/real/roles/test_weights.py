@@ -1,6 +1,6 @@
 """Publishing weights: nothing that goes wrong on the way passes the next publish.
 
-Faults are planted in the living actors of the session's crew, and removed again; a publish after each shows that an
+Faults are planted in the living actors of the session's roles, and removed again; a publish after each shows that an
 engine takes whole weights also after it was left half loaded.
 """
 
@@ -21,10 +21,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from demopsd_dist.config import Precision, Transport
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.util.errors import WeightSyncError
-from tests.real.conftest import Ranks, RealCrew, Spares, demo, posted, renew
+from tests.real.conftest import Ranks, RealRoles, Spares, demo, posted, renew
 from workers.actor_group import ActorGroup
 from workers.forward import load_causal_lm
-from workers.rollout.pool import StandingFleet
+from workers.rollout.pool import FixedPool
 from workers.weights.buckets import Bucket, unpack_bucket
 from workers.weights.canary import probe_tokens
 from workers.weights.publisher import WeightPublisher
@@ -84,15 +84,15 @@ def small_model(folder: Path, **changes: Any) -> Qwen3ForCausalLM:
 
 
 @pytest.fixture
-def published(crew: RealCrew) -> Iterator[RealCrew]:
-    """The crew, with whole weights in it, also afterwards."""
-    crew.publish()
-    yield crew
-    crew.publish()
+def published(roles: RealRoles) -> Iterator[RealRoles]:
+    """The roles, with whole weights in it, also afterwards."""
+    roles.publish()
+    yield roles
+    roles.publish()
 
 
 @pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.1.self_attn.k_proj.weight"])
-def test_a_tensor_left_out(published: RealCrew, name: str) -> None:
+def test_a_tensor_left_out(published: RealRoles, name: str) -> None:
     """vLLM fuses the second with two others, and would take these for the whole."""
 
     def leave_out(worker: Any) -> None:
@@ -107,7 +107,7 @@ def test_a_tensor_left_out(published: RealCrew, name: str) -> None:
         published.publish()
 
 
-def test_a_byte_flipped_on_the_way(published: RealCrew) -> None:
+def test_a_byte_flipped_on_the_way(published: RealRoles) -> None:
     def flip_from_now_on(worker: Any) -> None:
         send = worker._outbox.send
 
@@ -131,7 +131,7 @@ def test_a_byte_flipped_on_the_way(published: RealCrew) -> None:
     ("factor", "message"),
     [(1.02, "rollout 1 does not have the weights of version"), (1 + 1e-5, "rollout 1 kept its weights")],
 )
-def test_an_engine_that_keeps_its_weights(published: RealCrew, factor: float, message: str) -> None:
+def test_an_engine_that_keeps_its_weights(published: RealRoles, factor: float, message: str) -> None:
     """It takes all buckets, confirms, and goes on with what it had: also where that is within the allowed difference.
     The other engine, and the number of calls, are as they should be."""
 
@@ -157,12 +157,12 @@ def test_an_engine_that_keeps_its_weights(published: RealCrew, factor: float, me
         assert sum(group.asked for group in groups) - before == 2 * (1 + 1) + 2 + 1, "one bucket, two learners"
 
 
-def test_weights_of_another_version(published: RealCrew) -> None:
-    parcels = posted(7, load_causal_lm(MODEL_DIR, Precision.float32).named_parameters())
+def test_weights_of_another_version(published: RealRoles) -> None:
+    bucket_refs = posted(7, load_causal_lm(MODEL_DIR, Precision.float32).named_parameters())
     probe = probe_tokens(272, 32)
     rollouts = published.actors.fleet.group
     with pytest.raises(WeightSyncError, match="waits for bucket 0 of weights version 3 and got bucket 0 of version 7"):
-        asyncio.run(rollouts.each(lambda w, _: w.receive.remote(3, parcels, probe), within_s=60, what="a receipt"))
+        asyncio.run(rollouts.each(lambda w, _: w.receive.remote(3, bucket_refs, probe), within_s=60, what="a ack"))
 
 
 def test_a_tied_head(ranks: Ranks, spares: Spares, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_tied_head(ranks: Ranks, spares: Spares, tmp_path: Path) -> None:
     group = ranks.start("learner.num_workers=1", "learner.zero_stage=0", folder=tmp_path)._group
     rollouts = spares.rollout
     renew(rollouts, demo(), tmp_path, blank=True)
-    publisher = WeightPublisher(group, StandingFleet(rollouts, demo()), NOBODY, demo())
+    publisher = WeightPublisher(group, FixedPool(rollouts, demo()), NOBODY, demo())
     asyncio.run(publisher.start())
     assert "lm_head.weight" not in publisher.plan.names
     asyncio.run(publisher.publish(0))
@@ -202,7 +202,7 @@ def test_zero_3_publishes_what_is_gathered(ranks: Ranks, tmp_path: Path) -> None
     group = ranks.start(*words, folder=tmp_path)._group
     for version, transport in enumerate((Transport.shared_memory, Transport.object_store)):
         config = demo(*words, f"weights.transport={transport.name}")
-        publisher = WeightPublisher(group, StandingFleet(NOBODY, config), NOBODY, config)
+        publisher = WeightPublisher(group, FixedPool(NOBODY, config), NOBODY, config)
         asyncio.run(publisher.start())
         before = group.asked
         asyncio.run(publisher.publish(version))
@@ -219,7 +219,9 @@ def received(publisher: WeightPublisher, version: int) -> dict[str, torch.Tensor
     """What a receiver in this process gets."""
     receiver = Receiver("here")
     receiver.attach(publisher.plan, publisher.segment)
-    parcels = [ray.put(parcel) for parcel in publisher.parcels]
+    bucket_refs = [ray.put(bucket_ref) for bucket_ref in publisher.bucket_refs]
     return {
-        name: tensor.clone() for bucket in receiver.arriving(version, parcels) for name, tensor in unpack_bucket(bucket)
+        name: tensor.clone()
+        for bucket in receiver.arriving(version, bucket_refs)
+        for name, tensor in unpack_bucket(bucket)
     }

@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from demopsd_dist.config import Precision
-from demopsd_dist.data.records import Lesson, Rollout, Scored, TrainBatch
+from demopsd_dist.data.records import Rollout, ScoredExample, TrainBatch, TrainingExample
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import coarsen
 from demopsd_dist.training.run import Task
@@ -24,15 +24,15 @@ from demopsd_dist.util.errors import NonFiniteLossError
 from tests.real.conftest import Ranks
 from tests.unit.run_record.sample_rows import packed
 from workers.actors import LearnerGroup
-from workers.forward import HEAD_CHUNK_TOKENS, Rectangle, ResponseModel, load_causal_lm
+from workers.forward import HEAD_CHUNK_TOKENS, PaddedBatch, ResponseModel, load_causal_lm
 
 STEPS = 5
 SHARDED = ("learner.num_workers=2", "learner.zero_stage=3")
 
 
 @pytest.fixture(scope="module")
-def scored(task: Task) -> list[Scored]:
-    """Twelve lessons whose teacher is the base model with a correct solution in its prompt."""
+def scored(task: Task) -> list[ScoredExample]:
+    """Twelve examples whose teacher is the base model with a correct solution in its prompt."""
     forward = ResponseModel(load_causal_lm(MODEL_DIR, Precision.float32).eval())
     encode = task.prompts.tokenizer.encode
     found = []
@@ -42,7 +42,7 @@ def scored(task: Task) -> list[Scored]:
         view = task.prompts.privileged(prompt.question, f"<answer>{prompt.question.answer}</answer>")
         with torch.inference_mode():
             student, teacher = (
-                forward(Rectangle([[(tokens, response)]], torch.device("cpu")), linear)
+                forward(PaddedBatch([[(tokens, response)]], torch.device("cpu")), linear)
                 for tokens in (prompt.tokens, view)
             )
         ids = student.topk(100).indices
@@ -51,12 +51,12 @@ def scored(task: Task) -> list[Scored]:
             prompt, 0, response, logp_T, wrong, False, version_T=np.zeros(len(response), np.int32), worker=0
         )
         values = (coarsen(student, ids).numpy(), coarsen(teacher, ids).numpy())
-        found.append(Scored(Lesson(rollout, 0.0, 0.0, view), ids.int().numpy(), *values))
+        found.append(ScoredExample(TrainingExample(rollout, 0.0, 0.0, view), ids.int().numpy(), *values))
     return found
 
 
 def losses(
-    ranks: Ranks, scored: list[Scored], micro_batch_tokens: int, *words: str, export: Path | None = None
+    ranks: Ranks, scored: list[ScoredExample], micro_batch_tokens: int, *words: str, export: Path | None = None
 ) -> np.ndarray:
     """The loss of each of five steps on the same batch, and the norm of its gradient."""
     group = ranks.start(*words)
@@ -72,7 +72,7 @@ def followed(group: LearnerGroup, batch: TrainBatch, steps: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def one_rank(ranks: Ranks, scored: list[Scored]) -> np.ndarray:
+def one_rank(ranks: Ranks, scored: list[ScoredExample]) -> np.ndarray:
     return losses(ranks, scored, 10_000, "learner.num_workers=1", "learner.zero_stage=0")
 
 
@@ -93,7 +93,7 @@ def test_it_learns(one_rank: np.ndarray) -> None:
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_ranks_at_every_stage_are_one_rank(
-    stage: int, one_rank: np.ndarray, ranks: Ranks, scored: list[Scored], tmp_path: Path
+    stage: int, one_rank: np.ndarray, ranks: Ranks, scored: list[ScoredExample], tmp_path: Path
 ) -> None:
     """Also with another cut into micro-batches: 150 padded tokens instead of all at once."""
     folder = tmp_path / "student"
@@ -107,7 +107,7 @@ def test_two_ranks_at_every_stage_are_one_rank(
     assert all((exported[name] != base[name]).any() for name in base if "layernorm" not in name and "norm" not in name)
 
 
-def test_adapters_at_every_stage(ranks: Ranks, scored: list[Scored], tmp_path: Path) -> None:
+def test_adapters_at_every_stage(ranks: Ranks, scored: list[ScoredExample], tmp_path: Path) -> None:
     """Two ranks as one; the exported student is the base with adapters merged, which peft reads by themselves too."""
     lora = ("model.lora_rank=8", "learner.learning_rate=3e-3")
     whole = losses(ranks, scored, 10_000, *lora, "learner.num_workers=1", "learner.zero_stage=0")
@@ -126,18 +126,18 @@ def test_adapters_at_every_stage(ranks: Ranks, scored: list[Scored], tmp_path: P
     assert torch.equal(student.get_input_embeddings().weight, untouched)
 
 
-def test_a_loss_that_is_not_finite_is_refused_before_the_step(ranks: Ranks, scored: list[Scored]) -> None:
+def test_a_loss_that_is_not_finite_is_refused_before_the_step(ranks: Ranks, scored: list[ScoredExample]) -> None:
     poisoned = list(scored)
     values = poisoned[0].teacher_logp_TA
     assert values is not None
     values = values.copy()
     values[0, 0] = np.nan
-    poisoned[0] = Scored(poisoned[0].lesson, poisoned[0].support_TK, poisoned[0].reference_logp_TA, values)
+    poisoned[0] = ScoredExample(poisoned[0].example, poisoned[0].support_TK, poisoned[0].reference_logp_TA, values)
     group = ranks.start("learner.num_workers=2")
-    before = asyncio.run(group.support([item.lesson for item in scored]))
+    before = asyncio.run(group.support([item.example for item in scored]))
     with pytest.raises(NonFiniteLossError, match="the step was refused on every rank"):
         asyncio.run(group.step(packed(poisoned, 2, 10_000)))
-    after = asyncio.run(group.support([item.lesson for item in scored]))
+    after = asyncio.run(group.support([item.example for item in scored]))
     assert before is not None
     assert after is not None
     for one, other in zip(before, after, strict=True):
@@ -151,27 +151,29 @@ def test_a_batch_without_tokens_is_no_step(ranks: Ranks) -> None:
     assert report.metrics == {}
 
 
-def test_zero_3_with_tensors_that_really_are_sharded(ranks: Ranks, scored: list[Scored], tmp_path: Path) -> None:
+def test_zero_3_with_tensors_that_really_are_sharded(ranks: Ranks, scored: list[ScoredExample], tmp_path: Path) -> None:
     """DeepSpeed keeps small tensors whole on every rank; this model's are larger. One rank has a response that takes
     two slices of the head, the other none at all: both must gather the head as often."""
     torch.manual_seed(0)
     settings = load_causal_lm(MODEL_DIR, Precision.float32).config.to_dict()
     large = Qwen3ForCausalLM(Qwen3Config(**{**settings, "hidden_size": 512}))
-    words = ("weights.max_logp_diff=100",)  # the lessons' own log-probabilities are another model's
+    words = ("weights.max_logp_diff=100",)  # the examples' own log-probabilities are another model's
     folder = tmp_path / "large"
     shutil.copytree(MODEL_DIR, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
     large.save_pretrained(folder)
     assert large.lm_head.weight.numel() > 100_000
-    long = scored[0].lesson.rollout
+    long = scored[0].example.rollout
     response = np.resize(long.tokens_T, HEAD_CHUNK_TOKENS + 100)
-    lesson = Lesson(dataclasses.replace(long, tokens_T=response), 0.0, 0.0, scored[0].lesson.privileged_tokens)
-    rectangle = Rectangle([[(long.prompt.tokens, response)]], torch.device("cpu"))
+    example = TrainingExample(
+        dataclasses.replace(long, tokens_T=response), 0.0, 0.0, scored[0].example.privileged_tokens
+    )
+    padded_batch = PaddedBatch([[(long.prompt.tokens, response)]], torch.device("cpu"))
     with torch.inference_mode():
-        expected = ResponseModel(large.eval())(rectangle, linear).topk(100)
+        expected = ResponseModel(large.eval())(padded_batch, linear).topk(100)
     batch = packed(scored, 2, 150)
     one = packed(scored, 1, 10_000)
     group = ranks.start(*words, *SHARDED, folder=folder)
-    supports = asyncio.run(group.support([lesson]))
+    supports = asyncio.run(group.support([example]))
     assert supports is not None
     (found,) = supports
     assert (found == expected.indices.numpy()).mean() > 0.99, "but for ties"

@@ -19,7 +19,7 @@ from demopsd_dist.training.evaluate import evaluate
 from demopsd_dist.training.loop import evaluated
 from launch._task import build_task
 from launch.evaluate import DEFAULTS
-from tests.real.conftest import ROOT, RealCrew, marked
+from tests.real.conftest import ROOT, RealRoles, marked
 
 
 def command(out: Path, *words: str) -> tuple[dict, str]:
@@ -37,23 +37,23 @@ def command(out: Path, *words: str) -> tuple[dict, str]:
     return json.loads(out.read_text()), done.stdout
 
 
-def evaluate_here(crew: RealCrew, *words: str) -> dict:
+def evaluate_here(roles: RealRoles, *words: str) -> dict:
     """The same figures from the session's engines, of which there are two, with the weights of the model folder."""
     config = load(DEFAULTS, words)
     task, _ = build_task(config, MODEL_DIR, {"test": load_split(config.data, "test").questions})
-    crew.restart()
+    roles.restart()
     results = {
-        split: asdict(asyncio.run(evaluate(crew.roles.rollouts, prompts, sampling, task.reward, begun)))
+        split: asdict(asyncio.run(evaluate(roles.roles.rollouts, prompts, sampling, task.reward, begun)))
         for split, prompts, sampling, begun in evaluated(config, task)
         if prompts
     }
     return json.loads(json.dumps(results))
 
 
-def test_figures_are_there_in_order_and_do_not_depend_on_the_number_of_workers(crew: RealCrew, tmp_path: Path) -> None:
+def test_figures_are_there_in_order_and_do_not_depend_on_the_number_of_workers(roles: RealRoles, tmp_path: Path) -> None:
     words = ("data.minisci_test_size=16", "evaluation.samples=4", "evaluation.early_answer_samples=2")
     one, said = command(tmp_path / "one.json", *words, "rollout.num_workers=1")
-    assert one == evaluate_here(crew, *words)
+    assert one == evaluate_here(roles, *words)
     assert set(one) == {"test", "early/test"}, "no training questions were given"
     test = one["test"]
     assert (test["questions"], test["samples"]) == (16, 4)

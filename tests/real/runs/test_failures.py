@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from psutil import Process, wait_procs
 
-from benchmarks.chaos.real_faults import Blow, under_fire
+from benchmarks.chaos.real_faults import PlantedFault, under_fire
 from demopsd_dist.util.errors import WorkerError
 from tests.real.conftest import engine_processes
 
@@ -18,12 +18,12 @@ def test_each_role_dies_and_the_run_goes_on(tmp_path: Path) -> None:
     """Each stage sees a death, each role dies, with it a teacher who shares its weights with another; one worker hangs.
     What was learned is what an undisturbed run learns, whose teacher has them for itself."""
     blows = [
-        Blow("sample", "rollout"),
-        Blow("score", "teacher"),
-        Blow("publish_weights", "rollout"),
-        Blow("learn", "learner"),
-        Blow("sample", "rollout", signal.SIGSTOP),
-        Blow("checkpoint", "learner"),
+        PlantedFault("sample", "rollout"),
+        PlantedFault("score", "teacher"),
+        PlantedFault("publish_weights", "rollout"),
+        PlantedFault("learn", "learner"),
+        PlantedFault("sample", "rollout", signal.SIGSTOP),
+        PlantedFault("checkpoint", "learner"),
     ]
     found = under_fire(blows, "teacher.num_workers=2", "teacher.shards=2", output=tmp_path / "fire")
     assert found.account.faults == []

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from demopsd_dist.config import Config, Precision, Weights, load
-from demopsd_dist.data.records import Lesson, Rollout
-from demopsd_dist.methods import Forwards, Support, held_weights
+from demopsd_dist.config import Config, Precision, WeightSource, load
+from demopsd_dist.data.records import Rollout, TrainingExample
+from demopsd_dist.methods import Forwards, SupportKind, teacher_weights
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import coarsen
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.log import RunLog
-from demopsd_dist.training.roles import Crew
+from demopsd_dist.training.roles import Roles
 from demopsd_dist.training.run import Task
-from tests.real.conftest import ROOT, SMALL, RealCrew, Spares, demo, go_through, moved_model, posted, renew
+from tests.real.conftest import ROOT, SMALL, RealRoles, Spares, demo, go_through, moved_model, posted, renew
 from tests.real.runs.test_training import SAMPLING, logits_of
 from tests.unit.run_record.sample_rows import prompt
 from tests.unit.run_record.sample_rows import rollout as a_rollout
@@ -62,9 +62,9 @@ CONTROLS: dict[str, set[str]] = {
 
 
 @contextmanager
-def crew_for(config: Config, engines: RealCrew, spares: Spares) -> Iterator[tuple[Crew, list[ActorGroup]]]:
+def roles_for(config: Config, engines: RealRoles, spares: Spares) -> Iterator[tuple[Roles, list[ActorGroup]]]:
     """Teacher and learner of this config, with the rollout engines that are there."""
-    teachers = spares.teacher if held_weights(config) else ActorGroup("teacher", {})
+    teachers = spares.teacher if teacher_weights(config) else ActorGroup("teacher", {})
     learners = spares.learner
     for group in (teachers, learners):
         renew(group, config)
@@ -72,22 +72,22 @@ def crew_for(config: Config, engines: RealCrew, spares: Spares) -> Iterator[tupl
     try:
         publisher = WeightPublisher(learners, fleet, teachers, config)
         asyncio.run(publisher.start())
-        roles = Crew(
+        roles = Roles(
             rollouts=engines.roles.rollouts,
             teacher=TeacherGroup(teachers, config),
             learners=LearnerGroup(learners, config, publisher.make_room),
             weights=publisher,
-            revive=engines.actors.revive,
+            restart=engines.actors.restart,
         )
         yield roles, [teachers, learners]
     finally:
         engines.publish()  # the engines' own learners' weights again
 
 
-def trains(config: Config, crew: RealCrew, spares: Spares, task: Task, forwards: set[str]) -> list[dict[str, float]]:
-    """Two steps; exactly these forwards beside the one with the gradient, one for each lesson."""
-    with crew_for(config, crew, spares) as (roles, groups), RunLog(RunFolder.create(config), STEPS) as log:
-        go_through(config, roles, task, log)
+def trains(config: Config, roles: RealRoles, spares: Spares, task: Task, forwards: set[str]) -> list[dict[str, float]]:
+    """Two steps; exactly these forwards beside the one with the gradient, one for each example."""
+    with roles_for(config, roles, spares) as (own_roles, groups), RunLog(RunFolder.create(config), STEPS) as log:
+        go_through(config, own_roles, task, log)
         ran = asyncio.run(forwards_run(groups, 60))
     assert set(ran) == forwards | {"student/gradient"}
     assert len(set(ran.values())) == 1, "as many responses through each of them"
@@ -108,15 +108,15 @@ SHORT = [
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_methods_by_one_key(name: str, crew: RealCrew, spares: Spares, task: Task, tmp_path: Path) -> None:
+def test_methods_by_one_key(name: str, roles: RealRoles, spares: Spares, task: Task, tmp_path: Path) -> None:
     words, forwards = RUNS[name]
-    trains(demo(*SHORT, *words, f"output_dir={tmp_path}"), crew, spares, task, forwards)
+    trains(demo(*SHORT, *words, f"output_dir={tmp_path}"), roles, spares, task, forwards)
 
 
 @pytest.mark.parametrize("name", CONTROLS)
-def test_controls_by_one_file(name: str, crew: RealCrew, spares: Spares, task: Task, tmp_path: Path) -> None:
+def test_controls_by_one_file(name: str, roles: RealRoles, spares: Spares, task: Task, tmp_path: Path) -> None:
     config = load(ROOT / "configs" / "controls" / f"{name}.yaml", [*SMALL, *SHORT, f"output_dir={tmp_path}"])
-    steps = trains(config, crew, spares, task, CONTROLS[name])
+    steps = trains(config, roles, spares, task, CONTROLS[name])
     if name == "constant_alpha":
         assert [step["demopsd/alpha_p50"] for step in steps] == pytest.approx([config.demopsd.alpha_max] * STEPS)
     if name == "alpha_max_1":
@@ -134,17 +134,17 @@ def forgetful(worker: Any) -> bool:
     return worker._engine.is_sleeping()
 
 
-def test_engines_sleep_while_the_learners_learn(crew: RealCrew, spares: Spares, task: Task, tmp_path: Path) -> None:
+def test_engines_sleep_while_the_learners_learn(roles: RealRoles, spares: Spares, task: Task, tmp_path: Path) -> None:
     """Between sampling and the next weights they do nothing. A step that learned nothing gives them theirs back."""
     config = demo(*SHORT, "rollout.sleep=true", f"output_dir={tmp_path}")
-    engines = crew.actors.fleet.group
+    engines = roles.actors.fleet.group
     started = time.monotonic()
-    trains(config, crew, spares, task, FULL)
+    trains(config, roles, spares, task, FULL)
     for spans in asyncio.run(engines.each(lambda w, _: w.spans_since.remote(started), within_s=60, what="spans")):
         order = [name for name, _, _ in sorted(spans, key=lambda span: span.start_s) if name in ("receive", "sleep")]
-        assert order == ["receive", *["sleep", "receive"] * STEPS, "receive"], "at last the crew's own weights again"
+        assert order == ["receive", *["sleep", "receive"] * STEPS, "receive"], "at last the roles's own weights again"
 
-    async def slept(roles: Crew) -> tuple[list[Rollout], list[Rollout]]:
+    async def slept(roles: Roles) -> tuple[list[Rollout], list[Rollout]]:
         publisher = roles.weights
         assert isinstance(publisher, WeightPublisher)
         await publisher.publish(0)
@@ -159,7 +159,7 @@ def test_engines_sleep_while_the_learners_learn(crew: RealCrew, spares: Spares, 
         after = await roles.rollouts.sample(task.test[:2], SAMPLING)
         return [item for group in before for item in group], [item for group in after for item in group]
 
-    with crew_for(config, crew, spares) as (roles, _):
+    with roles_for(config, roles, spares) as (own_roles, _):
         before, after = asyncio.run(slept(roles))
     assert [rollout.tokens_T.tolist() for rollout in before] == [rollout.tokens_T.tolist() for rollout in after]
     assert {rollout.oldest_version for rollout in after} == {1}
@@ -168,7 +168,7 @@ def test_engines_sleep_while_the_learners_learn(crew: RealCrew, spares: Spares, 
 def test_the_teachers_weights_move_as_they_should(ray_here: None, tmp_path: Path) -> None:
     """After versions 0 and 1: ema (1 - eta) old + eta new, live new, frozen old; a trust region mixes their logits."""
     config = demo("method=sdpo", "sdpo.teacher=trust_region", "teacher.trust_region_rate=0.3", "teacher.ema_rate=0.05")
-    held = {Weights.ema, Weights.live, Weights.frozen}
+    held = {WeightSource.ema, WeightSource.live, WeightSource.frozen}
     old = load_causal_lm(MODEL_DIR, Precision.float32)
     new = moved_model()
     worker = teacher.TeacherWorker(0, config, MODEL_DIR)
@@ -177,19 +177,25 @@ def test_the_teachers_weights_move_as_they_should(ray_here: None, tmp_path: Path
     for version, model in enumerate((old, new)):
         assert worker.receive(version, posted(version, model.named_parameters())).version == version
     for (name, before), after in zip(old.named_parameters(), new.parameters(), strict=True):
-        expected = {Weights.ema: 0.95 * before + 0.05 * after, Weights.live: after, Weights.frozen: before}
+        expected = {
+            WeightSource.ema: 0.95 * before + 0.05 * after,
+            WeightSource.live: after,
+            WeightSource.frozen: before,
+        }
         for weights in held:
             found = dict(worker._models[weights].model.named_parameters())[name]
             torch.testing.assert_close(found, expected[weights].detach(), atol=1e-6, rtol=1e-6)
     new.save_pretrained(tmp_path)
     rollout = a_rollout(prompt("q"), length=9)
-    lesson = Lesson(rollout, 1.0, 0.0, np.arange(30, 60, dtype=np.int32))
+    example = TrainingExample(rollout, 1.0, 0.0, np.arange(30, 60, dtype=np.int32))
     ids = np.tile(np.arange(7, dtype=np.int32), (9, 1))
-    ((given, nothing, mixed),) = worker.score([lesson], [ids], Forwards(Support.student, None, Weights.trust_region))
+    ((given, nothing, mixed),) = worker.score(
+        [example], [ids], Forwards(SupportKind.student, None, WeightSource.trust_region)
+    )
     assert given is None
     assert nothing is None
     assert mixed is not None
-    samples = [(lesson.privileged_tokens, rollout.tokens_T)]
+    samples = [(example.privileged_tokens, rollout.tokens_T)]
     one, other = (logits_of(folder, samples)[0] for folder in (MODEL_DIR, tmp_path))
     expected_TA = coarsen(0.7 * one + 0.3 * other, torch.from_numpy(ids).long())
     np.testing.assert_allclose(mixed, expected_TA.numpy(), atol=1e-4)

@@ -8,60 +8,60 @@ from dataclasses import replace
 from pathlib import Path
 
 from demopsd_dist.config import Config
-from demopsd_dist.data.records import LearnReport, Trace
+from demopsd_dist.data.records import DigestRequest, StepReport
 from demopsd_dist.run_record import digests
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.training.run import Task
 from launch import replay
-from tests.real.conftest import RealCrew, demo, go_through
+from tests.real.conftest import RealRoles, demo, go_through
 
 STEP = 2
 
 
-def test_a_step_done_again_is_equal_in_every_tensor(crew: RealCrew, task: Task, tmp_path: Path) -> None:
+def test_a_step_done_again_is_equal_in_every_tensor(roles: RealRoles, task: Task, tmp_path: Path) -> None:
     words = [f"steps={STEP}", "checkpoint.every_steps=1", f"profile.steps=[{STEP}]", "evaluation.at_start=false"]
     words += ["learner.zero_stage=3", "deterministic=true", f"output_dir={tmp_path}", "leakage.every_steps=0"]
     config = demo(*words)
     folder = RunFolder.create(config)
-    crew.restart(config)
+    roles.restart(config)
     try:
         with RunLog(folder, STEP) as log:
-            go_through(config, crew.roles, replace(task, test=[], ood=[]), log)
+            go_through(config, roles.roles, replace(task, test=[], ood=[]), log)
         _, batch, checkpoint = replay.found(folder.path, STEP)
         assert checkpoint is not None
         gradient = tmp_path / "gradient"
         gradient.mkdir()
 
-        def again(config: Config, trace: Trace) -> tuple[digests.Digests, LearnReport]:
-            crew.restart(config)
-            scored, report = asyncio.run(replay.stepped(config, crew.roles, batch, checkpoint, trace))
+        def again(config: Config, trace: DigestRequest) -> tuple[digests.Digests, StepReport]:
+            roles.restart(config)
+            scored, report = asyncio.run(replay.stepped(config, roles.roles, batch, checkpoint, trace))
             return digests.of_step(scored, report), report
 
-        computed, report = again(config, Trace(gradient_to=gradient))
+        computed, report = again(config, DigestRequest(gradient_to=gradient))
         assert set(computed) == set(digests.ORDER) - {"engine_support"}
         assert list(digests.differences(batch.record.digests, computed)) == []
         asked = replay.config_of(batch, ["demopsd.alpha_max=0.5"])
-        computed, other = again(asked, Trace(gradient_of=gradient))
+        computed, other = again(asked, DigestRequest(gradient_of=gradient))
         assert next(digests.differences(batch.record.digests, computed)).tensor == "alpha"
         lines = replay.compared(report.metrics, other.metrics)
         assert any("demopsd/alpha_mean" in line for line in lines)
         assert 0.5 < float(lines[-1].split()[-1]) <= 1.0
     finally:
-        crew.restart()
+        roles.restart()
     hold_timeline(folder)
 
 
 def hold_timeline(folder: RunFolder) -> None:
-    """Every process has its lane, and the learners' step is inside of the driver's `learn`: the clocks are one."""
+    """Every process has its track, and the learners' step is inside of the driver's `learn`: the clocks are one."""
     trace = json.loads(folder.trace(STEP).read_text())
     events = trace["traceEvents"]
-    lanes = {event["args"]["name"]: event["pid"] for event in events if event["name"] == "process_name"}
-    assert list(lanes) == ["driver", "rollout 0", "rollout 1", "teacher 0", "learner 0", "learner 1"]
+    tracks = {event["args"]["name"]: event["pid"] for event in events if event["name"] == "process_name"}
+    assert list(tracks) == ["driver", "rollout 0", "rollout 1", "teacher 0", "learner 0", "learner 1"]
     assert set(trace["otherData"]["clock_error_us"].values()) == {0.0}
 
-    def spans(lane: str, name: str) -> list[tuple[float, float]]:
-        found = [event for event in events if event["ph"] == "X" and event["pid"] == lanes[lane]]
+    def spans(track: str, name: str) -> list[tuple[float, float]]:
+        found = [event for event in events if event["ph"] == "X" and event["pid"] == tracks[track]]
         return [(event["ts"], event["ts"] + event["dur"]) for event in found if event["name"] == name]
 
     (learn,) = spans("driver", "learn")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from demopsd_dist.config import Config, Precision
-from demopsd_dist.data.examples import lessons_from_siblings, rewarded
+from demopsd_dist.data.examples import examples_from_siblings, rewarded
 from demopsd_dist.data.records import Rollout
 from demopsd_dist.methods import recipe
 from demopsd_dist.minisci import MODEL_DIR
@@ -21,18 +21,18 @@ from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.training.roles import Sampling
 from demopsd_dist.training.run import Task
-from tests.real.conftest import RealCrew, Spares, demo, go_through, renew
+from tests.real.conftest import RealRoles, Spares, demo, go_through, renew
 from tests.real.recorded_run import hold_metrics, hold_report, hold_samples
 from workers.forward import load_causal_lm
 from workers.rollout.dispatch import RolloutGroup
-from workers.rollout.pool import StandingFleet
+from workers.rollout.pool import FixedPool
 from workers.teacher import worker as teacher_module
 
 SAMPLING = Sampling(samples=4, temperature=1.0, top_p=1.0, max_response_tokens=64, seed="test")
 
 
-def sampled(crew: RealCrew, task: Task, sampling: Sampling = SAMPLING) -> list[Rollout]:
-    groups = asyncio.run(crew.roles.rollouts.sample(task.test, sampling))
+def sampled(roles: RealRoles, task: Task, sampling: Sampling = SAMPLING) -> list[Rollout]:
+    groups = asyncio.run(roles.roles.rollouts.sample(task.test, sampling))
     return [rollout for group in groups for rollout in group]
 
 
@@ -49,21 +49,21 @@ def logp_of(logits: torch.Tensor, rollout: Rollout) -> np.ndarray:
     return logits.log_softmax(-1).numpy()[np.arange(len(rollout.tokens_T)), rollout.tokens_T]
 
 
-def trained(crew: RealCrew, task: Task, config: Config) -> tuple[list[dict[str, float]], dict[str, Any]]:
-    """Run the whole loop with the crew; what it recorded of each step, and its summary."""
+def trained(roles: RealRoles, task: Task, config: Config) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """Run the whole loop with the roles; what it recorded of each step, and its summary."""
     folder = RunFolder.create(config)
     with RunLog(folder, config.steps) as log:
-        state = go_through(config, crew.roles, task, log)
-        crew.version = state.version
+        state = go_through(config, roles.roles, task, log)
+        roles.version = state.version
         summary = log.summary()
     records = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     return [record for record in records if "evaluation" not in record], summary
 
 
-def test_engines_sample_from_the_model_they_say(crew: RealCrew, task: Task) -> None:
+def test_engines_sample_from_the_model_they_say(roles: RealRoles, task: Task) -> None:
     """The engines' log-probabilities are those of transformers on the same tokens."""
-    rollouts = sampled(crew, task)[:12]
-    assert {rollout.oldest_version for rollout in rollouts} == {crew.version}
+    rollouts = sampled(roles, task)[:12]
+    assert {rollout.oldest_version for rollout in rollouts} == {roles.version}
     assert {rollout.worker for rollout in rollouts} == {0, 1}
     for rollout, logits in zip(
         rollouts, logits_of(MODEL_DIR, [(r.prompt.tokens, r.tokens_T) for r in rollouts]), strict=True
@@ -72,31 +72,31 @@ def test_engines_sample_from_the_model_they_say(crew: RealCrew, task: Task) -> N
         np.testing.assert_allclose(rollout.logp_T, logp, atol=2e-5)
 
 
-def test_a_sample_depends_on_seed_and_id_alone(crew: RealCrew, task: Task) -> None:
+def test_a_sample_depends_on_seed_and_id_alone(roles: RealRoles, task: Task) -> None:
     """Whichever worker draws it, in whatever company: the prompts the other way round go to other workers."""
-    once = {rollout.id: rollout for rollout in sampled(crew, task)}
+    once = {rollout.id: rollout for rollout in sampled(roles, task)}
     shuffled = dataclasses.replace(task, test=task.test[::-1][:7])
-    again = sampled(crew, shuffled)
+    again = sampled(roles, shuffled)
     assert {rollout.worker for rollout in again} == {0, 1}
     assert any(rollout.worker != once[rollout.id].worker for rollout in again)
     for rollout in again:
         assert rollout.tokens_T.tolist() == once[rollout.id].tokens_T.tolist()
         np.testing.assert_allclose(rollout.logp_T, once[rollout.id].logp_T, atol=1e-5)
-    other = sampled(crew, task, dataclasses.replace(SAMPLING, seed="other"))
+    other = sampled(roles, task, dataclasses.replace(SAMPLING, seed="other"))
     assert any(rollout.text != once[rollout.id].text for rollout in other)
 
 
-def test_support_and_teacher_values_are_those_of_plain_forwards(crew: RealCrew, task: Task) -> None:
-    groups = asyncio.run(crew.roles.rollouts.sample(task.test[:6], SAMPLING))
+def test_support_and_teacher_values_are_those_of_plain_forwards(roles: RealRoles, task: Task) -> None:
+    groups = asyncio.run(roles.roles.rollouts.sample(task.test[:6], SAMPLING))
     marked = [rewarded(group, task.reward) for group in groups]
-    lessons = lessons_from_siblings(marked, task.prompts, exclude_own_success=True, seed="0").lessons
-    assert lessons, "the base model finds some right answers"
-    supports = asyncio.run(crew.roles.learners.support(lessons))
+    examples = examples_from_siblings(marked, task.prompts, exclude_own_success=True, seed="0").examples
+    assert examples, "the base model finds some right answers"
+    supports = asyncio.run(roles.roles.learners.support(examples))
     assert supports is not None
-    scored = asyncio.run(crew.roles.teacher.score(lessons, supports, recipe(crew.config).forwards))
+    scored = asyncio.run(roles.roles.teacher.score(examples, supports, recipe(roles.config).forwards))
     views = {
-        "student": [(x.rollout.prompt.tokens, x.rollout.tokens_T) for x in lessons],
-        "teacher": [(x.privileged_tokens, x.rollout.tokens_T) for x in lessons],
+        "student": [(x.rollout.prompt.tokens, x.rollout.tokens_T) for x in examples],
+        "teacher": [(x.privileged_tokens, x.rollout.tokens_T) for x in examples],
     }
     student, teacher = logits_of(MODEL_DIR, views["student"]), logits_of(MODEL_DIR, views["teacher"])
     for item, support, z_s, z_r in zip(scored, supports, student, teacher, strict=True):
@@ -111,10 +111,10 @@ def test_support_and_teacher_values_are_those_of_plain_forwards(crew: RealCrew, 
         np.testing.assert_allclose(item.teacher_logp_TA, coarsen(z_r, ids).numpy(), atol=1e-4)
 
 
-def test_a_few_real_steps(crew: RealCrew, spares: Spares, task: Task, tmp_path: Path) -> None:
+def test_a_few_real_steps(roles: RealRoles, spares: Spares, task: Task, tmp_path: Path) -> None:
     """The whole loop; afterwards every engine, the export and a fresh vLLM agree on the student."""
     config = demo("steps=3", f"output_dir={tmp_path}", "evaluation.every_steps=2")
-    steps, summary = trained(crew, task, config)
+    steps, summary = trained(roles, task, config)
     assert [r["step"] for r in steps] == [1, 2, 3]
     for record in steps:
         assert all(np.isfinite(value) for value in record.values())
@@ -130,8 +130,8 @@ def test_a_few_real_steps(crew: RealCrew, spares: Spares, task: Task, tmp_path: 
     hold_report(tmp_path / "demo")
 
     student = tmp_path / "student"
-    asyncio.run(crew.roles.learners.export(student))
-    rollouts = sampled(crew, task)
+    asyncio.run(roles.roles.learners.export(student))
+    rollouts = sampled(roles, task)
     assert {rollout.oldest_version for rollout in rollouts} == {3}
     moved = 0.0
     pairs = [(r.prompt.tokens, r.tokens_T) for r in rollouts[:12]]
@@ -141,37 +141,37 @@ def test_a_few_real_steps(crew: RealCrew, spares: Spares, task: Task, tmp_path: 
     assert moved > 1e-2, "training moved the weights, and the engines went along"
 
     renew(spares.rollout, config, student)
-    groups = asyncio.run(RolloutGroup(StandingFleet(spares.rollout, config), config).sample(task.test, SAMPLING))
+    groups = asyncio.run(RolloutGroup(FixedPool(spares.rollout, config), config).sample(task.test, SAMPLING))
     loaded = [rollout for group in groups for rollout in group]
     for one, other in zip(rollouts, loaded, strict=True):
         assert one.tokens_T.tolist() == other.tokens_T.tolist()
         np.testing.assert_allclose(one.logp_T, other.logp_T, atol=1e-5)
 
 
-def test_the_teacher_sends_little(crew: RealCrew, task: Task, tmp_path: Path) -> None:
+def test_the_teacher_sends_little(roles: RealRoles, task: Task, tmp_path: Path) -> None:
     """Half precision: the values are float32's to 1/2048, and both forwards with their tails take 404 bytes a token."""
     config = demo("teacher.payload=float16")
     worker = teacher_module.TeacherWorker(0, config, MODEL_DIR)
     worker.start()
-    groups = asyncio.run(crew.roles.rollouts.sample(task.test[:6], SAMPLING))
+    groups = asyncio.run(roles.roles.rollouts.sample(task.test[:6], SAMPLING))
     marked = [rewarded(group, task.reward) for group in groups]
-    lessons = lessons_from_siblings(marked, task.prompts, exclude_own_success=True, seed="0").lessons
-    supports = asyncio.run(crew.roles.learners.support(lessons))
-    half = worker.score(lessons, supports, recipe(config).forwards)
+    examples = examples_from_siblings(marked, task.prompts, exclude_own_success=True, seed="0").examples
+    supports = asyncio.run(roles.roles.learners.support(examples))
+    half = worker.score(examples, supports, recipe(config).forwards)
     worker._config = demo()
-    full = worker.score(lessons, supports, recipe(config).forwards)
-    for lesson, (_, *narrow), (_, *wide) in zip(lessons, half, full, strict=True):
-        assert sum(values.nbytes for values in narrow if values is not None) == 404 * lesson.response_length_tokens
+    full = worker.score(examples, supports, recipe(config).forwards)
+    for example, (_, *narrow), (_, *wide) in zip(examples, half, full, strict=True):
+        assert sum(values.nbytes for values in narrow if values is not None) == 404 * example.response_length_tokens
         for one, other in zip(narrow, wide, strict=True):
             assert one is not None
             assert other is not None
             np.testing.assert_allclose(one.astype(np.float32), other, rtol=1 / 2048, atol=1e-7)
 
 
-def test_rollouts_ahead_of_the_learners(crew: RealCrew, task: Task, tmp_path: Path) -> None:
+def test_rollouts_ahead_of_the_learners(roles: RealRoles, task: Task, tmp_path: Path) -> None:
     """Sampling goes on while the learners learn; no rollout is older than one step, and the ratio tells how far off."""
     config = demo("steps=3", f"output_dir={tmp_path}", "rollout.ahead=1")
-    steps, summary = trained(crew, task, config)
+    steps, summary = trained(roles, task, config)
     assert [record["policy/age_steps_max"] for record in steps] == [0, 1, 1]
     assert all(0 < record["learner/loss"] < 18.5 for record in steps)
     assert "mismatch/logp_diff_max" not in steps[-1], "older rollouts say nothing about the weights published last"

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.common.intervals import half_width
 from benchmarks.experiment.experiment_page import write_report
-from benchmarks.experiment.run_arms import Bench, Experiment, Run, read, tune
+from benchmarks.experiment.run_arms import ArmRun, Experiment, ExperimentRunner, read, tune
 from demopsd_dist.config import load
 from demopsd_dist.util.errors import ConfigError
 
@@ -19,14 +19,14 @@ ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "configs" / "experiments").glob("*.yaml"))
 
 
-class Recorded(Bench):
+class Recorded(ExperimentRunner):
     """A bench whose runs end at once: accuracy is highest at learning rate 4e-4, and alpha is 0.02."""
 
     def __init__(self, experiment: Experiment, out: Path) -> None:
         super().__init__(experiment, ROOT / "configs" / "demo.yaml", out)
-        self.trained: list[Run] = []
+        self.trained: list[ArmRun] = []
 
-    def _train(self, run: Run) -> None:
+    def _train(self, run: ArmRun) -> None:
         self.trained.append(run)
         rate = float(next(w.partition("=")[2] for w in reversed(run.words) if "learning_rate" in w))
         summary = {"accuracy_after": {"average": 0.5 - abs(rate - 4e-4)}, "alpha_mean": 0.02}
@@ -63,14 +63,14 @@ def test_controls_follow_from_the_arms_that_they_control(tmp_path: Path) -> None
 
 def test_what_is_recorded_is_not_run_again_and_never_taken_for_something_else(tmp_path: Path) -> None:
     experiment = read(ROOT / "configs/experiments/minisci.yaml", [])
-    run = Run("one", ("learner.learning_rate=4e-4",))
+    run = ArmRun("one", ("learner.learning_rate=4e-4",))
     first = Recorded(experiment, tmp_path)
     first.all([run])
     second = Recorded(experiment, tmp_path)
     assert second.all([run]) == first.all([run])
     assert (len(first.trained), len(second.trained)) == (1, 0)
     with pytest.raises(ConfigError, match="was made with other settings"):
-        second.all([Run("one", ("learner.learning_rate=2e-4",))])
+        second.all([ArmRun("one", ("learner.learning_rate=2e-4",))])
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_the_report_pairs_seeds_and_leaves_out_what_was_not_measured(tmp_path: P
     write_report(table, {"sdpo": "0.0002", "demopsd": "0.0004"}, "demopsd", [2e-4, 4e-4], tmp_path)
     text = (tmp_path / "seeds-0-1-2.md").read_text()
     assert "| sdpo | **-2.0 ± 0.0** | **-2.0 ± 0.0** | +0.0000 ± 0.0000 |" in text
-    assert "| sdpo | 0.0002 | 60.0% ± 24.8 |" in text, "over seeds it spreads; paired by seed it does not"
+    assert "| sdpo | 0.0002 | 60.0% ± 24.8 |" in text, "over seeds it distributions; paired by seed it does not"
     rows = list(csv.DictReader((tmp_path / "seeds-0-1-2.csv").open()))
     assert len(rows) == 9
     assert {row["KL(q‖s) / KL(r‖s)"] for row in rows if row["arm"] == "demopsd"} == {"0.5"}

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demopsd_dist.data.accuracy import (
-    Marked,
+    AnswerGroup,
     best_of,
     best_with_replacement,
     figure,
@@ -25,8 +25,8 @@ from demopsd_dist.data.rewards.builtin import same_answer
 scores = st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=7)
 
 
-def marked(scores: list[float], answers: list[str | None] | None = None, field: str = "physics") -> Marked:
-    return Marked(field, scores, answers or [None] * len(scores))
+def marked(scores: list[float], answers: list[str | None] | None = None, field: str = "physics") -> AnswerGroup:
+    return AnswerGroup(field, scores, answers or [None] * len(scores))
 
 
 @given(scores)

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demopsd_dist.data.examples import Group, lessons_from_rewards, lessons_from_siblings, rewarded
-from demopsd_dist.data.packing import Row, rectangles
+from demopsd_dist.data.examples import RewardedGroup, examples_from_rewards, examples_from_siblings, rewarded
+from demopsd_dist.data.packing import Row, padded_batches
 from demopsd_dist.data.prefix_tree import tree_of
 from demopsd_dist.data.prompts import PromptBuilder
-from demopsd_dist.data.records import Lesson, Mark, Question, Scored
+from demopsd_dist.data.records import Question, RewardResult, ScoredExample, TrainingExample
 from demopsd_dist.data.rewards.builtin import Reward, reward_of
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
 from tests.unit.run_record.sample_rows import packed, prompt, rollout, scored
@@ -27,7 +27,7 @@ def builder() -> PromptBuilder:
     return PromptBuilder(byte_tokenizer())
 
 
-def group(name: str, texts: list[str]) -> Group:
+def group(name: str, texts: list[str]) -> RewardedGroup:
     of = prompt(name)
     return rewarded([rollout(of, i, f"{text} [{i}]") for i, text in enumerate(texts)], reward_of("answer"))
 
@@ -37,37 +37,39 @@ def shown(builder: PromptBuilder, view: object) -> int:
     return int(text.partition("Correct solution:")[2].partition("[")[2].partition("]")[0])
 
 
-def taught(builder: PromptBuilder, groups: list[Group], *, exclude_own_success: bool = True) -> list[Lesson]:
-    return lessons_from_siblings(groups, builder, exclude_own_success=exclude_own_success, seed="0").lessons
+def taught(
+    builder: PromptBuilder, groups: list[RewardedGroup], *, exclude_own_success: bool = True
+) -> list[TrainingExample]:
+    return examples_from_siblings(groups, builder, exclude_own_success=exclude_own_success, seed="0").examples
 
 
 def test_a_rollout_learns_from_a_correct_sibling_and_never_from_itself(builder: PromptBuilder) -> None:
     groups = [group(str(g), [RIGHT, WRONG, RIGHT, WRONG]) for g in range(20)]
     assert groups[0].rewards == [1.0, 0.0, 1.0, 0.0]
-    lessons = taught(builder, groups)
-    assert len(lessons) == 80
-    chosen = Counter((lesson.rollout.sample, shown(builder, lesson.privileged_tokens)) for lesson in lessons)
+    examples = taught(builder, groups)
+    assert len(examples) == 80
+    chosen = Counter((example.rollout.sample, shown(builder, example.privileged_tokens)) for example in examples)
     assert {pair for pair in chosen if pair[0] in (0, 2)} == {(0, 2), (2, 0)}
     assert {pair for pair in chosen if pair[0] in (1, 3)} == {(1, 0), (1, 2), (3, 0), (3, 2)}  # either, at random
 
 
 def test_a_lone_success_teaches_the_others_only(builder: PromptBuilder) -> None:
     groups = [group("a", [WRONG, RIGHT, WRONG]), group("b", [WRONG] * 3), group("c", [RIGHT] * 3)]
-    ids = [lesson.rollout.id for lesson in taught(builder, groups)]
+    ids = [example.rollout.id for example in taught(builder, groups)]
     assert ids == ["a#0", "a#2", "c#0", "c#1", "c#2"]
-    own = [lesson.rollout.id for lesson in taught(builder, groups, exclude_own_success=False)]
+    own = [example.rollout.id for example in taught(builder, groups, exclude_own_success=False)]
     assert own == ["a#0", "a#1", "a#2", "c#0", "c#1", "c#2"]
 
 
 def test_the_choice_does_not_depend_on_the_order_of_groups(builder: PromptBuilder) -> None:
     groups = [group(str(g), [RIGHT] * 4) for g in range(10)]
-    views = {lesson.rollout.id: lesson.privileged_tokens.tolist() for lesson in taught(builder, groups)}
-    again = {lesson.rollout.id: lesson.privileged_tokens.tolist() for lesson in taught(builder, groups[::-1])}
+    views = {example.rollout.id: example.privileged_tokens.tolist() for example in taught(builder, groups)}
+    again = {example.rollout.id: example.privileged_tokens.tolist() for example in taught(builder, groups[::-1])}
     assert views == again
 
 
-def hint(response: str, question: Question) -> Mark:
-    return Mark(float(RIGHT in response), None if RIGHT in response else f"{{solution}}? not {response[-4:]}")
+def hint(response: str, question: Question) -> RewardResult:
+    return RewardResult(float(RIGHT in response), None if RIGHT in response else f"{{solution}}? not {response[-4:]}")
 
 
 def test_feedback_is_of_the_own_attempt_and_makes_a_lesson_alone(builder: PromptBuilder) -> None:
@@ -78,15 +80,15 @@ def test_feedback_is_of_the_own_attempt_and_makes_a_lesson_alone(builder: Prompt
         rewarded([rollout(prompt(name), i, f"{text} [{i}]") for i, text in enumerate(row)], reward)
         for name, row in texts.items()
     ]
-    found = lessons_from_siblings(groups, builder, exclude_own_success=True, seed="0", feedback=True).lessons
-    views = {lesson.rollout.id: builder.tokenizer.decode(lesson.privileged_tokens) for lesson in found}
+    found = examples_from_siblings(groups, builder, exclude_own_success=True, seed="0", feedback=True).examples
+    views = {example.rollout.id: builder.tokenizer.decode(example.privileged_tokens) for example in found}
     assert list(views) == ["a#0", "a#2", "b#0", "b#1", "c#0", "c#1"], "a#1 has neither a sibling nor feedback"
     for name, view in views.items():
         assert ("Correct solution:" in view) == (name[0] != "b")
         assert ("Feedback" in view) == (name[0] != "c")
         assert (f"{{solution}}? not  [{name[2]}]" in view) == (name[0] != "c"), "its own, as it was written"
-    without = [lesson.rollout.id for lesson in taught(builder, groups)]
-    assert without == ["a#0", "a#2", "c#0", "c#1"], "feedback that is not asked for makes no lesson"
+    without = [example.rollout.id for example in taught(builder, groups)]
+    assert without == ["a#0", "a#2", "c#0", "c#1"], "feedback that is not asked for makes no example"
 
 
 def test_advantages_of_a_group() -> None:
@@ -95,19 +97,19 @@ def test_advantages_of_a_group() -> None:
     assert mixed.advantages(scaled=False) == [0.25, 0.25, -0.75, 0.25]
     assert mixed.advantages(scaled=True) == pytest.approx([3**-0.5] * 2 + [-(3**0.5)] + [3**-0.5], rel=1e-5)
     assert group("b", [RIGHT] * 3).advantages(scaled=True) == [0.0] * 3
-    tenths = Group(mixed.rollouts[:3], [Mark(0.1)] * 3)  # whose mean is not 0.1 in floating point
+    tenths = RewardedGroup(mixed.rollouts[:3], [RewardResult(0.1)] * 3)  # whose mean is not 0.1 in floating point
     assert tenths.advantages(scaled=True) == [0.0] * 3
 
 
 def test_responses_without_advantage_cost_nothing_and_still_count() -> None:
     groups = [group("a", [RIGHT, WRONG]), group("b", [RIGHT, RIGHT])]
-    short = lessons_from_rewards(groups, scaled=True, leave_out_silent=True)
-    assert [lesson.rollout.id for lesson in short.lessons] == ["a#0", "a#1"]
+    short = examples_from_rewards(groups, scaled=True, leave_out_silent=True)
+    assert [example.rollout.id for example in short.examples] == ["a#0", "a#1"]
     assert (short.size.sequences, short.size.tokens) == (4, 16)
-    whole = lessons_from_rewards(groups, scaled=True, leave_out_silent=False)
-    assert len(whole.lessons) == 4
+    whole = examples_from_rewards(groups, scaled=True, leave_out_silent=False)
+    assert len(whole.examples) == 4
     assert whole.size == short.size
-    assert all(len(lesson.privileged_tokens) == 0 for lesson in whole.lessons)
+    assert all(len(example.privileged_tokens) == 0 for example in whole.examples)
 
 
 @given(
@@ -128,7 +130,7 @@ def test_every_sample_is_placed_once_and_ranks_meet(
     assert sorted(map(id, placed)) == sorted(map(id, items))
     assert batch.token_count == sum(r * siblings for _, r, siblings in lengths)
     for row in rows:
-        assert len({item.lesson.rollout.prompt.id for item in row}) == 1, "only responses to one question share a row"
+        assert len({item.example.rollout.prompt.id for item in row}) == 1, "only responses to one question share a row"
         assert len(row) == 1 or nodes(row) <= tree_tokens
     for micro in (micro for rank in batch.shards for micro in rank):
         assert len(micro) <= 1 or len(micro) * max(map(nodes, micro)) <= micro_batch_tokens
@@ -136,12 +138,12 @@ def test_every_sample_is_placed_once_and_ranks_meet(
     assert max(loads) - min(loads) <= max(map(nodes, rows), default=0)
 
 
-def nodes(row: Sequence[Scored]) -> int:
-    return len(tree_of([item.lesson.student_input for item in row]).tokens_L)
+def nodes(row: Sequence[ScoredExample]) -> int:
+    return len(tree_of([item.example.student_input for item in row]).tokens_L)
 
 
 def test_rectangles_go_from_long_to_short() -> None:
-    cut = rectangles([Row((tokens,), tokens) for tokens in (3, 9, 1, 8, 2)], 18)
+    cut = padded_batches([Row((tokens,), tokens) for tokens in (3, 9, 1, 8, 2)], 18)
     assert [[row.tokens for row in batch] for batch in cut] == [[9, 8], [3, 2, 1]]
 
 

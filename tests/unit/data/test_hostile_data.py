@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from demopsd_dist.config import DataConfig
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import Question
-from demopsd_dist.data.sources import Item, Loaded, Record, Refused, load_data, load_source
+from demopsd_dist.data.sources import LoadedSource, ParsedQuestion, RefusedRecord, SourceRecord, load_data, load_source
 from demopsd_dist.data.sources.gpqa import RIGHT, WRONG
 from demopsd_dist.data.sources.gpqa import read as read_gpqa
 from demopsd_dist.data.sources.items import REASONS_TOLD
@@ -25,7 +25,7 @@ from demopsd_dist.minisci.tokenizer import byte_tokenizer
 from demopsd_dist.util.errors import LONGEST, DataError
 
 NAMES = ["prompt", "question", "answer", "field", "id", "system", "level", "type", "choices", "answerKey", "details"]
-NAMES += ["domain", "text", "label", "Question", RIGHT, *WRONG, "Record ID"]
+NAMES += ["domain", "text", "label", "Question", RIGHT, *WRONG, "SourceRecord ID"]
 TEXTS = st.sampled_from(["", " ", "mcq-4-choices", "true_or_false", "A", "1+1?", "\0", "\ud800", "\x1b[2J", "a\nb"])
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | TEXTS
 VALUES = st.recursive(
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("hostile")
 
 
-def outcome(path: Path) -> Loaded | str:
+def outcome(path: Path) -> LoadedSource | str:
     """What was loaded, all of which can be stored again; or the line that says why nothing was."""
     try:
         loaded = load_source(DataConfig(), "train", str(path))
@@ -127,7 +127,7 @@ def test_long_and_odd_text_that_is_whole_is_taken(folder: Path) -> None:
     texts = ["x" * BIG, "a\0b", "\x1b[2J\r\n", "水" * 1_000_000, "\ufeff1+1?"]
     path.write_text("\ufeff" + "\n".join(json.dumps({"prompt": text, "answer": 1e-5}) for text in texts))
     loaded = outcome(path)
-    assert isinstance(loaded, Loaded)
+    assert isinstance(loaded, LoadedSource)
     assert [question.text for question in loaded.questions] == texts
     assert {question.answer for question in loaded.questions} == {"0.00001"}, "no response would write 1e-05"
 
@@ -184,23 +184,23 @@ def test_a_hub_name_reads_no_folder_by_accident(folder: Path, name: str, monkeyp
 )
 def test_choices_that_are_none_are_counted(choices: Any) -> None:
     record = {"question": "Why?", "type": "mcq-4-choices", "answerKey": "B", "choices": choices}
-    assert read_sciknoweval(Record(record, "here", "raw", 1)) == Refused("there are not 4 choices")
+    assert read_sciknoweval(SourceRecord(record, "here", "raw", 1)) == RefusedRecord("there are not 4 choices")
 
 
 def test_choices_of_no_text_are_named() -> None:
     choices = {"text": ["a", "b", {"c": 1}, "d"], "label": list("ABCD")}
     record = {"question": "Why?", "type": "mcq-4-choices", "answerKey": "B", "choices": choices}
     with pytest.raises(DataError, match=r"here: 'choices.text\[2\]' must be text, not dict"):
-        read_sciknoweval(Record(record, "here", "raw", 1))
+        read_sciknoweval(SourceRecord(record, "here", "raw", 1))
     numbers = {"text": [1, 2.5, 3e-7, "d"], "label": list("ABCD")}
-    asked = read_sciknoweval(Record({**record, "choices": numbers}, "here", "raw", 1))
-    assert isinstance(asked, Item)
+    asked = read_sciknoweval(SourceRecord({**record, "choices": numbers}, "here", "raw", 1))
+    assert isinstance(asked, ParsedQuestion)
     assert "A: 1\nB: 2.5\nC: 0.0000003\nD: d" in asked.question.text
 
 
 def test_gpqa_without_an_option_is_counted() -> None:
     row = {"Question": "Which?", RIGHT: "r", WRONG[0]: "a", WRONG[1]: None, WRONG[2]: "c"}
-    assert read_gpqa(Record(row, "here", "gpqa", 1)) == Refused("there are not 4 choices")
+    assert read_gpqa(SourceRecord(row, "here", "gpqa", 1)) == RefusedRecord("there are not 4 choices")
 
 
 def test_thousands_of_reasons_are_told_in_one_line(folder: Path) -> None:

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from demopsd_dist.config import Limits, RewardErrors, load
-from demopsd_dist.data.examples import Group, lessons_from_rewards, rewarded
-from demopsd_dist.data.records import Mark, Question
+from demopsd_dist.data.examples import RewardedGroup, examples_from_rewards, rewarded
+from demopsd_dist.data.records import Question, RewardResult
 from demopsd_dist.data.rewards.builtin import Reward, reward_of
 from demopsd_dist.data.rewards.own_reward import OwnReward
 from demopsd_dist.util.errors import ConfigError, RewardError
@@ -94,7 +94,7 @@ def test_one_that_hangs_is_ended_and_shows_the_sample(own: Callable[..., Reward]
         slept = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "600.7"]]
         _, left = psutil.wait_procs(slept, timeout=10)
         assert left == [], "what it had started is ended too"
-    assert reward("x" * 1000, QUESTION) == Mark(1e-4), "the next is marked, by a new process"
+    assert reward("x" * 1000, QUESTION) == RewardResult(1e-4), "the next is marked, by a new process"
     assert process_of(reward).pid != before.pid
 
 
@@ -112,7 +112,7 @@ def test_one_that_ends_is_an_error_of_this_sample(own: Callable[..., Reward], ho
     reward = own(reward_s=60.0)
     with pytest.raises(RewardError, match=message):
         reward(how, QUESTION)
-    assert reward("answer", QUESTION) == Mark(1.0)
+    assert reward("answer", QUESTION) == RewardResult(1.0)
 
 
 def test_its_process_is_kept_and_what_it_prints_is_seen(
@@ -120,10 +120,10 @@ def test_its_process_is_kept_and_what_it_prints_is_seen(
 ) -> None:
     reward = own()
     process = process_of(reward)
-    assert reward("print", QUESTION) == Mark(5e-7)
+    assert reward("print", QUESTION) == RewardResult(5e-7)
     assert capfd.readouterr().out == "a line\n"
-    assert reward("calls", QUESTION) == Mark(0.2)
-    assert reward("calls", QUESTION) == Mark(0.3)
+    assert reward("calls", QUESTION) == RewardResult(0.2)
+    assert reward("calls", QUESTION) == RewardResult(0.3)
     assert reward("a\n\0 水 \ud800", QUESTION).score > 0
     assert process_of(reward) == process
     del reward
@@ -160,7 +160,7 @@ def test_it_does_not_outlive_the_run(modules: Path) -> None:
     assert not psutil.pid_exists(int(run.stdout)) or psutil.Process(int(run.stdout)).status() == psutil.STATUS_ZOMBIE
 
 
-def marks_of(own: Callable[..., Reward], texts: list[str], errors: RewardErrors) -> Group:
+def marks_of(own: Callable[..., Reward], texts: list[str], errors: RewardErrors) -> RewardedGroup:
     asked = prompt("q")
     return rewarded([rollout(asked, i, text) for i, text in enumerate(texts)], own(reward_s=5.0, errors=errors))
 
@@ -176,11 +176,11 @@ def test_a_response_without_a_mark_is_left_out_of_its_group(own: Callable[..., R
     assert "no mark within" in str(group.failed[1][1])
     assert group.successes == [group.place(2)] == [1]
     assert group.siblings(group.place(2), exclude_own_success=True) == []
-    lessons = lessons_from_rewards([group], scaled=False, leave_out_silent=False).lessons
-    assert [lesson.rollout.sample for lesson in lessons] == [0, 2, 4]
+    examples = examples_from_rewards([group], scaled=False, leave_out_silent=False).examples
+    assert [example.rollout.sample for example in examples] == [0, 2, 4]
     nobody = marks_of(own, ["die", "die"], RewardErrors.drop)
     assert (nobody.rollouts, nobody.differs, nobody.successes, nobody.prompt.id) == ([], False, [], "q")
-    assert lessons_from_rewards([nobody], scaled=True, leave_out_silent=False).lessons == []
+    assert examples_from_rewards([nobody], scaled=True, leave_out_silent=False).examples == []
 
 
 def test_dropping_is_for_rewards_that_can_fail() -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demopsd_dist.config import load
-from demopsd_dist.data.records import Mark, Question
+from demopsd_dist.data.records import Question, RewardResult
 from demopsd_dist.data.rewards.builtin import FORMS, answer_reward, form_of, reward_of
 from demopsd_dist.data.rewards.extraction import (
     BOX_CHARS,
@@ -136,32 +136,32 @@ def test_built_in_rewards_mark_by_their_form() -> None:
     }
     for form in ("answer", "boxed", "letter"):
         marks = {name: reward_of(form)(response, QUESTION) for name, response in responses.items()}
-        assert marks == {name: Mark(float(name == form)) for name in responses}
-    assert all(reward_of("auto")(response, QUESTION) == Mark(1.0) for response in responses.values())
+        assert marks == {name: RewardResult(float(name == form)) for name in responses}
+    assert all(reward_of("auto")(response, QUESTION) == RewardResult(1.0) for response in responses.values())
     assert reward_of("boxed").extract(responses["boxed"]) == r"\text{B}"
 
 
 @pytest.mark.parametrize("score", [float("nan"), -0.1, 1.1, float("inf"), "1", None, [1], 1j])
 def test_a_mark_is_a_number_from_0_to_1(score: object) -> None:
     with pytest.raises((TypeError, ValueError), match=r"a score is a number from 0 to 1, not"):
-        Mark(score)  # type: ignore[arg-type]
+        RewardResult(score)  # type: ignore[arg-type]
 
 
 def test_blank_feedback_is_none() -> None:
-    assert Mark(True, " \n") == Mark(1.0)
-    assert type(Mark(1).score) is float
+    assert RewardResult(True, " \n") == RewardResult(1.0)
+    assert type(RewardResult(1).score) is float
     with pytest.raises(TypeError, match="feedback is text or None, not int"):
-        Mark(1.0, 3)  # type: ignore[arg-type]
+        RewardResult(1.0, 3)  # type: ignore[arg-type]
 
 
 MINE = """
-from demopsd_dist.data.records import Mark, Question
+from demopsd_dist.data.records import RewardResult, Question
 
 def plain(response: str, question: Question) -> float:
     return len(response) / 10
 
-def told(response: str, question: Question) -> Mark:
-    return Mark(0.25, f"{question.id}: think again")
+def told(response: str, question: Question) -> RewardResult:
+    return RewardResult(0.25, f"{question.id}: think again")
 
 def nan(response, question): return float("nan")
 def nothing(response, question): pass
@@ -184,8 +184,8 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str
 
 def test_a_users_own_reward(mine: Callable[[str], str]) -> None:
     plain, told = reward_of(mine("mine.plain")), reward_of(mine("mine.told"))
-    assert plain("12345", QUESTION) == Mark(0.5)
-    assert told("", QUESTION) == Mark(0.25, "physics/7: think again")
+    assert plain("12345", QUESTION) == RewardResult(0.5)
+    assert told("", QUESTION) == RewardResult(0.25, "physics/7: think again")
     assert plain.extract(" ") is None
     assert plain.extract("anything") == "anything", "what is an answer, only the user knows"
     assert form_of(mine("mine.plain")) == FORMS["auto"]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from demopsd_dist.config import DataConfig, Duplicates, FieldNames, Format, load
 from demopsd_dist.data.prompts import PromptBuilder
-from demopsd_dist.data.sources import Item, Record, load_data, load_source
+from demopsd_dist.data.sources import ParsedQuestion, SourceRecord, load_data, load_source
 from demopsd_dist.data.sources.gpqa import read as read_gpqa
 from demopsd_dist.data.sources.own_records import read as read_plain
 from demopsd_dist.data.sources.sciknoweval import read as read_sciknoweval
@@ -57,7 +57,7 @@ def numbered(path: Path, count: int) -> str:
 def gpqa_row(identity: str, question: str = "Which?") -> dict[str, str]:
     wrong = {f"Incorrect Answer {i}": f"wrong {i}\n" for i in (1, 2, 3)}
     return {"Question": question, "Correct Answer": " right ", **wrong, "High-level domain": "Chemistry"} | {
-        "Record ID": identity
+        "SourceRecord ID": identity
     }
 
 
@@ -284,12 +284,14 @@ def test_whatever_a_question_holds_it_arrives_in_both_views_unchanged(question: 
     stored = json.loads(json.dumps({"prompt": question, "answer": "1"}))
     options = raw(question, choices={"text": [option, "b", "c", "d"], "label": list("ABCD")})
     items = [
-        read_plain(Record(stored, "here", "mine", 1), FieldNames()),
-        read_sciknoweval(Record(json.loads(json.dumps(options)), "here", "raw", 1)),
-        read_gpqa(Record({**gpqa_row("r"), "Question": f"[{question}]", "Correct Answer": f"[{option}]"}, "", "g", 1)),
+        read_plain(SourceRecord(stored, "here", "mine", 1), FieldNames()),
+        read_sciknoweval(SourceRecord(json.loads(json.dumps(options)), "here", "raw", 1)),
+        read_gpqa(
+            SourceRecord({**gpqa_row("r"), "Question": f"[{question}]", "Correct Answer": f"[{option}]"}, "", "g", 1)
+        ),
     ]
     for item, whole in zip(items, (question, question, f"[{question}]"), strict=True):
-        assert isinstance(item, Item)
+        assert isinstance(item, ParsedQuestion)
         asked = item.question
         assert asked.text == question or (asked.text.startswith(f"{whole}\n\nA: ") and option in asked.text)
         for view in (BUILDER.student(asked).tokens, BUILDER.privileged(asked, "so: {1}")):

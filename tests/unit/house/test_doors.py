@@ -74,7 +74,7 @@ def test_library_has_no_engine_and_no_outer_room() -> None:
     assert offenders(modules("demopsd_dist"), *ENGINES, "workers", "launch", "benchmarks", "tests") == []
 
 
-@pytest.mark.parametrize("name", ["driver", "feed", "evaluate", "roles"])
+@pytest.mark.parametrize("name", ["driver", "queue", "evaluate", "roles"])
 def test_driver_knows_roles_and_data_only(name: str) -> None:
     assert offenders([ROOT / "demopsd_dist" / f"{name}.py"], "torch", "transformers", "demopsd_dist.objective") == []
 

@@ -15,15 +15,15 @@ from demopsd_dist.config import load
 from demopsd_dist.util.code_digest import ROOT, code_digest, differing, file_digests
 from launch import _doctor_findings
 from launch._cluster_findings import cluster
-from launch._doctor_findings import Finding, Level
+from launch._doctor_findings import Finding, FindingLevel
 from launch.doctor import main, paths
-from workers.cluster.node_info import Node, Survey
+from workers.cluster.node_info import NodeInfo, NodeSurvey
 
 DEMO = ROOT / "configs" / "demo.yaml"
 
 
 def problems(found: object) -> list[Finding]:
-    return [one for one in found if one.level is not Level.ok]  # type: ignore[attr-defined]
+    return [one for one in found if one.level is not FindingLevel.ok]  # type: ignore[attr-defined]
 
 
 def test_a_digest_tells_any_change_of_code_and_nothing_else(tmp_path: Path) -> None:
@@ -68,15 +68,15 @@ def test_a_local_build_of_torch_is_the_locks() -> None:
 
 def test_small_shared_memory_and_few_open_files() -> None:
     small = _doctor_findings.shared_memory("a", 0.06, 0.05, 64.0)
-    assert (small.level, small.fix.startswith("give it 19 GiB")) == (Level.warning, True)
-    assert _doctor_findings.shared_memory("a", 32.0, 31.0, 64.0).level is Level.ok
+    assert (small.level, small.fix.startswith("give it 19 GiB")) == (FindingLevel.warning, True)
+    assert _doctor_findings.shared_memory("a", 32.0, 31.0, 64.0).level is FindingLevel.ok
     assert "ulimit -n 65536" in _doctor_findings.open_files(1024).fix
-    assert _doctor_findings.open_files(65536).level is Level.ok
+    assert _doctor_findings.open_files(65536).level is FindingLevel.ok
 
 
 def test_a_clock_behind_the_code_is_wrong() -> None:
-    assert _doctor_findings.clock(time.time()).level is Level.ok
-    assert _doctor_findings.clock(0.0).level is Level.problem
+    assert _doctor_findings.clock(time.time()).level is FindingLevel.ok
+    assert _doctor_findings.clock(0.0).level is FindingLevel.problem
 
 
 def test_roles_that_find_no_room() -> None:
@@ -126,12 +126,12 @@ def test_a_head_that_does_not_answer() -> None:
     assert list(_doctor_findings.address(load(DEMO, ["ray_address=auto"]))) == []
 
 
-def node(name: str = "first (10.0.0.1)") -> Node:
-    return Node(name, file_digests(), _doctor_findings.installed(), 8, 0, 32.0, (20.0, 20.0), [], 0.01, 0.002)
+def node(name: str = "first (10.0.0.1)") -> NodeInfo:
+    return NodeInfo(name, file_digests(), _doctor_findings.installed(), 8, 0, 32.0, (20.0, 20.0), [], 0.01, 0.002)
 
 
 def test_nodes_that_are_right() -> None:
-    two = Survey([node(), node("second (10.0.0.2)")], [], {("first", "second"): 3.0}, {"CPU": 16.0})
+    two = NodeSurvey([node(), node("second (10.0.0.2)")], [], {("first", "second"): 3.0}, {"CPU": 16.0})
     found = list(cluster(load(DEMO), two))
     assert problems(found) == []
     assert any(one.text == f"digest {code_digest()}, as here" for one in found)
@@ -153,7 +153,7 @@ def test_nodes_that_are_right() -> None:
     ],
 )
 def test_a_node_that_is_not_as_the_others_is_named(changes: dict, what: str, text: str) -> None:
-    two = Survey([node(), replace(node("second (10.0.0.2)"), **changes)], [], {}, {"CPU": 16.0})
+    two = NodeSurvey([node(), replace(node("second (10.0.0.2)"), **changes)], [], {}, {"CPU": 16.0})
     (found,) = problems(cluster(load(DEMO), two))
     assert (found.what, found.where) == (what, "second (10.0.0.2)")
     assert text in found.text
@@ -161,7 +161,7 @@ def test_a_node_that_is_not_as_the_others_is_named(changes: dict, what: str, tex
 
 
 def test_silence_a_slow_wire_and_too_little_room_are_told() -> None:
-    bad = Survey([node()], ["third (10.0.0.3): no answer within 60 s"], {("first", "third"): 0.05}, {"CPU": 1.0})
+    bad = NodeSurvey([node()], ["third (10.0.0.3): no answer within 60 s"], {("first", "third"): 0.05}, {"CPU": 1.0})
     found = {one.what: one for one in problems(cluster(load(DEMO), bad))}
     assert set(found) == {"nodes", "bandwidth", "processors"}
     assert (found["nodes"].where, found["nodes"].text) == ("third (10.0.0.3)", "no answer within 60 s")
@@ -170,7 +170,7 @@ def test_silence_a_slow_wire_and_too_little_room_are_told() -> None:
 
 def test_a_clock_is_not_blamed_for_what_is_not_known() -> None:
     slow = replace(node(), clock_s=3.0, clock_within_s=2.5)
-    assert problems(cluster(load(DEMO), Survey([slow], [], {}, {"CPU": 16.0}))) == []
+    assert problems(cluster(load(DEMO), NodeSurvey([slow], [], {}, {"CPU": 16.0}))) == []
 
 
 def test_every_node_is_asked_for_model_and_data() -> None:

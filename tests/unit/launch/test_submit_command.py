@@ -11,7 +11,7 @@ from demopsd_dist.util.code_digest import ROOT
 from demopsd_dist.util.errors import ConfigError
 from launch import submit
 from launch.submit import entrypoint, parsed, settings
-from workers.cluster.jobs import Jobs, last_error
+from workers.cluster.jobs import JobClient, last_error
 
 DEMO = str(ROOT / "configs" / "demo.yaml")
 ADDRESS = "--address=http://head:8265"
@@ -64,7 +64,7 @@ def test_an_address_that_is_none_and_one_where_nobody_answers(
     assert submit.main(["--status=a", "--address=head:8265"]) == 2
     assert "--address must be http://host:port" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"--address http://127.0.0.1:1: no jobs can be handled there \(.*refused\)"):
-        Jobs("http://127.0.0.1:1")
+        JobClient("http://127.0.0.1:1")
 
 
 def test_the_last_error_of_a_log() -> None:

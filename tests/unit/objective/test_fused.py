@@ -13,8 +13,8 @@ from demopsd_dist.objective import (
     OPSD,
     SDPO,
     DemoPSD,
-    Method,
-    Slice,
+    Objective,
+    TokenSlice,
     TokenViews,
     coarsen,
     entropy,
@@ -35,7 +35,7 @@ def inputs(dtype: torch.dtype = torch.float64, scale: float = 1.0) -> dict[str, 
     return {name: value.to(dtype) for name, value in found.items()}
 
 
-def plain(x: dict[str, Tensor], support: Tensor | None, temperature: float, method: Method) -> Tensor:
+def plain(x: dict[str, Tensor], support: Tensor | None, temperature: float, method: Objective) -> Tensor:
     logits = torch.nn.functional.linear(x["hidden"], x["weight"], x["bias"])
     reference, teacher = (coarsen(x[name], support, temperature) for name in ("reference", "teacher"))
     mask = torch.ones(N, dtype=torch.bool)
@@ -52,12 +52,12 @@ def plain(x: dict[str, Tensor], support: Tensor | None, temperature: float, meth
 
 
 def fused(
-    x: dict[str, Tensor], support: Tensor | None, temperature: float, slice_tokens: int, method: Method
+    x: dict[str, Tensor], support: Tensor | None, temperature: float, slice_tokens: int, method: Objective
 ) -> Tensor:
     reference, teacher = (coarsen(x[name], support, temperature) for name in ("reference", "teacher"))
     advantage = torch.linspace(-1, 1, N, dtype=reference.dtype)
 
-    def loss_of(part: Slice) -> Tensor:
+    def loss_of(part: TokenSlice) -> Tensor:
         tokens = part.tokens
         views = TokenViews(
             part.student_logp_NA,
@@ -84,7 +84,7 @@ def fused(
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("slice_tokens", [1, 5, N, 1000])
 def test_loss_and_gradients_are_those_of_plain_logits(
-    method: Method, top_k: int | None, temperature: float, slice_tokens: int
+    method: Objective, top_k: int | None, temperature: float, slice_tokens: int
 ) -> None:
     x = inputs()
     support = top_k_support(x["hidden"] @ x["weight"].T + x["bias"], top_k)
@@ -140,7 +140,7 @@ def test_a_slice_knows_token_probabilities_and_entropy() -> None:
     ids = torch.arange(N) % V
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def loss_of(part: Slice) -> Tensor:
+    def loss_of(part: TokenSlice) -> Tensor:
         seen.append((part.token_logp(ids[part.tokens]), part.entropy()))
         return part.student_logp_NA.sum() * 0.0
 

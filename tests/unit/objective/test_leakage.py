@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from demopsd_dist.config import Config, load
-from demopsd_dist.data.examples import Group, lessons_from_siblings, rewarded
+from demopsd_dist.data.examples import RewardedGroup, examples_from_siblings, rewarded
 from demopsd_dist.data.prompts import PromptBuilder
-from demopsd_dist.data.records import Scored
+from demopsd_dist.data.records import ScoredExample
 from demopsd_dist.data.rewards.builtin import reward_of
 from demopsd_dist.methods import recipe
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
@@ -95,15 +95,15 @@ def test_information_of_a_sample_of_contexts_is_low_and_grows_with_m() -> None:
 RIGHT, WRONG = "so <answer>1</answer>", "hm <answer>2</answer>"
 
 
-def groups_and_scores(config: Config, builder: PromptBuilder) -> tuple[list[Group], list[Scored]]:
+def groups_and_scores(config: Config, builder: PromptBuilder) -> tuple[list[RewardedGroup], list[ScoredExample]]:
     texts = [[RIGHT, f"other {RIGHT}", WRONG, RIGHT], [WRONG] * 4, [RIGHT, RIGHT, RIGHT, WRONG]]
     groups = [
         rewarded([rollout(prompt(f"q{g}"), i, text) for i, text in enumerate(row)], reward_of("answer"))
         for g, row in enumerate(texts)
     ]
-    lessons = lessons_from_siblings(groups, builder, exclude_own_success=True, seed="0").lessons
-    supports = [np.zeros((4, 4), np.int32)] * len(lessons)
-    scored = asyncio.run(StandInTeacher(World()).score(lessons, supports, recipe(config).forwards))
+    examples = examples_from_siblings(groups, builder, exclude_own_success=True, seed="0").examples
+    supports = [np.zeros((4, 4), np.int32)] * len(examples)
+    scored = asyncio.run(StandInTeacher(World()).score(examples, supports, recipe(config).forwards))
     return groups, scored
 
 
@@ -112,7 +112,7 @@ def test_the_probe_chooses_responses_with_different_solutions() -> None:
     builder = PromptBuilder(byte_tokenizer())
     groups, scored = groups_and_scores(config, builder)
     found = list(leakage_probe.probes(config, groups, scored))
-    assert [(p.family, p.item.lesson.rollout.id) for p in found] == [
+    assert [(p.family, p.item.example.rollout.id) for p in found] == [
         ("siblings", "q0#0"),
         ("answers", "q0#0"),
         ("answers", "q2#0"),

@@ -16,7 +16,7 @@ from demopsd_dist.objective import (
     OPSD,
     SDPO,
     DemoPSD,
-    Method,
+    Objective,
     coarsen,
     loss_from_logits,
     loss_on_support,
@@ -26,7 +26,7 @@ from demopsd_dist.objective import (
 from tests.unit.objective.reference_losses import atoms, kl, softmax
 
 B, T, V = 4, 5, 17
-METHODS: dict[str, Method] = {
+METHODS: dict[str, Objective] = {
     "demopsd": DemoPSD(),
     "demopsd-constant": DemoPSD(gate="constant", alpha_max=0.05),
     "demopsd-threshold": DemoPSD(gate="threshold"),
@@ -64,7 +64,7 @@ def rows_of(x: dict[str, Any], rows: slice) -> dict[str, Any]:
 
 @every_method
 @pytest.mark.parametrize("top_k", [None, 1, 5, V - 1])
-def test_both_forms_give_the_same_number(method: Method, top_k: int | None) -> None:
+def test_both_forms_give_the_same_number(method: Objective, top_k: int | None) -> None:
     """All logits at hand, against float32 values of a teacher on the support."""
     x = {name: value.float() if value.is_floating_point() else value for name, value in sample().items()}
     here = loss_from_logits(method, **x, top_k=top_k)
@@ -98,12 +98,14 @@ def test_sdpo_and_its_gradient_against_float64_numpy(divergence: Any, top_k: int
                 "reverse_kl": (kl(p, r), np.log(p / r)),
             }[divergence]
             assert found.loss_BT[b, t].item() == pytest.approx(loss, abs=1e-10)
-            spread = np.empty(V)  # every token has the value of its atom
-            spread[np.arange(V) if support is None else support] = log_ratio[: len(log_ratio) if top_k is None else -1]
+            distribution = np.empty(V)  # every token has the value of its atom
+            distribution[np.arange(V) if support is None else support] = log_ratio[
+                : len(log_ratio) if top_k is None else -1
+            ]
             if support is not None:
-                spread[np.setdiff1d(np.arange(V), support)] = log_ratio[-1]
+                distribution[np.setdiff1d(np.arange(V), support)] = log_ratio[-1]
             whole = softmax(z)
-            expected = whole * (spread - (whole * spread).sum())
+            expected = whole * (distribution - (whole * distribution).sum())
             np.testing.assert_allclose(student.grad[b, t].numpy(), expected, atol=1e-10)
 
 
@@ -132,7 +134,7 @@ def test_demopsd_at_its_ends_is_sdpo_and_a_live_reference_is_the_student() -> No
 def test_gates() -> None:
     x = sample(5, scale=0.5)
     constant = loss_from_logits(DemoPSD(gate="constant", alpha_max=0.07), **x)
-    assert (constant.spreads["demopsd/alpha"] == 0.07).all()
+    assert (constant.distributions["demopsd/alpha"] == 0.07).all()
     half = DemoPSD(gate="threshold", gate_threshold_nats=0.05).alpha(torch.tensor([0.0, 0.05, 0.6]))
     torch.testing.assert_close(half, torch.tensor([0.15 * 0.0758582, 0.075, 0.15]), atol=1e-5, rtol=1e-5)
 
@@ -174,7 +176,9 @@ def test_grpo_and_its_gradient(ratio: float, advantage: float) -> None:
 @every_method
 @pytest.mark.parametrize("parts", [[4], [2, 2], [1, 1, 1, 1], [1, 3]])
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "max_length"])
-def test_loss_gradient_and_metrics_do_not_depend_on_the_cut(method: Method, parts: list[int], aggregation: Any) -> None:
+def test_loss_gradient_and_metrics_do_not_depend_on_the_cut(
+    method: Objective, parts: list[int], aggregation: Any
+) -> None:
     """Shards of any size, and packed (all tokens in a row, none masked) instead of padded."""
     x = sample(6)
     student = x["student_logits_BTV"].requires_grad_()
@@ -224,7 +228,7 @@ def test_aggregations_by_hand() -> None:
     mask=st.sampled_from(["some", "none", "one sample", "one token"]),
 )
 def test_nothing_makes_it_infinite(
-    method: Method, seed: int, scale: float, top_k: int | None, kind: torch.dtype, mask: str
+    method: Objective, seed: int, scale: float, top_k: int | None, kind: torch.dtype, mask: str
 ) -> None:
     """Logits of 40 N(0, 1), half precision, K beyond V, masked samples with rubbish in them, and nothing at all."""
     x = sample(seed, scale)
@@ -256,7 +260,7 @@ def test_nothing_makes_it_infinite(
 @distilling
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 1000), scale=st.sampled_from([0.1, 3.0, 10.0]))
-def test_float32_is_float64_to_1e_5(method: Method, seed: int, scale: float) -> None:
+def test_float32_is_float64_to_1e_5(method: Objective, seed: int, scale: float) -> None:
     x = sample(seed, scale)
     narrow = {name: value.float() if value.is_floating_point() else value for name, value in x.items()}
     one, other = (loss_from_logits(method, **values, top_k=5) for values in (narrow, x))

@@ -13,7 +13,7 @@ from demopsd_dist.data.packing import Layout
 from demopsd_dist.data.records import Tokens
 from demopsd_dist.planning.default_efficiencies import ASSUMED
 from demopsd_dist.planning.drawn_batch import (
-    Response,
+    DrawnResponse,
     learned,
     learner_batches,
     lengths_of,
@@ -23,11 +23,11 @@ from demopsd_dist.planning.drawn_batch import (
 )
 from demopsd_dist.planning.roofline import Power
 from demopsd_dist.planning.sampling_time import played, room, sampled
-from demopsd_dist.planning.workload import Job, Traffic
+from demopsd_dist.planning.workload import Traffic, Workload
 from tests.unit.planning.example_jobs import ALIKE, gpu, job
 
 
-def tokens_of(of: Job, response: Response, solution: int) -> Tokens:
+def tokens_of(of: Workload, response: DrawnResponse, solution: int) -> Tokens:
     """Real ids with the sharing that is drawn: prompt, the solution seen, the response's beginning."""
     alike = round(of.traffic.shared_fraction * response.tokens)
     parts = [
@@ -41,29 +41,31 @@ def tokens_of(of: Job, response: Response, solution: int) -> Tokens:
 
 @settings(max_examples=60)
 @given(
-    spread=st.sampled_from([0.0, 0.7]),
+    distribution=st.sampled_from([0.0, 0.7]),
     tree_tokens=st.sampled_from([0, 150, 400, 4000]),
     most=st.sampled_from([None, 120, 300]),
     privileged=st.booleans(),
     shared=st.sampled_from([0.0, 0.5]),
 )
 def test_rows_are_those_of_the_runs_packing(
-    spread: float, tree_tokens: int, most: int | None, privileged: bool, shared: float
+    distribution: float, tree_tokens: int, most: int | None, privileged: bool, shared: float
 ) -> None:
     """Lengths differ between siblings only where nothing of a response is shared: there the order could differ."""
-    traffic = replace(ALIKE, response_spread=0.0 if shared else spread, shared_fraction=shared)
+    traffic = replace(ALIKE, response_spread=0.0 if shared else distribution, shared_fraction=shared)
     of = job("rollout.prompts_per_step=6", traffic=traffic, tree_tokens=tree_tokens)
     solution = 50 if privileged else 0
     drawn = teacher_rows(of) if privileged else student_rows(of)
-    real: Layout[Response] = Layout(lambda item: item.group, lambda item: tokens_of(of, item, solution), tree_tokens)
+    real: Layout[DrawnResponse] = Layout(
+        lambda item: item.group, lambda item: tokens_of(of, item, solution), tree_tokens
+    )
     found = sorted(row.tokens for row in drawn.rows(learned(of), most))
     assert found == sorted(row.tokens for row in real.rows(learned(of), most))
 
 
 @settings(max_examples=50)
-@given(mean=st.floats(1, 900), spread=st.floats(0, 1.5), longest=st.integers(1, 1000), count=st.integers(20, 400))
-def test_lengths_have_the_mean_and_the_bound(mean: float, spread: float, longest: int, count: int) -> None:
-    lengths = lengths_of(Traffic(response_tokens=mean, response_spread=spread), count, longest)
+@given(mean=st.floats(1, 900), distribution=st.floats(0, 1.5), longest=st.integers(1, 1000), count=st.integers(20, 400))
+def test_lengths_have_the_mean_and_the_bound(mean: float, distribution: float, longest: int, count: int) -> None:
+    lengths = lengths_of(Traffic(response_tokens=mean, response_spread=distribution), count, longest)
     assert len(lengths) == count
     assert max(lengths) <= longest
     assert np.mean(lengths) == pytest.approx(min(mean, longest), rel=0.02, abs=0.6)

@@ -12,8 +12,8 @@ from torch import nn
 from demopsd_dist.config import ModelConfig
 from demopsd_dist.objective import SLICE_TOKENS
 from demopsd_dist.planning import forward_time
-from demopsd_dist.planning.drawn_batch import Batch
-from demopsd_dist.planning.hardware import Fleet
+from demopsd_dist.planning.drawn_batch import DrawnBatch
+from demopsd_dist.planning.hardware import DeviceCluster
 from demopsd_dist.planning.memory_by_role import (
     footprints,
     kept_bytes,
@@ -95,13 +95,13 @@ def test_activations_are_what_autograd_keeps() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         hidden = model.get_decoder()(torch.arange(tokens)[None] % 500, use_cache=False).last_hidden_state
-    counted = kept_bytes(job(), Batch(rows=1, length=tokens, responses=1, predicted=0, masked=False))
+    counted = kept_bytes(job(), DrawnBatch(rows=1, length=tokens, responses=1, predicted=0, masked=False))
     assert sum(kept.values()) == pytest.approx(counted, rel=0.1)
     assert hidden.requires_grad
 
 
 def test_checkpointing_keeps_a_layers_input_and_one_layer() -> None:
-    batch = Batch(rows=1, length=1000, responses=1, predicted=0, masked=False)
+    batch = DrawnBatch(rows=1, length=1000, responses=1, predicted=0, masked=False)
     deep = replace(SHAPE, layers=50)
     plain, checkpointed = job(shape=deep), job("learner.activation_checkpointing=true", shape=deep)
     assert kept_bytes(checkpointed, batch) < kept_bytes(plain, batch) / 5
@@ -190,7 +190,7 @@ def test_engines_that_sleep_leave_their_memory_to_the_learners() -> None:
     assert "1 x rollout 0.0 + " in said
     assert "while it learns; it has" in said
     assert "while it" not in reasons(False, least[False] - 1)[0]
-    cpu = Fleet(replace(gpu(memory_gib=1.0), shared=True), 1, 1)
+    cpu = DeviceCluster(replace(gpu(memory_gib=1.0), shared=True), 1, 1)
     awake, asleep = (replace(of, engines_sleep=sleep) for sleep in (False, True))
     found = footprints(of, together, cpu, {})
     assert shortfalls(awake, together, cpu, found) == shortfalls(asleep, together, cpu, found) != []

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from demopsd_dist.planning import plan_text
-from demopsd_dist.planning.calibration import Measured, fit_memory, fit_stage, fitted, nonnegative, read
+from demopsd_dist.planning.calibration import MeasuredRun, fit_memory, fit_stage, fitted, nonnegative, read
 from demopsd_dist.planning.default_efficiencies import ASSUMED, STAGES, UNCALIBRATED, Calibration
 from demopsd_dist.planning.drawn_batch import learned, learner_batches, teacher_batches
 from demopsd_dist.planning.forward_time import learn_loads, score_loads, support_loads
-from demopsd_dist.planning.hardware import DEVICES, Device, Fleet, fleet_of
+from demopsd_dist.planning.hardware import DEVICES, Device, DeviceCluster, fleet_of
 from demopsd_dist.planning.model_shape import KNOWN
 from demopsd_dist.planning.publish_time import publish_load
 from demopsd_dist.planning.roofline import Coefficients, Load, Power
@@ -117,7 +117,7 @@ def test_more_workers_share_the_work() -> None:
 
 def test_on_shared_devices_the_roles_take_turns() -> None:
     seconds = {stage: float(i + 1) for i, stage in enumerate(STAGES)}
-    cores = Fleet(replace(gpu(), shared=True), 1, 2)
+    cores = DeviceCluster(replace(gpu(), shared=True), 1, 2)
     for ahead in (0, 1):
         on_a_gpu = Split(1, 1, 1, ahead, shared=True)
         assert step_seconds(job(), on_a_gpu, fleet(1), seconds, (1.0,)) == sum(seconds.values())
@@ -130,7 +130,7 @@ def test_on_shared_devices_the_roles_take_turns() -> None:
 
 def test_roles_that_leave_cores_free_run_beside_each_other() -> None:
     seconds = EACH | {"sample": 10.0, "score": 8.0, "learn": 6.0}
-    cores = Fleet(replace(gpu(), shared=True), 1, 2)
+    cores = DeviceCluster(replace(gpu(), shared=True), 1, 2)
     evenly = (0.25, 0.5, 0.75, 1.0)
     assert step_seconds(job(), Split(1, 1, 1, shared=True), cores, seconds, evenly) == 10 + 2 + 6
     both = Split(2, 1, 2, teacher_threads=2, shared=True)
@@ -195,7 +195,7 @@ def test_memory_is_a_base_and_a_factor() -> None:
 def test_a_calibration_predicts_what_it_was_fitted_to(tmp_path: Path) -> None:
     """Cases whose figures come from known coefficients; the file is written and read as a benchmark's."""
     core = Device("cpu", 20.0, 0.05, 0.05, 0.05, 10.0, 5.0, 10.0, 1.0, shared=True)
-    place = Fleet(core, 1, 2)
+    place = DeviceCluster(core, 1, 2)
     true = Calibration(
         {stage: Coefficients(0.3, 0.2, 0.4, 0.5, 1e-3, 1e-4, 1e-4) for stage in STAGES}, {"rollout": (0.5, 1.0)}
     )
@@ -205,7 +205,7 @@ def test_a_calibration_predicts_what_it_was_fitted_to(tmp_path: Path) -> None:
         split = Split(ranks, 1, ranks, shared=True)
         loads, _ = loads_of(of, split, place, UNCALIBRATED)
         seconds = {stage: true.stages[stage].seconds(loads[stage]) for stage in STAGES}
-        cases.append(Measured(f"case {prompts}", of, split, seconds))
+        cases.append(MeasuredRun(f"case {prompts}", of, split, seconds))
     file = tmp_path / "measured.json"
     file.write_text(json.dumps({"fleet": asdict(place), "measured": [asdict(case) for case in cases]}))
     found_place, found = read(file)
@@ -228,8 +228,8 @@ def test_a_file_that_holds_no_measurements_is_refused(text: str, tmp_path: Path)
 
 
 def test_fleets_by_their_names() -> None:
-    assert fleet_of("8xh100") == Fleet(DEVICES["h100"], 1, 8)
-    assert fleet_of("32xH100") == fleet_of("4x8xh100") == Fleet(DEVICES["h100"], 4, 8)
+    assert fleet_of("8xh100") == DeviceCluster(DEVICES["h100"], 1, 8)
+    assert fleet_of("32xH100") == fleet_of("4x8xh100") == DeviceCluster(DEVICES["h100"], 4, 8)
     for text, message in (
         ("8", "write 8xh100"),
         ("0xh100", "write 8xh100"),
@@ -285,7 +285,7 @@ def test_an_engine_of_several_devices_is_faster_and_pays_for_its_sums() -> None:
 
 
 def test_on_shared_cores_threads_of_a_worker_are_not_set_against_other_roles() -> None:
-    splits = list(candidates(job(), Fleet(replace(gpu(), shared=True), 1, 4), {}))
+    splits = list(candidates(job(), DeviceCluster(replace(gpu(), shared=True), 1, 4), {}))
     assert {(split.rollout, split.learner) for split in splits} == {(1, 1), (1, 4), (4, 1), (4, 4)}
     assert {split.teacher_threads for split in splits if split.ahead} == {1}
     assert {split.teacher_threads for split in splits if not split.ahead} == {1, 4}

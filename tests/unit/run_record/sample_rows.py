@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from demopsd_dist.data.packing import pack
-from demopsd_dist.data.records import BatchSize, Lesson, Prompt, Question, Rollout, Scored, TrainBatch
+from demopsd_dist.data.records import BatchSize, Prompt, Question, Rollout, ScoredExample, TrainBatch, TrainingExample
 
 
 def prompt(name: str = "q", length: int = 5, answer: str = "1") -> Prompt:
@@ -28,15 +28,15 @@ def rollout(
     )
 
 
-def scored(name: str, prompt_length: int, response_length: int, atoms: int = 4) -> Scored:
-    lesson = Lesson(
+def scored(name: str, prompt_length: int, response_length: int, atoms: int = 4) -> ScoredExample:
+    example = TrainingExample(
         rollout(prompt(name, prompt_length), length=response_length), 1.0, 0.0, np.arange(9, dtype=np.int32)
     )
     values = np.zeros((response_length, atoms), np.float32)
-    return Scored(lesson, np.zeros((response_length, atoms - 1), np.int32), values, values)
+    return ScoredExample(example, np.zeros((response_length, atoms - 1), np.int32), values, values)
 
 
-def packed(items: list[Scored], dp_size: int, micro_batch_tokens: int, tree_tokens: int = 2048) -> TrainBatch:
+def packed(items: list[ScoredExample], dp_size: int, micro_batch_tokens: int, tree_tokens: int = 2048) -> TrainBatch:
     """A batch whose loss is a mean over what is in it."""
-    size = BatchSize(sum(item.lesson.response_length_tokens for item in items), len(items))
+    size = BatchSize(sum(item.example.response_length_tokens for item in items), len(items))
     return pack(items, size, dp_size, micro_batch_tokens, tree_tokens)

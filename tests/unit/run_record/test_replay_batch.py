@@ -15,17 +15,17 @@ import torch
 from safetensors.torch import save_file
 
 from demopsd_dist.config import load, to_yaml
-from demopsd_dist.data.records import LearnReport, Scored
+from demopsd_dist.data.records import ScoredExample, StepReport
 from demopsd_dist.objective import DemoPSD, TokenViews, fused_loss, reduced
 from demopsd_dist.run_record import digests, replay_batch
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.util.errors import CheckpointError, ConfigError, DifferenceError
 from launch import replay
 from tests.unit.run_record.sample_rows import packed, scored
-from workers.learner.observers.step_digests import DOT, OTHER, OWN, SPREADS, Witness, products
+from workers.learner.observers.step_digests import DISTRIBUTIONS, DOT, OTHER, OWN, ResponseDigests, products
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
-RECORD = replay_batch.Record(
+RECORD = replay_batch.ReplayRecord(
     step=1,
     config="",
     checkpoint=None,
@@ -37,24 +37,24 @@ RECORD = replay_batch.Record(
 )
 
 
-def batch(seed: int = 0) -> list[Scored]:
+def batch(seed: int = 0) -> list[ScoredExample]:
     rng = np.random.default_rng(seed)
 
-    def one(name: str, length: int) -> Scored:
+    def one(name: str, length: int) -> ScoredExample:
         item = scored(name, 5, length)
         logp_T = rng.normal(size=length).astype(np.float32)
         values = rng.normal(size=(length, 4)).astype(np.float32)
-        lesson = replace(item.lesson, rollout=replace(item.lesson.rollout, logp_T=logp_T), advantage=rng.normal())
-        return replace(item, lesson=lesson, reference_logp_TA=values, teacher_logp_TA=values)
+        example = replace(item.example, rollout=replace(item.example.rollout, logp_T=logp_T), advantage=rng.normal())
+        return replace(item, example=example, reference_logp_TA=values, teacher_logp_TA=values)
 
     return [one(name, length) for name, length in (("physics/1", 7), ("biology/2", 300), ("physics/3", 40))]
 
 
-def keep(folder: Path, items: list[Scored], step: int = 1) -> Path:
-    report = LearnReport({"learner/loss": 0.1, "learner/grad_norm": 2.0}, stepped=True)
+def keep(folder: Path, items: list[ScoredExample], step: int = 1) -> Path:
+    report = StepReport({"learner/loss": 0.1, "learner/grad_norm": 2.0}, stepped=True)
     record = replace(RECORD, step=step, digests=digests.of_step(items, report))
     return replay_batch.write(
-        folder, record, [item.lesson for item in items], [["physics/3#0"], ["biology/2#0", "physics/1#0"]]
+        folder, record, [item.example for item in items], [["physics/3#0"], ["biology/2#0", "physics/1#0"]]
     )
 
 
@@ -64,17 +64,19 @@ def test_a_batch_comes_back_as_it_was(tmp_path: Path) -> None:
     found = replay_batch.read(tmp_path, 1)
     assert found.parts == [[2], [1, 0]]
     assert found.record.learning_rate_factor == 0.5
-    assert digests.of_inputs(found.lessons) == digests.of_inputs(item.lesson for item in items)
-    engine = [replace(item.lesson, rollout=replace(item.lesson.rollout, support_TK=item.support_TK)) for item in items]
+    assert digests.of_inputs(found.examples) == digests.of_inputs(item.example for item in items)
+    engine = [
+        replace(item.example, rollout=replace(item.example.rollout, support_TK=item.support_TK)) for item in items
+    ]
     again = replay_batch.write(tmp_path, replace(RECORD, digests=digests.of_inputs(engine)), engine, found_parts(items))
-    support = replay_batch.read(tmp_path, 1).lessons[1].rollout.support_TK
+    support = replay_batch.read(tmp_path, 1).examples[1].rollout.support_TK
     assert support is not None
     np.testing.assert_array_equal(support, items[1].support_TK)
     assert again == tmp_path / "step-000001"
 
 
-def found_parts(items: list[Scored]) -> list[list[str]]:
-    return [[item.lesson.rollout.id for item in items]]
+def found_parts(items: list[ScoredExample]) -> list[list[str]]:
+    return [[item.example.rollout.id for item in items]]
 
 
 def test_no_bit_of_a_batch_can_flip_unnoticed(tmp_path: Path) -> None:
@@ -132,26 +134,26 @@ def test_what_a_witness_says_does_not_depend_on_the_slices() -> None:
     """And is the digest of what the method saw; a response of another micro-batch changes nothing."""
     items = batch()
     generator = torch.Generator().manual_seed(0)
-    hidden = {item.lesson.rollout.id: torch.randn(len(item.support_TK), 8, generator=generator) for item in items}
+    hidden = {item.example.rollout.id: torch.randn(len(item.support_TK), 8, generator=generator) for item in items}
     weight_VH = torch.randn(50, 8, generator=generator)
 
-    def seen(some: list[Scored], slice_tokens: int) -> digests.Digests:
-        witness = Witness(some)
-        hidden_NH = torch.cat([hidden[item.lesson.rollout.id] for item in some]).requires_grad_()
+    def seen(some: list[ScoredExample], slice_tokens: int) -> digests.Digests:
+        response_digests = ResponseDigests(some)
+        hidden_NH = torch.cat([hidden[item.example.rollout.id] for item in some]).requires_grad_()
         ids_NK = torch.arange(3).expand(len(hidden_NH), 3)
         values_NA = torch.cat([torch.from_numpy(item.teacher_logp_TA).log_softmax(-1) for item in some])
 
         def loss_of(part):
             views = TokenViews(part.student_logp_NA, values_NA[part.tokens], values_NA[part.tokens].flip(-1))
             loss = reduced(DemoPSD(), views)
-            witness.see(part, views, loss, part.entropy())
+            response_digests.see(part, views, loss, part.entropy())
             return loss.loss
 
         fused_loss(hidden_NH, weight_VH, ids_NK, loss_of, slice_tokens=slice_tokens)
-        return witness.digests()
+        return response_digests.digests()
 
     whole = seen(items, 1000)
-    assert set(whole) == {"student_logp", "token_loss", "entropy", *SPREADS.values()}
+    assert set(whole) == {"student_logp", "token_loss", "entropy", *DISTRIBUTIONS.values()}
     assert set(whole) < set(digests.ORDER)
     assert all(list(rows) == ["physics/1#0", "biology/2#0", "physics/3#0"] for rows in whole.values())
     for tensor in ("disagreement", "alpha"):  # the others depend on how the head's product is cut
@@ -191,8 +193,8 @@ def test_what_cannot_be_replayed_is_said(folder: RunFolder, tmp_path: Path) -> N
 
 def test_only_what_is_made_of_the_same_tokens_may_be_set(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     items = batch()
-    record = replace(RECORD, config=to_yaml(load(folder.config)), digests=digests.of_inputs(i.lesson for i in items))
-    replay_batch.write(folder.replay, record, [item.lesson for item in items], found_parts(items))
+    record = replace(RECORD, config=to_yaml(load(folder.config)), digests=digests.of_inputs(i.example for i in items))
+    replay_batch.write(folder.replay, record, [item.example for item in items], found_parts(items))
     for words, message in (
         ("rollout.temperature=0.5", "--set rollout.temperature: tokens and weights are as they were"),
         ("demopsd.alpha_maks=0.5", "Did you mean demopsd.alpha_max?"),

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from demopsd_dist.config import Config, load
-from demopsd_dist.data.examples import Group
-from demopsd_dist.data.records import Lesson, Mark, Scored, TokenTable
+from demopsd_dist.data.examples import RewardedGroup
+from demopsd_dist.data.records import RewardResult, ScoredExample, TokenRecord, TrainingExample
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
 from demopsd_dist.models.token_texts import TokenTexts
 from demopsd_dist.run_record import samples
@@ -59,19 +59,19 @@ def step_rows(cfg: Config) -> list[samples.Row]:
     right = rollout(asked, 0, "<answer>7</answer>", length=6, version=2)
     wrong = rollout(asked, 1, "<answer>8</answer>", length=4, version=2)
     values = np.log(np.full((4, 3), 1 / 3, np.float32))
-    lesson = Lesson(wrong, 0.0, -0.5, ids_of("see 7"))
-    scored = Scored(lesson, np.zeros((4, 2), np.int32), values, values)
-    table = TokenTable(
+    example = TrainingExample(wrong, 0.0, -0.5, ids_of("see 7"))
+    scored = ScoredExample(example, np.zeros((4, 2), np.int32), values, values)
+    table = TokenRecord(
         entropy_T=np.arange(3, dtype=np.float32),
         loss_T=np.zeros(3, np.float32),
-        spreads={"demopsd/alpha": np.full(3, 0.1, np.float32)},
+        distributions={"demopsd/alpha": np.full(3, 0.1, np.float32)},
         candidate_TC=np.array([[65, 66]] * 3, np.int32),
         student_logp_TC=values[:3, :2],
         reference_logp_TC=None,
         teacher_logp_TC=values[:3, :2],
         target_logp_TC=values[:3, :2],
     )
-    group = Group([right, wrong], [Mark(1.0), Mark(0.0, "no unit")])
+    group = RewardedGroup([right, wrong], [RewardResult(1.0), RewardResult(0.0, "no unit")])
     return samples.rows_of(cfg, 5, ["q#1", "q#0"], [group], [scored], {"q#1": table}, TOKENIZER)
 
 

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demopsd_dist.run_record.timeline import Clock, Lane, Offset, Span, Spans, clock, offset_of, rows_of, trace_of
+from demopsd_dist.run_record.timeline import (
+    ClockOffset,
+    ClockReading,
+    Span,
+    Spans,
+    Track,
+    clock,
+    offset_of,
+    rows_of,
+    trace_of,
+)
 
 spans = st.builds(lambda start, length: Span("x", start, start + length), st.integers(0, 30), st.integers(0, 20))
 
@@ -35,15 +45,15 @@ def test_what_is_under_way_is_told_as_far_as_it_is() -> None:
 
 
 def test_clocks_of_one_machine_are_one_and_of_another_are_measured() -> None:
-    assert offset_of(1.0, clock(), 9.0) == Offset(0.0, 0.0)
-    assert offset_of(100.0, Clock("another", 1101.5), 103.0) == Offset(1000.0, 1.5)
-    lane = Lane.told("learner 0", [Span("step", 1101.0, 1102.0)], Offset(1000.0, 1.5))
-    assert lane == Lane("learner 0", [Span("step", 101.0, 102.0)], 1.5)
+    assert offset_of(1.0, clock(), 9.0) == ClockOffset(0.0, 0.0)
+    assert offset_of(100.0, ClockReading("another", 1101.5), 103.0) == ClockOffset(1000.0, 1.5)
+    track = Track.told("learner 0", [Span("step", 1101.0, 1102.0)], ClockOffset(1000.0, 1.5))
+    assert track == Track("learner 0", [Span("step", 101.0, 102.0)], 1.5)
 
 
 def test_the_trace_has_a_process_for_each_and_only_the_step() -> None:
-    driver = Lane("driver", [Span("before", 1.0, 2.0), Span("learn", 9.5, 11.0), Span("score", 10.0, 12.0)])
-    learner = Lane("learner 0", [Span("step", 10.0, 10.5)], 0.002)
+    driver = Track("driver", [Span("before", 1.0, 2.0), Span("learn", 9.5, 11.0), Span("score", 10.0, 12.0)])
+    learner = Track("learner 0", [Span("step", 10.0, 10.5)], 0.002)
     trace = trace_of([driver, learner], 3, 9.0, 20.0)
     events = [event for event in trace["traceEvents"] if event["ph"] == "X"]
     assert [(e["name"], e["pid"], e["tid"]) for e in events] == [("learn", 1, 1), ("score", 1, 2), ("step", 2, 1)]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demopsd_dist.config import AlarmAction, AlarmConfig, load
-from demopsd_dist.training.collapse import METRICS, Alarm, Verdict
+from demopsd_dist.training.collapse import METRICS, CollapseMonitor, CollapseVerdict
 from demopsd_dist.util.errors import CollapseError, ConfigError
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
@@ -25,7 +25,7 @@ HEALTHY = {
 
 def verdicts(settings: AlarmConfig, entropies: list[float | None]) -> list[int]:
     """Steps after which the alarm speaks; None is a step that lacks the figure."""
-    alarm = Alarm(settings)
+    alarm = CollapseMonitor(settings)
     figures = [HEALTHY if value is None else {**HEALTHY, ENTROPY: value} for value in entropies]
     for place, value in enumerate(entropies):
         if value is None:
@@ -52,10 +52,10 @@ def test_it_speaks_after_so_many_steps_in_a_row(entropies: list[float | None], s
 
 
 def test_it_names_figure_value_band_and_steps() -> None:
-    alarm = Alarm(AlarmConfig(after_steps=2, action=AlarmAction.stop, reward=[0.1, 0.9]))
+    alarm = CollapseMonitor(AlarmConfig(after_steps=2, action=AlarmAction.stop, reward=[0.1, 0.9]))
     assert alarm.look(11, {**HEALTHY, ENTROPY: 0.004, "rollout/reward_mean": 0.95}) is None
     verdict = alarm.look(12, {**HEALTHY, ENTROPY: 0.00012345, "rollout/reward_mean": 1.0, "learner/grad_norm": 1e9})
-    assert verdict == Verdict(
+    assert verdict == CollapseVerdict(
         AlarmAction.stop,
         "alarm after step 12: policy/entropy_nats=0.0001234 is below alarm.entropy_nats=[0.005, null], and has been "
         "out of it for 2 steps, from step 11 on; rollout/reward_mean=1 is above alarm.reward=[0.1, 0.9], and has been "
@@ -68,7 +68,7 @@ def test_rollbacks_are_counted_and_end() -> None:
     settings = AlarmConfig(
         after_steps=1, action=AlarmAction.rollback, max_rollbacks=2, rollback_learning_rate_factor=0.25
     )
-    alarm = Alarm(settings)
+    alarm = CollapseMonitor(settings)
     factors: list[float] = []
     for step in (5, 9):
         assert alarm.learning_rate_factor == 0.25 ** len(factors)
@@ -85,7 +85,7 @@ def test_rollbacks_are_counted_and_end() -> None:
 
 
 def test_no_band_no_alarm() -> None:
-    alarm = Alarm(AlarmConfig(entropy_nats=None, response_tokens=None, grad_norm=None, after_steps=1))
+    alarm = CollapseMonitor(AlarmConfig(entropy_nats=None, response_tokens=None, grad_norm=None, after_steps=1))
     assert alarm.look(1, dict.fromkeys(METRICS.values(), float("nan"))) is None
 
 
@@ -97,7 +97,7 @@ def test_no_band_no_alarm() -> None:
 )
 def test_inside_is_inside(name: str, value: float, low: float | None, high: float | None) -> None:
     bands = {**dict.fromkeys(METRICS, None), name: [low, high]}
-    spoke = Alarm(AlarmConfig(after_steps=1, **bands)).look(1, {METRICS[name]: value})  # type: ignore[arg-type]
+    spoke = CollapseMonitor(AlarmConfig(after_steps=1, **bands)).look(1, {METRICS[name]: value})  # type: ignore[arg-type]
     inside = (low is None or value >= low) and (high is None or value <= high) and value == value
     assert (spoke is None) == inside
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from demopsd_dist.util.errors import ConfigError
-from workers.learner.activation_checkpointing import recompute_layers
+from workers.learner.activation_checkpointing import checkpoint_activations
 
 
 def small_model() -> Qwen3ForCausalLM:
@@ -38,7 +38,7 @@ def loss_and_gradients(model: nn.Module) -> list[Tensor]:
 
 def test_loss_and_gradients_are_the_same() -> None:
     plain, recomputing = small_model(), small_model()
-    recompute_layers(recomputing)
+    checkpoint_activations(recomputing)
     runs: Counter[str] = Counter()
     for name, layer in (("plain", plain.model.layers[1]), ("recomputing", recomputing.model.layers[1])):
         layer.mlp.register_forward_pre_hook(lambda *_, name=name: runs.update([name]))
@@ -51,11 +51,11 @@ def test_loss_and_gradients_are_the_same() -> None:
 
 def test_only_the_layers_count_as_training() -> None:
     model = small_model()
-    recompute_layers(model)
+    checkpoint_activations(model)
     loss_and_gradients(model)
     assert [module for module in model.modules() if module.training] == list(model.model.layers)
 
 
 def test_a_model_whose_layers_are_unknown_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"cannot checkpoint the layers of Linear\. Set it to false"):
-        recompute_layers(nn.Linear(2, 2))
+        checkpoint_activations(nn.Linear(2, 2))

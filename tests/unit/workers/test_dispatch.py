@@ -8,11 +8,11 @@ from collections import Counter
 import pytest
 
 from demopsd_dist.util.errors import WorkerError
-from workers.rollout.dispatch import Room, Slots
+from workers.rollout.dispatch import AdmissionQueue, EngineMemoryLock
 
 
-def opened(workers: int, room: int) -> Slots:
-    slots = Slots(room)
+def opened(workers: int, room: int) -> AdmissionQueue:
+    slots = AdmissionQueue(room)
     for worker in range(workers):
         slots.open(worker)
     return slots
@@ -101,13 +101,13 @@ def test_when_nobody_is_left_whoever_waits_is_told() -> None:
 def test_engines_that_start_and_learners_that_step_have_the_room_in_turn() -> None:
     done: list[str] = []
 
-    async def engine(room: Room, name: str) -> None:
+    async def engine(room: EngineMemoryLock, name: str) -> None:
         async with room.for_an_engine():
             await asyncio.sleep(0.02)
             done.append(name)
 
     async def run() -> None:
-        room = Room()
+        room = EngineMemoryLock()
         early = [asyncio.ensure_future(engine(room, name)) for name in ("first", "second")]
         await asyncio.sleep(0)
         await room.close(within_s=10)
@@ -123,7 +123,7 @@ def test_engines_that_start_and_learners_that_step_have_the_room_in_turn() -> No
 
 def test_learners_wait_for_an_engine_no_longer_than_they_said() -> None:
     async def run() -> None:
-        room = Room()
+        room = EngineMemoryLock()
         async with room.for_an_engine():
             await asyncio.wait_for(room.close(within_s=0.01), 10)
 

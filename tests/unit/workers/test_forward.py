@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 from demopsd_dist.config import Precision
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import coarsen, fused_loss
-from workers.forward import Rectangle, ResponseModel, in_slices, load_causal_lm, support_tensor
+from workers.forward import PaddedBatch, ResponseModel, in_slices, load_causal_lm, support_tensor
 
 Sample = tuple[np.ndarray, np.ndarray]
 CPU = torch.device("cpu")
@@ -59,18 +59,18 @@ def test_every_layout_gives_the_logits_of_one_at_a_time(student: ResponseModel, 
     with torch.inference_mode():
         expected = alone(student, samples)
         for name, rows in layouts(groups).items():
-            batch = Rectangle(rows, CPU)
+            batch = PaddedBatch(rows, CPU)
             torch.testing.assert_close(
                 batch.response_N, torch.from_numpy(np.concatenate([r for _, r in samples])).long()
             )
             torch.testing.assert_close(student(batch, linear), expected, atol=1e-4, rtol=1e-4, msg=name)
             assert [len(piece) for piece in batch.split(expected)] == [len(r) for _, r in samples]
-    tokens = {name: Rectangle(rows, CPU).tokens_BL.numel() for name, rows in layouts(groups).items()}
+    tokens = {name: PaddedBatch(rows, CPU).tokens_BL.numel() for name, rows in layouts(groups).items()}
     assert tokens["all in one row"] < tokens["merged"] < tokens["padded"]
 
 
 def test_a_head_in_slices_gives_the_same(student: ResponseModel, groups: list[list[Sample]]) -> None:
-    batch = Rectangle(groups, CPU)
+    batch = PaddedBatch(groups, CPU)
     ids = support_tensor([np.tile(np.arange(7, dtype=np.int32), (n, 1)) for n in batch.lengths], CPU)
     assert ids is not None
     with torch.inference_mode():
@@ -82,7 +82,7 @@ def test_every_layout_gives_the_same_gradient(student: ResponseModel, groups: li
     """Through the fused loss: the mean log-probability of what was sampled, each token with a weight of its own."""
     found: dict[str, dict[str, Tensor]] = {}
     for name, rows in layouts(groups).items():
-        batch = Rectangle(rows, CPU)
+        batch = PaddedBatch(rows, CPU)
         weight_N = torch.linspace(-1.0, 2.0, len(batch.response_N)) / len(batch.response_N)
 
         def loss_of(part, batch=batch, weight_N=weight_N) -> Tensor:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from demopsd_dist.data.records import Scored, TokenTable
+from demopsd_dist.data.records import ScoredExample, TokenRecord
 from demopsd_dist.objective import (
     GRPO,
     SDPO,
     DemoPSD,
-    Method,
-    Slice,
+    Objective,
+    TokenSlice,
     TokenViews,
     barycenter,
     candidates,
@@ -28,7 +28,7 @@ from demopsd_dist.objective import (
     target_of,
 )
 from tests.unit.run_record import sample_rows
-from workers.learner.observers.token_recorder import Telling
+from workers.learner.observers.token_recorder import TokenRecorder
 
 VOCABULARY, TOP_K, HIDDEN = 40, 6, 8
 LENGTHS = [5, 300, 7]  # over several slices of 128
@@ -51,8 +51,8 @@ Whole = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def told(
-    method: Method, count: int, max_tokens: int, names: set[str], most_values: int = 10_000
-) -> tuple[dict[str, TokenTable], dict[str, Whole]]:
+    method: Objective, count: int, max_tokens: int, names: set[str], most_values: int = 10_000
+) -> tuple[dict[str, TokenRecord], dict[str, Whole]]:
     """Tables of a micro-batch of three responses; of each the student's logits, support, reference and teacher."""
     torch.manual_seed(0)
     total = sum(LENGTHS)
@@ -61,21 +61,21 @@ def told(
     support_NK = student_NV.topk(TOP_K).indices
     reference_NA, teacher_NA = (coarsen(torch.randn(total, VOCABULARY), support_NK) for _ in range(2))
     scored = [sample_rows.scored(f"q{i}", 3, length) for i, length in enumerate(LENGTHS)]
-    assert all(isinstance(item, Scored) for item in scored)
-    telling = Telling(
+    assert all(isinstance(item, ScoredExample) for item in scored)
+    token_recorder = TokenRecorder(
         scored, frozenset(names), method, count=count, max_tokens=max_tokens, device=CPU, most_values=most_values
     )
 
-    def loss_of(part: Slice) -> torch.Tensor:
+    def loss_of(part: TokenSlice) -> torch.Tensor:
         views = TokenViews(part.student_logp_NA, reference_NA[part.tokens], teacher_NA[part.tokens])
         found = reduced(method, views, token_count=total)
-        telling.see(part, views, found, part.entropy(), support_NK)
+        token_recorder.see(part, views, found, part.entropy(), support_NK)
         return found.loss
 
     fused_loss(hidden_NH, head_VH, support_NK, loss_of)
     cuts = torch.arange(total).split(LENGTHS)
     whole = {f"q{i}#0": (student_NV[at], support_NK[at], reference_NA[at], teacher_NA[at]) for i, at in enumerate(cuts)}
-    return telling.tables(), whole
+    return token_recorder.tables(), whole
 
 
 @pytest.mark.parametrize("most_values", [1, 10_000])
@@ -91,8 +91,8 @@ def test_tables_are_what_the_loss_saw(most_values: int) -> None:
         d = disagreement(s, r)
         alpha = gate(d, method.alpha_max, method.gate_sensitivity)
         close(table.entropy_T, entropy(student_TV))
-        close(table.spreads["demopsd/disagreement_nats"], d)
-        close(table.spreads["demopsd/alpha"], alpha)
+        close(table.distributions["demopsd/disagreement_nats"], d)
+        close(table.distributions["demopsd/alpha"], alpha)
         place = candidates([student_TA, reference_TA, teacher_TA], 4, has_tail=True)
         assert table.candidate_TC.tolist() == support_TK.gather(-1, place).tolist()
         for found, logp in (

@@ -17,7 +17,7 @@ from demopsd_dist.util.errors import ConfigError, LostStateError, WeightSyncErro
 from workers.weights.buckets import bytes_of, layout, pack_bucket, unpack_bucket, verify_bucket
 from workers.weights.canary import probe_tokens, refuse_kept_weights, refuse_other_weights
 from workers.weights.publisher import first_to_blame
-from workers.weights.transports import SharedMemory, chosen, mapped, refuse_other_names
+from workers.weights.transports import SharedMemoryOutbox, chosen, mapped, refuse_other_names
 
 AUTO, SHARED, STORE = Transport.auto, Transport.shared_memory, Transport.object_store
 TENSORS = [
@@ -40,7 +40,7 @@ def test_auto_takes_memory_where_all_share_a_node() -> None:
 
 def test_shared_memory_carries_buckets_and_leaves_no_name() -> None:
     names = set(os.listdir("/dev/shm"))
-    memory = SharedMemory(SIZES)
+    memory = SharedMemoryOutbox(SIZES)
     receiver = mapped(memory.segment)
     for version in range(2):  # the same places again
         for index, tensors in enumerate(TENSORS):
@@ -56,7 +56,7 @@ def test_shared_memory_carries_buckets_and_leaves_no_name() -> None:
 
 
 def test_memory_out_of_reach_is_explained() -> None:
-    memory = SharedMemory(SIZES)
+    memory = SharedMemoryOutbox(SIZES)
     with pytest.raises(LostStateError, match=r"cannot be mapped: .* set weights.transport=object_store\.$"):
         mapped(replace(memory.segment, descriptor=9999))
 

@@ -14,32 +14,36 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from demopsd_dist.data.records import Scored, Trace
-from demopsd_dist.objective import Loss, Slice, TokenViews
+from demopsd_dist.data.records import DigestRequest, ScoredExample
+from demopsd_dist.objective import Loss, TokenSlice, TokenViews
 from demopsd_dist.run_record.digests import Digests, digest_of, hasher_of, merged
 from workers.learner.checkpoint import MOMENTS, Named, inner, optimizer_steps, whole_state
 
 PIECE = 1 << 24  # elements that are multiplied at once, in float64
-SPREADS = {"demopsd/alpha": "alpha", "demopsd/disagreement_nats": "disagreement"}
+DISTRIBUTIONS = {"demopsd/alpha": "alpha", "demopsd/disagreement_nats": "disagreement"}
 DOT, OWN, OTHER = "replay/gradient_dot", "replay/gradient_norm2", "replay/other_gradient_norm2"
 
 
-class Witness:
+class ResponseDigests:
     """Of one micro-batch: a digest of each response's values, from slices that come in order. Nothing is kept."""
 
-    def __init__(self, scored: Sequence[Scored]) -> None:
-        self._names = [item.lesson.rollout.id for item in scored]
-        self._lengths = [item.lesson.response_length_tokens for item in scored]
+    def __init__(self, scored: Sequence[ScoredExample]) -> None:
+        self._names = [item.example.rollout.id for item in scored]
+        self._lengths = [item.example.response_length_tokens for item in scored]
         self._hashers: dict[str, dict[str, xxhash.xxh3_128]] = defaultdict(dict)
 
     @torch.no_grad()
-    def see(self, part: Slice, views: TokenViews, loss: Loss, entropy_N: Tensor) -> None:
+    def see(self, part: TokenSlice, views: TokenViews, loss: Loss, entropy_N: Tensor) -> None:
         values = {
             "importance_ratio": views.importance_ratio_BT,
             "student_logp": views.student_logp_BTA,
             "token_loss": loss.loss_BT,
             "entropy": entropy_N,
-            **{SPREADS[name]: spread for name, spread in loss.spreads.items() if name in SPREADS},
+            **{
+                DISTRIBUTIONS[name]: distribution
+                for name, distribution in loss.distributions.items()
+                if name in DISTRIBUTIONS
+            },
         }
         for tensor, value in values.items():
             if value is not None:
@@ -64,17 +68,17 @@ class Witness:
         }
 
 
-class Tracer:
+class StepDigests:
     """Of one rank and one step."""
 
-    def __init__(self, trace: Trace, rank: int) -> None:
+    def __init__(self, trace: DigestRequest, rank: int) -> None:
         self._trace, self._rank = trace, rank
-        self._witnesses: list[Witness] = []
+        self._witnesses: list[ResponseDigests] = []
         self._gradient: list[Tensor] = []
         self.sums: dict[str, float] = {}
 
-    def witness(self, scored: Sequence[Scored]) -> Witness:
-        self._witnesses.append(Witness(scored))
+    def response_digests(self, scored: Sequence[ScoredExample]) -> ResponseDigests:
+        self._witnesses.append(ResponseDigests(scored))
         return self._witnesses[-1]
 
     @contextmanager
@@ -103,7 +107,7 @@ class Tracer:
     def digests(self, engine: Any, named: Named) -> Digests:
         """A collective: every rank goes through all parameters, in order, and the first one tells of them."""
         gradient = {"gradient": {f"{self._rank}": _digest_of_parts(self._gradient)}}
-        found = merged([gradient, *(witness.digests() for witness in self._witnesses)])
+        found = merged([gradient, *(response_digests.digests() for response_digests in self._witnesses)])
         names = {"value": "updated_weights"} | {key: key for key in MOMENTS}
         with_moments = optimizer_steps(engine) > 0
         for name, parameter in named:

@@ -1,4 +1,4 @@
-"""What a rank's step says: sums, maxima and spreads over its slices, single tokens of some rollouts, digests."""
+"""What a rank's step says: sums, maxima and distributions over its slices, single tokens of some rollouts, digests."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from demopsd_dist.data.records import TokenTable
+from demopsd_dist.data.records import TokenRecord
 from demopsd_dist.objective import Loss
 from demopsd_dist.run_record.digests import Digests
-from workers.learner.observers.step_digests import Tracer
-from workers.learner.observers.token_recorder import Telling
+from workers.learner.observers.step_digests import StepDigests
+from workers.learner.observers.token_recorder import TokenRecorder
 
 
 @dataclass
 class RankReport:
-    """`sums` of all ranks add up to means over the batch's tokens; of `maxima` the largest counts; `spreads` hold a
+    """`sums` of all ranks add up to means over the batch's tokens; of `maxima` the largest counts; `distributions` hold a
     value for each token of the rank."""
 
     stepped: bool
     sums: dict[str, float] = field(default_factory=dict)
     maxima: dict[str, float] = field(default_factory=dict)
-    spreads: dict[str, np.ndarray] = field(default_factory=dict)
-    tables: dict[str, TokenTable] = field(default_factory=dict)  # by rollout id
+    distributions: dict[str, np.ndarray] = field(default_factory=dict)
+    tables: dict[str, TokenRecord] = field(default_factory=dict)  # by rollout id
     digests: Digests = field(default_factory=dict)
 
 
-class Account:
+class StepMetrics:
     """What the slices of a step say, kept on the device until the step is done: no slice waits for a transfer."""
 
-    def __init__(self, tracer: Tracer | None = None) -> None:
+    def __init__(self, tracer: StepDigests | None = None) -> None:
         self.tracer = tracer
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self.maxima: dict[str, Tensor] = {}
-        self.spreads: dict[str, list[Tensor]] = defaultdict(list)
-        self.tellings: list[Telling] = []
+        self.distributions: dict[str, list[Tensor]] = defaultdict(list)
+        self.token_recorders: list[TokenRecorder] = []
 
     def add(self, loss: Loss) -> None:
         for name, value in loss.metrics.items():
             self.more(name, value)
-        for name, value in loss.spreads.items():
-            self.spreads[name].append(value)
+        for name, value in loss.distributions.items():
+            self.distributions[name].append(value)
 
     def more(self, name: str, value: Tensor) -> None:
         self.sums[name] = value + self.sums[name].to(value.device)
@@ -61,6 +61,10 @@ class Account:
             stepped=True,
             sums={name: float(value) for name, value in self.sums.items()},
             maxima={name: float(value) for name, value in self.maxima.items()},
-            spreads={name: torch.cat(parts).float().cpu().numpy() for name, parts in self.spreads.items()},
-            tables={name: table for telling in self.tellings for name, table in telling.tables().items()},
+            distributions={name: torch.cat(parts).float().cpu().numpy() for name, parts in self.distributions.items()},
+            tables={
+                name: table
+                for token_recorder in self.token_recorders
+                for name, table in token_recorder.tables().items()
+            },
         )

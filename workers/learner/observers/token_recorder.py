@@ -8,24 +8,24 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from demopsd_dist.data.records import Scored, TokenTable
-from demopsd_dist.objective import Loss, Method, Slice, TokenViews, candidates, target_of
+from demopsd_dist.data.records import ScoredExample, TokenRecord
+from demopsd_dist.objective import Loss, Objective, TokenSlice, TokenViews, candidates, target_of
 
 MOST_VALUES = 1 << 22  # log-probabilities kept whole before candidates are taken from them: many tokens at once
 _VIEWS = ("student", "reference", "teacher")
 
 
-class Telling:
-    """The tokens of one micro-batch to tell of: the first `max_tokens` of each response in `told`.
+class TokenRecorder:
+    """The tokens of one micro-batch to tell of: the first `max_tokens` of each response in `record_ids`.
 
     `see` takes a slice of the micro-batch after the other, in order; what it keeps stays on the device until `tables`.
     """
 
     def __init__(
         self,
-        scored: Sequence[Scored],
-        told: frozenset[str],
-        method: Method,
+        scored: Sequence[ScoredExample],
+        record_ids: frozenset[str],
+        method: Objective,
         *,
         count: int,
         max_tokens: int,
@@ -37,8 +37,8 @@ class Telling:
         places: list[Tensor] = []
         start = 0
         for item in scored:
-            rollout = item.lesson.rollout
-            if rollout.id in told:
+            rollout = item.example.rollout
+            if rollout.id in record_ids:
                 self._lengths[rollout.id] = length = min(len(rollout.tokens_T), max_tokens)
                 places.append(torch.arange(start, start + length))
             start += len(rollout.tokens_T)
@@ -48,7 +48,9 @@ class Telling:
         self._has_tail = True
 
     @torch.no_grad()
-    def see(self, part: Slice, views: TokenViews, loss: Loss, entropy_N: Tensor, support_NK: Tensor | None) -> None:
+    def see(
+        self, part: TokenSlice, views: TokenViews, loss: Loss, entropy_N: Tensor, support_NK: Tensor | None
+    ) -> None:
         """Args: the slice, what the method saw of it and made of it, the student's entropies, the whole support."""
         here_N = self._place_N[(self._place_N >= part.tokens.start) & (self._place_N < part.tokens.stop)]
         if not len(here_N):
@@ -56,8 +58,8 @@ class Telling:
         row_N = here_N - part.tokens.start
         self._seen["entropy"].append(entropy_N[row_N])
         self._seen["loss"].append(loss.loss_BT.detach()[row_N])
-        for name, value in loss.spreads.items():
-            self._seen[f"spread {name}"].append(value[row_N])
+        for name, value in loss.distributions.items():
+            self._seen[f"distribution {name}"].append(value[row_N])
         logp = (views.student_logp_BTA, views.reference_logp_BTA, views.teacher_logp_BTA)
         for name, logp_NA in zip(_VIEWS, logp, strict=True):
             if logp_NA is not None:
@@ -84,7 +86,7 @@ class Telling:
             self._seen[name].append(logp_NA.gather(-1, place_NC))
 
     @torch.no_grad()
-    def tables(self) -> dict[str, TokenTable]:
+    def tables(self) -> dict[str, TokenRecord]:
         """By rollout id."""
         self._choose()
         cut = {name: torch.cat(parts).cpu().split(list(self._lengths.values())) for name, parts in self._seen.items()}
@@ -93,10 +95,10 @@ class Telling:
             return to(cut[name][index]).numpy().copy() if name in cut else None
 
         return {
-            rollout: TokenTable(
+            rollout: TokenRecord(
                 entropy_T=of(i, "entropy"),
                 loss_T=of(i, "loss"),
-                spreads={n.removeprefix("spread "): of(i, n) for n in cut if n.startswith("spread ")},
+                distributions={n.removeprefix("distribution "): of(i, n) for n in cut if n.startswith("distribution ")},
                 candidate_TC=of(i, "candidate", Tensor.int),
                 student_logp_TC=of(i, "student"),
                 reference_logp_TC=of(i, "reference"),
