@@ -164,7 +164,7 @@ def simulated_step(
         made = run_of(config, roles, replace(task, test=[], ood=[]), log)
         await train_with_recovery(made, RunState(), "started")
         made.ledger.close()
-        return roles
+        return sleeping
 
     with TemporaryDirectory() as folder:
         path = RunFolder.create(replace(config, output_dir=folder))

@@ -160,7 +160,7 @@ def test_engines_sleep_while_the_learners_learn(roles: RealRoles, spares: Spares
         return [item for group in before for item in group], [item for group in after for item in group]
 
     with roles_for(config, roles, spares) as (own_roles, _):
-        before, after = asyncio.run(slept(roles))
+        before, after = asyncio.run(slept(own_roles))
     assert [rollout.tokens_T.tolist() for rollout in before] == [rollout.tokens_T.tolist() for rollout in after]
     assert {rollout.oldest_version for rollout in after} == {1}
 
