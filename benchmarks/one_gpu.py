@@ -25,7 +25,7 @@ from benchmarks.common.results_files import RESULTS, save
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.packing import pack
 from demopsd_dist.data.records import BatchSize, Prompt, Question, Rollout, TrainingExample
-from demopsd_dist.methods import recipe
+from demopsd_dist.methods import resolve_method
 from demopsd_dist.planning.default_efficiencies import UNCALIBRATED
 from demopsd_dist.planning.hardware import DEVICES, DeviceCluster
 from demopsd_dist.planning.model_shape import shape_of
@@ -141,7 +141,7 @@ async def stages(config: Config, roles: Roles, examples: list[TrainingExample], 
     clock = [time.perf_counter()]
     supports = await roles.learners.support(examples)
     clock.append(time.perf_counter())
-    scored = await roles.teacher.score(examples, supports, recipe(config).forwards)
+    scored = await roles.teacher.score(examples, supports, resolve_method(config).forwards)
     clock.append(time.perf_counter())
     size = BatchSize(sum(example.response_length_tokens for example in examples), len(examples))
     batch = pack(scored, size, roles.learners.dp_size, config.learner.micro_batch_tokens, config.model.tree_tokens)

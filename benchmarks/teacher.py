@@ -18,7 +18,7 @@ from demopsd_dist.config import Config, load
 from demopsd_dist.data.examples import examples_from_siblings, rewarded
 from demopsd_dist.data.packing import pack
 from demopsd_dist.data.sources import load_data
-from demopsd_dist.methods import recipe
+from demopsd_dist.methods import resolve_method
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.training.roles import Roles
 from demopsd_dist.training.run import Task
@@ -61,7 +61,7 @@ async def measured(config: Config, roles: Roles, task: Task, rounds: int) -> Row
         clock = time.monotonic()
         supports = await roles.learners.support(taught.examples)
         lap("support")
-        scored = await roles.teacher.score(taught.examples, supports, recipe(config).forwards)
+        scored = await roles.teacher.score(taught.examples, supports, resolve_method(config).forwards)
         lap("score")
         bytes_per_token = roles.teacher.figures()["teacher/bytes_per_token"]
         sizes = (config.learner.micro_batch_tokens, config.model.tree_tokens)

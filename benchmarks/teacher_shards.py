@@ -20,7 +20,7 @@ from benchmarks.common.results_files import RESULTS, save
 from benchmarks.common.sized_models import MODELS, model_folder
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.records import Logp, Prompt, Question, Rollout, ScoredExample, Tokens, TrainingExample
-from demopsd_dist.methods import recipe
+from demopsd_dist.methods import resolve_method
 from demopsd_dist.planning.model_shape import shape_of
 from launch._processes import fenced
 from workers.actor_group import ResourceClaim
@@ -88,7 +88,7 @@ async def measured(config: Config, folder: Path, rounds: int) -> tuple[dict[str,
         seconds = []
         for _ in range(rounds + 1):
             started = time.monotonic()
-            scored = await teacher.score(of, supports, recipe(config).forwards)
+            scored = await teacher.score(of, supports, resolve_method(config).forwards)
             seconds.append(time.monotonic() - started)
         memory = await group.each(lambda worker, _: worker.__ray_call__.remote(held), within_s=60, what="its memory")
     finally:

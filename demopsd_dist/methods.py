@@ -73,7 +73,7 @@ _SUPPORTS = {
 }
 
 
-def recipe(config: Config) -> MethodSpec:
+def resolve_method(config: Config) -> MethodSpec:
     if config.method is MethodName.grpo:
         grpo = config.grpo
         initial = WeightSource.frozen if grpo.kl_coefficient else None
@@ -102,7 +102,7 @@ def recipe(config: Config) -> MethodSpec:
 
 def teacher_weights(config: Config) -> set[WeightSource]:
     """All that the teacher worker must hold in this run."""
-    made = recipe(config)
+    made = resolve_method(config)
     probed = made.probe.weights if config.leakage.every_steps and made.shows_solutions else set()
     return made.forwards.weights | probed
 

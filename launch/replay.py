@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from demopsd_dist.config import Config, changes, load
 from demopsd_dist.data.packing import pack
 from demopsd_dist.data.records import DigestRequest, ScoredExample, StepReport
-from demopsd_dist.methods import recipe
+from demopsd_dist.methods import resolve_method
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.run_record import digests, replay_batch
 from demopsd_dist.run_record.checkpoints import Checkpoint, Checkpoints
@@ -188,7 +188,9 @@ async def scored_again(config: Config, roles: Roles, batch: ReplayBatch) -> list
     for places in batch.parts:
         examples = [batch.examples[place] for place in places]
         supports = await roles.learners.support(examples)
-        scored |= zip(places, await roles.teacher.score(examples, supports, recipe(config).forwards), strict=True)
+        scored |= zip(
+            places, await roles.teacher.score(examples, supports, resolve_method(config).forwards), strict=True
+        )
     return [scored[place] for place in range(len(batch.examples))]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from demopsd_dist.config import Config
 from demopsd_dist.data.packing import Layout, by_question, deal, shard
 from demopsd_dist.data.records import ScoredExample, StepReport, Tokens, TrainBatch, TrainingExample
-from demopsd_dist.methods import Forwards, SupportKind, recipe
+from demopsd_dist.methods import Forwards, SupportKind, resolve_method
 from demopsd_dist.objective import statistic
 from demopsd_dist.run_record.digests import merged
 from demopsd_dist.run_record.timeline import Track
@@ -116,7 +116,7 @@ class LearnerGroup:
         self.dp_size = len(group)
 
     async def support(self, examples: Sequence[TrainingExample]) -> list[Tokens] | None:
-        match recipe(self._config).forwards.support:
+        match resolve_method(self._config).forwards.support:
             case SupportKind.sampled:
                 return [example.rollout.tokens_T[:, None] for example in examples]
             case SupportKind.vocabulary:

@@ -22,7 +22,7 @@ from demopsd_dist.data.packing import pack
 from demopsd_dist.data.prefix_tree import new_nodes
 from demopsd_dist.data.records import Question, Rollout, TrainingExample
 from demopsd_dist.data.sources import load_data
-from demopsd_dist.methods import recipe
+from demopsd_dist.methods import resolve_method
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.planning.calibration import MeasuredRun
 from demopsd_dist.planning.model_shape import shape_of
@@ -174,7 +174,7 @@ async def stages(
         lap("driver")
         supports = await roles.learners.support(taught.examples)
         lap("support")
-        scored = await roles.teacher.score(taught.examples, supports, recipe(config).forwards)
+        scored = await roles.teacher.score(taught.examples, supports, resolve_method(config).forwards)
         lap("score")
         sizes = (config.learner.micro_batch_tokens, config.model.tree_tokens)
         batch = pack(scored, taught.size, roles.learners.dp_size, *sizes)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from demopsd_dist.config import Config, OnPublish, WeightSource
-from demopsd_dist.methods import SupportKind, recipe, teacher_weights
+from demopsd_dist.methods import SupportKind, resolve_method, teacher_weights
 from demopsd_dist.planning.model_shape import PROJECTIONS, ModelShape
 from demopsd_dist.util.errors import ConfigError
 
@@ -129,7 +129,7 @@ def job_of(config: Config, shape: ModelShape, traffic: Traffic) -> Workload:
         ConfigError: adapters beside layers whose sizes are not known.
     """
     rollout, teacher, learner = config.rollout, config.teacher, config.learner
-    made = recipe(config)
+    made = resolve_method(config)
     forwards = made.forwards
     if not traffic.response_tokens:
         traffic = replace(traffic, response_tokens=rollout.max_response_tokens / 2)

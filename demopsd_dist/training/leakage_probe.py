@@ -19,7 +19,7 @@ from demopsd_dist.data.examples import RewardedGroup
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import ScoredExample
 from demopsd_dist.data.rewards.builtin import Form, form_of
-from demopsd_dist.methods import objective_of, recipe
+from demopsd_dist.methods import objective_of, resolve_method
 from demopsd_dist.objective import GRPO, information
 from demopsd_dist.training.roles import Teacher
 
@@ -37,7 +37,7 @@ class LeakageProbe:
 def due(cfg: Config, step: int) -> bool:
     """At the first step, then every so many. `step` counts those done before."""
     every = cfg.leakage.every_steps
-    return bool(every) and recipe(cfg).shows_solutions and step % every == 0
+    return bool(every) and resolve_method(cfg).shows_solutions and step % every == 0
 
 
 async def measure(
@@ -58,7 +58,7 @@ async def measure(
             view = builder.privileged(probe.item.example.rollout.prompt.question, solution, probe.feedback)
             examples.append(replace(probe.item.example, privileged_tokens=view))
             supports.append(probe.item.support_TK)
-    answers = iter(await teacher.score(examples, supports, recipe(cfg).probe))
+    answers = iter(await teacher.score(examples, supports, resolve_method(cfg).probe))
     totals: dict[str, dict[str, float]] = {}
     for probe in found:
         contexts = [next(answers) for _ in probe.solutions]

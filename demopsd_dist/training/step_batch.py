@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from demopsd_dist.config import Config
 from demopsd_dist.data.examples import DistillationBatch, RewardedGroup, examples_from_rewards, examples_from_siblings
 from demopsd_dist.data.records import BatchSize, Rollout, ScoredExample
-from demopsd_dist.methods import recipe
+from demopsd_dist.methods import resolve_method
 from demopsd_dist.run_record import samples
 from demopsd_dist.run_record.ledger import DropReason
 from demopsd_dist.training import leakage_probe
@@ -55,7 +55,7 @@ def step_batches(run: Run, state: RunState) -> AbstractAsyncContextManager[Prefe
 
 async def build_step_batch(run: Run, step: int) -> StepBatch:
     cfg, roles = run.cfg, run.roles
-    at_the_end = recipe(cfg).sampling_rounds > 1 or cfg.deterministic  # else while others are still sampled
+    at_the_end = resolve_method(cfg).sampling_rounds > 1 or cfg.deterministic  # else while others are still sampled
     places: dict[str, int] = {}
     found: dict[int, RewardedGroup] = {}
 
@@ -109,7 +109,7 @@ def report_reward_failures(run: Run, step: int, groups: Sequence[RewardedGroup])
 
 def kept_groups(run: Run, step: int, groups: list[RewardedGroup]) -> list[RewardedGroup]:
     """Those that the step learns from; a method of several rounds may have sampled more than that."""
-    if recipe(run.cfg).sampling_rounds == 1:
+    if resolve_method(run.cfg).sampling_rounds == 1:
         return groups
     kept = learned_groups(run.cfg, groups)
     for group in groups:
@@ -127,13 +127,13 @@ async def score_groups(run: Run, step: int, groups: list[RewardedGroup]) -> Scor
     with run.log.timed("support"):
         supports = await run.roles.learners.support(taught.examples)
     with run.log.timed("score"):
-        scored = await run.roles.teacher.score(taught.examples, supports, recipe(run.cfg).forwards)
+        scored = await run.roles.teacher.score(taught.examples, supports, resolve_method(run.cfg).forwards)
     run.ledger.scored(step + 1, taught.examples)
     return ScoredGroups(taught.size, scored)
 
 
 def examples_of_step(cfg: Config, task: Task, groups: Sequence[RewardedGroup], step: int) -> DistillationBatch:
-    made = recipe(cfg)
+    made = resolve_method(cfg)
     if not made.shows_solutions:
         return examples_from_rewards(
             groups, scaled=made.scaled_advantage, leave_out_silent=made.silent_without_advantage

@@ -11,7 +11,7 @@ from demopsd_dist.config import Config
 from demopsd_dist.data.examples import RewardedGroup, rewarded
 from demopsd_dist.data.records import Prompt, Rollout
 from demopsd_dist.data.sources import order
-from demopsd_dist.methods import recipe
+from demopsd_dist.methods import resolve_method
 from demopsd_dist.run_record.ledger import DropReason, Ledger
 from demopsd_dist.training.roles import Rollouts, Sampling
 from demopsd_dist.training.run import Task
@@ -28,7 +28,7 @@ async def step_groups(
     asked = prompts_of_step(task.train, cfg, step)
     seen: set[str] = set()
     missing = cfg.rollout.prompts_per_step
-    for _ in range(recipe(cfg).sampling_rounds):
+    for _ in range(resolve_method(cfg).sampling_rounds):
         first_place, late = len(seen), {prompt.id for prompt in asked}
         ledger.issued(step + 1, asked, cfg.rollout.group_size)
         async for index, sampled in drop_stragglers(rollouts.stream(asked, train_sampling(cfg, step)), len(asked), cfg):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.packing import pack
 from demopsd_dist.data.records import BatchSize, Prompt, Question, Rollout, ScoredExample, Tokens, TrainingExample
-from demopsd_dist.methods import recipe
+from demopsd_dist.methods import resolve_method
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import SDPO, TokenSlice, TokenViews, coarsen, fused_loss, reduced, top_k_support
 from demopsd_dist.training.roles import Roles
@@ -46,7 +46,7 @@ class Core:
         return asyncio.run(self.roles.learners.support(examples))
 
     def score(self, examples: list[TrainingExample], supports: list[Tokens] | None) -> list[ScoredExample]:
-        return asyncio.run(self.roles.teacher.score(examples, supports, recipe(self.config).forwards))
+        return asyncio.run(self.roles.teacher.score(examples, supports, resolve_method(self.config).forwards))
 
     def step(self, scored: list[ScoredExample]) -> dict[str, float]:
         size = BatchSize(sum(item.example.response_length_tokens for item in scored), len(scored))

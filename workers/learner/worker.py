@@ -16,7 +16,7 @@ from torch import Tensor
 
 from demopsd_dist.config import Config, Transport
 from demopsd_dist.data.records import BatchSize, DigestRequest, Logp, ScoredExample, Tokens, TrainingExample
-from demopsd_dist.methods import objective_of, recipe
+from demopsd_dist.methods import objective_of, resolve_method
 from demopsd_dist.objective import TokenSlice, TokenViews, fused_loss, reduced, token_weight
 from demopsd_dist.training.schedule import learning_rate
 from demopsd_dist.util.errors import NonFiniteLossError
@@ -56,7 +56,7 @@ class LearnerWorker(Traced, Rank):
         self.rank = rank
         self._config = config
         self._folder = model_folder
-        self._recipe = recipe(config)
+        self._recipe = resolve_method(config)
         self._objective = objective_of(config)
         self._ran: Counter[str] = Counter()
         self.version = 0
@@ -196,7 +196,12 @@ class LearnerWorker(Traced, Rank):
         any_fresh = bool(fresh_N.any())
         samples = self._config.samples
         token_recorder = TokenRecorder(
-            scored, record_ids, self._objective, count=samples.candidates, max_tokens=samples.tokens, device=self._device
+            scored,
+            record_ids,
+            self._objective,
+            count=samples.candidates,
+            max_tokens=samples.tokens,
+            device=self._device,
         )
         account.token_recorders.append(token_recorder)
         response_digests = None if account.tracer is None else account.tracer.response_digests(scored)

@@ -15,7 +15,7 @@ import ray
 
 from demopsd_dist.config import Config, OnPublish, longest_sequence_tokens
 from demopsd_dist.data.records import Prompt, Rollout, Tokens
-from demopsd_dist.methods import SupportKind, recipe
+from demopsd_dist.methods import SupportKind, resolve_method
 from demopsd_dist.training.roles import Sampling
 from demopsd_dist.util.errors import WeightSyncError, WorkerError
 from workers.weights.buckets import Ack, Bucket, BucketRef
@@ -76,7 +76,7 @@ class RolloutWorker(Receiver):
         from workers.rollout.vllm_weights import BACKEND, SEVERAL
 
         settings = self._config.rollout
-        made = recipe(self._config)
+        made = resolve_method(self._config)
         if made.forwards.support is SupportKind.engine:
             self._top_k = made.top_k or 0
         engine = LLM(

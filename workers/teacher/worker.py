@@ -17,7 +17,7 @@ from torch.nn.functional import linear
 from demopsd_dist.config import Config, Precision, WeightSource
 from demopsd_dist.data.packing import Layout, padded_batches
 from demopsd_dist.data.records import Logp, Tokens, TrainingExample, input_of
-from demopsd_dist.methods import Forwards, recipe, teacher_weights
+from demopsd_dist.methods import Forwards, resolve_method, teacher_weights
 from demopsd_dist.objective import coarsen
 from demopsd_dist.util.errors import CheckpointError
 from workers.cluster.ranks import MeetingPoint, Rank, meet_on
@@ -211,7 +211,7 @@ class TeacherWorker(Receiver, Rank):
         return 0 if self._mesh is None else fsdp.most(self._mesh, forwards) - forwards
 
     def _most_likely(self, logits_NV: Tensor) -> Tensor:
-        top_k = min(recipe(self._config).top_k or 0, logits_NV.shape[-1] - 1)
+        top_k = min(resolve_method(self._config).top_k or 0, logits_NV.shape[-1] - 1)
         return logits_NV.topk(top_k).indices.int()
 
     def _atoms(self, logits_NV: Tensor, support_NK: Tensor | None, tokens: slice) -> Tensor:

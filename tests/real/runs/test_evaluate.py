@@ -50,7 +50,9 @@ def evaluate_here(roles: RealRoles, *words: str) -> dict:
     return json.loads(json.dumps(results))
 
 
-def test_figures_are_there_in_order_and_do_not_depend_on_the_number_of_workers(roles: RealRoles, tmp_path: Path) -> None:
+def test_figures_are_there_in_order_and_do_not_depend_on_the_number_of_workers(
+    roles: RealRoles, tmp_path: Path
+) -> None:
     words = ("data.minisci_test_size=16", "evaluation.samples=4", "evaluation.early_answer_samples=2")
     one, said = command(tmp_path / "one.json", *words, "rollout.num_workers=1")
     assert one == evaluate_here(roles, *words)

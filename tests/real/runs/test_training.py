@@ -14,7 +14,7 @@ import torch
 from demopsd_dist.config import Config, Precision
 from demopsd_dist.data.examples import examples_from_siblings, rewarded
 from demopsd_dist.data.records import Rollout
-from demopsd_dist.methods import recipe
+from demopsd_dist.methods import resolve_method
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import coarsen
 from demopsd_dist.run_record.folder import RunFolder
@@ -93,7 +93,7 @@ def test_support_and_teacher_values_are_those_of_plain_forwards(roles: RealRoles
     assert examples, "the base model finds some right answers"
     supports = asyncio.run(roles.roles.learners.support(examples))
     assert supports is not None
-    scored = asyncio.run(roles.roles.teacher.score(examples, supports, recipe(roles.config).forwards))
+    scored = asyncio.run(roles.roles.teacher.score(examples, supports, resolve_method(roles.config).forwards))
     views = {
         "student": [(x.rollout.prompt.tokens, x.rollout.tokens_T) for x in examples],
         "teacher": [(x.privileged_tokens, x.rollout.tokens_T) for x in examples],
@@ -157,9 +157,9 @@ def test_the_teacher_sends_little(roles: RealRoles, task: Task, tmp_path: Path) 
     marked = [rewarded(group, task.reward) for group in groups]
     examples = examples_from_siblings(marked, task.prompts, exclude_own_success=True, seed="0").examples
     supports = asyncio.run(roles.roles.learners.support(examples))
-    half = worker.score(examples, supports, recipe(config).forwards)
+    half = worker.score(examples, supports, resolve_method(config).forwards)
     worker._config = demo()
-    full = worker.score(examples, supports, recipe(config).forwards)
+    full = worker.score(examples, supports, resolve_method(config).forwards)
     for example, (_, *narrow), (_, *wide) in zip(examples, half, full, strict=True):
         assert sum(values.nbytes for values in narrow if values is not None) == 404 * example.response_length_tokens
         for one, other in zip(narrow, wide, strict=True):

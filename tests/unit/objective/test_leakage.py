@@ -17,7 +17,7 @@ from demopsd_dist.data.examples import RewardedGroup, examples_from_siblings, re
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import ScoredExample
 from demopsd_dist.data.rewards.builtin import reward_of
-from demopsd_dist.methods import recipe
+from demopsd_dist.methods import resolve_method
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
 from demopsd_dist.objective import DemoPSD, barycenter, demopsd_loss, information, leakage_terms, ordering_terms
 from demopsd_dist.testing import StandInTeacher, World
@@ -103,7 +103,7 @@ def groups_and_scores(config: Config, builder: PromptBuilder) -> tuple[list[Rewa
     ]
     examples = examples_from_siblings(groups, builder, exclude_own_success=True, seed="0").examples
     supports = [np.zeros((4, 4), np.int32)] * len(examples)
-    scored = asyncio.run(StandInTeacher(World()).score(examples, supports, recipe(config).forwards))
+    scored = asyncio.run(StandInTeacher(World()).score(examples, supports, resolve_method(config).forwards))
     return groups, scored
 
 
