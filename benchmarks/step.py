@@ -104,7 +104,7 @@ def task_of(config: Config) -> Task:
 def driver_alone(steps: int) -> Row:
     """Roles that answer at once: what is left is prompts, rewards, examples, packing and the log."""
     config = load(DEMO, [f"steps={steps}", "rollout.prompts_per_step=256", "evaluation.at_start=false"])
-    at_once = StageTimes(group_s=0, distribution=0, score_s=0, learn_s=0, publish_s=0)
+    at_once = StageTimes(group_s=0, deviation=0, score_s=0, learn_s=0, publish_s=0)
     roles = replace(
         stand_in_roles(World()),
         teacher=SimulatedTeacher(at_once, lessons_per_step=1),
@@ -199,7 +199,7 @@ def simulated(workers: int, ahead: int, times: StageTimes, steps: int) -> Row:
     return {
         "workers": workers,
         "ahead": ahead,
-        "distribution": times.distribution,
+        "spread": times.deviation,
         "stages_s": stages,
         "step_s": step_s,
         "to_sum": step_s / sum(stages.values()),
@@ -280,17 +280,17 @@ def report(found: Row) -> list[str]:
         ]
     if "stages" in found:
         lines += [
-            "**Simulated engines** that sleep; driver, hand-over and Ray actors are real. `distribution` is the deviation of "
+            "**Simulated engines** that sleep; driver, hand-over and Ray actors are real. `spread` is the deviation of "
             "the logarithm of a group's time. `sample` is that of engines which a driver without any cost keeps busy: "
             "with nothing ahead until a step's last group is done, else never idle.",
             "",
-            "| workers | ahead | distribution | sample, s | score | learn + publish | step, s | / sum | / slowest | age |",
+            "| workers | ahead | spread | sample, s | score | learn + publish | step, s | / sum | / slowest | age |",
             "|---|---|---|---|---|---|---|---|---|---|",
         ]
         for row in found["stages"]:
             stages = " | ".join(f"{row['stages_s'][name]:.2f}" for name in ("sample", "score", "learn"))
             lines.append(
-                f"| {row['workers']} | {row['ahead']} | {row['distribution']:g} | {stages} | {row['step_s']:.2f} | "
+                f"| {row['workers']} | {row['ahead']} | {row["spread"]:g} | {stages} | {row['step_s']:.2f} | "
                 f"{row['to_sum']:.3f} | {row['to_slowest']:.3f} | {row['age_steps_max']:.0f} |"
             )
         lines.append("")
@@ -336,9 +336,9 @@ def main() -> None:
             found["driver"] = driver_alone(args.steps)
             found["ledger"] = ledger_alone(args.steps)
         if args.only is None:
-            even = StageTimes(group_s=0.5, distribution=0.0, score_s=1.0, learn_s=1.2, publish_s=0.1)
+            even = StageTimes(group_s=0.5, deviation=0.0, score_s=1.0, learn_s=1.2, publish_s=0.1)
             found["stages"] = [simulated(4, ahead, even, args.steps) for ahead in (0, 1)]
-            slow = StageTimes(group_s=1.0, distribution=0.5, score_s=1.0, learn_s=1.2, publish_s=0.1)
+            slow = StageTimes(group_s=1.0, deviation=0.5, score_s=1.0, learn_s=1.2, publish_s=0.1)
             found["stages"] += [simulated(4, ahead, slow, args.steps) for ahead in (0, 1, 2)]
             found["scaling"] = [simulated(workers, 1, slow, args.steps) for workers in args.workers]
         if args.real or args.only == "real":

@@ -40,7 +40,7 @@ from workers.rollout.dispatch import RolloutGroup
 from workers.rollout.pool import RolloutPool
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
-AT_ONCE = StageTimes(group_s=0, distribution=0, score_s=0, learn_s=0, publish_s=0)
+AT_ONCE = StageTimes(group_s=0, deviation=0, score_s=0, learn_s=0, publish_s=0)
 SILENCE_S = 0.04
 OF_A_WORKER = ("crash", "hang", "slow", "duplicate", "other prompt", "not a number", "late")
 OF_A_STEP = ("learner crash", "teacher crash", "torn checkpoint", "driver kill")
@@ -270,7 +270,7 @@ class FaultyLearners(SimulatedLearners):
                 self._tear()
         self.steps += 1
         self.learned[self.steps] = sorted(
-            (item.example.rollout.id, item.example.privileged_tokens.tobytes()) for item in batch.items
+            (item.id, item.example.privileged_tokens.tobytes()) for item in batch.items
         )
         return await super().step(batch)
 

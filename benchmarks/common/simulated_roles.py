@@ -25,11 +25,11 @@ TOP_K = 4
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Seconds. A group takes `group_s` on average, log-normally distributed: `distribution` is the deviation of its
+    """Seconds. A group takes `group_s` on average, log-normally distributed: `spread` is the deviation of its
     logarithm, 0 for none."""
 
     group_s: float
-    distribution: float
+    deviation: float
     score_s: float  # of a whole step's examples
     learn_s: float
     publish_s: float
@@ -38,7 +38,7 @@ class StageTimes:
 def group_seconds(times: StageTimes, name: str) -> float:
     """The same for the same name, whoever samples it."""
     draw = random.Random(name).gauss(0.0, 1.0)
-    return times.group_s * math.exp(times.distribution * draw - times.distribution**2 / 2)
+    return times.group_s * math.exp(times.deviation * draw - times.deviation**2 / 2)
 
 
 def responses(prompt: Prompt, sampling: Sampling, version: int, worker: int) -> list[Rollout]:
