@@ -167,8 +167,8 @@ class StandInLearners:
         if not batch.token_count:
             return StepReport({}, stepped=False)
         metrics = {"learner/loss": 1.0 / self.steps, "demopsd/alpha_mean": 0.05}
-        told = [item for item in batch.items if item.example.rollout.id in batch.record_ids]
-        tables = {item.example.rollout.id: _table(item) for item in told}
+        told = [item for item in batch.items if item.id in batch.record_ids]
+        tables = {item.id: _table(item) for item in told}
         digests = {} if batch.trace is None else {"gradient": {"0": f"of step {self.steps}"}}
         metrics |= {"demopsd/disagreement_mean_nats": 0.03}
         return StepReport(metrics, stepped=True, tables=tables, digests=digests)

@@ -118,7 +118,7 @@ class LearnerGroup:
     async def support(self, examples: Sequence[TrainingExample]) -> list[Tokens] | None:
         match resolve_method(self._config).forwards.support:
             case SupportKind.sampled:
-                return [example.rollout.tokens_T[:, None] for example in examples]
+                return [example.response_T[:, None] for example in examples]
             case SupportKind.vocabulary:
                 return [np.zeros((example.response_length_tokens, 0), np.int32) for example in examples]
             case SupportKind.engine:

@@ -269,9 +269,7 @@ class FaultyLearners(SimulatedLearners):
             case "torn checkpoint":
                 self._tear()
         self.steps += 1
-        self.learned[self.steps] = sorted(
-            (item.id, item.example.privileged_tokens.tobytes()) for item in batch.items
-        )
+        self.learned[self.steps] = sorted((item.id, item.example.privileged_tokens.tobytes()) for item in batch.items)
         return await super().step(batch)
 
     async def save(self, folder: Path) -> None:

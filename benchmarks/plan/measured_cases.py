@@ -194,18 +194,16 @@ def traffic_of(groups: Sequence[Sequence[Rollout]], examples: Sequence[TrainingE
     lengths = [len(rollout.tokens_T) for rollout in rollouts]
     by_question: dict[str, list[TrainingExample]] = {}
     for example in examples:
-        by_question.setdefault(example.rollout.prompt.id, []).append(example)
+        by_question.setdefault(example.prompt.id, []).append(example)
     own = sum(added for group in by_question.values() for _, added in new_nodes([one.student_input for one in group]))
-    own -= sum(len(group[0].rollout.prompt.tokens) for group in by_question.values())
+    own -= sum(len(group[0].prompt.tokens) for group in by_question.values())
     siblings = len(examples) / len(by_question)
-    told_twice = 1 - own / sum(len(example.rollout.tokens_T) for example in examples)
+    told_twice = 1 - own / sum(len(example.response_T) for example in examples)
     return Traffic(
         prompt_tokens=statistics.mean(len(group[0].prompt.tokens) for group in groups),
         response_tokens=statistics.mean(lengths),
         response_spread=statistics.pstdev(math.log(length) for length in lengths),
-        solution_tokens=statistics.mean(
-            len(one.privileged_tokens) - len(one.rollout.prompt.tokens) for one in examples
-        ),
+        solution_tokens=statistics.mean(len(one.privileged_tokens) - len(one.prompt.tokens) for one in examples),
         right_fraction=_right_fraction(len(examples) / len(rollouts), len(groups[0])),
         shared_fraction=max(0.0, min(1.0, told_twice * siblings / max(siblings - 1, 1))),
     )

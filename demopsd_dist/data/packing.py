@@ -55,9 +55,7 @@ class Layout(Generic[T]):
 
 def by_question(example_of: Callable[[T], TrainingExample], tree_tokens: int) -> Layout[T]:
     """The student's view: what belongs to one question may share a row."""
-    return Layout(
-        lambda item: example_of(item).rollout.prompt.id, lambda item: example_of(item).student_input, tree_tokens
-    )
+    return Layout(lambda item: example_of(item).prompt.id, lambda item: example_of(item).student_input, tree_tokens)
 
 
 def deal(items: Sequence[T], layout: Layout[T], dp_size: int) -> list[list[Row[T]]]:

@@ -106,13 +106,29 @@ class TrainingExample:
     privileged_tokens: Tokens  # the teacher's prompt: question, solution, feedback; empty without a teacher
 
     @property
+    def id(self) -> str:
+        return self.rollout.id
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.rollout.prompt
+
+    @property
+    def question(self) -> Question:
+        return self.prompt.question
+
+    @property
+    def response_T(self) -> Tokens:
+        return self.rollout.tokens_T
+
+    @property
     def student_input(self) -> Tokens:
-        """What a forward reads to predict every response token: the last of them predicts nothing."""
-        return input_of(self.rollout.prompt.tokens, self.rollout.tokens_T)
+        """The tokens a forward reads to predict every response token: the last of them predicts nothing."""
+        return input_of(self.prompt.tokens, self.response_T)
 
     @property
     def response_length_tokens(self) -> int:
-        return len(self.rollout.tokens_T)
+        return len(self.response_T)
 
 
 def input_of(prompt: Tokens, response_T: Tokens) -> Tokens:
@@ -130,6 +146,18 @@ class ScoredExample:
     support_TK: NDArray[np.int32]
     reference_logp_TA: Logp | None
     teacher_logp_TA: Logp | None
+
+    @property
+    def id(self) -> str:
+        return self.example.id
+
+    @property
+    def rollout(self) -> Rollout:
+        return self.example.rollout
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.example.prompt
 
 
 @dataclass(frozen=True)

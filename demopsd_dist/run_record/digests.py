@@ -125,13 +125,13 @@ def merged(parts: Iterable[Digests]) -> Digests:
 
 
 def of_inputs(examples: Iterable[TrainingExample]) -> Digests:
-    return _by_tensor((example.rollout.id, inputs_of(example)) for example in examples)
+    return _by_tensor((example.id, inputs_of(example)) for example in examples)
 
 
 def of_step(scored: Sequence[ScoredExample], report: StepReport) -> Digests:
     """Of a whole step, in order: what went in, what the teacher said, what the learners made of it."""
     found = of_inputs(item.example for item in scored)
-    found |= _by_tensor((item.example.rollout.id, scores_of(item)) for item in scored)
+    found |= _by_tensor((item.id, scores_of(item)) for item in scored)
     found |= report.digests
     for tensor, metric in (("loss", "learner/loss"), ("gradient_norm", "learner/grad_norm")):
         if metric in report.metrics:

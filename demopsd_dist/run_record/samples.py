@@ -79,7 +79,7 @@ def rows_of(
 ) -> list[Row]:
     """A row for each id, in their order."""
     texts = TokenTexts(tokenizer)
-    examples = {item.example.rollout.id: item.example for item in scored}
+    examples = {item.id: item.example for item in scored}
     found = {
         rollout.id: (rollout, mark)
         for group in groups

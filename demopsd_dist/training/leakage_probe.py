@@ -55,7 +55,7 @@ async def measure(
     examples, supports = [], []
     for probe in found:
         for solution in probe.solutions:
-            view = builder.privileged(probe.item.example.rollout.prompt.question, solution, probe.feedback)
+            view = builder.privileged(probe.item.prompt.question, solution, probe.feedback)
             examples.append(replace(probe.item.example, privileged_tokens=view))
             supports.append(probe.item.support_TK)
     answers = iter(await teacher.score(examples, supports, resolve_method(cfg).probe))
@@ -86,13 +86,13 @@ def probes(cfg: Config, groups: Sequence[RewardedGroup], scored: Sequence[Scored
     wanted, contexts = cfg.leakage.prompts, cfg.leakage.contexts
     first: dict[str, ScoredExample] = {}
     for item in scored:
-        first.setdefault(item.example.rollout.prompt.id, item)
+        first.setdefault(item.prompt.id, item)
     chosen = [(group, first[group.prompt.id]) for group in groups if group.prompt.id in first]
     others = [group.prompt.question.answer for group in groups]
     form = form_of(cfg.reward)
     left = {"siblings": wanted, "answers": wanted}
     for group, item in chosen:
-        place = group.place(item.example.rollout.sample)
+        place = group.place(item.rollout.sample)
         feedback = group.marks[place].feedback if cfg.privileged.feedback else None
         families = {
             "siblings": [group.rollouts[i].text for i in group.siblings(place, cfg.privileged.exclude_own_success)],

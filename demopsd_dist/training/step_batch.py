@@ -78,8 +78,8 @@ async def build_step_batch(run: Run, step: int) -> StepBatch:
     finally:
         scoring.cancel()
     scored = [item for part in parts for item in part.scored]
-    together = [[item.example.rollout.id for item in part.scored] for part in parts]
-    scored.sort(key=lambda item: (places[item.example.rollout.prompt.id], item.example.rollout.sample))
+    together = [[item.id for item in part.scored] for part in parts]
+    scored.sort(key=lambda item: (places[item.prompt.id], item.rollout.sample))
     size = sum((part.size for part in parts), BatchSize(0, 0))
     leakage: dict[str, float] = {}
     if leakage_probe.due(cfg, step):
@@ -121,7 +121,7 @@ def kept_groups(run: Run, step: int, groups: list[RewardedGroup]) -> list[Reward
 
 async def score_groups(run: Run, step: int, groups: list[RewardedGroup]) -> ScoredGroups:
     taught = examples_of_step(run.cfg, run.task, groups, step)
-    learned = {example.rollout.id for example in taught.examples}
+    learned = {example.id for example in taught.examples}
     silent = [(r.prompt.id, r.sample) for group in groups for r in group.rollouts if r.id not in learned]
     run.ledger.dropped(step + 1, silent, DropReason.no_example)
     with run.log.timed("support"):

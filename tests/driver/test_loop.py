@@ -72,8 +72,7 @@ class Run:
     def ages(self) -> list[int]:
         """For each step the age of its oldest rollout, in weight versions."""
         return [
-            step - min(item.example.rollout.oldest_version for item in batch.items)
-            for step, batch in enumerate(self.batches)
+            step - min(item.rollout.oldest_version for item in batch.items) for step, batch in enumerate(self.batches)
         ]
 
 
@@ -112,7 +111,7 @@ def test_every_step_learns_its_own_prompts(tmp_path: Path, task: Task, ahead: in
     run = Run(tmp_path, task, "steps=9", f"rollout.ahead={ahead}")
     for step, batch in enumerate(run.batches):
         mine = {prompt.id for prompt in prompts_of_step(task.train, run.config, step)}
-        learned = {item.example.rollout.prompt.id for item in batch.items}
+        learned = {item.prompt.id for item in batch.items}
         assert learned
         assert learned <= mine
 
@@ -140,10 +139,10 @@ def test_dynamic_sampling_fills_a_step_with_groups_that_differ(tmp_path: Path, t
     assert all(count > 24 for count in asked) if skill < 0.1 else max(asked) > 24
     for batch, count in zip(run.batches, asked, strict=True):
         items = batch.items
-        groups = {item.example.rollout.prompt.id for item in items}
+        groups = {item.prompt.id for item in items}
         assert len(items) == 4 * len(groups) == batch.size.sequences
         assert len(groups) == 6 or count >= 4 * (6 + 3), "too few in all rounds"
-        assert len({item.example.rollout.id for item in items}) == len(items)
+        assert len({item.id for item in items}) == len(items)
     again = Run(tmp_path, task, "steps=3", "method=grpo", "grpo.variant=dapo", skill=skill)
     assert [batch.token_count for batch in again.batches] == [batch.token_count for batch in run.batches]
 
@@ -314,7 +313,7 @@ def test_a_late_group_is_dropped_and_counted(task: Task, tmp_path: Path) -> None
     asked = [[prompt.id for prompt in prompts_of_step(task.train, run.config, step)] for step in range(6)]
     assert sum(late in ids for ids in asked), "the test is about a group that was asked for"
     for ids, batch, line in zip(asked, run.batches, run.log_of_steps(), strict=True):
-        assert late not in {item.example.rollout.prompt.id for item in batch.items}
+        assert late not in {item.prompt.id for item in batch.items}
         assert line["rollout/groups"] == 10 - (late in ids)
 
 
@@ -364,8 +363,8 @@ def test_batches_are_kept_where_a_checkpoint_stands_before_them(tmp_path: Path, 
     run = Run(tmp_path, task, "steps=7", "checkpoint.every_steps=2", "checkpoint.keep=2")
     assert replay_batch.steps(run.folder.replay) == [1, 7], "after step 7 the checkpoints of 6 and 7 are left"
     found = replay_batch.read(run.folder.replay, 7)
-    assert [example.rollout.id for example in found.examples] == [
-        item.example.rollout.id for item in sorted(run.batches[6].items, key=lambda item: found_place(found, item))
+    assert [example.id for example in found.examples] == [
+        item.id for item in sorted(run.batches[6].items, key=lambda item: found_place(found, item))
     ]
     assert sorted(place for part in found.parts for place in part) == list(range(len(found.examples)))
     assert found.record.digests["gradient"] == {"0": "of step 7"}
@@ -375,7 +374,7 @@ def test_batches_are_kept_where_a_checkpoint_stands_before_them(tmp_path: Path, 
 
 
 def found_place(found: replay_batch.ReplayBatch, item: Any) -> int:
-    return [example.rollout.id for example in found.examples].index(item.example.rollout.id)
+    return [example.id for example in found.examples].index(item.id)
 
 
 def test_a_profiled_step_has_a_timeline(tmp_path: Path, task: Task) -> None:

@@ -36,7 +36,7 @@ WORDS = ("steps=8", "checkpoint.every_steps=3", "evaluation.at_start=false", "le
 
 def names(batch: TrainBatch) -> list[tuple[str, bytes]]:
     """What a batch holds, and what the teacher was shown for it."""
-    return sorted((item.example.rollout.id, item.example.privileged_tokens.tobytes()) for item in batch.items)
+    return sorted((item.id, item.example.privileged_tokens.tobytes()) for item in batch.items)
 
 
 class Whole:

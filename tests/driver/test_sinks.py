@@ -35,7 +35,7 @@ def test_samples_of_a_run(tmp_path: Path, task: Task) -> None:
     assert [path.name for path in files] == ["step-000001.parquet", "step-000003.parquet"]
     rows = samples.read(files[1])
     assert len({(row["prompt_id"], row["sample"]) for row in rows}) == 10
-    learned = {item.example.rollout.id for item in run.batches[2].items}
+    learned = {item.id for item in run.batches[2].items}
     for row in rows:
         assert row["step"] == 3
         assert row["learned"] == (f"{row['prompt_id']}#{row['sample']}" in learned)

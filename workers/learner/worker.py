@@ -179,7 +179,7 @@ class LearnerWorker(Traced, Rank):
         support_NK = support_tensor([item.support_TK for item in scored], self._device)
         reference_NA = self._values([item.reference_logp_TA for item in scored])
         teacher_NA = self._values([item.teacher_logp_TA for item in scored])
-        rollout_logp_N = self._tensor([item.example.rollout.logp_T for item in scored])
+        rollout_logp_N = self._tensor([item.rollout.logp_T for item in scored])
         length_B = torch.tensor(batch.lengths, device=self._device)
         weight_B = token_weight(
             self._recipe.aggregation.value,
@@ -192,7 +192,7 @@ class LearnerWorker(Traced, Rank):
         advantage_N = torch.tensor([item.example.advantage for item in scored], device=self._device)
         advantage_N = advantage_N.repeat_interleave(length_B)
         # Sampled from the weights of now. Older tokens differ because the student has moved.
-        fresh_N = self._tensor([item.example.rollout.version_T == self.version - 1 for item in scored])
+        fresh_N = self._tensor([item.rollout.version_T == self.version - 1 for item in scored])
         any_fresh = bool(fresh_N.any())
         samples = self._config.samples
         token_recorder = TokenRecorder(
@@ -243,7 +243,7 @@ class LearnerWorker(Traced, Rank):
         )
 
     def _rectangle(self, rows: Sequence[Sequence[TrainingExample]]) -> PaddedBatch:
-        samples = [[(example.rollout.prompt.tokens, example.rollout.tokens_T) for example in row] for row in rows]
+        samples = [[(example.prompt.tokens, example.response_T) for example in row] for row in rows]
         return PaddedBatch(samples, self._device)
 
     def _values(self, arrays: Sequence[Logp | None]) -> Tensor | None:

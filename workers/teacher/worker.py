@@ -153,7 +153,7 @@ class TeacherWorker(Receiver, Rank):
         reference: list[Logp] | list[None] = [None] * len(examples)
         teacher: list[Logp] | list[None] = [None] * len(examples)
         if forwards.reference is not None:
-            plain = [example.rollout.prompt.tokens for example in examples]
+            plain = [example.prompt.tokens for example in examples]
             with self.spans.span("reference"):
                 supports_TK, reference = self._logp(forwards.reference, "reference", plain, examples, supports_TK)
         assert supports_TK is not None
@@ -179,11 +179,11 @@ class TeacherWorker(Receiver, Rank):
         supports_TK: Sequence[Tokens] | None,
     ) -> tuple[list[Tokens], list[Logp]]:
         """The support of each example, as given or as found here, and the values on it."""
-        responses = [example.rollout.tokens_T for example in examples]
+        responses = [example.response_T for example in examples]
         ids: dict[int, Tokens] = {} if supports_TK is None else dict(enumerate(supports_TK))
         found: dict[int, Logp] = {}
         layout: Layout[int] = Layout(
-            lambda i: examples[i].rollout.prompt.id,
+            lambda i: examples[i].prompt.id,
             lambda i: input_of(prompts[i], responses[i]),
             self._config.model.tree_tokens,
         )

@@ -28,7 +28,7 @@ def read(record: SourceRecord) -> ParsedQuestion | RefusedRecord:
     options = [option.strip() for option in given if option is not None]
     if len(options) != len(given):
         return RefusedRecord("there are not 4 choices")
-    identity = label_of(record, "SourceRecord ID") or str(record.number)
+    identity = label_of(record, "Record ID") or str(record.number)
     places = list(range(len(options)))
     random.Random(f"gpqa/{identity}").shuffle(places)
     question = Question(

@@ -95,8 +95,8 @@ def test_support_and_teacher_values_are_those_of_plain_forwards(roles: RealRoles
     assert supports is not None
     scored = asyncio.run(roles.roles.teacher.score(examples, supports, resolve_method(roles.config).forwards))
     views = {
-        "student": [(x.rollout.prompt.tokens, x.rollout.tokens_T) for x in examples],
-        "teacher": [(x.privileged_tokens, x.rollout.tokens_T) for x in examples],
+        "student": [(x.prompt.tokens, x.response_T) for x in examples],
+        "teacher": [(x.privileged_tokens, x.response_T) for x in examples],
     }
     student, teacher = logits_of(MODEL_DIR, views["student"]), logits_of(MODEL_DIR, views["teacher"])
     for item, support, z_s, z_r in zip(scored, supports, student, teacher, strict=True):

@@ -55,16 +55,16 @@ def test_a_rollout_learns_from_a_correct_sibling_and_never_from_itself(builder: 
 
 def test_a_lone_success_teaches_the_others_only(builder: PromptBuilder) -> None:
     groups = [group("a", [WRONG, RIGHT, WRONG]), group("b", [WRONG] * 3), group("c", [RIGHT] * 3)]
-    ids = [example.rollout.id for example in taught(builder, groups)]
+    ids = [example.id for example in taught(builder, groups)]
     assert ids == ["a#0", "a#2", "c#0", "c#1", "c#2"]
-    own = [example.rollout.id for example in taught(builder, groups, exclude_own_success=False)]
+    own = [example.id for example in taught(builder, groups, exclude_own_success=False)]
     assert own == ["a#0", "a#1", "a#2", "c#0", "c#1", "c#2"]
 
 
 def test_the_choice_does_not_depend_on_the_order_of_groups(builder: PromptBuilder) -> None:
     groups = [group(str(g), [RIGHT] * 4) for g in range(10)]
-    views = {example.rollout.id: example.privileged_tokens.tolist() for example in taught(builder, groups)}
-    again = {example.rollout.id: example.privileged_tokens.tolist() for example in taught(builder, groups[::-1])}
+    views = {example.id: example.privileged_tokens.tolist() for example in taught(builder, groups)}
+    again = {example.id: example.privileged_tokens.tolist() for example in taught(builder, groups[::-1])}
     assert views == again
 
 
@@ -81,13 +81,13 @@ def test_feedback_is_of_the_own_attempt_and_makes_a_lesson_alone(builder: Prompt
         for name, row in texts.items()
     ]
     found = examples_from_siblings(groups, builder, exclude_own_success=True, seed="0", feedback=True).examples
-    views = {example.rollout.id: builder.tokenizer.decode(example.privileged_tokens) for example in found}
+    views = {example.id: builder.tokenizer.decode(example.privileged_tokens) for example in found}
     assert list(views) == ["a#0", "a#2", "b#0", "b#1", "c#0", "c#1"], "a#1 has neither a sibling nor feedback"
     for name, view in views.items():
         assert ("Correct solution:" in view) == (name[0] != "b")
         assert ("Feedback" in view) == (name[0] != "c")
         assert (f"{{solution}}? not  [{name[2]}]" in view) == (name[0] != "c"), "its own, as it was written"
-    without = [example.rollout.id for example in taught(builder, groups)]
+    without = [example.id for example in taught(builder, groups)]
     assert without == ["a#0", "a#2", "c#0", "c#1"], "feedback that is not asked for makes no example"
 
 
@@ -104,7 +104,7 @@ def test_advantages_of_a_group() -> None:
 def test_responses_without_advantage_cost_nothing_and_still_count() -> None:
     groups = [group("a", [RIGHT, WRONG]), group("b", [RIGHT, RIGHT])]
     short = examples_from_rewards(groups, scaled=True, leave_out_silent=True)
-    assert [example.rollout.id for example in short.examples] == ["a#0", "a#1"]
+    assert [example.id for example in short.examples] == ["a#0", "a#1"]
     assert (short.size.sequences, short.size.tokens) == (4, 16)
     whole = examples_from_rewards(groups, scaled=True, leave_out_silent=False)
     assert len(whole.examples) == 4
@@ -130,7 +130,7 @@ def test_every_sample_is_placed_once_and_ranks_meet(
     assert sorted(map(id, placed)) == sorted(map(id, items))
     assert batch.token_count == sum(r * siblings for _, r, siblings in lengths)
     for row in rows:
-        assert len({item.example.rollout.prompt.id for item in row}) == 1, "only responses to one question share a row"
+        assert len({item.prompt.id for item in row}) == 1, "only responses to one question share a row"
         assert len(row) == 1 or nodes(row) <= tree_tokens
     for micro in (micro for rank in batch.shards for micro in rank):
         assert len(micro) <= 1 or len(micro) * max(map(nodes, micro)) <= micro_batch_tokens

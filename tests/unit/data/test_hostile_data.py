@@ -25,7 +25,7 @@ from demopsd_dist.minisci.tokenizer import byte_tokenizer
 from demopsd_dist.util.errors import LONGEST, DataError
 
 NAMES = ["prompt", "question", "answer", "field", "id", "system", "level", "type", "choices", "answerKey", "details"]
-NAMES += ["domain", "text", "label", "Question", RIGHT, *WRONG, "SourceRecord ID"]
+NAMES += ["domain", "text", "label", "Question", RIGHT, *WRONG, "Record ID"]
 TEXTS = st.sampled_from(["", " ", "mcq-4-choices", "true_or_false", "A", "1+1?", "\0", "\ud800", "\x1b[2J", "a\nb"])
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | TEXTS
 VALUES = st.recursive(

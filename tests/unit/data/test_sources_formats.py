@@ -57,7 +57,7 @@ def numbered(path: Path, count: int) -> str:
 def gpqa_row(identity: str, question: str = "Which?") -> dict[str, str]:
     wrong = {f"Incorrect Answer {i}": f"wrong {i}\n" for i in (1, 2, 3)}
     return {"Question": question, "Correct Answer": " right ", **wrong, "High-level domain": "Chemistry"} | {
-        "SourceRecord ID": identity
+        "Record ID": identity
     }
 
 

@@ -112,7 +112,7 @@ def test_the_probe_chooses_responses_with_different_solutions() -> None:
     builder = PromptBuilder(byte_tokenizer())
     groups, scored = groups_and_scores(config, builder)
     found = list(leakage_probe.probes(config, groups, scored))
-    assert [(p.family, p.item.example.rollout.id) for p in found] == [
+    assert [(p.family, p.item.id) for p in found] == [
         ("siblings", "q0#0"),
         ("answers", "q0#0"),
         ("answers", "q2#0"),

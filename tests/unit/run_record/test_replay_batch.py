@@ -76,7 +76,7 @@ def test_a_batch_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def found_parts(items: list[ScoredExample]) -> list[list[str]]:
-    return [[item.example.rollout.id for item in items]]
+    return [[item.id for item in items]]
 
 
 def test_no_bit_of_a_batch_can_flip_unnoticed(tmp_path: Path) -> None:
@@ -134,12 +134,12 @@ def test_what_a_witness_says_does_not_depend_on_the_slices() -> None:
     """And is the digest of what the method saw; a response of another micro-batch changes nothing."""
     items = batch()
     generator = torch.Generator().manual_seed(0)
-    hidden = {item.example.rollout.id: torch.randn(len(item.support_TK), 8, generator=generator) for item in items}
+    hidden = {item.id: torch.randn(len(item.support_TK), 8, generator=generator) for item in items}
     weight_VH = torch.randn(50, 8, generator=generator)
 
     def seen(some: list[ScoredExample], slice_tokens: int) -> digests.Digests:
         response_digests = ResponseDigests(some)
-        hidden_NH = torch.cat([hidden[item.example.rollout.id] for item in some]).requires_grad_()
+        hidden_NH = torch.cat([hidden[item.id] for item in some]).requires_grad_()
         ids_NK = torch.arange(3).expand(len(hidden_NH), 3)
         values_NA = torch.cat([torch.from_numpy(item.teacher_logp_TA).log_softmax(-1) for item in some])
 

@@ -28,7 +28,7 @@ class ResponseDigests:
     """Of one micro-batch: a digest of each response's values, from slices that come in order. Nothing is kept."""
 
     def __init__(self, scored: Sequence[ScoredExample]) -> None:
-        self._names = [item.example.rollout.id for item in scored]
+        self._names = [item.id for item in scored]
         self._lengths = [item.example.response_length_tokens for item in scored]
         self._hashers: dict[str, dict[str, xxhash.xxh3_128]] = defaultdict(dict)
 
