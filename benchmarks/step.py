@@ -32,7 +32,7 @@ from benchmarks.common.simulated_roles import (
     responses,
 )
 from demopsd_dist.config import Config, load
-from demopsd_dist.data.examples import examples_from_rewards, rewarded
+from demopsd_dist.data.examples import examples_from_rewards, reward_group
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.run_record.folder import RunFolder
@@ -130,7 +130,7 @@ def ledger_alone(steps: int) -> Row:
             prompts = prompts_of_step(task.train, config, step - 1)
             groups = [responses(prompt, train_sampling(config, step), step - 1, 0) for prompt in prompts]
             examples = examples_from_rewards(
-                [rewarded(group, task.reward) for group in groups], scaled=False, leave_out_silent=False
+                [reward_group(group, task.reward) for group in groups], scaled=False, leave_out_silent=False
             ).examples
             began = time.monotonic()
             ledger.issued(step, prompts, samples)
@@ -290,7 +290,7 @@ def report(found: Row) -> list[str]:
         for row in found["stages"]:
             stages = " | ".join(f"{row['stages_s'][name]:.2f}" for name in ("sample", "score", "learn"))
             lines.append(
-                f"| {row['workers']} | {row['ahead']} | {row["spread"]:g} | {stages} | {row['step_s']:.2f} | "
+                f"| {row['workers']} | {row['ahead']} | {row['spread']:g} | {stages} | {row['step_s']:.2f} | "
                 f"{row['to_sum']:.3f} | {row['to_slowest']:.3f} | {row['age_steps_max']:.0f} |"
             )
         lines.append("")

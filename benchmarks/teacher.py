@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.common.results_files import RESULTS, save
 from demopsd_dist.config import Config, load
-from demopsd_dist.data.examples import examples_from_siblings, rewarded
+from demopsd_dist.data.examples import examples_from_siblings, reward_group
 from demopsd_dist.data.packing import pack
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.methods import resolve_method
@@ -56,7 +56,7 @@ async def measured(config: Config, roles: Roles, task: Task, rounds: int) -> Row
 
         groups = await roles.rollouts.sample(task.train[: config.rollout.prompts_per_step], train_sampling(config, 0))
         lap("sample")
-        marked = [rewarded(group, task.reward) for group in groups]
+        marked = [reward_group(group, task.reward) for group in groups]
         taught = examples_from_siblings(marked, task.prompts, exclude_own_success=True, seed="0")
         clock = time.monotonic()
         supports = await roles.learners.support(taught.examples)

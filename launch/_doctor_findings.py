@@ -21,7 +21,7 @@ from tempfile import NamedTemporaryFile
 import psutil
 
 from demopsd_dist.config import Config
-from demopsd_dist.data.rewards.builtin import reward_of
+from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.planning.memory_by_role import checkpoint_gib
@@ -215,7 +215,7 @@ def inputs(config: Config) -> Iterator[Finding]:
     except (ConfigError, DataError) as error:
         yield problem("data", config.data.train, *_told(error))
     try:
-        yield ok("reward", reward_of(config.reward).name, "can be used")
+        yield ok("reward", resolve_reward(config.reward).name, "can be used")
     except ConfigError as error:
         yield problem("reward", config.reward, *_told(error))
 

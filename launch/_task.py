@@ -12,7 +12,7 @@ from typing import Any
 from demopsd_dist.config import Config
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import Prompt, Question
-from demopsd_dist.data.rewards.builtin import reward_of
+from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.data.sources import SPLITS
 from demopsd_dist.minisci.tasks import Split
 from demopsd_dist.run_record.checkpoints import Checkpoints
@@ -75,7 +75,7 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
             f"Lower it to {there} or less."
         )
     train, test, ood = (fitting.get(split, []) for split in SPLITS)
-    return Task(train, test, ood, builder, reward_of(config.reward, config.limits, config.reward_errors)), skipped
+    return Task(train, test, ood, builder, resolve_reward(config.reward, config.limits, config.reward_errors)), skipped
 
 
 def run_of(config: Config, roles: Roles, task: Task, log: RunLog) -> Run:

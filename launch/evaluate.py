@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demopsd_dist.config import Config, load
-from demopsd_dist.data.rewards.builtin import reward_of
+from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.data.sources import load_split
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.util.errors import DataError
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     words = [f"model.path={arguments.model}", f"data.test={arguments.data}", *arguments.overrides]
     config = load(arguments.config, words)
-    reward_of(config.reward, config.limits)  # a user's own is imported here, before anything starts
+    resolve_reward(config.reward, config.limits)  # a user's own is imported here, before anything starts
     folder = model_folder(config)
     loaded = load_split(config.data, "test")
     if not loaded.questions:

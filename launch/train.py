@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demopsd_dist.config import load, to_yaml
-from demopsd_dist.data.rewards.builtin import reward_of
+from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.data.sources import SPLITS, load_data
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.run_record.sinks import check_sinks
@@ -44,7 +44,7 @@ def checked(arguments: argparse.Namespace) -> int:
     """Look at everything, then run it or say what would run."""
     profiled = [] if arguments.profile is None else [f"profile.steps=[{arguments.profile}]"]
     config = load(arguments.config, [*arguments.overrides, *profiled])
-    reward_of(config.reward, config.limits)  # a user's own is imported here, in the dry run too
+    resolve_reward(config.reward, config.limits)  # a user's own is imported here, in the dry run too
     check_sinks(config)
     folder = model_folder(config)
     data = load_data(config.data)

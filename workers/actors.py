@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from demopsd_dist.config import Config
-from demopsd_dist.data.packing import Layout, by_question, deal, shard
+from demopsd_dist.data.packing import RowLayout, assign_rows, layout_by_question, shard_rows
 from demopsd_dist.data.records import ScoredExample, StepReport, Tokens, TrainBatch, TrainingExample
 from demopsd_dist.methods import Forwards, SupportKind, resolve_method
 from demopsd_dist.objective import statistic
@@ -94,8 +94,10 @@ class TeacherGroup:
 
     def _hands(self, examples: Sequence[TrainingExample]) -> list[list[int]]:
         """Indices for each replica: about as many tokens each, siblings together as far as that allows."""
-        ranks = deal(
-            range(len(examples)), by_question(lambda i: examples[i], self._config.model.tree_tokens), len(self._group)
+        ranks = assign_rows(
+            range(len(examples)),
+            layout_by_question(lambda i: examples[i], self._config.model.tree_tokens),
+            len(self._group),
         )
         return [[i for row in rank for i in row.items] for rank in ranks]
 
@@ -129,8 +131,8 @@ class LearnerGroup:
                 return await self._student_support(examples)
 
     async def _student_support(self, examples: Sequence[TrainingExample]) -> list[Tokens]:
-        layout: Layout[int] = by_question(lambda i: examples[i], self._config.model.tree_tokens)
-        places = shard(
+        layout: RowLayout[int] = layout_by_question(lambda i: examples[i], self._config.model.tree_tokens)
+        places = shard_rows(
             range(len(examples)),
             layout,
             dp_size=self.dp_size,

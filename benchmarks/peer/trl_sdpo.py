@@ -23,7 +23,7 @@ from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
 from demopsd_dist.config import Config, Divergence, load
 from demopsd_dist.data.records import Prompt, Question
-from demopsd_dist.data.rewards.builtin import answer_reward
+from demopsd_dist.data.rewards import answer_reward
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.training.step_prompts import prompts_of_step

@@ -17,7 +17,7 @@ from benchmarks.common.peak_memory import peaks
 from benchmarks.common.sized_models import model_folder
 from benchmarks.step import run as run_driver
 from demopsd_dist.config import Config, load
-from demopsd_dist.data.examples import examples_from_siblings, rewarded
+from demopsd_dist.data.examples import examples_from_siblings, reward_group
 from demopsd_dist.data.packing import pack
 from demopsd_dist.data.prefix_tree import new_nodes
 from demopsd_dist.data.records import Question, Rollout, TrainingExample
@@ -169,7 +169,7 @@ async def stages(
             task.train[: config.rollout.prompts_per_step], train_sampling(config, turn)
         )
         lap("sample")
-        marked = [rewarded(group, task.reward) for group in groups]
+        marked = [reward_group(group, task.reward) for group in groups]
         taught = examples_from_siblings(marked, task.prompts, exclude_own_success=True, seed=str(turn))
         lap("driver")
         supports = await roles.learners.support(taught.examples)

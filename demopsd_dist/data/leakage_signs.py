@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from demopsd_dist.data.records import Prompt
-from demopsd_dist.data.rewards.builtin import extract_answer
+from demopsd_dist.data.rewards import extract_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

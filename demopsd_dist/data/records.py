@@ -76,23 +76,23 @@ class Rollout:
 
 @dataclass(frozen=True)
 class RewardResult:
-    """What a response is worth, and what may be said about it to the teacher. Blank feedback is none.
+    """The reward of a response, 0.0 to 1.0, and feedback on it for the teacher. Blank feedback is none.
 
     Example: `RewardResult(0.0, feedback="The unit is missing.")`
     """
 
-    score: float  # 0.0 .. 1.0
+    reward: float
     feedback: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.score, Real):
-            raise TypeError(f"a score is a number from 0 to 1, not {type(self.score).__name__}.")
-        score = float(self.score)
-        if math.isnan(score) or not 0.0 <= score <= 1.0:
-            raise ValueError(f"a score is a number from 0 to 1, not {score:g}.")
+        if not isinstance(self.reward, Real):
+            raise TypeError(f"a reward is a number from 0 to 1, not {type(self.reward).__name__}.")
+        reward = float(self.reward)
+        if math.isnan(reward) or not 0.0 <= reward <= 1.0:
+            raise ValueError(f"a reward is a number from 0 to 1, not {reward:g}.")
         if not isinstance(self.feedback, str | None):
             raise TypeError(f"feedback is text or None, not {type(self.feedback).__name__}.")
-        object.__setattr__(self, "score", score)
+        object.__setattr__(self, "reward", reward)
         object.__setattr__(self, "feedback", self.feedback if self.feedback and self.feedback.strip() else None)
 
 

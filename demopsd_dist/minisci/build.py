@@ -23,7 +23,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from demopsd_dist.data.prompts import PromptBuilder
-from demopsd_dist.data.rewards.builtin import answer_reward
+from demopsd_dist.data.rewards import answer_reward
 from demopsd_dist.minisci import MODEL_DIR, tasks
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from demopsd_dist.data.packing import Layout, Row, deal, padded_batches
+from demopsd_dist.data.packing import Row, RowLayout, assign_rows, padded_batches
 from demopsd_dist.data.records import Tokens
 from demopsd_dist.planning.workload import Traffic, Workload
 
@@ -73,8 +73,8 @@ def learned(job: Workload) -> list[DrawnResponse]:
 
 
 @dataclass(frozen=True)
-class DrawnLayout(Layout[DrawnResponse]):
-    """Rows as the run's `Layout` cuts them, from lengths alone: siblings share the prompt, the solution where they see
+class DrawnLayout(RowLayout[DrawnResponse]):
+    """Rows as the run's `RowLayout` cuts them, from lengths alone: siblings share the prompt, the solution where they see
     the same one, and the beginning of the response."""
 
     job: Workload
@@ -131,7 +131,7 @@ def batches(rows: Sequence[Row[DrawnResponse]], padded_tokens: int) -> list[Draw
 @lru_cache(maxsize=256)
 def learner_batches(job: Workload, ranks: int) -> tuple[tuple[DrawnBatch, ...], ...]:
     """Of every rank, as the driver packs them."""
-    dealt = deal(learned(job), student_rows(job), ranks)
+    dealt = assign_rows(learned(job), student_rows(job), ranks)
     return tuple(tuple(batches(rows, job.micro_batch_tokens)) for rows in dealt)
 
 
@@ -139,7 +139,7 @@ def learner_batches(job: Workload, ranks: int) -> tuple[tuple[DrawnBatch, ...], 
 def teacher_batches(job: Workload, replicas: int, *, privileged: bool) -> tuple[tuple[DrawnBatch, ...], ...]:
     """Of every replica: siblings go to one by the student's rows, and are laid out by what the teacher sees."""
     layout = teacher_rows(job) if privileged else student_rows(job)
-    dealt = deal(learned(job), student_rows(job), replicas)
+    dealt = assign_rows(learned(job), student_rows(job), replicas)
     return tuple(
         tuple(batches(layout.rows([item for row in rows for item in row.items]), job.teacher_batch_tokens))
         for rows in dealt

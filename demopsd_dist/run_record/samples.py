@@ -83,7 +83,7 @@ def rows_of(
     found = {
         rollout.id: (rollout, mark)
         for group in groups
-        for rollout, mark in zip(group.rollouts, group.marks, strict=True)
+        for rollout, mark in zip(group.rollouts, group.results, strict=True)
     }
     return [
         _of_response(step, *found[name], examples.get(name), texts)
@@ -108,7 +108,7 @@ def _of_response(
         "privileged_view": texts.text(example.privileged_tokens) if example is not None and shown else None,
         "response": rollout.text,
         "truncated": rollout.truncated,
-        "reward": mark.score,
+        "reward": mark.reward,
         "feedback": mark.feedback,
         "learned": example is not None,
         "advantage": None if example is None else example.advantage,

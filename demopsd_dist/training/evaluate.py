@@ -19,7 +19,7 @@ from demopsd_dist.data.accuracy import (
 )
 from demopsd_dist.data.leakage_signs import behaviour
 from demopsd_dist.data.records import Prompt, RewardResult
-from demopsd_dist.data.rewards.builtin import Reward, same_answer
+from demopsd_dist.data.rewards import Reward, same_answer
 from demopsd_dist.training.roles import Rollouts, Sampling
 
 
@@ -57,12 +57,13 @@ async def evaluate(
     groups = await rollouts.sample(prompts, sampling)
     texts = [[begun + rollout.text for rollout in group] for group in groups]
     marks = [
-        [reward.mark(text, prompt.question) for text in group] for prompt, group in zip(prompts, texts, strict=True)
+        [reward.result_of(text, prompt.question) for text in group]
+        for prompt, group in zip(prompts, texts, strict=True)
     ]
     marked = [
         AnswerGroup(
             prompt.question.field,
-            [mark.score if isinstance(mark, RewardResult) else 0.0 for mark in group],
+            [mark.reward if isinstance(mark, RewardResult) else 0.0 for mark in group],
             [reward.extract(text) for text in own],
         )
         for prompt, group, own in zip(prompts, marks, texts, strict=True)

@@ -18,7 +18,7 @@ from demopsd_dist.config import Config
 from demopsd_dist.data.examples import RewardedGroup
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import ScoredExample
-from demopsd_dist.data.rewards.builtin import Form, form_of
+from demopsd_dist.data.rewards import AnswerForm, answer_form
 from demopsd_dist.methods import objective_of, resolve_method
 from demopsd_dist.objective import GRPO, information
 from demopsd_dist.training.roles import Teacher
@@ -89,11 +89,11 @@ def probes(cfg: Config, groups: Sequence[RewardedGroup], scored: Sequence[Scored
         first.setdefault(item.prompt.id, item)
     chosen = [(group, first[group.prompt.id]) for group in groups if group.prompt.id in first]
     others = [group.prompt.question.answer for group in groups]
-    form = form_of(cfg.reward)
+    form = answer_form(cfg.reward)
     left = {"siblings": wanted, "answers": wanted}
     for group, item in chosen:
-        place = group.place(item.rollout.sample)
-        feedback = group.marks[place].feedback if cfg.privileged.feedback else None
+        place = group.index_of(item.rollout.sample)
+        feedback = group.results[place].feedback if cfg.privileged.feedback else None
         families = {
             "siblings": [group.rollouts[i].text for i in group.siblings(place, cfg.privileged.exclude_own_success)],
             "answers": [form.write(answer) for answer in _answers(group, others, form)],
@@ -105,7 +105,7 @@ def probes(cfg: Config, groups: Sequence[RewardedGroup], scored: Sequence[Scored
                 yield LeakageProbe(family, item, different, feedback)
 
 
-def _answers(group: RewardedGroup, others: Sequence[str], form: Form) -> list[str]:
+def _answers(group: RewardedGroup, others: Sequence[str], form: AnswerForm) -> list[str]:
     """The right answer, then those that the group gave, then those to other questions."""
     given = [form.extract(rollout.text) for rollout in group.rollouts]
     return [group.prompt.question.answer, *(answer for answer in given if answer), *others]

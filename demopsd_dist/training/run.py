@@ -10,7 +10,7 @@ from typing import TypeVar
 from demopsd_dist.config import Config
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import Prompt
-from demopsd_dist.data.rewards.builtin import Reward
+from demopsd_dist.data.rewards import Reward
 from demopsd_dist.run_record.checkpoints import Checkpoints
 from demopsd_dist.run_record.ledger import Ledger
 from demopsd_dist.run_record.log import RunLog

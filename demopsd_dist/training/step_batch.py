@@ -1,28 +1,27 @@
-"""How the batch of a step comes to be: its prompts sampled, marked, and its examples scored by the teacher."""
+"""The batch of one training step: its prompts sampled and rewarded, its examples scored by the teacher."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from demopsd_dist.config import Config
 from demopsd_dist.data.examples import DistillationBatch, RewardedGroup, examples_from_rewards, examples_from_siblings
-from demopsd_dist.data.records import BatchSize, Rollout, ScoredExample
-from demopsd_dist.methods import resolve_method
+from demopsd_dist.data.packing import pack
+from demopsd_dist.data.records import BatchSize, DigestRequest, Rollout, ScoredExample, TrainBatch, TrainingExample
 from demopsd_dist.run_record import samples
 from demopsd_dist.run_record.ledger import DropReason
 from demopsd_dist.training import leakage_probe
 from demopsd_dist.training.coalesce import Coalescer
 from demopsd_dist.training.prefetch import PrefetchQueue, open_prefetch_queue
-from demopsd_dist.training.run import Run, RunState, Task
-from demopsd_dist.training.step_prompts import learned_groups, step_groups
+from demopsd_dist.training.run import Run, RunState
+from demopsd_dist.training.step_prompts import groups_with_signal, stream_groups
 from demopsd_dist.util.errors import RewardError
 
 
 @dataclass(frozen=True)
 class ScoredGroups:
-    """What came of some groups of a step."""
+    """The examples of some groups of a step, scored in one call, with the groups' share of the batch size."""
 
     size: BatchSize
     scored: list[ScoredExample]
@@ -30,34 +29,45 @@ class ScoredGroups:
 
 @dataclass(frozen=True)
 class StepBatch:
-    """The rollouts of one step, rewarded, and the scored examples among them."""
+    """The rollouts of one step, rewarded, and the scored examples among them, in the order of the step's prompts."""
 
     groups: list[RewardedGroup]
     size: BatchSize
     scored: list[ScoredExample]
-    parts: list[list[str]]  # ids of those that were scored together, in that order
-    figures: dict[str, float]  # of the leakage probe, where it was due, and of the workers
-    kept: list[str]  # ids of the rollouts that go on record
+    score_calls: list[list[str]]  # rollout ids of each scoring call, in the order of the call
+    metrics: dict[str, float]  # of the rollout and teacher workers, and of the leakage probe where it was due
+    recorded_ids: list[str]  # rollouts whose tokens are recorded
 
     @property
     def rollouts(self) -> list[Rollout]:
         return [rollout for group in self.groups for rollout in group.rollouts]
 
+    @property
+    def examples(self) -> list[TrainingExample]:
+        return [item.example for item in self.scored]
+
 
 def step_batches(run: Run, state: RunState) -> AbstractAsyncContextManager[PrefetchQueue[StepBatch]]:
-    """The queue of the loop: a batch for each step to come."""
+    """A prefetch queue with the batch of each remaining step."""
 
-    def produce(step: int) -> Awaitable[StepBatch]:
+    def build(step: int) -> Awaitable[StepBatch]:
         return build_step_batch(run, step)
 
-    return open_prefetch_queue(produce, first_step=state.step, last_step=run.cfg.steps, ahead=run.cfg.rollout.ahead)
+    return open_prefetch_queue(build, first_step=state.step, last_step=run.cfg.steps, ahead=run.cfg.rollout.ahead)
 
 
 async def build_step_batch(run: Run, step: int) -> StepBatch:
+    """Sample, reward and score the prompts of a step. `step` counts the steps done before.
+
+    Groups are scored while others are still sampled, except where the method has several sampling rounds or the run
+    is deterministic: then all are scored in one call at the end.
+
+    Raises:
+        RewardError: the reward failed on every response of the step.
+    """
     cfg, roles = run.cfg, run.roles
-    at_the_end = resolve_method(cfg).sampling_rounds > 1 or cfg.deterministic  # else while others are still sampled
-    places: dict[str, int] = {}
-    found: dict[int, RewardedGroup] = {}
+    score_at_end = run.method.sampling_rounds > 1 or cfg.deterministic
+    streamed: list[tuple[int, RewardedGroup]] = []
 
     def score(groups: list[RewardedGroup]) -> Awaitable[ScoredGroups]:
         return score_groups(run, step, groups)
@@ -65,103 +75,114 @@ async def build_step_batch(run: Run, step: int) -> StepBatch:
     scoring = Coalescer(score)
     try:
         with run.log.timed("sample"):
-            async for place, group in step_groups(cfg, roles.rollouts, run.task, step, run.ledger):
-                found[place], places[group.prompt.id] = group, place
-                if not at_the_end:
+            async for index, group in stream_groups(run, step):
+                streamed.append((index, group))
+                if not score_at_end:
                     scoring.add(group)
-        groups = [found[place] for place in sorted(found)]
+        groups = [group for _, group in sorted(streamed, key=lambda pair: pair[0])]
         report_reward_failures(run, step, groups)
-        if at_the_end:
-            for group in kept_groups(run, step, groups):
+        if score_at_end:
+            for group in select_groups(run, step, groups):
                 scoring.add(group)
-        parts = await scoring.results()
+        calls = await scoring.results()
     finally:
         scoring.cancel()
-    scored = [item for part in parts for item in part.scored]
-    together = [[item.id for item in part.scored] for part in parts]
-    scored.sort(key=lambda item: (places[item.prompt.id], item.rollout.sample))
-    size = sum((part.size for part in parts), BatchSize(0, 0))
+    scored = in_prompt_order(groups, [item for call in calls for item in call.scored])
     leakage: dict[str, float] = {}
-    if leakage_probe.due(cfg, step):
+    if leakage_probe.is_due(cfg, run.method, step):
         with run.log.timed("probe"):
-            leakage = await leakage_probe.measure(cfg, roles.teacher, run.task.prompts, groups, scored)
-    figures = leakage | roles.rollouts.figures() | roles.teacher.figures()
-    kept = samples.drawn(cfg, step, [rollout for group in groups for rollout in group.rollouts])
-    return StepBatch(groups, size, scored, together, figures, kept)
+            leakage = await leakage_probe.measure(cfg, run.method, roles.teacher, run.task.prompts, groups, scored)
+    return StepBatch(
+        groups=groups,
+        size=sum((call.size for call in calls), BatchSize(0, 0)),
+        scored=scored,
+        score_calls=[[item.id for item in call.scored] for call in calls],
+        metrics=leakage | roles.rollouts.metrics() | roles.teacher.metrics(),
+        recorded_ids=samples.choose_recorded(cfg, step, [rollout for group in groups for rollout in group.rollouts]),
+    )
+
+
+def in_prompt_order(groups: Sequence[RewardedGroup], scored: Sequence[ScoredExample]) -> list[ScoredExample]:
+    """The scored examples in the order of the groups' rollouts, whatever order they were scored in."""
+    by_id = {item.id: item for item in scored}
+    return [by_id[rollout.id] for group in groups for rollout in group.rollouts if rollout.id in by_id]
 
 
 def report_reward_failures(run: Run, step: int, groups: Sequence[RewardedGroup]) -> None:
-    """Tell of the responses that the reward has failed on, and were left out.
+    """Warn about the responses that the reward failed on, which are left out of the step.
 
     Raises:
-        RewardError: it has failed on every response of the step.
+        RewardError: the reward failed on every response of the step.
     """
-    errors = [error for group in groups for _, error in group.failed]
+    errors = [error for group in groups for _, error in group.failures]
     if not errors:
         return
-    told = (
-        f"{len(errors)} of {run.task.reward.name}'s marks of step {step + 1} are missing, the first since {errors[0]}"
-    )
+    message = f"{len(errors)} rewards of step {step + 1} are missing, the first because {errors[0]}"
     if not any(group.rollouts for group in groups):
-        raise RewardError(f"All {told}")
-    run.log.note(f"warning: {told}")
+        raise RewardError(f"All {message}")
+    run.log.note(f"warning: {message}")
 
 
-def kept_groups(run: Run, step: int, groups: list[RewardedGroup]) -> list[RewardedGroup]:
-    """Those that the step learns from; a method of several rounds may have sampled more than that."""
-    if resolve_method(run.cfg).sampling_rounds == 1:
+def select_groups(run: Run, step: int, groups: list[RewardedGroup]) -> list[RewardedGroup]:
+    """The groups that the step learns from. A method with several sampling rounds may have sampled more than it needs;
+    the ledger records why each of the rest is dropped."""
+    if run.method.sampling_rounds == 1:
         return groups
-    kept = learned_groups(run.cfg, groups)
+    selected = groups_with_signal(run.cfg, groups)
     for group in groups:
-        if group not in kept:
-            reason = DropReason.not_needed if group.differs else DropReason.no_example
+        if group not in selected:
+            reason = DropReason.not_needed if group.has_signal else DropReason.no_example
             run.ledger.dropped(step + 1, [(rollout.prompt.id, rollout.sample) for rollout in group.rollouts], reason)
-    return kept
+    return selected
 
 
 async def score_groups(run: Run, step: int, groups: list[RewardedGroup]) -> ScoredGroups:
-    taught = examples_of_step(run.cfg, run.task, groups, step)
-    learned = {example.id for example in taught.examples}
-    silent = [(r.prompt.id, r.sample) for group in groups for r in group.rollouts if r.id not in learned]
+    """Make the examples of some groups, and score them with the teacher on the student's support."""
+    batch = make_examples(run, groups, step)
+    learned_ids = {example.id for example in batch.examples}
+    silent = [(r.prompt.id, r.sample) for group in groups for r in group.rollouts if r.id not in learned_ids]
     run.ledger.dropped(step + 1, silent, DropReason.no_example)
     with run.log.timed("support"):
-        supports = await run.roles.learners.support(taught.examples)
+        supports = await run.roles.learners.support(batch.examples)
     with run.log.timed("score"):
-        scored = await run.roles.teacher.score(taught.examples, supports, resolve_method(run.cfg).forwards)
-    run.ledger.scored(step + 1, taught.examples)
-    return ScoredGroups(taught.size, scored)
+        scored = await run.roles.teacher.score(batch.examples, supports, run.method.forwards)
+    run.ledger.scored(step + 1, batch.examples)
+    return ScoredGroups(batch.size, scored)
 
 
-def examples_of_step(cfg: Config, task: Task, groups: Sequence[RewardedGroup], step: int) -> DistillationBatch:
-    made = resolve_method(cfg)
-    if not made.shows_solutions:
+def make_examples(run: Run, groups: Sequence[RewardedGroup], step: int) -> DistillationBatch:
+    """The method's training examples of some rewarded groups."""
+    cfg, method = run.cfg, run.method
+    if not method.shows_solutions:
         return examples_from_rewards(
-            groups, scaled=made.scaled_advantage, leave_out_silent=made.silent_without_advantage
+            groups, scaled=method.scaled_advantage, leave_out_silent=method.silent_without_advantage
         )
     return examples_from_siblings(
         groups,
-        task.prompts,
+        run.task.prompts,
         exclude_own_success=cfg.privileged.exclude_own_success,
         seed=f"{cfg.seed}/{step}",
         feedback=cfg.privileged.feedback,
     )
 
 
-def step_metrics(step: StepBatch, state: RunState) -> dict[str, float]:
-    rollouts = step.rollouts
-    tokens = [len(rollout.tokens_T) for rollout in rollouts]
-    return {
-        "rollout/reward_mean": sum(sum(group.rewards) for group in step.groups) / len(rollouts),
-        "rollout/response_tokens_mean": sum(tokens) / len(rollouts),
-        "rollout/truncated_fraction": sum(rollout.truncated for rollout in rollouts) / len(rollouts),
-        "rollout/samples": float(len(rollouts)),
-        "rollout/tokens": float(sum(tokens)),
-        "rollout/groups_differing_fraction": sum(group.differs for group in step.groups) / len(step.groups),
-        "rollout/learned_fraction": len(step.scored) / len(rollouts),
-        "rollout/learned_tokens": float(sum(item.example.response_length_tokens for item in step.scored)),
-        "rollout/reward_errors": float(sum(len(group.failed) for group in step.groups)),
-        "rollout/groups": float(len(step.groups)),
-        "policy/age_steps_max": float(state.step - 1 - min(rollout.oldest_version for rollout in rollouts)),
-        "policy/age_steps_mean": state.step - 1 - sum(int(r.version_T.sum()) for r in rollouts) / sum(tokens),
-        **step.figures,
-    }
+def pack_step(run: Run, state: RunState, batch: StepBatch) -> TrainBatch:
+    """The scored examples of a step in token-balanced shards, one a learner rank.
+
+    Digests of the step's tensors are requested where the state before the step is on disk, so that it can be replayed.
+    """
+    cfg = run.cfg
+    shards = pack(
+        batch.scored,
+        batch.size,
+        run.roles.learners.dp_size,
+        cfg.learner.micro_batch_tokens,
+        cfg.model.tree_tokens,
+        record_ids=batch.recorded_ids,
+    )
+    replayable = cfg.checkpoint.replayable and run.is_saved(state)
+    return replace(
+        shards,
+        learning_rate_factor=run.alarm.learning_rate_factor,
+        trace=DigestRequest() if replayable else None,
+    )

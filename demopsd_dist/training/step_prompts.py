@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from demopsd_dist.config import Config
-from demopsd_dist.data.examples import RewardedGroup, rewarded
+from demopsd_dist.data.examples import RewardedGroup, reward_group
 from demopsd_dist.data.records import Prompt, Rollout
 from demopsd_dist.data.sources import order
 from demopsd_dist.methods import resolve_method
@@ -32,9 +32,9 @@ async def step_groups(
         first_place, late = len(seen), {prompt.id for prompt in asked}
         ledger.issued(step + 1, asked, cfg.rollout.group_size)
         async for index, sampled in drop_stragglers(rollouts.stream(asked, train_sampling(cfg, step)), len(asked), cfg):
-            group = rewarded(sampled, task.reward)
-            ledger.generated(step + 1, group.rollouts, group.unmarked)
-            missing -= group.differs
+            group = reward_group(sampled, task.reward)
+            ledger.generated(step + 1, group.rollouts, group.unrewarded)
+            missing -= group.has_signal
             late.remove(group.prompt.id)
             yield first_place + index, group
         ledger.dropped(step + 1, itertools.product(sorted(late), range(cfg.rollout.group_size)), DropReason.late)
@@ -68,7 +68,7 @@ async def drop_stragglers(
 
 def learned_groups(cfg: Config, groups: Sequence[RewardedGroup]) -> list[RewardedGroup]:
     """Those that a step of several rounds learns from: the first that have a signal."""
-    return [group for group in groups if group.differs][: cfg.rollout.prompts_per_step]
+    return [group for group in groups if group.has_signal][: cfg.rollout.prompts_per_step]
 
 
 def prompts_of_step(prompts: Sequence[Prompt], cfg: Config, step: int) -> list[Prompt]:

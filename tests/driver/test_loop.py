@@ -14,7 +14,7 @@ from rich.console import Console
 
 from demopsd_dist.config import Config, RewardErrors, load
 from demopsd_dist.data.records import Question, RewardResult
-from demopsd_dist.data.rewards.builtin import Reward
+from demopsd_dist.data.rewards import Reward
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.run_record import replay_batch

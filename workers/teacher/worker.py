@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from demopsd_dist.config import Config, Precision, WeightSource
-from demopsd_dist.data.packing import Layout, padded_batches
+from demopsd_dist.data.packing import RowLayout, padded_batches
 from demopsd_dist.data.records import Logp, Tokens, TrainingExample, input_of
 from demopsd_dist.methods import Forwards, resolve_method, teacher_weights
 from demopsd_dist.objective import coarsen
@@ -182,7 +182,7 @@ class TeacherWorker(Receiver, Rank):
         responses = [example.response_T for example in examples]
         ids: dict[int, Tokens] = {} if supports_TK is None else dict(enumerate(supports_TK))
         found: dict[int, Logp] = {}
-        layout: Layout[int] = Layout(
+        layout: RowLayout[int] = RowLayout(
             lambda i: examples[i].prompt.id,
             lambda i: input_of(prompts[i], responses[i]),
             self._config.model.tree_tokens,

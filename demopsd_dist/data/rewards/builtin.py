@@ -1,4 +1,7 @@
-"""What a response is worth: the built-in rewards, and a user's own by its dotted path. See docs/rewards.md."""
+"""The reward of a response: the built-in comparisons of answers, and a user's own function by its dotted path.
+
+See docs/rewards.md.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,18 @@ from demopsd_dist.data.rewards.extraction import (
     extract_letter,
     same_answer,
 )
-from demopsd_dist.data.rewards.own_reward import SIGNATURE, NoRewardError, OwnReward, marked
+from demopsd_dist.data.rewards.own_reward import SIGNATURE, NoRewardError, OwnReward, call_reward
 from demopsd_dist.util.errors import ConfigError, RewardError
 
-_SHOWN_CHARS = 200
+_QUOTED_CHARS = 200
 
 
 @dataclass(frozen=True)
-class Form:
-    """How a response states its answer: what reads it, and what a bare answer looks like."""
+class AnswerForm:
+    """The notation of an answer in a response: a function that extracts it, and the text around a bare answer.
+
+    Example: `ANSWER_FORMS["boxed"].write("12")` gives `r"\\boxed{12}"`.
+    """
 
     extract: Callable[[str], str | None]
     before: str
@@ -33,24 +39,24 @@ class Form:
         return f"{self.before}{answer}{self.after}"
 
 
-FORMS = {
-    "answer": Form(extract_answer, "<answer>", "</answer>"),
-    "boxed": Form(extract_boxed, "\\boxed{", "}"),
-    "letter": Form(extract_letter, "Answer: ", ""),
-    "auto": Form(extract_any, "<answer>", "</answer>"),
+ANSWER_FORMS = {
+    "answer": AnswerForm(extract_answer, "<answer>", "</answer>"),
+    "boxed": AnswerForm(extract_boxed, "\\boxed{", "}"),
+    "letter": AnswerForm(extract_letter, "Answer: ", ""),
+    "auto": AnswerForm(extract_any, "<answer>", "</answer>"),
 }
-"""The built-in rewards: 1 for the right answer in this form, else 0."""
+"""The built-in rewards by name: 1 for the right answer in this form, else 0."""
 
 
 @dataclass(frozen=True)
 class Reward:
-    """Marks a response: `reward(response, question)`.
+    """A reward function with its name and its error policy; called as `reward(response, question)`.
 
     Attributes:
-        name: as the config has it.
-        function: the bare mark or score.
+        name: the setting `reward`.
+        function: gives a number from 0 to 1 or a RewardResult.
         extract: the answer that a response gives; None where it gives none.
-        errors: what `mark` does where there is no mark.
+        errors: whether `result_of` raises an error of the function or returns it.
     """
 
     name: str
@@ -59,22 +65,23 @@ class Reward:
     errors: RewardErrors = RewardErrors.stop
 
     def __call__(self, response: str, question: Question) -> RewardResult:
-        """
+        """Reward one response.
+
         Raises:
-            RewardError: the function raised, what it gave is no mark, or it gave nothing in time; the message shows
-                the sample.
+            RewardError: the function raised, returned no reward, or took too long; the message shows the sample.
         """
         try:
-            return marked(self.function, response, question)
+            return call_reward(self.function, response, question)
         except NoRewardError as error:
             raise RewardError(
                 f"reward={self.name} failed {error} Question {question.id!r}, expected answer "
-                f"{question.answer[-_SHOWN_CHARS:]!r}, response of {len(response)} characters ending in "
-                f"{response[-_SHOWN_CHARS:]!r}. Make it give a number from 0 to 1, or a RewardResult, for this one too."
+                f"{question.answer[-_QUOTED_CHARS:]!r}, response of {len(response)} characters ending in "
+                f"{response[-_QUOTED_CHARS:]!r}. Make it give a number from 0 to 1, or a RewardResult, for this one "
+                "too."
             ) from error
 
-    def mark(self, response: str, question: Question) -> RewardResult | RewardError:
-        """The same, but where `errors` is `drop` the error is given back and not raised."""
+    def result_of(self, response: str, question: Question) -> RewardResult | RewardError:
+        """Reward one response; where `errors` is `drop`, an error is returned instead of raised."""
         try:
             return self(response, question)
         except RewardError as error:
@@ -83,27 +90,27 @@ class Reward:
             return error
 
 
-def reward_of(name: str, limits: Limits | None = None, errors: RewardErrors = RewardErrors.stop) -> Reward:
-    """The built-in of this name, or what a dotted path leads to.
+def resolve_reward(name: str, limits: Limits | None = None, errors: RewardErrors = RewardErrors.stop) -> Reward:
+    """The built-in reward of this name, or the user's function at this dotted path.
 
     Raises:
-        ConfigError: neither; or the path leads to nothing that can be called as `SIGNATURE`.
+        ConfigError: neither exists, or the object at the path cannot be called as `SIGNATURE`.
     """
-    if name in FORMS:
-        extract = FORMS[name].extract
+    if name in ANSWER_FORMS:
+        extract = ANSWER_FORMS[name].extract
         return Reward(name, lambda response, question: float(_is_right(extract(response), question.answer)), extract)
     module, _, attribute = name.rpartition(".")
     if not module or not attribute:
-        near = difflib.get_close_matches(name, FORMS, n=1)
+        near = difflib.get_close_matches(name, ANSWER_FORMS, n=1)
         hint = f"Did you mean {near[0]}?" if near else f"For your own give its dotted path, package.name: {SIGNATURE}"
-        raise ConfigError(f"reward={name} is not built in ({', '.join(FORMS)}). {hint}")
+        raise ConfigError(f"reward={name} is not built in ({', '.join(ANSWER_FORMS)}). {hint}")
     limits = limits or Limits()
-    return Reward(name, OwnReward(name, limits.start_s, limits.reward_s), _whole, errors)
+    return Reward(name, OwnReward(name, limits.start_s, limits.reward_s), _nonempty_response, errors)
 
 
-def form_of(name: str) -> Form:
-    """The form that a reward reads; of a user's own, whatever form there is."""
-    return FORMS.get(name, FORMS["auto"])
+def answer_form(name: str) -> AnswerForm:
+    """The form in which a reward reads answers; `auto` for a user's own reward."""
+    return ANSWER_FORMS.get(name, ANSWER_FORMS["auto"])
 
 
 def answer_reward(response: str, expected: str) -> float:
@@ -111,10 +118,10 @@ def answer_reward(response: str, expected: str) -> float:
     return float(_is_right(extract_answer(response), expected))
 
 
-def _is_right(given: str | None, expected: str) -> bool:
-    return given is not None and same_answer(given, expected)
+def _is_right(answer: str | None, expected: str) -> bool:
+    return answer is not None and same_answer(answer, expected)
 
 
-def _whole(response: str) -> str | None:
-    """A user's own reward alone knows what is an answer to it: only an empty response surely has none."""
+def _nonempty_response(response: str) -> str | None:
+    """The whole response: only a user's own reward knows the answer in it, and an empty response surely has none."""
     return response.strip() or None

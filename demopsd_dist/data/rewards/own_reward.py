@@ -1,6 +1,6 @@
-"""A user's own reward, in a process of its own: one that hangs can be ended, and one that dies takes nothing along.
+"""A user's own reward, in a process of its own: a hung function is ended, and a crash ends that process alone.
 
-The run never imports the user's module. The two processes exchange lines of JSON: a sample, and then its mark.
+The run never imports the user's module. The two processes exchange lines of JSON: a sample, and then its reward.
 """
 
 from __future__ import annotations
@@ -26,26 +26,28 @@ from demopsd_dist.util.die_with_parent import end_with_parent
 from demopsd_dist.util.errors import ConfigError
 
 SIGNATURE = "def my_reward(response: str, question: Question) -> float | RewardResult"
-_BEGIN = (
+_SERVE_CODE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from demopsd_dist.data.rewards.own_reward import serve; serve(int(sys.argv[2]), sys.argv[3])"
 )
 
 
 class NoRewardError(Exception):
-    """How it came that there is no mark."""
+    """A call that gave no reward; the message is the reason."""
 
 
 class OwnReward:
-    """The function that a dotted path leads to. Its process serves many calls; after one that it did not survive, or
-    that took too long, it is another.
+    """A user's reward function, called in a process of its own.
+
+    The process serves many calls; after a call that it did not survive or that took too long, a new one is started.
 
     Args:
-        start_s: bound of importing its module.
-        call_s: bound of one mark.
+        name: dotted path of the function.
+        start_s: limit of the import of its module.
+        call_s: limit of one call.
 
     Raises:
-        ConfigError: the path leads to nothing that can be called as `SIGNATURE`, or not in time.
+        ConfigError: the path leads to nothing that can be called as `SIGNATURE`, or the import took too long.
     """
 
     def __init__(self, name: str, start_s: float, call_s: float) -> None:
@@ -53,112 +55,124 @@ class OwnReward:
         self._start()
 
     def __call__(self, response: str, question: Question) -> RewardResult:
-        """
+        """Reward one response.
+
         Raises:
-            NoRewardError: it raised, gave something that is no mark, took too long, or its process ended.
+            NoRewardError: the function raised, returned no reward, took too long, or its process ended.
         """
-        if not self._end.alive:
+        if not self._stop.alive:
             self._start()
         try:
-            answer = self._asked({"response": response, "question": asdict(question)}, self._call_s)
+            reply = self._request({"response": response, "question": asdict(question)}, self._call_s)
         except TimeoutError:
-            self._ended()
-            raise NoRewardError(f"by giving no mark within limits.reward_s={self._call_s:g} s.") from None
+            self._stop_process()
+            raise NoRewardError(f"by giving no reward within limits.reward_s={self._call_s:g} s.") from None
         except (EOFError, OSError):
-            raise NoRewardError(f"by ending its process, exit code {self._ended()}.") from None
-        if "failed" in answer:
-            raise NoRewardError(answer["failed"])
-        return RewardResult(answer["score"], answer["feedback"])
+            raise NoRewardError(f"by ending its process, exit code {self._stop_process()}.") from None
+        if "failed" in reply:
+            raise NoRewardError(reply["failed"])
+        return RewardResult(reply["reward"], reply["feedback"])
 
     def _start(self) -> None:
-        self._socket, theirs = socket.socketpair()
+        self._socket, child_socket = socket.socketpair()
         self._lines = self._socket.makefile("rb")
-        with theirs:
-            command = [sys.executable, "-c", _BEGIN, json.dumps(sys.path), str(theirs.fileno()), self._name]
-            # A session of its own: Ctrl-C does not reach it, and what it has started can be ended with it.
+        with child_socket:
+            command = [
+                *(sys.executable, "-c", _SERVE_CODE),
+                *(json.dumps(sys.path), str(child_socket.fileno()), self._name),
+            ]
+            # A session of its own: Ctrl-C does not reach it, and the processes that it starts can be ended with it.
             self._process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+                command, pass_fds=[child_socket.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
             )
-        self._end = weakref.finalize(self, _end, self._process, self._socket)
+        self._stop = weakref.finalize(self, _stop_session, self._process, self._socket)
         try:
-            refused = self._asked({}, self._start_s)["refused"]
+            refusal = self._request({}, self._start_s)["refused"]
         except TimeoutError:
-            refused = f"reward={self._name}: importing it took longer than limits.start_s={self._start_s:g} s."
+            refusal = f"reward={self._name}: importing it took longer than limits.start_s={self._start_s:g} s."
         except (EOFError, OSError):
-            refused = f"reward={self._name}: importing it ended its process, exit code {self._ended()}."
-        if refused:
-            self._ended()
-            raise ConfigError(refused)
+            refusal = f"reward={self._name}: importing it ended its process, exit code {self._stop_process()}."
+        if refusal:
+            self._stop_process()
+            raise ConfigError(refusal)
 
-    def _asked(self, message: dict[str, Any], within_s: float) -> dict[str, Any]:
-        self._socket.settimeout(within_s)
-        self._socket.sendall(_line(message))
-        answer = self._lines.readline()
-        if not answer:
+    def _request(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        self._socket.settimeout(timeout_s)
+        self._socket.sendall(_json_line(message))
+        reply = self._lines.readline()
+        if not reply:
             raise EOFError
-        return json.loads(answer)
+        return json.loads(reply)
 
-    def _ended(self) -> int:
-        """End the process if it has not ended; its exit code."""
+    def _stop_process(self) -> int:
+        """Stop the process if it still runs; its exit code."""
         self._lines.close()
-        self._end()
+        self._stop()
         return self._process.wait()
 
 
-def _end(process: subprocess.Popen, to_it: socket.socket) -> None:
+def _stop_session(process: subprocess.Popen, to_process: socket.socket) -> None:
+    """End the process and every process that it has started."""
     with suppress(OSError):
-        to_it.shutdown(socket.SHUT_RDWR)
-    to_it.close()
-    try:
-        process.wait(0.5)  # with nobody to ask it any more, it ends by itself
-    except subprocess.TimeoutExpired:
+        to_process.shutdown(socket.SHUT_RDWR)
+    to_process.close()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(0.5)  # it ends by itself once its socket is closed
+    with suppress(ProcessLookupError, PermissionError):  # nothing of the session is left
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
 
 
-def _line(message: dict[str, Any]) -> bytes:
+def _json_line(message: dict[str, Any]) -> bytes:
     return json.dumps(message).encode() + b"\n"
 
 
 def serve(number: int, name: str) -> None:
-    """The other side, at the socket of this number: import the function, then mark what comes until nobody asks."""
+    """Serve calls in the reward's process: import the function, then reward samples until the socket is closed.
+
+    Args:
+        number: file descriptor of the socket.
+        name: dotted path of the function.
+    """
     end_with_parent()
-    with socket.socket(fileno=number) as asking, asking.makefile("rb") as lines:
+    with socket.socket(fileno=number) as to_run, to_run.makefile("rb") as lines:
         os.set_inheritable(number, False)
         lines.readline()
         try:
-            function = imported(name)
+            function = import_reward(name)
         except ConfigError as error:
-            asking.sendall(_line({"refused": str(error)}))
+            to_run.sendall(_json_line({"refused": str(error)}))
             return
-        asking.sendall(_line({"refused": None}))
+        to_run.sendall(_json_line({"refused": None}))
         for line in lines:
             sample = json.loads(line)
             try:
-                answer = asdict(marked(function, sample["response"], Question(**sample["question"])))
+                reply = asdict(call_reward(function, sample["response"], Question(**sample["question"])))
             except NoRewardError as error:
-                answer = {"failed": str(error)}
-            asking.sendall(_line(answer))
+                reply = {"failed": str(error)}
+            to_run.sendall(_json_line(reply))
 
 
-def marked(
+def call_reward(
     function: Callable[[str, Question], float | RewardResult], response: str, question: Question
 ) -> RewardResult:
-    """
+    """Call a reward function and check its value.
+
     Raises:
-        NoRewardError: the function raised, or what it gave is no mark.
+        NoRewardError: the function raised, or its value is no reward.
     """
     try:
-        given = function(response, question)
-        return given if isinstance(given, RewardResult) else RewardResult(given)
+        value = function(response, question)
+        return value if isinstance(value, RewardResult) else RewardResult(value)
     except NoRewardError:
         raise
     except BaseException as error:  # SystemExit too
-        raise NoRewardError(f"{_place(error)} with {type(error).__name__}: {brief(error)}") from error
+        raise NoRewardError(f"{_source_line(error)} with {type(error).__name__}: {_brief(error)}") from error
 
 
-def imported(name: str) -> Callable[[str, Question], float | RewardResult]:
-    """
+def import_reward(name: str) -> Callable[[str, Question], float | RewardResult]:
+    """Import the function at a dotted path.
+
     Raises:
         ConfigError: the path leads to nothing that can be called as `SIGNATURE`.
     """
@@ -172,19 +186,19 @@ def imported(name: str) -> Callable[[str, Question], float | RewardResult]:
         ) from None
     except BaseException as error:
         raise ConfigError(
-            f"reward={name}: importing {module_name} failed with {type(error).__name__}: {brief(error)}"
+            f"reward={name}: importing {module_name} failed with {type(error).__name__}: {_brief(error)}"
         ) from error
     function = getattr(module, attribute, None)
     if function is None:
         near = difflib.get_close_matches(attribute, dir(module), n=1)
         hint = f" Did you mean {module_name}.{near[0]}?" if near else ""
         raise ConfigError(f"reward={name}: {module_name} has no {attribute}.{hint} What is looked for: {SIGNATURE}")
-    if not callable(function) or not _takes_two(function):
+    if not callable(function) or not _takes_two_arguments(function):
         raise ConfigError(f"reward={name} cannot be called with a response and its question. Write it as {SIGNATURE}")
     return function
 
 
-def _takes_two(function: Callable) -> bool:
+def _takes_two_arguments(function: Callable) -> bool:
     if inspect.iscoroutinefunction(function):
         return False
     try:
@@ -196,10 +210,10 @@ def _takes_two(function: Callable) -> bool:
     return True
 
 
-def _place(error: BaseException) -> str:
+def _source_line(error: BaseException) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"at {os.path.basename(frame.filename)}:{frame.lineno}"
 
 
-def brief(error: BaseException) -> str:
+def _brief(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]

@@ -22,7 +22,7 @@ _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 class SourceRecord:
     """One record as published.
 
-    Example: `SourceRecord({"prompt": "1+1?", "answer": "2"}, where="data.train=mine.jsonl, line 3", source="mine", number=3)`
+    Example: `SourceRecord({"prompt": "1+1?", "answer": "2"}, "data.train=mine.jsonl, line 3", "mine", 3)`
     """
 
     values: dict[str, Any]

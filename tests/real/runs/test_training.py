@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from demopsd_dist.config import Config, Precision
-from demopsd_dist.data.examples import examples_from_siblings, rewarded
+from demopsd_dist.data.examples import examples_from_siblings, reward_group
 from demopsd_dist.data.records import Rollout
 from demopsd_dist.methods import resolve_method
 from demopsd_dist.minisci import MODEL_DIR
@@ -88,7 +88,7 @@ def test_a_sample_depends_on_seed_and_id_alone(roles: RealRoles, task: Task) -> 
 
 def test_support_and_teacher_values_are_those_of_plain_forwards(roles: RealRoles, task: Task) -> None:
     groups = asyncio.run(roles.roles.rollouts.sample(task.test[:6], SAMPLING))
-    marked = [rewarded(group, task.reward) for group in groups]
+    marked = [reward_group(group, task.reward) for group in groups]
     examples = examples_from_siblings(marked, task.prompts, exclude_own_success=True, seed="0").examples
     assert examples, "the base model finds some right answers"
     supports = asyncio.run(roles.roles.learners.support(examples))
@@ -154,7 +154,7 @@ def test_the_teacher_sends_little(roles: RealRoles, task: Task, tmp_path: Path) 
     worker = teacher_module.TeacherWorker(0, config, MODEL_DIR)
     worker.start()
     groups = asyncio.run(roles.roles.rollouts.sample(task.test[:6], SAMPLING))
-    marked = [rewarded(group, task.reward) for group in groups]
+    marked = [reward_group(group, task.reward) for group in groups]
     examples = examples_from_siblings(marked, task.prompts, exclude_own_success=True, seed="0").examples
     supports = asyncio.run(roles.roles.learners.support(examples))
     half = worker.score(examples, supports, resolve_method(config).forwards)

@@ -20,7 +20,7 @@ from demopsd_dist.data.accuracy import (
     mean_score,
     pass_sizes,
 )
-from demopsd_dist.data.rewards.builtin import same_answer
+from demopsd_dist.data.rewards import same_answer
 
 scores = st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=7)
 

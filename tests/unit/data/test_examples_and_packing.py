@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demopsd_dist.data.examples import RewardedGroup, examples_from_rewards, examples_from_siblings, rewarded
+from demopsd_dist.data.examples import RewardedGroup, examples_from_rewards, examples_from_siblings, reward_group
 from demopsd_dist.data.packing import Row, padded_batches
 from demopsd_dist.data.prefix_tree import tree_of
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import Question, RewardResult, ScoredExample, TrainingExample
-from demopsd_dist.data.rewards.builtin import Reward, reward_of
+from demopsd_dist.data.rewards import Reward, resolve_reward
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
 from tests.unit.run_record.sample_rows import packed, prompt, rollout, scored
 
@@ -29,7 +29,7 @@ def builder() -> PromptBuilder:
 
 def group(name: str, texts: list[str]) -> RewardedGroup:
     of = prompt(name)
-    return rewarded([rollout(of, i, f"{text} [{i}]") for i, text in enumerate(texts)], reward_of("answer"))
+    return reward_group([rollout(of, i, f"{text} [{i}]") for i, text in enumerate(texts)], resolve_reward("answer"))
 
 
 def shown(builder: PromptBuilder, view: object) -> int:
@@ -77,7 +77,7 @@ def test_feedback_is_of_the_own_attempt_and_makes_a_lesson_alone(builder: Prompt
     reward = Reward("hint", hint, lambda response: None)
     texts = {"a": [WRONG, RIGHT, WRONG], "b": [WRONG] * 2, "c": [RIGHT] * 2}
     groups = [
-        rewarded([rollout(prompt(name), i, f"{text} [{i}]") for i, text in enumerate(row)], reward)
+        reward_group([rollout(prompt(name), i, f"{text} [{i}]") for i, text in enumerate(row)], reward)
         for name, row in texts.items()
     ]
     found = examples_from_siblings(groups, builder, exclude_own_success=True, seed="0", feedback=True).examples

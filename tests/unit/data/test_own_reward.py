@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from demopsd_dist.config import Limits, RewardErrors, load
-from demopsd_dist.data.examples import RewardedGroup, examples_from_rewards, rewarded
+from demopsd_dist.data.examples import RewardedGroup, examples_from_rewards, reward_group
 from demopsd_dist.data.records import Question, RewardResult
-from demopsd_dist.data.rewards.builtin import Reward, reward_of
+from demopsd_dist.data.rewards import Reward, resolve_reward
 from demopsd_dist.data.rewards.own_reward import OwnReward
 from demopsd_dist.util.errors import ConfigError, RewardError
 from tests.unit.run_record.sample_rows import prompt, rollout
@@ -68,7 +68,7 @@ def own(modules: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Reward]
     monkeypatch.syspath_prepend(modules)
 
     def make(reward_s: float = 20.0, errors: RewardErrors = RewardErrors.stop) -> Reward:
-        return reward_of("own_module.reward", Limits(reward_s=reward_s), errors)
+        return resolve_reward("own_module.reward", Limits(reward_s=reward_s), errors)
 
     return make
 
@@ -83,9 +83,7 @@ def test_one_that_hangs_is_ended_and_shows_the_sample(own: Callable[..., Reward]
     reward = own(reward_s=1.0)
     before = process_of(reward)
     started = time.monotonic()
-    message = (
-        rf"reward=own_module.reward failed by giving no mark within limits.reward_s=1 s. Question 'physics/7'.*'{how}'"
-    )
+    message = rf"reward=own_module.reward failed by giving no reward within limits.reward_s=1 s. Question 'physics/7'.*'{how}'"
     with pytest.raises(RewardError, match=message):
         reward(how, QUESTION)
     assert time.monotonic() - started < 10
@@ -104,7 +102,7 @@ def test_one_that_hangs_is_ended_and_shows_the_sample(own: Callable[..., Reward]
         ("die", "failed by ending its process, exit code 7."),
         ("crash", "failed by ending its process, exit code -11."),
         ("exit", r"failed at own_module.py:\d+ with SystemExit: enough"),
-        ("x" * 20_000_000, "with ValueError: a score is a number from 0 to 1, not 2."),
+        ("x" * 20_000_000, "with ValueError: a reward is a number from 0 to 1, not 2."),
     ],
     ids=lambda value: value[:5],
 )
@@ -124,7 +122,7 @@ def test_its_process_is_kept_and_what_it_prints_is_seen(
     assert capfd.readouterr().out == "a line\n"
     assert reward("calls", QUESTION) == RewardResult(0.2)
     assert reward("calls", QUESTION) == RewardResult(0.3)
-    assert reward("a\n\0 水 \ud800", QUESTION).score > 0
+    assert reward("a\n\0 水 \ud800", QUESTION).reward > 0
     assert process_of(reward) == process
     del reward
     assert not process.is_running(), "nobody asks it any more"
@@ -137,13 +135,13 @@ def test_a_module_that_cannot_be_imported_in_time_is_refused(own: Callable[..., 
         ("exits", "importing own_exits failed with SystemExit: no"),
     ):
         with pytest.raises(ConfigError, match=f"reward=own_{name}.reward: {message}"):
-            reward_of(f"own_{name}.reward", Limits(start_s=1.0 if name == "hangs" else 60.0))
+            resolve_reward(f"own_{name}.reward", Limits(start_s=1.0 if name == "hangs" else 60.0))
 
 
 def test_it_does_not_outlive_the_run(modules: Path) -> None:
     code = (
-        "import os, signal, sys; from demopsd_dist.data.rewards.builtin import reward_of\n"
-        "reward = reward_of('own_module.reward'); print(reward.function._process.pid, flush=True)\n"
+        "import os, signal, sys; from demopsd_dist.data.rewards import resolve_reward\n"
+        "reward = resolve_reward('own_module.reward'); print(reward.function._process.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     path = os.pathsep.join([str(modules), str(DEMO.parents[1])])
@@ -162,7 +160,7 @@ def test_it_does_not_outlive_the_run(modules: Path) -> None:
 
 def marks_of(own: Callable[..., Reward], texts: list[str], errors: RewardErrors) -> RewardedGroup:
     asked = prompt("q")
-    return rewarded([rollout(asked, i, text) for i, text in enumerate(texts)], own(reward_s=5.0, errors=errors))
+    return reward_group([rollout(asked, i, text) for i, text in enumerate(texts)], own(reward_s=5.0, errors=errors))
 
 
 def test_a_response_without_a_mark_is_left_out_of_its_group(own: Callable[..., Reward]) -> None:
@@ -171,15 +169,15 @@ def test_a_response_without_a_mark_is_left_out_of_its_group(own: Callable[..., R
         marks_of(own, texts, RewardErrors.stop)
     group = marks_of(own, texts, RewardErrors.drop)
     assert [rollout.sample for rollout in group.rollouts] == [0, 2, 4]
-    assert [rollout.sample for rollout in group.unmarked] == [1, 3]
-    assert "exit code 7" in str(group.failed[0][1])
-    assert "no mark within" in str(group.failed[1][1])
-    assert group.successes == [group.place(2)] == [1]
-    assert group.siblings(group.place(2), exclude_own_success=True) == []
+    assert [rollout.sample for rollout in group.unrewarded] == [1, 3]
+    assert "exit code 7" in str(group.failures[0][1])
+    assert "no reward within" in str(group.failures[1][1])
+    assert group.successes == [group.index_of(2)] == [1]
+    assert group.siblings(group.index_of(2), exclude_own_success=True) == []
     examples = examples_from_rewards([group], scaled=False, leave_out_silent=False).examples
     assert [example.rollout.sample for example in examples] == [0, 2, 4]
     nobody = marks_of(own, ["die", "die"], RewardErrors.drop)
-    assert (nobody.rollouts, nobody.differs, nobody.successes, nobody.prompt.id) == ([], False, [], "q")
+    assert (nobody.rollouts, nobody.has_signal, nobody.successes, nobody.prompt.id) == ([], False, [], "q")
     assert examples_from_rewards([nobody], scaled=True, leave_out_silent=False).examples == []
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from demopsd_dist.config import load
 from demopsd_dist.data.records import Question, RewardResult
-from demopsd_dist.data.rewards.builtin import FORMS, answer_reward, form_of, reward_of
+from demopsd_dist.data.rewards import ANSWER_FORMS, answer_form, answer_reward, resolve_reward
 from demopsd_dist.data.rewards.extraction import (
     BOX_CHARS,
     extract_answer,
@@ -76,15 +76,15 @@ def test_any_text_gives_text_of_it_or_nothing(response: str, expected: str) -> N
 def test_a_bare_answer_is_read_back(before: str, answer: str) -> None:
     answer = answer.strip()
     if answer:
-        assert extract_answer(before + FORMS["answer"].write(answer)) == answer
+        assert extract_answer(before + ANSWER_FORMS["answer"].write(answer)) == answer
     if answer and "{" not in answer and "}" not in answer and "\\" not in answer:
-        text = before.replace("\\", "/") + FORMS["boxed"].write(answer)
+        text = before.replace("\\", "/") + ANSWER_FORMS["boxed"].write(answer)
         assert extract_boxed(text) == answer
 
 
 @given(before=st.text(), letter=st.sampled_from(string.ascii_uppercase))
 def test_a_claimed_letter_is_read_back_after_any_text(before: str, letter: str) -> None:
-    assert extract_letter(f"{before}\n{FORMS['letter'].write(letter)}") == letter
+    assert extract_letter(f"{before}\n{ANSWER_FORMS['letter'].write(letter)}") == letter
 
 
 @given(given=st.text(), expected=st.text(min_size=1))
@@ -118,12 +118,12 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ANSWER_FORMS)
 def test_a_megabyte_takes_no_time(form: str, name: str) -> None:
     """A quadratic search of these takes minutes, so a generous bound on processor time tells the two apart."""
-    reward, text = reward_of(form), HOSTILE[name]
+    reward, text = resolve_reward(form), HOSTILE[name]
     started = time.process_time()
-    for response in (text, FORMS[form].write(text), f"<answer>{text}</answer>"):
+    for response in (text, ANSWER_FORMS[form].write(text), f"<answer>{text}</answer>"):
         reward(response, QUESTION)
     assert time.process_time() - started < 2.0
 
@@ -135,21 +135,21 @@ def test_built_in_rewards_mark_by_their_form() -> None:
         "letter": "The answer is (B).",
     }
     for form in ("answer", "boxed", "letter"):
-        marks = {name: reward_of(form)(response, QUESTION) for name, response in responses.items()}
+        marks = {name: resolve_reward(form)(response, QUESTION) for name, response in responses.items()}
         assert marks == {name: RewardResult(float(name == form)) for name in responses}
-    assert all(reward_of("auto")(response, QUESTION) == RewardResult(1.0) for response in responses.values())
-    assert reward_of("boxed").extract(responses["boxed"]) == r"\text{B}"
+    assert all(resolve_reward("auto")(response, QUESTION) == RewardResult(1.0) for response in responses.values())
+    assert resolve_reward("boxed").extract(responses["boxed"]) == r"\text{B}"
 
 
 @pytest.mark.parametrize("score", [float("nan"), -0.1, 1.1, float("inf"), "1", None, [1], 1j])
 def test_a_mark_is_a_number_from_0_to_1(score: object) -> None:
-    with pytest.raises((TypeError, ValueError), match=r"a score is a number from 0 to 1, not"):
+    with pytest.raises((TypeError, ValueError), match=r"a reward is a number from 0 to 1, not"):
         RewardResult(score)  # type: ignore[arg-type]
 
 
 def test_blank_feedback_is_none() -> None:
     assert RewardResult(True, " \n") == RewardResult(1.0)
-    assert type(RewardResult(1).score) is float
+    assert type(RewardResult(1).reward) is float
     with pytest.raises(TypeError, match="feedback is text or None, not int"):
         RewardResult(1.0, 3)  # type: ignore[arg-type]
 
@@ -183,27 +183,27 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str
 
 
 def test_a_users_own_reward(mine: Callable[[str], str]) -> None:
-    plain, told = reward_of(mine("mine.plain")), reward_of(mine("mine.told"))
+    plain, told = resolve_reward(mine("mine.plain")), resolve_reward(mine("mine.told"))
     assert plain("12345", QUESTION) == RewardResult(0.5)
     assert told("", QUESTION) == RewardResult(0.25, "physics/7: think again")
     assert plain.extract(" ") is None
     assert plain.extract("anything") == "anything", "what is an answer, only the user knows"
-    assert form_of(mine("mine.plain")) == FORMS["auto"]
+    assert answer_form(mine("mine.plain")) == ANSWER_FORMS["auto"]
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nan", r"ValueError: a score is a number from 0 to 1, not nan\."),
-        ("nothing", r"TypeError: a score is a number from 0 to 1, not NoneType\."),
-        ("plain", r"ValueError: a score is a number from 0 to 1, not 39.8\."),
+        ("nan", r"ValueError: a reward is a number from 0 to 1, not nan\."),
+        ("nothing", r"TypeError: a reward is a number from 0 to 1, not NoneType\."),
+        ("plain", r"ValueError: a reward is a number from 0 to 1, not 39.8\."),
         ("raises", r"at mine_\w+\.py:\d+ with KeyError: 'a key\\nover two lines'"),
     ],
 )
 def test_a_reward_that_fails_shows_the_sample(mine: Callable[[str], str], name: str, message: str) -> None:
     response = "start" + "\n" * 200 + "x" * 190 + "\nthe end"
     with pytest.raises(RewardError, match=message) as caught:
-        reward_of(mine(f"mine.{name}"))(response[-398:], QUESTION)
+        resolve_reward(mine(f"mine.{name}"))(response[-398:], QUESTION)
     said = str(pickle.loads(pickle.dumps(caught.value)))
     assert "\n" not in said
     assert mine(f"reward=mine.{name} failed") in said
@@ -230,7 +230,7 @@ def test_a_reward_that_fails_shows_the_sample(mine: Callable[[str], str], name: 
 )
 def test_what_is_no_reward_is_refused_at_the_start(mine: Callable[[str], str], name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(mine(message) if "mine." in message else message)) as caught:
-        reward_of(mine(name))
+        resolve_reward(mine(name))
     assert "\n" not in str(caught.value)
 
 

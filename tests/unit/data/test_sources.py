@@ -11,7 +11,7 @@ import pytest
 from demopsd_dist.config import DataConfig
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import Question
-from demopsd_dist.data.rewards.builtin import answer_reward
+from demopsd_dist.data.rewards import answer_reward
 from demopsd_dist.data.sources import load_data, load_source, order
 from demopsd_dist.minisci.tasks import Split
 from demopsd_dist.minisci.tokenizer import byte_tokenizer

@@ -9,7 +9,7 @@ import random
 import pytest
 
 from demopsd_dist.data.prompts import PromptBuilder
-from demopsd_dist.data.rewards.builtin import answer_reward
+from demopsd_dist.data.rewards import answer_reward
 from demopsd_dist.minisci import MODEL_DIR, tasks
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
 

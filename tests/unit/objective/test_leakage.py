@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from demopsd_dist.config import Config, load
-from demopsd_dist.data.examples import RewardedGroup, examples_from_siblings, rewarded
+from demopsd_dist.data.examples import RewardedGroup, examples_from_siblings, reward_group
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import ScoredExample
-from demopsd_dist.data.rewards.builtin import reward_of
+from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.methods import resolve_method
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
 from demopsd_dist.objective import DemoPSD, barycenter, demopsd_loss, information, leakage_terms, ordering_terms
@@ -98,7 +98,7 @@ RIGHT, WRONG = "so <answer>1</answer>", "hm <answer>2</answer>"
 def groups_and_scores(config: Config, builder: PromptBuilder) -> tuple[list[RewardedGroup], list[ScoredExample]]:
     texts = [[RIGHT, f"other {RIGHT}", WRONG, RIGHT], [WRONG] * 4, [RIGHT, RIGHT, RIGHT, WRONG]]
     groups = [
-        rewarded([rollout(prompt(f"q{g}"), i, text) for i, text in enumerate(row)], reward_of("answer"))
+        reward_group([rollout(prompt(f"q{g}"), i, text) for i, text in enumerate(row)], resolve_reward("answer"))
         for g, row in enumerate(texts)
     ]
     examples = examples_from_siblings(groups, builder, exclude_own_success=True, seed="0").examples

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demopsd_dist.data.packing import Layout
+from demopsd_dist.data.packing import RowLayout
 from demopsd_dist.data.records import Tokens
 from demopsd_dist.planning.default_efficiencies import ASSUMED
 from demopsd_dist.planning.drawn_batch import (
@@ -55,7 +55,7 @@ def test_rows_are_those_of_the_runs_packing(
     of = job("rollout.prompts_per_step=6", traffic=traffic, tree_tokens=tree_tokens)
     solution = 50 if privileged else 0
     drawn = teacher_rows(of) if privileged else student_rows(of)
-    real: Layout[DrawnResponse] = Layout(
+    real: RowLayout[DrawnResponse] = RowLayout(
         lambda item: item.group, lambda item: tokens_of(of, item, solution), tree_tokens
     )
     found = sorted(row.tokens for row in drawn.rows(learned(of), most))
