@@ -1,9 +1,9 @@
 """Methods and controls against each other: `python -m benchmarks.experiment configs/experiments/minisci.yaml`
 
-For each arm the learning rate is chosen on validation questions, every arm trying as many; then each seed is trained
-and evaluated on the test questions, which nothing was chosen by. Each run is a `python -m launch.train` of its own.
-What it gave is kept as one small file under `--out`; a run whose file is there is not run again, so the command may be
-stopped and started as often as one likes. Words after the file go over it: `seeds=[3,4,5]`.
+Each arm's learning rate is chosen on validation questions, from the same number of candidates for every arm. Each seed
+is then trained and evaluated on the test questions, which no choice was made on. Each run is a `python -m launch.train`
+of its own. Its record is one line of `records.jsonl` under `--out`; a run that has a record is not run again, so the
+command may be stopped and started at will. Words after the file override it: `seeds=[3,4,5]`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
+from benchmarks.experiment.experiment_file import Experiment, read_experiment
 from benchmarks.experiment.experiment_page import write_report
+from benchmarks.experiment.run_records import Record, RunRecords
 from demopsd_dist.config import load, to_yaml
 from demopsd_dist.util.errors import ConfigError, DemoPSDError
 from launch._command_line import exit_code_of
@@ -32,40 +31,6 @@ from launch._processes import fenced
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "experiments"
 CURVES = ("rollout/reward_mean", "policy/entropy_nats", "demopsd/alpha_mean")
-
-
-@dataclass
-class Arm:
-    """What one arm has of its own."""
-
-    settings: list[str] = field(default_factory=list)
-    alpha_max_is_mean_alpha_of: str | None = None
-    learning_rate_of: str | None = None  # not tuned, but taken from that arm
-    learning_rate_times_one_minus_mean_alpha_of: str | None = None
-
-
-@dataclass
-class Tuning:
-    seed: int = 1000
-    learning_rates: list[float] = field(default_factory=list)
-    settings: list[str] = field(default_factory=list)
-
-
-@dataclass
-class FinalRuns:
-    settings: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Experiment:
-    base: str = "../demo.yaml"
-    seeds: list[int] = field(default_factory=list)
-    parallel: int = 1
-    compared_with: str = "demopsd"
-    settings: list[str] = field(default_factory=list)
-    tuning: Tuning = field(default_factory=Tuning)
-    final: FinalRuns = field(default_factory=FinalRuns)
-    arms: dict[str, Arm] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,43 +42,45 @@ class ArmRun:
 
 
 class ExperimentRunner:
-    """Runs what has no record yet, a few at a time."""
+    """Runner of the training runs that have no record yet, `experiment.parallel` at a time."""
 
     def __init__(self, experiment: Experiment, base: Path, out: Path) -> None:
         self.experiment, self._base, self._out = experiment, base, out
-        self._running: set[subprocess.Popen[str]] = set()
-        (out / "runs").mkdir(parents=True, exist_ok=True)
+        self.records = RunRecords(out / "records.jsonl")
+        self._processes: set[subprocess.Popen[str]] = set()
+        out.mkdir(parents=True, exist_ok=True)
 
-    def all(self, runs: Sequence[ArmRun]) -> dict[str, dict[str, Any]]:
-        """Records by name.
+    def complete(self, runs: Sequence[ArmRun]) -> dict[str, Record]:
+        """Train the runs without a record, and return the records of all `runs` by name.
 
         Raises:
-            ConfigError: a run's settings are wrong, or its record is of other settings.
-            DemoPSDError: a run failed; those beside it are finished first.
+            ConfigError: a run's settings are wrong, or its record has other settings.
+            DemoPSDError: a run failed; runs under way beside it are finished first.
         """
+        recorded = self.records.load()
         for run in runs:
-            self._check(run)
-        missing = [run for run in runs if not self._record(run).exists()]
+            self._check(run, recorded.get(run.name))
+        missing = [run for run in runs if run.name not in recorded]
         print(f"{len(runs)} runs, {len(runs) - len(missing)} of them done before", flush=True)
         with ThreadPoolExecutor(self.experiment.parallel) as pool:
             try:
                 list(pool.map(self._train, missing))
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):
-                    for process in list(self._running):
+                    for process in list(self._processes):
                         process.terminate()  # which cleans up after itself
                 pool.shutdown(cancel_futures=True)
                 raise
-        return {run.name: json.loads(self._record(run).read_text()) for run in runs}
+        if missing:
+            recorded = self.records.load()
+        return {run.name: recorded[run.name] for run in runs}
 
-    def _record(self, run: ArmRun) -> Path:
-        return self._out / "runs" / f"{run.name}.json"
-
-    def _check(self, run: ArmRun) -> None:
+    def _check(self, run: ArmRun, record: Record | None) -> None:
         load(self._base, run.words)
-        if self._record(run).exists() and json.loads(self._record(run).read_text())["words"] != list(run.words):
+        if record is not None and record["words"] != list(run.words):
             raise ConfigError(
-                f"{self._record(run)} was made with other settings. Give another --out, or remove it to run again."
+                f"The record of {run.name} in {self.records.path} was made with other settings. "
+                "Give another --out, or remove its line to run it again."
             )
 
     def _train(self, run: ArmRun) -> None:
@@ -125,22 +92,21 @@ class ExperimentRunner:
         with subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         ) as process:
-            self._running.add(process)
-            said, _ = process.communicate()
-            self._running.remove(process)
+            self._processes.add(process)
+            output, _ = process.communicate()
+            self._processes.remove(process)
         if process.returncode:
-            raise DemoPSDError(f"{run.name} failed ({' '.join(command)}):\n{said[-2000:]}")
-        record = {"words": run.words, "config": to_yaml(load(self._base, run.words)), **told(ROOT / folder)}
-        aside = self._record(run).with_suffix(".tmp")
-        aside.write_text(json.dumps(record, indent=1) + "\n")
-        aside.rename(self._record(run))
+            raise DemoPSDError(f"{run.name} failed ({' '.join(command)}):\n{output[-2000:]}")
+        config = to_yaml(load(self._base, run.words))
+        record = {"words": list(run.words), "config": config, **results_of(ROOT / folder)}
+        self.records.append(run.name, record)
         shutil.rmtree(ROOT / folder)
         accuracy = record["summary"]["accuracy_after"]["average"]
         print(f"{run.name:<36} {accuracy:.1%}   {time.monotonic() - started:.0f} s", flush=True)
 
 
-def told(folder: Path) -> dict[str, Any]:
-    """What is kept of a run: its summary, and curves over the steps."""
+def results_of(folder: Path) -> dict[str, Any]:
+    """Summary of a run folder without its example responses, and the `CURVES` over the steps."""
     summary = json.loads((folder / "summary.json").read_text())
     for split in summary["evaluation"].values():
         del split["example"]
@@ -150,60 +116,72 @@ def told(folder: Path) -> dict[str, Any]:
     return {"summary": summary, "curves": {key: values for key, values in curves.items() if values}}
 
 
-def tune(bench: ExperimentRunner) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
-    """For each arm its best tuning run's record, and the words that make its final runs; without learning rates to
-    try, all arms keep that of their settings."""
-    arms, tuning = bench.experiment.arms, bench.experiment.tuning
-    common = (*bench.experiment.settings, *tuning.settings)
-    best: dict[str, dict[str, Any]] = {}
-    words = {name: list(arm.settings) for name, arm in arms.items()}
-    if not tuning.learning_rates:
-        return best, words
+class Tuner:
+    """Search of a learning rate for each arm.
 
-    def tuned(names: list[str]) -> None:
-        runs = {
-            name: [
-                ArmRun(
-                    f"tuning-{name}-{rate:g}",
-                    (*common, *words[name], f"learner.learning_rate={rate:g}", f"seed={tuning.seed}"),
-                )
-                for rate in tuning.learning_rates
-            ]
-            for name in names
-        }
-        records = bench.all([run for own in runs.values() for run in own])
+    Attributes:
+        best: record of each tuned arm's best run, with its `learning_rate`.
+        words: overrides of each arm's final runs.
+    """
+
+    def __init__(self, runner: ExperimentRunner) -> None:
+        self._runner, self._experiment = runner, runner.experiment
+        self.best: dict[str, Record] = {}
+        self.words = {name: list(arm.settings) for name, arm in self._experiment.arms.items()}
+
+    def tune(self) -> None:
+        """Tune all arms. Without learning rates to try, every arm keeps the rate of its settings."""
+        arms = self._experiment.arms
+        if not self._experiment.tuning.learning_rates:
+            return
+        own = [name for name, arm in arms.items() if arm.learning_rate_of is None]
+        self._choose_rates([name for name in own if arms[name].alpha_max_is_mean_alpha_of is None])
+        later = [name for name in own if name not in self.best]
+        for name in later:
+            alpha = self._mean_alpha(arms[name].alpha_max_is_mean_alpha_of)
+            self.words[name].append(f"demopsd.alpha_max={alpha:.4f}")
+        self._choose_rates(later)
+        for name, arm in arms.items():
+            if arm.learning_rate_of is not None:
+                rate = self.best[arm.learning_rate_of]["learning_rate"]
+                if arm.learning_rate_times_one_minus_mean_alpha_of is not None:
+                    rate *= 1 - self._mean_alpha(arm.learning_rate_times_one_minus_mean_alpha_of)
+                self.words[name].append(f"learner.learning_rate={rate:.4g}")
+
+    def _choose_rates(self, names: Sequence[str]) -> None:
+        """Run all candidate rates of these arms, and keep each arm's best by validation accuracy."""
+        rates = self._experiment.tuning.learning_rates
+        runs = {name: [self._tuning_run(name, rate) for rate in rates] for name in names}
+        records = self._runner.complete([run for own in runs.values() for run in own])
         for name in names:
-            tried = [
-                records[run.name] | {"learning_rate": rate}
-                for run, rate in zip(runs[name], tuning.learning_rates, strict=True)
+            candidates = [
+                records[run.name] | {"learning_rate": rate} for run, rate in zip(runs[name], rates, strict=True)
             ]
-            best[name] = max(tried, key=lambda record: record["summary"]["accuracy_after"]["average"])
-            words[name].append(f"learner.learning_rate={best[name]['learning_rate']:g}")
+            self.best[name] = max(candidates, key=lambda record: record["summary"]["accuracy_after"]["average"])
+            self.words[name].append(f"learner.learning_rate={self.best[name]['learning_rate']:g}")
 
-    own = [name for name, arm in arms.items() if arm.learning_rate_of is None]
-    tuned([name for name in own if arms[name].alpha_max_is_mean_alpha_of is None])
-    later = [name for name in own if name not in best]
-    for name in later:
-        alpha = _mean_alpha(best, arms[name].alpha_max_is_mean_alpha_of)
-        words[name].append(f"demopsd.alpha_max={alpha:.4f}")
-    tuned(later)
-    for name, arm in arms.items():
-        if arm.learning_rate_of is not None:
-            rate = best[arm.learning_rate_of]["learning_rate"]
-            if arm.learning_rate_times_one_minus_mean_alpha_of is not None:
-                rate *= 1 - _mean_alpha(best, arm.learning_rate_times_one_minus_mean_alpha_of)
-            words[name].append(f"learner.learning_rate={rate:.4g}")
-    return best, words
+    def _tuning_run(self, name: str, rate: float) -> ArmRun:
+        tuning = self._experiment.tuning
+        common = (*self._experiment.settings, *tuning.settings)
+        words = (*common, *self.words[name], f"learner.learning_rate={rate:g}", f"seed={tuning.seed}")
+        return ArmRun(f"tuning-{name}-{rate:g}", words)
+
+    def _mean_alpha(self, arm: str | None) -> float:
+        assert arm is not None
+        return float(self.best[arm]["summary"]["alpha_mean"])
 
 
-def _mean_alpha(best: dict[str, dict[str, Any]], arm: str | None) -> float:
-    assert arm is not None
-    return float(best[arm]["summary"]["alpha_mean"])
+def tune(runner: ExperimentRunner) -> tuple[dict[str, Record], dict[str, list[str]]]:
+    """Each arm's best tuning record, and the words that make its final runs."""
+    tuner = Tuner(runner)
+    tuner.tune()
+    return tuner.best, tuner.words
 
 
-def run(experiment: Experiment, base: Path, out: Path) -> None:
-    bench = ExperimentRunner(experiment, base, out)
-    _, words = tune(bench)
+def run_experiment(experiment: Experiment, base: Path, out: Path) -> None:
+    """Tune and train all arms, then write table, CSV and plots to `out`."""
+    runner = ExperimentRunner(experiment, base, out)
+    _, words = tune(runner)
     common = (*experiment.settings, *experiment.final.settings)
     runs = [ArmRun(f"base-seed{seed}", (*common, "steps=0", f"seed={seed}")) for seed in experiment.seeds]
     runs += [
@@ -211,50 +189,26 @@ def run(experiment: Experiment, base: Path, out: Path) -> None:
         for seed in experiment.seeds
         for name, own in words.items()
     ]
-    records = bench.all(runs)
+    records = runner.complete(runs)
     table = {name: [records[f"{name}-seed{seed}"] for seed in experiment.seeds] for name in ("base", *words)}
     rates = {name: f"{load(base, [*common, *own]).learner.learning_rate:g}" for name, own in words.items()}
     write_report(table, rates, experiment.compared_with, experiment.tuning.learning_rates, out)
     print(f"table and plots in {out}")
 
 
-def read(path: Path, words: Sequence[str]) -> Experiment:
-    try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(Experiment), OmegaConf.load(path), OmegaConf.from_dotlist([*words])
-        )
-        experiment = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, OSError) as error:
-        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
-    assert isinstance(experiment, Experiment)
-    if experiment.compared_with not in experiment.arms:
-        raise ConfigError(
-            f"{path}: compared_with={experiment.compared_with} is not an arm: {', '.join(experiment.arms)}."
-        )
-    for name, arm in experiment.arms.items():
-        others = (
-            arm.alpha_max_is_mean_alpha_of,
-            arm.learning_rate_of,
-            arm.learning_rate_times_one_minus_mean_alpha_of,
-        )
-        for other in others:
-            if other is not None and other not in experiment.arms:
-                raise ConfigError(f"{path}: arm {name} refers to {other}, which is not an arm.")
-    return experiment
-
-
 def main() -> int:
+    """Command line of the experiment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--out", type=Path, help="where records, tables and plots go")
+    parser.add_argument("experiment", type=Path, help="YAML file of arms, seeds and settings")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the experiment to override")
+    parser.add_argument("--out", type=Path, help="folder of records, tables and plots")
     arguments = parser.parse_intermixed_args()
 
     def work() -> int:
-        experiment = read(arguments.experiment, arguments.overrides)
+        experiment = read_experiment(arguments.experiment, arguments.overrides)
         out = arguments.out or RESULTS / arguments.experiment.stem
         with fenced():  # no run outlives this process
-            run(experiment, arguments.experiment.parent / experiment.base, out)
+            run_experiment(experiment, arguments.experiment.parent / experiment.base, out)
         return 0
 
     return exit_code_of(work)

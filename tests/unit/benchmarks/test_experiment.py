@@ -1,17 +1,17 @@
-"""The experiment: what is run, what is not run again, and what its tables say. Trained by nothing here."""
+"""Experiments without training: their runs, the runs that are not repeated, and their tables."""
 
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.common.intervals import half_width
+from benchmarks.experiment.experiment_file import Experiment, read_experiment
 from benchmarks.experiment.experiment_page import write_report
-from benchmarks.experiment.run_arms import ArmRun, Experiment, ExperimentRunner, read, tune
+from benchmarks.experiment.run_arms import ArmRun, ExperimentRunner, tune
 from demopsd_dist.config import load
 from demopsd_dist.util.errors import ConfigError
 
@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "configs" / "experiments").glob("*.yaml"))
 
 
-class Recorded(ExperimentRunner):
-    """A bench whose runs end at once: accuracy is highest at learning rate 4e-4, and alpha is 0.02."""
+class InstantRunner(ExperimentRunner):
+    """A runner whose runs end at once: accuracy is highest at learning rate 4e-4, and mean alpha is 0.02."""
 
     def __init__(self, experiment: Experiment, out: Path) -> None:
         super().__init__(experiment, ROOT / "configs" / "demo.yaml", out)
@@ -30,24 +30,24 @@ class Recorded(ExperimentRunner):
         self.trained.append(run)
         rate = float(next(w.partition("=")[2] for w in reversed(run.words) if "learning_rate" in w))
         summary = {"accuracy_after": {"average": 0.5 - abs(rate - 4e-4)}, "alpha_mean": 0.02}
-        self._record(run).write_text(json.dumps({"words": run.words, "summary": summary}))
+        self.records.append(run.name, {"words": list(run.words), "summary": summary})
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_every_shipped_experiment_is_of_right_settings(path: Path, tmp_path: Path) -> None:
-    experiment = read(path, [])
+def test_every_shipped_experiment_has_valid_settings(path: Path, tmp_path: Path) -> None:
+    experiment = read_experiment(path, [])
     base = path.parent / experiment.base
-    bench = Recorded(experiment, tmp_path)
-    best, words = tune(bench)
+    runner = InstantRunner(experiment, tmp_path)
+    best, words = tune(runner)
     assert set(words) == set(experiment.arms)
-    for run in bench.trained:
+    for run in runner.trained:
         tuning = load(base, run.words)
         assert tuning.data.test != "minisci", "the test set chooses nothing"
         assert tuning.seed not in experiment.seeds
     if not experiment.tuning.learning_rates:
         assert not best
         assert any(word.startswith("learner.learning_rate=") for word in experiment.settings), "the same for all"
-    tries = {arm: sum(r.name.startswith(f"tuning-{arm}-") for r in bench.trained) for arm in best}
+    tries = {arm: sum(r.name.startswith(f"tuning-{arm}-") for r in runner.trained) for arm in best}
     assert set(tries.values()) <= {len(experiment.tuning.learning_rates)}, "each arm has the same budget"
     for own in words.values():
         final = load(base, (*experiment.settings, *experiment.final.settings, *own))
@@ -55,22 +55,22 @@ def test_every_shipped_experiment_is_of_right_settings(path: Path, tmp_path: Pat
 
 
 def test_controls_follow_from_the_arms_that_they_control(tmp_path: Path) -> None:
-    _, words = tune(Recorded(read(ROOT / "configs/experiments/minisci.yaml", []), tmp_path))
+    _, words = tune(InstantRunner(read_experiment(ROOT / "configs/experiments/minisci.yaml", []), tmp_path))
     assert "demopsd.alpha_max=0.0200" in words["constant_alpha"]
     assert words["scaled_learning_rate"][-1] == "learner.learning_rate=0.000392"
     assert words["demopsd"][-1] == "learner.learning_rate=0.0004"
 
 
-def test_what_is_recorded_is_not_run_again_and_never_taken_for_something_else(tmp_path: Path) -> None:
-    experiment = read(ROOT / "configs/experiments/minisci.yaml", [])
+def test_a_recorded_run_is_not_run_again_and_not_taken_for_another(tmp_path: Path) -> None:
+    experiment = read_experiment(ROOT / "configs/experiments/minisci.yaml", [])
     run = ArmRun("one", ("learner.learning_rate=4e-4",))
-    first = Recorded(experiment, tmp_path)
-    first.all([run])
-    second = Recorded(experiment, tmp_path)
-    assert second.all([run]) == first.all([run])
+    first = InstantRunner(experiment, tmp_path)
+    first.complete([run])
+    second = InstantRunner(experiment, tmp_path)
+    assert second.complete([run]) == first.complete([run])
     assert (len(first.trained), len(second.trained)) == (1, 0)
     with pytest.raises(ConfigError, match="was made with other settings"):
-        second.all([ArmRun("one", ("learner.learning_rate=2e-4",))])
+        second.complete([ArmRun("one", ("learner.learning_rate=2e-4",))])
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_what_is_recorded_is_not_run_again_and_never_taken_for_something_else(tm
 )
 def test_a_wrong_experiment_is_refused(word: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        read(ROOT / "configs/experiments/minisci.yaml", [word])
+        read_experiment(ROOT / "configs/experiments/minisci.yaml", [word])
 
 
 def record(seed: int, accuracy: float, **summary: Any) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def record(seed: int, accuracy: float, **summary: Any) -> dict[str, Any]:
     return {"summary": {"seed": seed, "wall_s": 1.0, "evaluation": splits, **summary}, "curves": curves}
 
 
-def test_the_report_pairs_seeds_and_leaves_out_what_was_not_measured(tmp_path: Path) -> None:
+def test_the_report_pairs_seeds_and_leaves_out_missing_values(tmp_path: Path) -> None:
     table = {
         "base": [record(seed, 0.3) for seed in (0, 1, 2)],
         "sdpo": [record(seed, 0.5 + seed / 10) for seed in (0, 1, 2)],
@@ -120,7 +120,7 @@ def test_the_report_pairs_seeds_and_leaves_out_what_was_not_measured(tmp_path: P
     write_report(table, {"sdpo": "0.0002", "demopsd": "0.0004"}, "demopsd", [2e-4, 4e-4], tmp_path)
     text = (tmp_path / "seeds-0-1-2.md").read_text()
     assert "| sdpo | **-2.0 ± 0.0** | **-2.0 ± 0.0** | +0.0000 ± 0.0000 |" in text
-    assert "| sdpo | 0.0002 | 60.0% ± 24.8 |" in text, "over seeds it distributions; paired by seed it does not"
+    assert "| sdpo | 0.0002 | 60.0% ± 24.8 |" in text, "wide over seeds, narrow when paired by seed"
     rows = list(csv.DictReader((tmp_path / "seeds-0-1-2.csv").open()))
     assert len(rows) == 9
     assert {row["KL(q‖s) / KL(r‖s)"] for row in rows if row["arm"] == "demopsd"} == {"0.5"}
@@ -140,7 +140,7 @@ def test_an_experiment_without_early_answers_or_a_second_split_has_a_report(tmp_
     assert {row["ood mean@k"] for row in csv.DictReader((tmp_path / "seeds-0-1-2.csv").open())} == {""}
 
 
-def test_half_width_is_students() -> None:
+def test_half_width_is_student_t() -> None:
     assert half_width([0.0, 1.0]) == pytest.approx(12.706 * 0.5, rel=1e-3)
     assert half_width([1.0]) == float("inf")
     assert half_width([float(i % 2) for i in range(40)]) == pytest.approx(2.023 * 0.5064 / 40**0.5, rel=2e-3)

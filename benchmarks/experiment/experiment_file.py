@@ -1,0 +1,101 @@
+"""Schema of an experiment's YAML file, and its reading."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from demopsd_dist.util.errors import ConfigError
+
+
+@dataclass
+class Arm:
+    """Settings of one arm, over those of the experiment.
+
+    Attributes:
+        settings: overrides of the run's config.
+        alpha_max_is_mean_alpha_of: arm whose best tuning run's mean alpha is this arm's `demopsd.alpha_max`.
+        learning_rate_of: arm whose learning rate this arm takes instead of tuning its own.
+        learning_rate_times_one_minus_mean_alpha_of: arm whose mean alpha scales that rate by 1 - alpha.
+    """
+
+    settings: list[str] = field(default_factory=list)
+    alpha_max_is_mean_alpha_of: str | None = None
+    learning_rate_of: str | None = None
+    learning_rate_times_one_minus_mean_alpha_of: str | None = None
+
+    @property
+    def references(self) -> list[str]:
+        """Names of the arms that this arm refers to."""
+        names = (
+            self.alpha_max_is_mean_alpha_of,
+            self.learning_rate_of,
+            self.learning_rate_times_one_minus_mean_alpha_of,
+        )
+        return [name for name in names if name is not None]
+
+
+@dataclass
+class Tuning:
+    """Seed, candidate learning rates and further settings of the tuning runs."""
+
+    seed: int = 1000
+    learning_rates: list[float] = field(default_factory=list)
+    settings: list[str] = field(default_factory=list)
+
+
+@dataclass
+class FinalRuns:
+    """Further settings of the final runs."""
+
+    settings: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Experiment:
+    """Arms that are tuned and then trained with every seed, over one base config.
+
+    Attributes:
+        base: config file, relative to the experiment's file.
+        parallel: runs at the same time.
+        compared_with: arm that the others' differences are taken from.
+        settings: overrides of all runs.
+    """
+
+    base: str = "../demo.yaml"
+    seeds: list[int] = field(default_factory=list)
+    parallel: int = 1
+    compared_with: str = "demopsd"
+    settings: list[str] = field(default_factory=list)
+    tuning: Tuning = field(default_factory=Tuning)
+    final: FinalRuns = field(default_factory=FinalRuns)
+    arms: dict[str, Arm] = field(default_factory=dict)
+
+
+def read_experiment(path: Path, words: Sequence[str]) -> Experiment:
+    """Read an experiment's file, with overrides such as `seeds=[3,4,5]`.
+
+    Raises:
+        ConfigError: the file cannot be read, has an unknown key, or refers to an arm that it does not have.
+    """
+    try:
+        merged = OmegaConf.merge(
+            OmegaConf.structured(Experiment), OmegaConf.load(path), OmegaConf.from_dotlist([*words])
+        )
+        experiment = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, OSError) as error:
+        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
+    assert isinstance(experiment, Experiment)
+    if experiment.compared_with not in experiment.arms:
+        raise ConfigError(
+            f"{path}: compared_with={experiment.compared_with} is not an arm: {', '.join(experiment.arms)}."
+        )
+    for name, arm in experiment.arms.items():
+        for other in arm.references:
+            if other not in experiment.arms:
+                raise ConfigError(f"{path}: arm {name} refers to {other}, which is not an arm.")
+    return experiment
