@@ -27,8 +27,6 @@ from demopsd_dist.objective import (
     TokenViews,
     coarsen,
     fused_loss,
-    loss_from_logits,
-    loss_on_support,
     reduced,
     top_k_support,
 )
@@ -85,15 +83,8 @@ def demopsd_recomputed(case: LossCase) -> Tensor:
 
 def _demopsd_rows(hidden_NH: Tensor, weight_VH: Tensor, case: LossCase, rows: slice) -> Tensor:
     ids, reference, teacher = (x[rows] for x in case.sent)
-    return loss_on_support(
-        DemoPSD(),
-        linear(hidden_NH, weight_VH),
-        ids,
-        case.mask_N[rows],
-        reference_logp_BTA=reference,
-        teacher_logp_BTA=teacher,
-        token_count=case.tokens,
-    ).loss
+    views = TokenViews(coarsen(linear(hidden_NH, weight_VH), ids), reference, teacher)
+    return reduced(DemoPSD(), views, case.mask_N[rows], token_count=case.tokens).loss
 
 
 def demopsd_fused(case: LossCase) -> Tensor:
@@ -117,10 +108,11 @@ def sdpo_fused(case: LossCase) -> Tensor:
 
 
 def sdpo_plain(case: LossCase) -> Tensor:
-    teacher = case.teacher_logits(slice(None))
-    return loss_from_logits(
-        SDPO(), linear(case.hidden_NH, case.weight_VH), case.mask_N, teacher_logits_BTV=teacher, top_k=TOP_K
-    ).loss
+    student_logits_NV = linear(case.hidden_NH, case.weight_VH)
+    ids = top_k_support(student_logits_NV.detach(), TOP_K)
+    teacher_NA = coarsen(case.teacher_logits(slice(None)), ids)
+    views = TokenViews(coarsen(student_logits_NV, ids), None, teacher_NA)
+    return reduced(SDPO(), views, case.mask_N).loss
 
 
 def sdpo_trl(case: LossCase) -> Tensor:

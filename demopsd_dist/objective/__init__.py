@@ -1,17 +1,19 @@
-"""The mathematics: torch only, no configuration, no process groups, no input or output.
+"""Losses as pure tensor mathematics: torch only; no configuration, process groups, input or output.
 
 Legend of shapes: B sequences, T response tokens, V vocabulary, K support ids, A atoms (K + 1 with the tail bucket, or V
 when the support is the whole vocabulary). Distributions are given as natural-log probabilities, in the caller's float
 type; half-precision logits are lifted to float32.
 
-A method (`DemoPSD`, `SDPO`, `OPSD`, `GRPO`) is a record of its settings. `loss_from_logits`, `loss_on_support` and
-`fused_loss` with `reduced` are three ways to the same loss.
+A method (`DemoPSD`, `SDPO`, `OPSD`, `GRPO`) is a record of its settings that maps `TokenViews` to a loss of each token;
+`reduced` takes the mean; `fused_loss` starts from hidden states and calls both for a slice of tokens at a time. Alpha
+is computed in `demopsd.py`, with the formulas of `barycenter.py`. To use the DemoPSD loss in another trainer, call
+`demopsd_loss` (`standalone_loss.py`).
 """
 
 from demopsd_dist.objective.aggregate import token_weight
-from demopsd_dist.objective.barycenter import barycenter, gate, threshold_gate
+from demopsd_dist.objective.barycenter import barycenter, tanh_gate, threshold_gate
 from demopsd_dist.objective.candidates import candidates, target_of
-from demopsd_dist.objective.demopsd import DemoPSD, DemoPSDLoss, demopsd_loss
+from demopsd_dist.objective.demopsd import DemoPSD, GatedTarget
 from demopsd_dist.objective.divergence import (
     atom_entropy,
     disagreement,
@@ -22,18 +24,10 @@ from demopsd_dist.objective.divergence import (
 from demopsd_dist.objective.fused import SLICE_TOKENS, TokenSlice, fused_loss
 from demopsd_dist.objective.grpo import GRPO
 from demopsd_dist.objective.leakage import information, leakage_terms, ordering_terms
-from demopsd_dist.objective.method import (
-    Loss,
-    Objective,
-    TokenLoss,
-    TokenViews,
-    loss_from_logits,
-    loss_on_support,
-    reduced,
-    statistic,
-)
+from demopsd_dist.objective.method import Loss, Objective, TokenLoss, TokenViews, reduced, statistic
 from demopsd_dist.objective.opsd import OPSD
 from demopsd_dist.objective.sdpo import SDPO
+from demopsd_dist.objective.standalone_loss import DemoPSDLoss, demopsd_loss
 from demopsd_dist.objective.support import coarsen, entropy, top_k_support
 
 __all__ = [
@@ -43,6 +37,7 @@ __all__ = [
     "SLICE_TOKENS",
     "DemoPSD",
     "DemoPSDLoss",
+    "GatedTarget",
     "Loss",
     "Objective",
     "TokenLoss",
@@ -57,16 +52,14 @@ __all__ = [
     "entropy",
     "floored",
     "fused_loss",
-    "gate",
     "generalised_kl",
     "information",
     "leakage_terms",
-    "loss_from_logits",
-    "loss_on_support",
     "ordering_terms",
     "reduced",
     "skewed_jsd_terms",
     "statistic",
+    "tanh_gate",
     "target_of",
     "threshold_gate",
     "token_weight",

@@ -1,4 +1,4 @@
-"""What a token's loss counts in the batch's: the difference between a mean over tokens and one over responses."""
+"""Weights of tokens in the batch's loss: a mean over tokens, or one over responses."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ Aggregation = Literal["token_mean", "sequence_mean", "max_length"]
 def token_weight(
     aggregation: Aggregation, length_B: Tensor, *, token_count: float, sequence_count: float, max_tokens: float
 ) -> Tensor:
-    """The weight of each token of B responses, (B,). Those of a whole batch's tokens add up to 1, but for the last.
+    """Weight of each token of B responses, (B,). Over a whole batch they add up to 1, except with `max_length`.
 
     Args:
         aggregation: `token_mean` 1 / tokens (DAPO, SDPO); `sequence_mean` 1 / (responses x its length) (GRPO);
             `max_length` 1 / (responses x longest allowed) (Dr. GRPO).
-        length_B: response tokens of each.
+        length_B: response tokens of each response.
         token_count: response tokens of the *global* batch.
         sequence_count: responses of the global batch.
         max_tokens: the longest response that sampling allows.
+
+    Raises:
+        ValueError: the aggregation is none of the three.
     """
     lengths_B = length_B.clamp(min=1).double()
     if aggregation == "token_mean":

@@ -1,4 +1,4 @@
-"""Disagreement -> gate -> reverse-KL barycenter: what makes DemoPSD. Equations of arXiv 2607.02502.
+"""Gate and reverse-KL barycenter, which make DemoPSD: disagreement -> alpha -> target. Equations of arXiv 2607.02502.
 
 s: reference without the privileged context, r: teacher with it; both over the same A atoms, no gradient.
 """
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 
-def gate(disagreement_BT: Tensor, alpha_max: float, sensitivity: float) -> Tensor:
+def tanh_gate(disagreement_BT: Tensor, alpha_max: float, sensitivity: float) -> Tensor:
     """alpha = (sigmoid(kappa d) - 1/2) 2 alpha_max (equation 8), in its stable form: exactly 0 at d = 0."""
     return alpha_max * torch.tanh(0.5 * sensitivity * disagreement_BT)
 
 
 def threshold_gate(disagreement_BT: Tensor, alpha_max: float, sensitivity: float, threshold_nats: float) -> Tensor:
-    """alpha_max sigmoid(kappa (d - threshold)). The paper names a threshold mode and does not define it: a guess."""
+    """alpha = alpha_max sigmoid(kappa (d - threshold)). A guess: the paper names a threshold mode without a formula."""
     return alpha_max * torch.sigmoid(sensitivity * (disagreement_BT - threshold_nats))
 
 

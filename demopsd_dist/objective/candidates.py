@@ -1,4 +1,4 @@
-"""For the record: the few tokens that a reader wants to see at each position, and what everyone says of them."""
+"""Candidate tokens of a sample's record: the likeliest few at each position, and the target's values there."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from demopsd_dist.objective.sdpo import SDPO
 
 @torch.no_grad()
 def candidates(views: Sequence[Tensor], count: int, has_tail: bool) -> Tensor:
-    """Places among the atoms of the `count` tokens that are likeliest to anybody, (N, C), the likeliest first.
+    """Atom indices of the tokens that are likeliest in any of the views, (N, C), the likeliest first.
 
     Args:
         views: log-probabilities of the same atoms, (N, A) each.
-        count: C is at most this, and at most the number of tokens among the atoms.
+        count: upper bound of C, as is the number of tokens among the atoms.
         has_tail: the last atom is the tail bucket, which is no token.
     """
     likeliest_NA = torch.stack([view.detach() for view in views]).amax(0)
@@ -30,7 +30,7 @@ def candidates(views: Sequence[Tensor], count: int, has_tail: bool) -> Tensor:
 
 @torch.no_grad()
 def target_of(method: Objective, views: TokenViews) -> Tensor | None:
-    """log of what the student is taken to, (B, T, A); None for a method without a teacher."""
+    """Log-probabilities of the method's target for the student, (B, T, A); None for a method without a teacher."""
     if not isinstance(method, DemoPSD | OPSD | SDPO) or views.teacher_logp_BTA is None:
         return None
     reference_BTA = views.reference_logp_BTA

@@ -11,7 +11,7 @@ LN2 = math.log(2.0)
 
 
 def generalised_kl_terms(p_logp_BTA: Tensor, q_logp_BTA: Tensor) -> Tensor:
-    """p (log p - log q) - p + q, atom by atom: each term is >= 0.
+    """Terms p (log p - log q) - p + q of the KL divergence, atom by atom, each >= 0.
 
     Summed it is KL(p|q) wherever both sum to one, with the same gradient, and it does not inherit the rounding of the
     normalisers (at V = 151,936 the plain sum in float32 is off by a third for nearly equal distributions). Where the
@@ -25,15 +25,15 @@ def generalised_kl_terms(p_logp_BTA: Tensor, q_logp_BTA: Tensor) -> Tensor:
 
 
 def generalised_kl(p_logp_BTA: Tensor, q_logp_BTA: Tensor) -> Tensor:
-    """KL(p|q), (B, T), nats."""
+    """KL divergence of p from q, KL(p|q), (B, T), nats."""
     return generalised_kl_terms(p_logp_BTA, q_logp_BTA).sum(-1)
 
 
 def skewed_jsd_terms(student_logp_BTA: Tensor, teacher_logp_BTA: Tensor, weight: float) -> Tensor:
-    """(1 - w) KL(p|m) + w KL(r|m) with m = (1 - w) p + w r, atom by atom, each term >= 0.
+    """Terms of the skewed Jensen-Shannon divergence, atom by atom, each >= 0.
 
-    At the ends, where that would vanish, the divergence it tends to after rescaling: KL(r|p) at 0 (forward),
-    KL(p|r) at 1 (reverse). w = 1/2 is the Jensen-Shannon divergence.
+    (1 - w) KL(p|m) + w KL(r|m) with m = (1 - w) p + w r; w = 1/2 is the Jensen-Shannon divergence. At the ends, where
+    this would vanish, the divergence that it tends to after rescaling: KL(r|p) at 0 (forward), KL(p|r) at 1 (reverse).
     """
     if weight == 0.0:
         return generalised_kl_terms(teacher_logp_BTA, student_logp_BTA)
@@ -51,7 +51,7 @@ def disagreement(reference_logp_BTA: Tensor, teacher_logp_BTA: Tensor) -> Tensor
 
 
 def atom_entropy(logp_BTA: Tensor) -> Tensor:
-    """Shannon entropy of the atoms, (B, T), nats. At most that of the vocabulary, whose tail is one atom here."""
+    """Shannon entropy of the atoms, (B, T), nats. At most the vocabulary's, since the tail is one atom here."""
     return torch.special.entr(logp_BTA.exp()).sum(-1)
 
 

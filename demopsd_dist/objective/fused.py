@@ -1,8 +1,8 @@
-"""A loss from the last hidden states and the head's weight, a slice of tokens at a time: (B, T, V) never exists.
+"""Fused loss from the last hidden states and the head's weight, a slice of tokens at a time: (B, T, V) never exists.
 
-The gradients are formed slice by slice in the forward pass, where the slice's logits still are at hand; nothing is
-computed twice. A loss only says what it makes of the K + 1 atoms; autograd goes no further than those, and the step
-from atoms to logits is the closed one:
+The gradients are formed slice by slice in the forward pass, while the slice's logits are in memory; nothing is computed
+twice. A loss is a function of the K + 1 atoms; autograd goes no further than those, and the step from atoms to logits
+has a closed form:
 
     dL/dz_v = g_v - p_v sum(g)                      v in the support
     dL/dz_v = p_v (g_tail / P_tail - sum(g))        v in the tail: its tokens move together
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,34 +24,35 @@ from torch.nn.functional import linear
 
 from demopsd_dist.objective.support import lifted
 
-SLICE_TOKENS = {"cpu": 128, "cuda": 1024}  # by device: a CPU's caches are small, a GPU wants much to do at once
-_WIDE_TOKENS = {"cpu": 16, "cuda": 64}  # of these that the loss sees at once where its atoms are the whole vocabulary
-_LEAST_TAIL_LOGP = -69.0  # 1e-30: below that the tail's share of the gradient is nothing, and dividing by it overflows
+SLICE_TOKENS = {"cpu": 128, "cuda": 1024}  # by device: a CPU's caches are small, a GPU needs large products
+_FULL_VOCABULARY_TOKENS = {"cpu": 16, "cuda": 64}  # of a slice in one call of the loss, if the atoms are the vocabulary
+_LEAST_TAIL_LOGP = -69.0  # 1e-30: below this the tail's share of the gradient is zero, and dividing by it overflows
 
 
 @dataclass(frozen=True)
 class TokenSlice:
-    """What a loss sees of some consecutive tokens. `logits_NV` is overwritten afterwards: use it at once.
+    """Input of a loss: some consecutive tokens. `logits_NV` is overwritten after the loss has returned.
 
-    `student_logp_NA` carries the gradient; the others do not.
+    `student_logp_NA` carries the gradient; the other tensors do not.
     """
 
     tokens: slice
     student_logp_NA: Tensor  # of the atoms, at the temperature
     logits_NV: Tensor  # float32 or wider, divided by the temperature
-    normaliser_N1: Tensor  # logsumexp of them
+    normaliser_N1: Tensor  # logsumexp of the logits
 
     def token_logp(self, ids_N: Tensor) -> Tensor:
         """Log-probability of one token at each position."""
         return (self.logits_NV.gather(-1, ids_N[:, None]) - self.normaliser_N1)[:, 0]
 
-    def entropy(self) -> Tensor:
-        """Shannon entropy over the full vocabulary, (N,), nats."""
+    @cached_property
+    def entropy_N(self) -> Tensor:
+        """Shannon entropy over the full vocabulary, (N,), nats. Computed once, at the first use within the loss."""
         logp_NV = self.logits_NV - self.normaliser_N1
         return -(logp_NV.exp() * logp_NV).sum(-1)
 
 
-LossOfSlice = Callable[[TokenSlice], Tensor]  # a scalar; those of all slices add up
+LossOfSlice = Callable[[TokenSlice], Tensor]  # returns a scalar; the scalars of all slices add up
 
 
 def fused_loss(
@@ -70,7 +72,11 @@ def fused_loss(
         weight_VH: the head's weight, whole (under ZeRO-3: gathered).
         support_NK: distinct ids, K < V; None for the full vocabulary.
         loss_of: called once for each slice, in order.
+        temperature: divides the logits.
         slice_tokens: tokens in a slice; memory grows with `slice_tokens * V`, not with N. None for `SLICE_TOKENS`.
+
+    Raises:
+        ValueError: support and hidden states have different lengths.
     """
     if support_NK is not None and support_NK.shape[0] != hidden_NH.shape[0]:
         raise ValueError(f"support {tuple(support_NK.shape)} does not fit hidden states {tuple(hidden_NH.shape)}.")
@@ -80,6 +86,8 @@ def fused_loss(
 
 
 class _FusedLoss(torch.autograd.Function):
+    """Loss whose forward also computes its gradients, and whose backward only scales them."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -94,7 +102,7 @@ class _FusedLoss(torch.autograd.Function):
         wide = torch.promote_types(hidden_NH.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden_NH.device)
         d_hidden_NH = torch.zeros_like(hidden_NH)
-        _, with_weight, with_bias, *_ = ctx.needs_input_grad  # a head that is not trained asks for none
+        _, with_weight, with_bias, *_ = ctx.needs_input_grad  # False for a head that is not trained
         d_weight_VH = torch.zeros_like(weight_VH, dtype=wide) if with_weight else None
         d_bias_V = torch.zeros_like(bias_V, dtype=wide) if bias_V is not None and with_bias else None
         for start in range(0, len(hidden_NH), slice_tokens):
@@ -122,7 +130,7 @@ class _FusedLoss(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, in place. A GPU adds narrow products to a wide sum without rounding them in between."""
+    """Add left @ right to total, in place. A GPU adds narrow products to a wide sum without rounding in between."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     elif total.is_cuda:
@@ -132,29 +140,30 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _to_gradient(logits_NV: Tensor, ids_NK: Tensor | None, start: int, loss_of: LossOfSlice) -> Tensor:
-    """A slice's loss; the logits become its gradient with respect to them."""
+    """Compute a slice's loss, and replace the logits in place by its gradient with respect to them."""
     if ids_NK is not None:
         return _to_gradient_on_support(logits_NV, ids_NK, slice(start, start + len(logits_NV)), loss_of)
     total = torch.zeros((), dtype=logits_NV.dtype, device=logits_NV.device)
-    wide_tokens = _WIDE_TOKENS.get(logits_NV.device.type, _WIDE_TOKENS["cuda"])
-    for first in range(0, len(logits_NV), wide_tokens):
-        part_NV = logits_NV[first : first + wide_tokens]
+    call_tokens = _FULL_VOCABULARY_TOKENS.get(logits_NV.device.type, _FULL_VOCABULARY_TOKENS["cuda"])
+    for first in range(0, len(logits_NV), call_tokens):
+        part_NV = logits_NV[first : first + call_tokens]
         tokens = slice(start + first, start + first + len(part_NV))
         normaliser_N1 = part_NV.logsumexp(-1, keepdim=True)
         logp_NV = part_NV - normaliser_N1
-        loss, g_NV = _graded(TokenSlice(tokens, logp_NV.requires_grad_(), part_NV, normaliser_N1), loss_of)
+        loss, g_NV = _loss_and_gradient(TokenSlice(tokens, logp_NV.requires_grad_(), part_NV, normaliser_N1), loss_of)
         torch.sub(g_NV, logp_NV.detach().exp_().mul_(g_NV.sum(-1, keepdim=True)), out=part_NV)
         total += loss
     return total
 
 
 def _to_gradient_on_support(logits_NV: Tensor, ids_NK: Tensor, tokens: slice, loss_of: LossOfSlice) -> Tensor:
+    """Do the same where the atoms are a support and its tail, by the closed form above."""
     normaliser_N1 = logits_NV.logsumexp(-1, keepdim=True)
-    kept_NK = logits_NV.gather(-1, ids_NK)
+    support_logits_NK = logits_NV.gather(-1, ids_NK)
     tail_N1 = logits_NV.scatter_(-1, ids_NK, float("-inf")).logsumexp(-1, keepdim=True)
-    logits_NV.scatter_(-1, ids_NK, kept_NK)
-    logp_NA = torch.cat([kept_NK, tail_N1], dim=-1) - normaliser_N1
-    loss, g_NA = _graded(TokenSlice(tokens, logp_NA.requires_grad_(), logits_NV, normaliser_N1), loss_of)
+    logits_NV.scatter_(-1, ids_NK, support_logits_NK)
+    logp_NA = torch.cat([support_logits_NK, tail_N1], dim=-1) - normaliser_N1
+    loss, g_NA = _loss_and_gradient(TokenSlice(tokens, logp_NA.requires_grad_(), logits_NV, normaliser_N1), loss_of)
     logp_NA = logp_NA.detach()
     sum_N1 = g_NA.sum(-1, keepdim=True)
     tail_share_N1 = g_NA[:, -1:] * logp_NA[:, -1:].clamp(min=_LEAST_TAIL_LOGP).neg().exp()
@@ -163,8 +172,8 @@ def _to_gradient_on_support(logits_NV: Tensor, ids_NK: Tensor, tokens: slice, lo
     return loss
 
 
-def _graded(part: TokenSlice, loss_of: LossOfSlice) -> tuple[Tensor, Tensor]:
-    """A slice's loss and its gradient with respect to the log-probabilities of the atoms."""
+def _loss_and_gradient(part: TokenSlice, loss_of: LossOfSlice) -> tuple[Tensor, Tensor]:
+    """Compute a slice's loss and its gradient with respect to the log-probabilities of the atoms."""
     with torch.enable_grad():
         loss = loss_of(part)
         (g_NA,) = torch.autograd.grad(loss, part.student_logp_NA)

@@ -16,12 +16,15 @@ import torch
 
 from demopsd_dist.objective.method import TokenLoss, TokenViews
 
-_EXPONENT = 20.0
+_EXPONENT = 20.0  # bound of the log ratio, so that exp stays finite
 
 
 @dataclass(frozen=True)
 class GRPO:
-    """Needs an advantage; where `kl_coefficient` is not 0 a reference: the initial model. Atom 0: the sampled token."""
+    """Settings of the method. Needs an advantage, and a reference (the initial model) unless `kl_coefficient` is 0.
+
+    Atom 0 is the sampled token.
+    """
 
     clip_low: float = 0.2
     clip_high: float = 0.2
@@ -29,6 +32,7 @@ class GRPO:
     kl_coefficient: float = 0.0
 
     def __call__(self, views: TokenViews) -> TokenLoss:
+        """Loss and means of each token."""
         assert views.advantage_BT is not None
         advantage_BT, logp_BT = views.advantage_BT, views.student_logp_BTA[..., 0]
         ratio_BT = (logp_BT - logp_BT.detach()).exp()  # 1, with the gradient of the log-probability

@@ -1,4 +1,4 @@
-"""How much of the privileged context reaches the target: what is free at every step, and the mutual information.
+"""Leakage of the privileged context into the target: measures that are free at every step, and mutual information.
 
 p student, s reference, r teacher, q target; Delta = log r - log s; all over the same atoms. Entropies and divergences
 over top-k atoms and a tail bucket are at most those over the vocabulary (data processing).
@@ -13,15 +13,16 @@ from torch import Tensor
 
 from demopsd_dist.objective.divergence import atom_entropy, generalised_kl
 
-TOLERANCE_NATS = 1e-6  # entropies closer than that count as equal
+TOLERANCE_NATS = 1e-6  # entropies closer than this count as equal
 
 
 def mean_under(weights_logp_BTA: Tensor, values_BTA: Tensor) -> Tensor:
+    """Mean of the values under the distribution of the weights, (B, T)."""
     return (weights_logp_BTA.exp() * values_BTA).sum(-1)
 
 
 def covariance(weights_logp_BTA: Tensor, x_BTA: Tensor, y_BTA: Tensor) -> Tensor:
-    """Cov_w(x, y), (B, T)."""
+    """Covariance of x and y under the weights w, (B, T)."""
     centred_BTA = x_BTA - mean_under(weights_logp_BTA, x_BTA).unsqueeze(-1)
     return mean_under(weights_logp_BTA, centred_BTA * y_BTA)
 
@@ -30,10 +31,10 @@ def covariance(weights_logp_BTA: Tensor, x_BTA: Tensor, y_BTA: Tensor) -> Tensor
 def leakage_terms(
     reference_BTA: Tensor, teacher_BTA: Tensor, target_BTA: Tensor, alpha_BT: Tensor
 ) -> dict[str, Tensor]:
-    """By token, (B, T).
+    """Leakage measures of each token, (B, T).
 
     * `teacher_nats`, `target_nats`: KL(r|s) and KL(q|s). The second is at most the first at every token; both bound
-      from above what their distribution tells about the context.
+      the information about the context from above.
     * `r_leak`, `r_demo`: |Delta|^2 and (1 - alpha)^2 |Delta|^2, as the paper's theorem 1 has them.
     * `teacher_variance`, `target_variance`: their centred form, Var_s(log r - log s) and Var_s(log q - log s), for
       which the theorem is exact: log q - log s = (1 - alpha) Delta - log Z, and log Z drops out.
@@ -54,7 +55,10 @@ def leakage_terms(
 
 @torch.no_grad()
 def ordering_terms(reference_BTA: Tensor, teacher_BTA: Tensor, target_BTA: Tensor) -> dict[str, Tensor]:
-    """Theorem 2 says H(s) >= H(q) >= H(r) where Delta and log s do not vary against each other. By token, (B, T)."""
+    """Entropies of each token, (B, T), and whether theorem 2 holds there.
+
+    H(s) >= H(q) >= H(r), if Delta and log s do not vary against each other.
+    """
     entropies = [atom_entropy(x) for x in (reference_BTA, target_BTA, teacher_BTA)]
     reference_BT, target_BT, teacher_BT = entropies
     below_BT = target_BT < teacher_BT - TOLERANCE_NATS
@@ -70,24 +74,29 @@ def ordering_terms(reference_BTA: Tensor, teacher_BTA: Tensor, target_BTA: Tenso
 
 @torch.no_grad()
 def support_terms(student_BTA: Tensor, teacher_BTA: Tensor | None, has_tail: bool) -> dict[str, Tensor]:
-    """Mass that the student's support holds of the student, and that it misses of the teacher; entropy of the atoms."""
-    nothing_BT = torch.zeros_like(student_BTA[..., 0])
+    """Student's mass on its support, teacher's mass outside it, and entropy of the atoms; (B, T) each."""
+    zero_BT = torch.zeros_like(student_BTA[..., 0])
 
     def tail(logp_BTA: Tensor) -> Tensor:
-        return logp_BTA[..., -1].exp() if has_tail else nothing_BT
+        return logp_BTA[..., -1].exp() if has_tail else zero_BT
 
-    found = {"support/student_mass": 1.0 - tail(student_BTA), "entropy/student_atoms_nats": atom_entropy(student_BTA)}
-    return found if teacher_BTA is None else found | {"support/teacher_tail_mass": tail(teacher_BTA)}
+    terms = {"support/student_mass": 1.0 - tail(student_BTA), "entropy/student_atoms_nats": atom_entropy(student_BTA)}
+    return terms if teacher_BTA is None else terms | {"support/teacher_tail_mass": tail(teacher_BTA)}
 
 
 @torch.no_grad()
 def information(contexts_logp_MTA: Tensor) -> Tensor:
-    """Mutual information of the next token and which of M contexts was shown, (T,), nats: mean_i KL(q_i | mean q).
+    """Mutual information of the next token and the choice of one of M contexts, (T,), nats: mean_i KL(q_i | mean q).
 
-    Exact for the uniform choice among these M. As an estimate of that with the whole population of contexts it is low:
-    it grows with M and cannot exceed ln M. Over top-k atoms and a tail it is a lower bound. Report M with it.
+    Exact for the uniform choice among these M. As an estimate for the whole population of contexts it is low: it grows
+    with M and cannot exceed ln M. Over top-k atoms and a tail it is a lower bound. Report M with it.
+
+    Raises:
+        ValueError: fewer than 2 contexts.
     """
     if contexts_logp_MTA.shape[0] < 2:
-        raise ValueError(f"{contexts_logp_MTA.shape[0]} context has nothing to tell; give at least 2.")
+        raise ValueError(
+            f"mutual information over {contexts_logp_MTA.shape[0]} context is not defined; give at least 2."
+        )
     mean_TA = contexts_logp_MTA.logsumexp(0) - math.log(len(contexts_logp_MTA))
     return generalised_kl(contexts_logp_MTA, mean_TA.expand_as(contexts_logp_MTA)).mean(0)

@@ -20,13 +20,14 @@ from demopsd_dist.objective.method import TokenLoss, TokenViews, weighed
 
 @dataclass(frozen=True)
 class OPSD:
-    """Needs a teacher, and no reference."""
+    """Settings of the method. Needs a teacher, and no reference."""
 
     beta: float = 0.5
     term_clip: float | None = None
     importance_clip: float = 2.0
 
     def __call__(self, views: TokenViews) -> TokenLoss:
+        """Loss and means of each token."""
         assert views.teacher_logp_BTA is not None
         student_BTA, teacher_BTA = views.student_logp_BTA, views.teacher_logp_BTA
         terms_BTA = skewed_jsd_terms(student_BTA, teacher_BTA, self.beta)
@@ -40,5 +41,5 @@ class OPSD:
         return TokenLoss(weighed(terms_BTA.sum(-1), views.importance_ratio_BT, self.importance_clip), means)
 
     def target(self, reference_logp_BTA: Tensor, teacher_logp_BTA: Tensor) -> Tensor:
-        """What the student is taken to: the teacher."""
+        """Log-probabilities of the target: the teacher's."""
         return teacher_logp_BTA

@@ -24,12 +24,13 @@ _SKEW: dict[Divergence, float] = {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1
 
 @dataclass(frozen=True)
 class SDPO:
-    """Needs a teacher, and no reference."""
+    """Settings of the method. Needs a teacher, and no reference."""
 
     divergence: Divergence = "jsd"
     importance_clip: float = 2.0
 
     def __call__(self, views: TokenViews) -> TokenLoss:
+        """Loss and means of each token."""
         assert views.teacher_logp_BTA is not None
         student_BTA, teacher_BTA = views.student_logp_BTA, views.teacher_logp_BTA
         loss_BT = skewed_jsd_terms(student_BTA, teacher_BTA, _SKEW[self.divergence]).sum(-1)
@@ -40,5 +41,5 @@ class SDPO:
         return TokenLoss(weighed(loss_BT, views.importance_ratio_BT, self.importance_clip), means)
 
     def target(self, reference_logp_BTA: Tensor, teacher_logp_BTA: Tensor) -> Tensor:
-        """What the student is taken to: the teacher."""
+        """Log-probabilities of the target: the teacher's."""
         return teacher_logp_BTA

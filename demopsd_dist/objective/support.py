@@ -1,4 +1,4 @@
-"""From vocabulary-wide logits to K + 1 atoms: the student's top-k tokens and one bucket for all others.
+"""Reduction of vocabulary-wide logits to K + 1 atoms: the student's top-k tokens and one bucket for all others.
 
 Without the tail bucket the restricted distributions do not sum to one, and their "KL" can go negative. The tail is
 summed over the tokens outside the support (not computed as 1 - support mass, which cancels), so it is exact however
@@ -12,12 +12,16 @@ from torch import Tensor
 
 
 def lifted(logits: Tensor) -> Tensor:
-    """float32 for half-precision input; float32 and float64 as they are."""
+    """Logits in float32 if they are half-precision; float32 and float64 unchanged."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def top_k_support(logits_BTV: Tensor, top_k: int | None) -> Tensor | None:
-    """Ids of the `top_k` largest logits, (B, T, K), by falling logit; None where that is the whole vocabulary."""
+    """Ids of the `top_k` largest logits, (B, T, K), by falling logit; None if that is the whole vocabulary.
+
+    Raises:
+        ValueError: `top_k` is less than 1.
+    """
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k={top_k}: give at least 1, or None for the full vocabulary.")
     if top_k is None or top_k >= logits_BTV.shape[-1]:
@@ -29,12 +33,15 @@ def coarsen(logits_BTV: Tensor, support_BTK: Tensor | None, temperature: float =
     """Log-probabilities of the atoms at `temperature`.
 
     Args:
-        logits_BTV: (B, T, V) logits; any leading shape will do.
+        logits_BTV: (B, T, V) logits; any leading shape is accepted.
         support_BTK: (B, T, K) distinct ids, K < V; None for the full vocabulary.
         temperature: divides the logits.
 
     Returns:
         (B, T, K + 1) with the tail bucket last, or (B, T, V) without a support. Differentiable in the logits.
+
+    Raises:
+        ValueError: the support is empty, or as large as the vocabulary.
     """
     logits_BTV = lifted(logits_BTV) / temperature
     if support_BTK is None:

@@ -19,10 +19,10 @@ from demopsd_dist.objective import (
     coarsen,
     entropy,
     fused_loss,
-    loss_on_support,
     reduced,
     top_k_support,
 )
+from tests.unit.objective.logits_forms import loss_on_support
 
 N, H, V = 37, 8, 50
 
@@ -141,7 +141,7 @@ def test_a_slice_knows_token_probabilities_and_entropy() -> None:
     seen: list[tuple[Tensor, Tensor]] = []
 
     def loss_of(part: TokenSlice) -> Tensor:
-        seen.append((part.token_logp(ids[part.tokens]), part.entropy()))
+        seen.append((part.token_logp(ids[part.tokens]), part.entropy_N))
         return part.student_logp_NA.sum() * 0.0
 
     fused_loss(x["hidden"], x["weight"], top_k_support(logits, 3), loss_of, temperature=0.7, slice_tokens=10)

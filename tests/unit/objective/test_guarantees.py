@@ -22,9 +22,9 @@ from demopsd_dist.objective import (
     disagreement,
     floored,
     generalised_kl,
-    loss_from_logits,
     top_k_support,
 )
+from tests.unit.objective.logits_forms import loss_from_logits
 
 V = 12
 EPS = {torch.float64: 1e-10, torch.float32: 1e-5}

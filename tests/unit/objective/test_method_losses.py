@@ -18,11 +18,10 @@ from demopsd_dist.objective import (
     DemoPSD,
     Objective,
     coarsen,
-    loss_from_logits,
-    loss_on_support,
     token_weight,
     top_k_support,
 )
+from tests.unit.objective.logits_forms import loss_from_logits, loss_on_support
 from tests.unit.objective.reference_losses import atoms, kl, softmax
 
 B, T, V = 4, 5, 17

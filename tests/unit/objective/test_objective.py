@@ -18,11 +18,11 @@ from demopsd_dist.objective import (
     demopsd_loss,
     disagreement,
     floored,
-    gate,
     generalised_kl,
-    loss_on_support,
+    tanh_gate,
     top_k_support,
 )
+from tests.unit.objective.logits_forms import loss_on_support
 from tests.unit.objective.reference_losses import demopsd_token
 
 B, T, V = 2, 3, 17
@@ -158,7 +158,7 @@ def test_equal_teacher_and_reference_close_the_gate() -> None:
 
 def test_gate_is_the_paper_formula_and_monotone() -> None:
     d = torch.linspace(0, math.log(2), 101, dtype=torch.float64)
-    alpha = gate(d, 0.15, 50.0)
+    alpha = tanh_gate(d, 0.15, 50.0)
     torch.testing.assert_close(alpha, (torch.sigmoid(50.0 * d) - 0.5) * 2 * 0.15, atol=1e-15, rtol=0)
     assert alpha[0] == 0
     assert (alpha.diff() >= 0).all()
