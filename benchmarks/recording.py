@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.common.intervals import paired_ratio
 from benchmarks.common.results_files import RESULTS, save
-from benchmarks.step import on_real_engines
+from benchmarks.common.timed_runs import train_on_real_engines
 from demopsd_dist.config import load
 from launch._processes import fenced
 from workers.cluster import session
@@ -35,7 +35,7 @@ def measured(pairs: int) -> list[dict[str, float]]:
     config = load(DEMO, [*WORDS, f"steps={WARM_UP + 2 * pairs}"])
     with fenced():
         session.join(config)
-        return on_real_engines(config).steps[WARM_UP:]
+        return train_on_real_engines(config).steps[WARM_UP:]
 
 
 def compared(steps: list[dict[str, float]]) -> dict[str, Any]:

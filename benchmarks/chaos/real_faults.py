@@ -25,9 +25,9 @@ from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.run_record.audit import AuditReport, audit
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.log import RunLog
-from demopsd_dist.training.loop import train_with_recovery
+from demopsd_dist.training.recovery import train_with_recovery
 from demopsd_dist.training.run import RunState
-from launch._task import build_task, run_of
+from launch._task import build_task, compose_run
 from workers.actors import RayActors
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -147,7 +147,7 @@ def under_fire(blows: Sequence[PlantedFault], *words: str, output: Path | None =
         async def go(log: FaultInjector) -> Any:
             actors = RayActors(config, model, log.note)
             try:
-                run = run_of(config, await actors.start(), task, log)
+                run = compose_run(config, await actors.start(), task, log)
                 await train_with_recovery(run, RunState(), "started")
                 run.ledger.close()
             finally:

@@ -23,20 +23,21 @@ import numpy as np
 from ray.exceptions import RayActorError
 from rich.console import Console
 
-from benchmarks.common.simulated_roles import SimulatedLearners, SimulatedTeacher, StageTimes, responses
+from benchmarks.common.simulated_roles import SimulatedLearners, SimulatedTeacher, StageTimes, simulated_responses
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.records import Prompt, Rollout, ScoredExample, StepReport, TrainBatch, TrainingExample
 from demopsd_dist.run_record.audit import AuditReport, audit
 from demopsd_dist.run_record.checkpoints import Checkpoints
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.log import RunLog
-from demopsd_dist.training.loop import restore, train_with_recovery
+from demopsd_dist.training.checkpointing import restore
+from demopsd_dist.training.recovery import train_with_recovery
 from demopsd_dist.training.roles import Roles, Sampling
 from demopsd_dist.training.run import RunState, Task
 from demopsd_dist.util.errors import LostStateError, LostWorkerError
-from launch._task import run_of
+from launch._task import compose_run
 from workers.actor_group import ActorGroup
-from workers.rollout.dispatch import RolloutGroup
+from workers.rollout.group import RolloutGroup
 from workers.rollout.pool import RolloutPool
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -169,7 +170,7 @@ class SimulatedEngine:
     async def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
         version = self._version
         await asyncio.sleep(self._fate.rng.random() * 0.002)
-        found = [responses(prompt, sampling, version, self.rank) for prompt in prompts]
+        found = [simulated_responses(prompt, sampling, version, self.rank) for prompt in prompts]
         before, self._last = self._last or found, found
         match self._fate.draw(OF_A_WORKER, 0.1):
             case "crash":
@@ -326,10 +327,10 @@ async def _life(
         learners.steps = 0
 
     await fleet.start()
-    teacher = FaultyTeacher(AT_ONCE, lessons_per_step=1, fate=fate)
+    teacher = FaultyTeacher(AT_ONCE, examples_per_step=1, fate=fate)
     roles = Roles(RolloutGroup(fleet, config), teacher, learners, weights, restart)
     with RunLog(folder, config.steps, Console(file=StringIO())) as log:
-        run = run_of(config, roles, task, log)
+        run = compose_run(config, roles, task, log)
         state = RunState()
         if folder.metrics.stat().st_size:
             state = await restore(run, run.checkpoints.newest_good(log.note))

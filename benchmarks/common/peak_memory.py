@@ -1,4 +1,4 @@
-"""What the actors of a run have held in memory."""
+"""Peak memory of the actors of a run."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from pathlib import Path
 from workers.actors import RayActors
 
 
-def held(_: object) -> tuple[float, float]:
-    """Runs in an actor: the most that its process has held since it began, of the host's memory (shared pages counted)
-    and of its GPU's, GiB."""
+def process_peak_gib(_: object) -> tuple[float, float]:
+    """Peak memory of this process since its start, GiB: on the host (shared pages counted), and what torch reserved on
+    its GPU. Runs in an actor."""
     status = Path("/proc/self/status").read_text()
     torch = sys.modules.get("torch")
     reserved = torch.cuda.max_memory_reserved() if torch is not None and torch.cuda.is_initialized() else 0
     return int(status.split("VmHWM:")[1].split()[0]) / 2**20, reserved / 2**30
 
 
-def held_from_now(_: object) -> None:
-    """Runs in an actor: what its process held of the host's memory before does not count."""
+def reset_peak(_: object) -> None:
+    """Restart the measurement of the process's peak on the host from its present size. Runs in an actor."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
-async def peaks(actors: RayActors, within_s: float = 60.0) -> tuple[dict[str, float], dict[str, float]]:
-    """Of the largest actor of each role, GiB: host, and GPU where it has one."""
+async def peak_gib_by_role(actors: RayActors, within_s: float = 60.0) -> tuple[dict[str, float], dict[str, float]]:
+    """Peak memory of the largest actor of each role, GiB: on the host, and on its GPU for the roles that use one."""
     host, gpu = {}, {}
     for role, group in actors.groups.items():
-        found = await group.each(
-            lambda worker, _: worker.__ray_call__.remote(held), within_s=within_s, what="the memory it has held"
+        peaks = await group.each(
+            lambda worker, _: worker.run(process_peak_gib), within_s=within_s, what="its peak memory"
         )
-        host[role], gpu[role] = (max(values) for values in zip(*found, strict=True))
+        host[role], gpu[role] = (max(values) for values in zip(*peaks, strict=True))
     return host, {role: reserved for role, reserved in gpu.items() if reserved}

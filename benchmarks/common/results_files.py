@@ -1,4 +1,4 @@
-"""Where a benchmark leaves what it found."""
+"""Result files of a benchmark: raw figures and a page."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 
 def write(out: Path, name: str, raw: Any) -> None:
-    """Raw figures as `name.json`."""
+    """Write raw figures to `name.json`."""
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(raw, indent=2) + "\n")
 
 
 def save(out: Path, name: str, raw: Any, report: Sequence[str]) -> None:
-    """Raw figures as `name.json`, the lines of a report as `name.md` and on the console."""
+    """Write raw figures to `name.json` and the lines of a report to `name.md`, and print the report."""
     text = "\n".join(report).rstrip() + "\n"
     write(out, name, raw)
     (out / f"{name}.md").write_text(text)

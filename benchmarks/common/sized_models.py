@@ -1,4 +1,4 @@
-"""Models with random weights, made where they are needed: sizes to measure by, not to learn from."""
+"""Models with random weights, by size, for measurements of time and memory."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from demopsd_dist.minisci import MODEL_DIR
 
 
 def sizes(layers: int, hidden: int, heads: int, kv_heads: int, vocabulary: int) -> dict[str, int]:
+    """Settings of a Qwen3 of this size."""
     return {
         "num_hidden_layers": layers,
         "hidden_size": hidden,
@@ -33,14 +34,14 @@ MODELS = {
     "60M": sizes(10, 640, 10, 5, 16384),
     "100M": sizes(8, 768, 12, 4, 32768),
     "250M": sizes(12, 1152, 18, 6, 32768),
-    "360M": sizes(26, 1024, 16, 8, 16384),  # layers as many, and as large beside the head, as of models of billions
+    "360M": sizes(26, 1024, 16, 8, 16384),  # number of layers, and their share beside the head, of models of billions
     "500M": sizes(13, 1536, 24, 8, 49152),
 }
 
 
 @contextmanager
 def model_folder(name: str, precision: str = "float32") -> Iterator[Path]:
-    """A Qwen3 of that size. Every id of its vocabulary has a text that is read back as that id."""
+    """Temporary folder of a Qwen3 of that size. Every id of its vocabulary has a text that is read back as that id."""
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.results_files import RESULTS, save
-from benchmarks.step import on_real_engines
+from benchmarks.common.timed_runs import train_on_real_engines
 from demopsd_dist.config import Config, load
 from launch._processes import fenced
 from launch._task import provenance
@@ -96,7 +96,7 @@ def ours(words: Sequence[str]) -> list[PeerStep]:
     config = load(DEMO, words)
     session.join(config)
     try:
-        log = on_real_engines(config)
+        log = train_on_real_engines(config)
     finally:
         session.leave()
     return [

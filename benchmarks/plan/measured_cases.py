@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.peak_memory import peaks
+from benchmarks.common.peak_memory import peak_gib_by_role
 from benchmarks.common.sized_models import model_folder
-from benchmarks.step import run as run_driver
+from benchmarks.common.timed_runs import train_timed
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.examples import examples_from_siblings, reward_group
 from demopsd_dist.data.packing import pack
@@ -26,7 +26,7 @@ from demopsd_dist.methods import resolve_method
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.planning.calibration import MeasuredRun
 from demopsd_dist.planning.model_shape import shape_of
-from demopsd_dist.planning.workload import Traffic, job_of, split_of
+from demopsd_dist.planning.workload import Traffic, split_of, workload_of
 from demopsd_dist.training.roles import Roles
 from demopsd_dist.training.run import Task
 from demopsd_dist.training.step_prompts import train_sampling
@@ -135,11 +135,11 @@ def run(of: MeasuredCase, rounds: int) -> Row:
         actors = RayActors(config, folder)
         stack.callback(actors.stop)
         roles = asyncio.run(actors.start())
-        step_s = settled_s([metrics["perf/step_s"] for metrics in run_driver(config, roles, task).steps], config, of)
+        step_s = settled_s([metrics["perf/step_s"] for metrics in train_timed(config, roles, task).steps], config, of)
         seconds, groups, examples = asyncio.run(stages(config, roles, task, rounds))
-        memory, _ = asyncio.run(peaks(actors))
-        job = job_of(config, shape_of(str(folder)), traffic_of(groups, examples))
-    measured = MeasuredRun(of.name, job, split_of(config, job), seconds, memory)
+        memory, _ = asyncio.run(peak_gib_by_role(actors))
+        workload = workload_of(config, shape_of(str(folder)), traffic_of(groups, examples))
+    measured = MeasuredRun(of.name, workload, split_of(config, workload), seconds, memory)
     return {**asdict(measured), "step_s": step_s, "fits": of.fits, "split_of": of.split_of}
 
 

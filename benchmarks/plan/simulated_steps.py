@@ -16,22 +16,22 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from benchmarks.common.simulated_roles import TOP_K, Stateless, responses
-from benchmarks.step import task_of
+from benchmarks.common.simulated_roles import TOP_K, Stateless, simulated_responses
+from benchmarks.common.timed_runs import task_of
 from demopsd_dist.config import load
 from demopsd_dist.data.records import Prompt, Rollout, ScoredExample, StepReport, Tokens, TrainBatch, TrainingExample
 from demopsd_dist.methods import Forwards
-from demopsd_dist.planning.default_efficiencies import STAGES
-from demopsd_dist.planning.hardware import fleet_of
+from demopsd_dist.planning.hardware import parse_cluster
 from demopsd_dist.planning.model_shape import shape_of
+from demopsd_dist.planning.roofline import STAGES
 from demopsd_dist.planning.step_time import step_seconds
-from demopsd_dist.planning.workload import Split, Traffic, job_of
+from demopsd_dist.planning.workload import Split, Traffic, workload_of
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.log import RunLog
-from demopsd_dist.training.loop import train_with_recovery
+from demopsd_dist.training.recovery import train_with_recovery
 from demopsd_dist.training.roles import Roles, Sampling
 from demopsd_dist.training.run import RunState, Task
-from launch._task import run_of
+from launch._task import compose_run
 
 RUNS = (
     (10, 1, 4, 6, 1, 0.1),
@@ -46,7 +46,7 @@ DONE = {
     "evenly": [(i + 1) / 8 for i in range(8)],
     "one late": [0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 1.0],
 }
-FIVE = fleet_of("5xh100")  # devices, one for each worker
+FIVE = parse_cluster("5xh100")  # devices, one for each worker
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
 
@@ -106,12 +106,12 @@ class SleepingRoles(Stateless):
             for place, (prompt, share) in enumerate(zip(prompts, self.done, strict=True)):
                 end = begun + share * self.seconds["sample"]
                 await asyncio.sleep(max(0.0, end - asyncio.get_running_loop().time()))
-                yield place, responses(prompt, sampling, version, 0)
+                yield place, simulated_responses(prompt, sampling, version, 0)
 
     async def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
         return [group async for _, group in self.stream(prompts, sampling)]
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         return {}
 
     async def support(self, examples: Sequence[TrainingExample]) -> list[Tokens]:
@@ -161,7 +161,7 @@ def simulated_step(
         samples = len(done) * config.rollout.group_size
         sleeping = SleepingRoles(seconds, done, samples, SleepingWorkers.of(split), waits)
         roles = Roles(sleeping, sleeping, sleeping, sleeping, restart=never)
-        made = run_of(config, roles, replace(task, test=[], ood=[]), log)
+        made = compose_run(config, roles, replace(task, test=[], ood=[]), log)
         await train_with_recovery(made, RunState(), "started")
         made.ledger.close()
         return sleeping
@@ -180,13 +180,13 @@ def simulated_step(
 def simulations() -> Iterator[dict[str, Any]]:
     """Some runs whose stages are of different length, beside the planner's step for each."""
     task = task_of(load(DEMO, ["data.minisci_train_size=256"]))
-    job = job_of(load(DEMO), shape_of("minisci"), Traffic())
+    workload = workload_of(load(DEMO), shape_of("minisci"), Traffic())
     for stages in RUNS:
         seconds = dict(zip(STAGES, stages, strict=True))
         for name, done in DONE.items():
             for ahead, waits in ((0, True), (1, True), (1, False)):
                 split = Split(2, 1, 2, ahead)
-                of = replace(job, waits_on_publish=waits)
+                of = replace(workload, waits_on_publish=waits)
                 yield {
                     "seconds": seconds,
                     "done": name,

@@ -24,7 +24,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.common.peak_memory import peaks
+from benchmarks.common.peak_memory import peak_gib_by_role
 from benchmarks.common.results_files import RESULTS, save, write
 from benchmarks.throughput.compare_sweeps import compared, read
 from benchmarks.throughput.sweep import (
@@ -44,12 +44,12 @@ from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.run_record.console import clock
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.log import RunLog
-from demopsd_dist.training.loop import train_with_recovery
+from demopsd_dist.training.recovery import train_with_recovery
 from demopsd_dist.training.run import RunState, Task
 from demopsd_dist.util.errors import ConfigError, DemoPSDError, InputError
 from launch._command_line import count_gpus, exit_code_of
 from launch._processes import fenced
-from launch._task import build_task, provenance, run_of
+from launch._task import build_task, provenance, compose_run
 from workers.actors import RayActors
 from workers.cluster import session
 from workers.cluster.placement import check_fits, summary_of_roles
@@ -83,12 +83,12 @@ async def train(point: Point, task: Task, log: RunLog) -> Row:
     try:
         roles = await actors.start()
         start_s = time.monotonic() - began
-        run = run_of(config, roles, task, log)
+        run = compose_run(config, roles, task, log)
         try:
             await train_with_recovery(run, RunState(), "started")
         finally:
             run.ledger.close()
-        host, gpu = await peaks(actors)
+        host, gpu = await peak_gib_by_role(actors)
     finally:
         actors.stop()
     return {"start_s": start_s, "memory_gib": host, "gpu_memory_gib": gpu}

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.common.timed_runs import task_of
 from benchmarks.plan.simulated_steps import DEMO, FIVE, simulated_step
-from benchmarks.step import task_of
 from demopsd_dist.config import load
-from demopsd_dist.planning.default_efficiencies import STAGES
+from demopsd_dist.planning.roofline import STAGES
 from demopsd_dist.planning.step_time import step_seconds
 from demopsd_dist.planning.workload import Split
 from demopsd_dist.training.run import Task
 from launch.plan import main
-from tests.unit.planning.example_jobs import job
+from tests.unit.planning.example_jobs import example_workload
 
 NODE = str(DEMO.with_name("node_8gpu.yaml"))
 EVENLY = [(i + 1) / 8 for i in range(8)]
@@ -35,7 +35,7 @@ def test_stages_are_put_together_as_the_driver_does(
     """The driver runs for real, on a clock that jumps from event to event, with roles that sleep."""
     seconds = dict(zip(STAGES, stages, strict=True))
     split = Split(2, 1, 2, ahead)
-    planned = step_seconds(job(f"rollout.on_publish={on_publish}"), split, FIVE, seconds, tuple(done))
+    planned = step_seconds(example_workload(f"rollout.on_publish={on_publish}"), split, FIVE, seconds, tuple(done))
     simulated = simulated_step(split, seconds, done, task, waits=on_publish == "wait")
     assert planned == pytest.approx(simulated, rel=0.03)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.peer.compare_peers import SHAPES, WORDS, PeerFigures, PeerStep, figures, stage_rows
-from benchmarks.step import DEMO
+from benchmarks.common.timed_runs import DEMO
 from demopsd_dist.config import load
 
 
