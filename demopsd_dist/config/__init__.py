@@ -1,4 +1,4 @@
-"""One tree of settings, read from YAML and checked. Nothing heavy is imported, so a wrong setting costs a second."""
+"""Settings of a run, read from YAML and checked. Imports nothing heavy: a wrong setting is reported in a second."""
 
 from demopsd_dist.config.collapse_settings import AlarmAction, AlarmConfig
 from demopsd_dist.config.cross_checks import longest_sequence_tokens
@@ -15,17 +15,19 @@ from demopsd_dist.config.method_settings import (
 from demopsd_dist.config.reading import load, to_yaml
 from demopsd_dist.config.recording_settings import SamplesConfig, SinksConfig, WandbMode
 from demopsd_dist.config.resume_changes import changes, changes_of_mathematics
-from demopsd_dist.config.schema import (
-    Config,
+from demopsd_dist.config.role_settings import (
     LearnerConfig,
-    Limits,
-    ModelConfig,
     OnPublish,
-    Precision,
-    RewardErrors,
     RolloutConfig,
     Schedule,
     TeacherConfig,
+)
+from demopsd_dist.config.schema import (
+    Config,
+    Limits,
+    ModelConfig,
+    Precision,
+    RewardErrors,
     Transport,
 )
 

@@ -1,13 +1,15 @@
-"""The settings of the methods: what the student learns from, and how."""
+"""Settings of the methods: demopsd, sdpo, opsd and grpo."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
 
+from demopsd_dist.config.ranges import setting
+
 
 class MethodName(Enum):
-    """What the student learns from; each has a section of its own below."""
+    """Training method; each has a section of its own below."""
 
     demopsd = "demopsd"
     sdpo = "sdpo"
@@ -16,16 +18,16 @@ class MethodName(Enum):
 
 
 class WeightSource(Enum):
-    """Whose weights the teacher worker runs a forward with."""
+    """Weights that the teacher worker runs a forward with."""
 
-    ema = "ema"  # the moving average
-    live = "live"  # the student's own, as last published
+    ema = "ema"  # exponential moving average of the student's
+    live = "live"  # the student's, as last published
     frozen = "frozen"  # the student's at the start of the run
     trust_region = "trust_region"  # logits of `frozen` moved towards those of `live`
 
 
 class Gate(Enum):
-    """How alpha follows from the disagreement d; all have the upper bound alpha_max."""
+    """Gate alpha as a function of the disagreement d; all have the upper bound alpha_max."""
 
     tanh = "tanh"  # the paper's: alpha_max tanh(kappa d / 2)
     threshold = "threshold"  # alpha_max sigmoid(kappa (d - threshold)): named in the paper, defined here
@@ -33,10 +35,10 @@ class Gate(Enum):
 
 
 class Aggregation(Enum):
-    """What the loss is a mean of."""
+    """Averaging of the loss."""
 
-    token_mean = "token_mean"  # all tokens of the batch count the same
-    sequence_mean = "sequence_mean"  # all responses count the same
+    token_mean = "token_mean"  # equal weight for all tokens of the batch
+    sequence_mean = "sequence_mean"  # equal weight for all responses
     max_length = "max_length"  # as token_mean, but divided by responses times rollout.max_response_tokens
 
 
@@ -49,7 +51,7 @@ class Variant(Enum):
 
 
 class Divergence(Enum):
-    """Of student and teacher."""
+    """Divergence between student and teacher."""
 
     forward_kl = "forward_kl"  # KL(teacher|student)
     jsd = "jsd"  # Jensen-Shannon
@@ -57,27 +59,27 @@ class Divergence(Enum):
 
 
 class SupportOf(Enum):
-    """Whose most likely tokens are the support."""
+    """Model whose most likely tokens are the support."""
 
     learner = "learner"  # the student's, by a forward of the learners before scoring, as the paper does
     rollout = "rollout"  # the student's, as the engine saw them while sampling
-    reference = "reference"  # the reference's, found by the teacher worker
+    reference = "reference"  # the reference's, computed by the teacher worker
 
 
 @dataclass
 class DistillationConfig:
-    """What the methods with a teacher have in common."""
+    """Settings common to the methods with a teacher."""
 
-    top_k: int | None = 100
-    """Support: the student's most likely tokens, plus a tail bucket. null for the full vocabulary."""
+    top_k: int | None = setting(100, above=0, unit="tokens")
+    """Size of the support: the most likely tokens, plus a tail bucket. null for the full vocabulary."""
     support: SupportOf = SupportOf.learner
-    """`learner`, `rollout` or `reference`: whose most likely tokens those are."""
+    """`learner`, `rollout` or `reference`: model whose most likely tokens are the support."""
     teacher: WeightSource = WeightSource.ema
-    """Weights of the teacher, which sees the privileged context."""
+    """`ema`, `live`, `frozen` or `trust_region`: weights of the teacher, which sees the privileged context."""
     aggregation: Aggregation = Aggregation.token_mean
-    """What the loss is a mean of."""
-    importance_clip: float = 2.0
-    """Upper bound of the learner-to-rollout probability ratio of a token; >= 1."""
+    """`token_mean`, `sequence_mean` or `max_length`: averaging of the loss."""
+    importance_clip: float = setting(2.0, at_least=1)
+    """Upper bound of the learner-to-rollout probability ratio of a token."""
 
 
 @dataclass
@@ -85,17 +87,18 @@ class DemoPSDConfig(DistillationConfig):
     """Reverse KL to the disagreement-gated barycenter of teacher and reference (arXiv 2607.02502)."""
 
     reference: WeightSource = WeightSource.ema
-    """Weights of the reference, which does not see the privileged context. `live` is the learners' own forward."""
+    """`ema`, `live` or `frozen`: weights of the reference, which does not see the privileged context. `live` is the
+    learners' own forward."""
     gate: Gate = Gate.tanh
-    """How alpha follows from the disagreement."""
-    alpha_max: float = 0.15
-    """Upper bound of the gate alpha; in [0, 1]."""
-    gate_sensitivity: float = 50.0
-    """kappa of the gate (the paper's beta); > 0."""
-    gate_threshold_nats: float = 0.05
-    """Disagreement at which `gate: threshold` is half open; >= 0."""
-    floor: float = 1e-8
-    """Least probability of an atom in teacher and reference; in (0, 0.01]."""
+    """`tanh`, `threshold` or `constant`: gate alpha as a function of the disagreement."""
+    alpha_max: float = setting(0.15, at_least=0, at_most=1)
+    """Upper bound of the gate alpha."""
+    gate_sensitivity: float = setting(50.0, above=0)
+    """kappa of the gate (the paper's beta)."""
+    gate_threshold_nats: float = setting(0.05, at_least=0, unit="nats")
+    """Disagreement at which `gate: threshold` is half open."""
+    floor: float = setting(1e-8, at_least=1e-30, at_most=0.01)
+    """Smallest probability of an atom in teacher and reference."""
 
 
 @dataclass
@@ -103,21 +106,23 @@ class SDPOConfig(DistillationConfig):
     """Self-distillation from the teacher itself (arXiv 2601.20802)."""
 
     divergence: Divergence = Divergence.jsd
-    """The published code's default without feedback. DemoPSD's paper writes `reverse_kl`."""
+    """`forward_kl`, `jsd` or `reverse_kl`: divergence between student and teacher. `jsd` is the default of the
+    published code without feedback; DemoPSD's paper writes `reverse_kl`."""
 
 
 @dataclass
 class OPSDConfig(DistillationConfig):
     """Generalised Jensen-Shannon divergence to a fixed teacher over the whole vocabulary (OPSD)."""
 
-    top_k: int | None = None
-    """The whole vocabulary: the teacher then sends a value for every entry of it. A number has top-k plus tail."""
+    top_k: int | None = setting(None, above=0, unit="tokens")
+    """Size of the support plus a tail bucket; null for the full vocabulary, of which the teacher then sends every
+    value."""
     teacher: WeightSource = WeightSource.frozen
-    """Fixed, as its authors recommend."""
-    beta: float = 0.5
-    """0 is forward KL, 1 reverse KL, 0.5 Jensen-Shannon; in [0, 1]."""
-    term_clip: float | None = None
-    """Upper bound of one vocabulary entry's part of a token's loss, nats; > 0. null for none."""
+    """Weights of the teacher; `frozen`, as its authors recommend, is the student at the start of the run."""
+    beta: float = setting(0.5, at_least=0, at_most=1)
+    """Interpolation of the divergence: 0 is forward KL, 1 reverse KL, 0.5 Jensen-Shannon."""
+    term_clip: float | None = setting(None, above=0, unit="nats")
+    """Upper bound of one vocabulary entry's term in a token's loss; null for none."""
 
 
 @dataclass
@@ -125,15 +130,17 @@ class GRPOConfig:
     """Group-relative policy gradient; no teacher."""
 
     variant: Variant = Variant.grpo
-    """Advantage and aggregation."""
-    clip_low: float = 0.2
-    """The probability ratio is clipped at 1 - clip_low; in [0, 1)."""
-    clip_high: float | None = None
-    """... and at 1 + clip_high; > 0. null is the variant's own: 0.28 for dapo, 0.2 for the others."""
-    dual_clip: float = 3.0
-    """Bound of the ratio where the advantage is negative; > 1."""
-    kl_coefficient: float = 0.0
-    """Of the KL to the initial model; >= 0. 0 spends no forward on it. DemoPSD's paper has 0.04 in its GRPO row."""
-    sampling_rounds: int | None = None
-    """Rounds of questions a step, at most, until `prompts_per_step` groups have rewards that differ; > 0. null is the
-    variant's own: 4 for dapo, 1 for the others, which is no second round."""
+    """`grpo`, `dr_grpo` or `dapo`: advantage and aggregation."""
+    clip_low: float = setting(0.2, at_least=0, at_most=1)
+    """Lower clip of the probability ratio, at 1 - clip_low."""
+    clip_high: float | None = setting(None, above=0)
+    """Upper clip of the probability ratio, at 1 + clip_high; null is the variant's own: 0.28 for dapo, 0.2 for the
+    others."""
+    dual_clip: float = setting(3.0, at_least=1)
+    """Upper bound of the ratio where the advantage is negative."""
+    kl_coefficient: float = setting(0.0, at_least=0)
+    """Coefficient of the KL to the initial model; 0 spends no forward on it. DemoPSD's paper has 0.04 in its GRPO
+    row."""
+    sampling_rounds: int | None = setting(None, above=0)
+    """Largest number of sampling rounds in a step; rounds go on until `prompts_per_step` groups have rewards that
+    differ. null is the variant's own: 4 for dapo, 1 (no second round) for the others."""

@@ -1,4 +1,4 @@
-"""YAML over the defaults, `key=value` words over that; what is not known is refused with the nearest that is."""
+"""Reader of configs: YAML over the defaults, then `key=value` words. An unknown key is refused with the nearest."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from demopsd_dist.config.method_settings import MethodName
 from demopsd_dist.config.schema import Config
 from demopsd_dist.util.errors import ConfigError
 
-DEPTH = 20  # of brackets and indentation; the tree itself has 3 levels
+DEPTH = 20  # deepest nesting of brackets and indentation; the schema itself has 3 levels
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Defaults, then the YAML file, then `key=value` words; checked.
+    """Read the defaults, then the YAML file, then `key=value` words, and check the result.
 
     A file's `base: other.yaml`, relative to the file, is read before the file itself.
 
@@ -51,7 +51,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def _with_file(tree: DictConfig, path: Path, read: list[Path]) -> DictConfig:
-    """`tree` with the file's settings over it, and before them those of the file's `base`."""
+    """`tree` with the settings of the file's `base` over it, then those of the file."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -72,7 +72,7 @@ def _with_file(tree: DictConfig, path: Path, read: list[Path]) -> DictConfig:
 
 
 def _parsed(text: str, parse: Callable[[], Any], source: str) -> Any:
-    """What `parse` makes of `text`, which is YAML. Deep nesting is refused before, since the parser would run out of
+    """Result of `parse` on `text`, which is YAML. Deep nesting is refused first, since the parser would run out of
     stack and end the process."""
     try:
         depth = 0
@@ -86,7 +86,7 @@ def _parsed(text: str, parse: Callable[[], Any], source: str) -> Any:
 
 
 def to_yaml(config: Config) -> str:
-    """The whole resolved tree, as a file that `load` reads back to an equal one."""
+    """All resolved settings as YAML, which `load` reads back to an equal config."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 

@@ -1,55 +1,58 @@
-"""What a run keeps of itself beside `metrics.jsonl`."""
+"""Settings of the records that a run writes beside `metrics.jsonl`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
+
+from demopsd_dist.config.ranges import setting
 
 
 @dataclass
 class SamplesConfig:
-    """Some responses of a step with all that is known of their tokens, as `samples/step-000012.parquet`
-    (docs/samples.md)."""
+    """Sampled responses with per-token records, as `samples/step-000012.parquet` (docs/samples.md)."""
 
-    every_steps: int = 1
-    """Keep some at step 1 and then after so many steps; >= 0. 0 for never."""
-    responses: int = 16
-    """Of a step, drawn at random; > 0."""
-    tokens: int = 2048
-    """Of a response of which single tokens are told, from its start; > 0. Its text is always whole."""
-    candidates: int = 5
-    """Tokens told at each position with everyone's probabilities, the likeliest to anybody; > 0."""
+    every_steps: int = setting(1, at_least=0, unit="steps")
+    """Interval of records, the first at step 1; 0 records none."""
+    responses: int = setting(16, above=0)
+    """Number of responses recorded in a step, drawn at random."""
+    tokens: int = setting(2048, above=0, unit="tokens")
+    """Number of tokens recorded one by one, from the start of a response. Its text is always complete."""
+    candidates: int = setting(5, above=0)
+    """Number of candidate tokens recorded at each position with their probabilities under every model: those most
+    likely under any of them."""
 
 
 class WandbMode(Enum):
-    """Where Weights & Biases writes."""
+    """Destination of Weights & Biases."""
 
     off = "off"
     offline = "offline"  # into the run folder, for `wandb sync` later
-    online = "online"  # to its server as the run goes
+    online = "online"  # to its server during the run
 
 
 @dataclass
 class SinksConfig:
-    """Where figures go beside `metrics.jsonl`, which is always written."""
+    """Destinations of metrics beside `metrics.jsonl`, which is always written."""
 
     tensorboard: bool = False
-    """Event files in the run folder's `tensorboard/`. Needs `pip install tensorboard`."""
+    """Write event files into the run folder's `tensorboard/`. Needs `pip install tensorboard`."""
     wandb: WandbMode = WandbMode.off
-    """`off`, `offline` or `online`. Needs `pip install wandb`."""
+    """`off`, `offline` or `online`: destination of Weights & Biases. Needs `pip install wandb`."""
     wandb_project: str = "demopsd-dist"
-    """The project there."""
-    prometheus_port: int | None = None
-    """Serve the figures to Prometheus at this port; 0 takes a free one. Needs `pip install prometheus-client`."""
+    """Project of Weights & Biases."""
+    prometheus_port: int | None = setting(None, at_least=0, at_most=65535)
+    """Port that serves the metrics to Prometheus; 0 takes a free one, null serves none. Needs
+    `pip install prometheus-client`."""
     prometheus_host: str = "127.0.0.1"
-    """The interface; 0.0.0.0 lets other machines read."""
+    """Address of the interface that serves them; 0.0.0.0 lets other machines read."""
     report: bool = True
     """Write `report.html` into the run folder at the end."""
 
 
 @dataclass
 class ProfileConfig:
-    """Which steps are told as a timeline of driver and workers, as `trace-step-000012.json` (docs/replay.md)."""
+    """Timelines of driver and workers, as `trace-step-000012.json` (docs/replay.md)."""
 
-    steps: list[int] = field(default_factory=list)
-    """The first is 1."""
+    steps: list[int] = setting([], at_least=1)
+    """Steps to record; the first is 1."""

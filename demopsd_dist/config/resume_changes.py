@@ -1,4 +1,4 @@
-"""Which settings may differ where a run goes on, and which would make another run of it."""
+"""Settings that may change when a run is resumed, and settings that would change what is learned."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from fnmatch import fnmatch
 
 from omegaconf import OmegaConf
 
-from demopsd_dist.config.schema import Config, Schedule
+from demopsd_dist.config.role_settings import Schedule
+from demopsd_dist.config.schema import Config
 
 FREE = (
     "name",
@@ -41,18 +42,18 @@ FREE = (
     "alarm.*",
     "limits.*",
 )
-"""They change how fast it is and what is told of it, and rounding; not what is learned from what."""
+"""Settings that change speed, records and rounding, but not the mathematics of the run."""
 
 
 def changes(before: Config, after: Config) -> dict[str, tuple[object, object]]:
-    """Settings that differ, by key: as they were, as they are."""
+    """Settings that differ, by key: (before, after)."""
     trees = (OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True) for config in (before, after))
     old, new = map(_flat, trees)
     return {key: (old[key], new[key]) for key in new if old[key] != new[key]}
 
 
 def changes_of_mathematics(before: Config, after: Config) -> dict[str, tuple[object, object]]:
-    """Those of them by which the student would become another one."""
+    """Changed settings that would train a different student, by key: (before, after)."""
     free = [*FREE, "steps"] if after.learner.schedule is Schedule.constant else FREE
     return {
         key: pair for key, pair in changes(before, after).items() if not any(fnmatch(key, pattern) for pattern in free)

@@ -1,5 +1,8 @@
-"""The tree of settings. Every default and every meaning is here and in `alarm.py`, `data.py`, `methods.py` and
-`recording.py`, and nowhere else; ranges are in `checks.py`."""
+"""Schema of the settings: each with its default, unit, legal range and meaning.
+
+The sections of data, methods, worker roles, collapse alarm and recording are in the `*_settings.py` files beside this
+one. A number without a range fails a test; checks that span several settings are in `cross_checks.py`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from enum import Enum
 from demopsd_dist.config.collapse_settings import AlarmConfig
 from demopsd_dist.config.data_settings import MINISCI, DataConfig
 from demopsd_dist.config.method_settings import DemoPSDConfig, GRPOConfig, MethodName, OPSDConfig, SDPOConfig
+from demopsd_dist.config.ranges import LARGEST, setting
 from demopsd_dist.config.recording_settings import ProfileConfig, SamplesConfig, SinksConfig
+from demopsd_dist.config.role_settings import LearnerConfig, RolloutConfig, TeacherConfig
 
 
 class Precision(Enum):
@@ -22,176 +27,47 @@ class Precision(Enum):
 @dataclass
 class ModelConfig:
     path: str = MINISCI
-    """A Hugging Face model folder with a tokenizer and chat template, or `minisci` for the embedded one."""
+    """A Hugging Face model folder with a tokenizer and chat template, or `minisci` for the embedded model."""
     precision: Precision = Precision.float32
     """`float32`, or `bfloat16` on GPUs."""
-    tree_tokens: int = 2048
-    """Teacher and learners merge the responses to one question with what they share into rows of at most so many
-    tokens, so that a prompt is computed once; >= 0. 0 gives each response a row of its own. The result is the same."""
-    lora_rank: int = 0
-    """Train low-rank adapters of this rank beside the weights, instead of the weights (LoRA, by peft); >= 0. 0 trains
-    all weights. Adapters want a larger learner.learning_rate (docs/lora.md)."""
-    lora_alpha: float = 32.0
-    """What an adapter adds is multiplied by lora_alpha / lora_rank; > 0."""
+    tree_tokens: int = setting(2048, at_least=0, unit="tokens")
+    """Longest row into which teacher and learners merge the responses to one question by their common prefix, so that a
+    prompt is computed once. 0 gives each response a row of its own. The result is the same."""
+    lora_rank: int = setting(0, at_least=0)
+    """Rank of the low-rank adapters to train instead of the weights (LoRA, by peft). 0 trains all weights. Adapters
+    need a larger learner.learning_rate (docs/lora.md)."""
+    lora_alpha: float = setting(32.0, above=0)
+    """Scale of the adapters: their output is multiplied by lora_alpha / lora_rank."""
     lora_targets: list[str] = field(default_factory=list)
-    """Names of the linear layers that get an adapter, such as `q_proj`; empty for all of them but the head. Experts
-    that are fused into one tensor are none."""
-
-
-class Payload(Enum):
-    """Number format of the log-probabilities that the teacher worker sends."""
-
-    float32 = "float32"
-    float16 = "float16"  # half the bytes; off by at most 1/2048 of a value, 0.009 nats at the floor of 1e-8
+    """Names of the linear layers that get an adapter, such as `q_proj`; empty for all except the head. Experts fused
+    into one tensor get none."""
 
 
 @dataclass
 class PrivilegedConfig:
-    """What the teacher sees beyond the student (arXiv 2607.02502, section 4.4)."""
+    """Context that the teacher sees beyond the student's (arXiv 2607.02502, section 4.4)."""
 
     template: str = "{prompt}{solution}{feedback}\n\nCorrectly solve the original question."
-    """Holds `{prompt}` and `{solution}` once each, and `{feedback}` at most once; nothing else in it is special."""
+    """The teacher's question. Holds `{prompt}` and `{solution}` once each, and `{feedback}` at most once; no other text
+    in it is special."""
     solution_template: str = "\n\nCorrect solution:\n\n{solution}"
-    """What stands for `{solution}` above where there is one; holds `{solution}` once. Without one nothing does."""
+    """Text inserted for `{solution}` of `template` where a solution exists, and nothing otherwise; holds `{solution}`
+    once."""
     feedback_template: str = "\n\nFeedback on your earlier attempt:\n\n{feedback}"
-    """The same for `{feedback}`."""
+    """Text inserted for `{feedback}` of `template` where feedback exists, and nothing otherwise; holds `{feedback}`
+    once."""
     feedback: bool = False
-    """Show the teacher the feedback that your own `reward` gave to the response. A response with feedback is then
-    learned from also where no sibling is right."""
+    """Show the teacher the feedback that your own `reward` returned for the response. A response with feedback is then
+    trained on even where no sibling is correct."""
     exclude_own_success: bool = True
-    """A rollout never sees itself as the solution; a lone success in its group is then not learned from."""
-    max_tokens: int = 10240
-    """Bound of the teacher's prompt; the solution is cut from the right to fit, then the feedback. In tokens, > 0."""
-
-
-class OnPublish(Enum):
-    """What a publish does to responses that are still being sampled."""
-
-    wait = "wait"  # it waits for them
-    keep = "keep"  # they go on with the new weights, their keys and values computed anew
-
-
-@dataclass
-class RolloutConfig:
-    num_workers: int = 1
-    """vLLM engines; > 0."""
-    min_workers: int | None = None
-    """Start, and go on, with as few as these where the cluster has no room for more; those missing join when it has.
-    In [1, num_workers]; null is num_workers."""
-    cpus_per_worker: float = 1.0
-    """Ray CPUs each; a fraction lets roles that take turns share a core."""
-    gpus_per_worker: float = 0
-    """0 runs on CPU; 1 on a GPU each; a fraction shares a GPU with others, and is at least gpu_memory_fraction then,
-    unless engines `sleep`."""
-    tensor_parallel: int = 1
-    """Processes of an engine, which share its weights between them on one node; > 0, a divisor of the model's attention
-    heads, and a divisor or a multiple of those for keys and values. Each claims cpus_per_worker and gpus_per_worker,
-    and has `threads`."""
-    nodes: str | None = None
-    """Only nodes of the cluster with this label, `key=value`, `key=!value` or `key=in(one,other)`; null is any
-    (docs/nodes.md)."""
-    threads: int = 1
-    """torch threads of an engine on CPU; > 0."""
-    prompts_per_step: int = 64
-    """Questions sampled for one optimizer step; > 0."""
-    group_size: int = 8
-    """Responses a question; >= 2 where a rollout may not see itself."""
-    temperature: float = 1.0
-    """Of training rollouts and of all log-probabilities in the loss; in [0.01, 2],
-    outside of which vLLM rounds or refuses."""
-    max_prompt_tokens: int = 2048
-    """Longer questions are left out, counted and reported; > 0."""
-    max_response_tokens: int = 16384
-    """Longer responses are truncated; > 0."""
-    ahead: int = 0
-    """Steps of rollouts in flight beyond the one being learned: 0 is on-policy; staleness never exceeds it."""
-    late_group_s: float | None = None
-    """Once nine tenths of a step's groups are there, the others have so many seconds; then they are dropped, counted
-    by `rollout/groups`; > 0. null waits for all."""
-    on_publish: OnPublish = OnPublish.wait
-    """`wait` or `keep`: what a publish does to responses still being sampled, of which there are some if ahead > 0."""
-    sleep: bool = False
-    """Engines give the memory of a shared GPU back while the learners learn, and take it again at the next publish
-    (vLLM's sleep mode); needs `ahead=0`. A CPU engine rests, and keeps its memory."""
-    kv_cache_gib: float = 1.0
-    """KV cache of a CPU engine, or of each of its processes, whole GiB; > 0."""
-    gpu_memory_fraction: float = 0.85
-    """Share of its GPUs' memory that an engine takes; in (0, 1]."""
-    max_batch_tokens: int = 32768
-    """Tokens in one forward of an engine; > 0. A CPU engine takes prompts whole, so there at least
-    max_prompt_tokens + max_response_tokens."""
-    max_batch_sequences: int = 256
-    """Sequences that an engine decodes at once; > 0."""
-
-
-@dataclass
-class TeacherConfig:
-    num_workers: int = 1
-    """They share the responses to score; > 0."""
-    shards: int = 1
-    """How many of them share a copy of the weights (FSDP): each holds so small a part of it, and gathers the layers one
-    by one. 1: each has a copy of its own. A divisor of `num_workers`."""
-    cpus_per_worker: float = 1.0
-    """Ray CPUs each."""
-    gpus_per_worker: float = 0
-    """0 runs on CPU; 1 on a GPU each; a fraction shares a GPU with others."""
-    nodes: str | None = None
-    """As `rollout.nodes`."""
-    threads: int = 1
-    """torch threads on CPU; > 0. May exceed `cpus_per_worker` where the roles take turns."""
-    ema_rate: float = 0.05
-    """eta of `ema` weights: teacher = (1 - eta) teacher + eta student, once a step; in [0, 1]."""
-    trust_region_rate: float = 0.05
-    """Share of `live` in the logits of `trust_region`; in [0, 1]."""
-    batch_tokens: int = 16384
-    """Padded tokens in one forward; > 0."""
-    payload: Payload = Payload.float32
-    """`float32` or `float16`: the log-probabilities as they are sent."""
-
-
-class Schedule(Enum):
-    """The learning rate after warm-up."""
-
-    constant = "constant"  # it stays
-    linear = "linear"  # falls by the same amount every step
-    cosine = "cosine"  # falls along half a cosine: slowly, fast, slowly
-
-
-@dataclass
-class LearnerConfig:
-    num_workers: int = 1
-    """DeepSpeed data-parallel ranks; > 0."""
-    cpus_per_worker: float = 1.0
-    """Ray CPUs each."""
-    gpus_per_worker: float = 0
-    """0 runs on CPU (gloo); 1 on a GPU each (nccl); a fraction, of one rank alone, shares a GPU with other roles."""
-    nodes: str | None = None
-    """As `rollout.nodes`."""
-    threads: int = 1
-    """torch threads a rank on CPU; > 0."""
-    zero_stage: int = 2
-    """DeepSpeed ZeRO stage: 0, 1, 2 or 3."""
-    learning_rate: float = 1e-6
-    """AdamW's, after warm-up; > 0."""
-    warmup_steps: int = 10
-    """Steps of linear warm-up from 0; >= 0."""
-    schedule: Schedule = Schedule.constant
-    """After warm-up: `constant`, `linear` or `cosine`."""
-    final_learning_rate_fraction: float = 0.0
-    """Part of learning_rate that `linear` and `cosine` reach at the last of `steps`; in [0, 1]."""
-    weight_decay: float = 0.01
-    """AdamW's; >= 0."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm; > 0."""
-    micro_batch_tokens: int = 16384
-    """Padded tokens in one forward and backward of a rank; > 0. Does not change the result, only memory and time."""
-    activation_checkpointing: bool = False
-    """Keep only what goes into each layer, and compute the rest again in the backward pass. Does not change the
-    result: less memory for long sequences, for about a third more computation."""
+    """Never show a rollout to the teacher as its own solution; the only correct response of a group is then not trained
+    on."""
+    max_tokens: int = setting(10240, above=0, unit="tokens")
+    """Longest prompt of the teacher; the solution is cut from the right to fit, then the feedback."""
 
 
 class Transport(Enum):
-    """How published weights get from the first learner to the rollout workers and the teacher."""
+    """Route of published weights from the first learner to the rollout workers and the teacher."""
 
     auto = "auto"  # shared_memory where all of them are on its node, else object_store
     shared_memory = "shared_memory"  # memory that all keep mapped for the whole run
@@ -201,12 +77,13 @@ class Transport(Enum):
 @dataclass
 class WeightsConfig:
     transport: Transport = Transport.auto
-    """`auto`, `shared_memory` or `object_store`; the run's log says which `auto` has chosen (docs/weights.md)."""
-    bucket_mib: int = 64
-    """Weights travel in packed buckets of about this size, MiB; > 0."""
-    max_logp_diff: float = 1e-3
-    """Largest allowed difference between engine and learner in the log-probability of a token, nats; > 0. Measured on
-    a fixed probe at every publish, and on sampled tokens at every step. More stops the run: the engine is not sampling
+    """`auto`, `shared_memory` or `object_store`; the run's log names the one that `auto` has chosen
+    (docs/weights.md)."""
+    bucket_mib: int = setting(64, above=0, unit="MiB")
+    """Approximate size of the buckets into which published weights are packed."""
+    max_logp_diff: float = setting(1e-3, above=0, unit="nats")
+    """Largest allowed difference between engine and learner in the log-probability of a token, measured on a fixed
+    probe at every publish and on sampled tokens at every step. A larger one stops the run: the engine is not sampling
     from the weights just published. bfloat16 needs about 0.5."""
 
 
@@ -214,66 +91,68 @@ class WeightsConfig:
 class EvaluationConfig:
     at_start: bool = True
     """Evaluate before the first step too."""
-    every_steps: int = 0
-    """Evaluate during training after this many steps; 0 for only before and after."""
-    samples: int = 8
-    """Responses a question: accuracy is mean@samples; > 0."""
-    temperature: float = 1.0
-    """Of evaluation rollouts; in [0.01, 2]. The reported entropy is that of this distribution."""
-    top_p: float = 1.0
-    """Nucleus of evaluation rollouts; in (0, 1]."""
-    max_response_tokens: int | None = None
-    """Longer responses are truncated; > 0. null is rollout.max_response_tokens."""
-    early_answer_samples: int = 0
-    """Responses a question that are begun by `<answer>`, to test and to as many training questions: what the student
-    knows without reasoning; >= 0. Only for models that answer in that form."""
+    every_steps: int = setting(0, at_least=0, unit="steps")
+    """Interval of evaluations during training; 0 evaluates only before and after."""
+    samples: int = setting(8, above=0)
+    """Number of responses to each question: accuracy is mean@samples."""
+    temperature: float = setting(1.0, at_least=0.01, at_most=2)
+    """Sampling temperature of evaluation rollouts; the reported entropy is that of this distribution."""
+    top_p: float = setting(1.0, at_least=1e-6, at_most=1)
+    """Nucleus (top-p) of evaluation rollouts."""
+    max_response_tokens: int | None = setting(None, above=0, unit="tokens")
+    """Length at which a response is truncated; null is rollout.max_response_tokens."""
+    early_answer_samples: int = setting(0, at_least=0)
+    """Number of responses to each question that begin with `<answer>`, on the test questions and on as many training
+    questions: they measure what the student knows without reasoning. Only for models that answer in that form."""
 
 
 @dataclass
 class LeakageConfig:
-    """Every so often: how much teacher and target tell about which solution was shown (mutual information)."""
+    """Regular measurement of the mutual information between the shown solution and the distributions of teacher and
+    target."""
 
-    every_steps: int = 10
-    """Measure at step 1 and then after so many steps; 0 for never. Costs forwards of the teacher worker."""
-    prompts: int = 4
-    """Responses to measure at; > 0."""
-    contexts: int = 4
-    """Solutions shown for each, at most: M of the estimate, which cannot exceed ln M; >= 2."""
+    every_steps: int = setting(10, at_least=0, unit="steps")
+    """Interval of measurements, the first at step 1; 0 never measures. Costs forwards of the teacher worker."""
+    prompts: int = setting(4, above=0)
+    """Number of responses to measure."""
+    contexts: int = setting(4, at_least=2)
+    """Largest number of solutions shown for each response: M of the estimate, which cannot exceed ln M."""
 
 
 @dataclass
 class CheckpointConfig:
-    every_steps: int = 20
-    """Save after so many steps, and after the last; 0 saves only when the run is stopped."""
-    keep: int = 2
-    """How many are kept, the newest; > 0."""
+    every_steps: int = setting(20, at_least=0, unit="steps")
+    """Interval of checkpoints, with one more after the last step; 0 saves only when the run is stopped."""
+    keep: int = setting(2, above=0)
+    """Number of checkpoints that are kept, the newest."""
     replayable: bool = False
-    """Keep with each, and with the start of the run, the whole batch of the step after it and digests of all that was
-    computed from it, so that `python -m launch.replay` can do that step again. Costs about a checkpoint's time."""
+    """Keep with each checkpoint, and with the start of the run, the whole batch of the next step and digests of
+    everything computed from it, so that `python -m launch.replay` can repeat that step. Costs about as much time as a
+    checkpoint."""
 
 
 @dataclass
 class Limits:
-    """Bounds of every wait, and of every patience."""
+    """Time limits and retry limits."""
 
-    start_s: float = 300.0
-    """For the roles to start: cluster, engines, process groups. Seconds, > 0."""
-    call_s: float = 1800.0
-    """For one call to a role: sampling, scoring, a step, a publish. Seconds, > 0."""
-    reward_s: float = 60.0
-    """For your own `reward` to mark one response. Seconds, > 0."""
-    silence_s: float = 120.0
-    """A rollout worker that has something to do and gets no further for so long hangs: it is replaced. Seconds, > 0."""
-    stop_s: float = 25.0
-    """For a run that is asked to stop: it finishes its step and saves, or drops the step. Seconds, > 0."""
-    attempts: int = 3
-    """How often a prompt is asked for, each time of another or a new worker, until the run gives up; > 0."""
-    restarts: int = 3
-    """How often a worker, or learners and teacher, are started again without getting further in between; >= 0."""
+    start_s: float = setting(300.0, above=0, unit="seconds")
+    """Time limit for starting the roles: cluster, engines, process groups."""
+    call_s: float = setting(1800.0, above=0, unit="seconds")
+    """Time limit of one call to a role: sampling, scoring, a step, a publish."""
+    reward_s: float = setting(60.0, above=0, unit="seconds")
+    """Time limit of your own `reward` for one response."""
+    silence_s: float = setting(120.0, above=0, unit="seconds")
+    """Time without progress after which a rollout worker that has work counts as hung and is replaced."""
+    stop_s: float = setting(25.0, above=0, unit="seconds")
+    """Time limit for a run that is asked to stop: it finishes its step and saves, or drops the step."""
+    attempts: int = setting(3, above=0)
+    """Number of times a prompt is requested, each time from another or a new worker, before the run fails."""
+    restarts: int = setting(3, at_least=0)
+    """Number of times a worker, or learners and teacher, are restarted without progress in between."""
 
 
 class RewardErrors(Enum):
-    """What happens where your own reward raises, gives no mark, or takes longer than limits.reward_s."""
+    """Reaction to your own reward function raising, returning no valid reward, or exceeding limits.reward_s."""
 
     stop = "stop"  # the run ends and shows the sample
     drop = "drop"  # the response is left out of its group
@@ -282,28 +161,29 @@ class RewardErrors(Enum):
 @dataclass
 class Config:
     name: str = "run"
-    """Names the run folder: letters, digits, `.`, `_` and `-`."""
+    """Name of the run folder: letters, digits, `.`, `_` and `-`."""
     output_dir: str = "runs"
-    """Run folders are made in here; an existing one is never overwritten."""
-    steps: int = 100
-    """Optimizer steps; >= 0. 0 only evaluates the model."""
-    seed: int = 0
-    """Everything random follows from it: data order, sampling, choice of sibling; from 0 to 2**32 - 1."""
+    """Folder in which run folders are created; an existing one is never overwritten."""
+    steps: int = setting(100, at_least=0, unit="steps")
+    """Number of optimizer steps; 0 only evaluates the model."""
+    seed: int = setting(0, at_least=0, at_most=LARGEST)
+    """Seed of everything random: data order, sampling, choice of the sibling."""
     deterministic: bool = False
-    """Bit for bit the same at every run and after every resume: fixed prompts for each rollout worker, nothing scored
+    """Make every run and every resume the same bit for bit: fixed prompts for each rollout worker, and no scoring
     before all is sampled. Costs overlap; needs rollout.ahead=0."""
     ray_address: str | None = None
-    """null starts Ray on this machine; `auto` or host:port joins a cluster, with the token that the environment or
-    ~/.ray/auth_token has (docs/security.md)."""
+    """null starts Ray on this machine; `auto` or host:port joins a cluster, with the token of the environment or of
+    ~/.ray/auth_token (docs/security.md)."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     method: MethodName = MethodName.demopsd
-    """`demopsd`, `sdpo`, `opsd` or `grpo`; the sections of the others have no effect."""
+    """`demopsd`, `sdpo`, `opsd` or `grpo`; the sections of the other methods have no effect."""
     reward: str = "answer"
-    """What marks a response. By its last `<answer>` (`answer`), its last `\\boxed{}` (`boxed`), the letter that its
-    last line states (`letter`), the first of these that is there (`auto`); or the dotted path of your own function."""
+    """Reward function of a response. It compares its last `<answer>` (`answer`), its last `\\boxed{}` (`boxed`), the
+    letter stated in its last line (`letter`), or the first of these that is present (`auto`); or the dotted path of
+    your own function."""
     reward_errors: RewardErrors = RewardErrors.stop
-    """`stop` or `drop`: what happens to a response that your own reward fails to mark."""
+    """`stop` or `drop`: reaction to a response for which your own reward fails."""
     privileged: PrivilegedConfig = field(default_factory=PrivilegedConfig)
     demopsd: DemoPSDConfig = field(default_factory=DemoPSDConfig)
     sdpo: SDPOConfig = field(default_factory=SDPOConfig)

@@ -1,4 +1,4 @@
-"""Whatever stands in a config file or a word: a checked config, or one line that says what is wrong with it."""
+"""Arbitrary config files and words: either a checked config, or one line with the error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from demopsd_dist.config import Config, load, to_yaml
 from demopsd_dist.config.reading import DEPTH, _keys
-from demopsd_dist.util.errors import LONGEST, ConfigError
+from demopsd_dist.util.errors import MAX_MESSAGE_CHARS, ConfigError
 
 KEYS = sorted(set(_keys(Config)))
 NUMBERS = st.one_of(
@@ -37,17 +37,17 @@ VALUES = st.recursive(
 
 
 def checked(path: Path, *words: str) -> None:
-    """Loads, and reads back to the same; or is refused in one printable line."""
+    """Load the config and read it back to an equal one, or see it refused in one printable line."""
     try:
         config = load(path, words)
     except ConfigError as error:
-        said = str(error)
+        message = str(error)
     else:
         path.write_text(to_yaml(config), encoding="utf-8")
         assert load(path) == config
         return
     assert said.isprintable()
-    assert 0 < len(said) <= LONGEST
+    assert 0 < len(said) <= MAX_MESSAGE_CHARS
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_any_word(path: Path, key: str, value: Any) -> None:
 
 @given(settings=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4))
 def test_any_value_at_any_key(path: Path, settings: dict[str, Any]) -> None:
-    """Keys with their dots are nested, so that most of them are known."""
+    """Arbitrary values at known keys, nested by their dots."""
     tree: dict[str, Any] = {}
     for key, value in settings.items():
         section, _, name = key.partition(".")

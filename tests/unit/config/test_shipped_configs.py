@@ -1,4 +1,4 @@
-"""Every shipped config is a run that could start: a dry run in a folder that has what it names."""
+"""Dry runs of every shipped config, in a folder with the files that it names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHIPPED = sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("configs/controls/*.y
 def test_dry_run(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On a cluster to join, whose size is not known before; with a model of the real one's context length."""
+    """Dry run for a cluster to join, whose size is not checked, with a model of the real one's context length."""
     config = load(path)
     monkeypatch.chdir(tmp_path)
     if config.model.path != "minisci":
@@ -50,11 +50,11 @@ def test_dry_run(
     ],
 )
 def test_it_fits_where_it_is_for(name: str, gpus: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """By the planner, without the models: they are known to it."""
+    """Fit according to the planner, which knows these models by name."""
     assert plan.main([str(ROOT / "configs" / f"{name}.yaml"), "--gpus", gpus, "--hours", "1"]) == 0
-    said = capsys.readouterr().out
-    assert "DOES NOT FIT" not in said.partition("Splits of these devices")[0]
-    assert "samples/s" in said
+    output = capsys.readouterr().out
+    assert "DOES NOT FIT" not in output.partition("Splits of these devices")[0]
+    assert "samples/s" in output
 
 
 def test_without_adapters_it_would_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,20 +64,20 @@ def test_without_adapters_it_would_not_fit(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_split_of_the_large_model_is_the_planners(capsys: pytest.CaptureFixture[str]) -> None:
-    """Asked from another split, with engines of one GPU and a copy for each teacher, which do not fit."""
+    """Plan from another split, with engines of one GPU and a copy for each teacher, which do not fit."""
     words = ["rollout.tensor_parallel=1", "teacher.shards=1", "rollout.num_workers=2"]
     assert plan.main([str(ROOT / "configs" / "node_8gpu_32b_lora.yaml"), "--gpus", "8xh100", *words]) == 1
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Take the first with: "))
-    found = load(ROOT / "configs" / "node_8gpu.yaml", line.partition(": ")[2].split())
+    planned = load(ROOT / "configs" / "node_8gpu.yaml", line.partition(": ")[2].split())
     config = load(ROOT / "configs" / "node_8gpu_32b_lora.yaml")
     for one, other in (
-        (found.rollout, config.rollout),
-        (found.teacher, config.teacher),
-        (found.learner, config.learner),
+        (planned.rollout, config.rollout),
+        (planned.teacher, config.teacher),
+        (planned.learner, config.learner),
     ):
         assert one.num_workers == other.num_workers
-    assert (found.rollout.tensor_parallel, found.rollout.ahead) == (2, 1)
-    assert found.teacher.shards == config.teacher.shards == 3
+    assert (planned.rollout.tensor_parallel, planned.rollout.ahead) == (2, 1)
+    assert planned.teacher.shards == config.teacher.shards == 3
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.yaml")), ids=lambda path: path.stem)
@@ -86,7 +86,7 @@ def test_the_readme_of_the_configs_names_it(path: Path) -> None:
 
 
 def test_the_papers_settings_are_the_papers() -> None:
-    """arXiv 2607.02502, appendix B, and table 4 for physics."""
+    """Hyperparameters of arXiv 2607.02502, appendix B, and of its table 4 for physics."""
     config = load(ROOT / "configs" / "paper_qwen3_4b.yaml")
     assert config.model.path.endswith("Qwen3-4B-Instruct-2507")
     demopsd, rollout, learner = config.demopsd, config.rollout, config.learner
