@@ -1,13 +1,11 @@
-"""A run's figures for Prometheus to fetch, and a Grafana dashboard of them.
+"""Prometheus endpoint with a run's metrics, and a Grafana dashboard of them.
 
-What differs only by worker, stage or quantile is one metric with a label: `rollout/worker_3_tokens_per_s` is
-`demopsd_rollout_worker_tokens_per_s{i="3"}`. docs/grafana.json is written by
-`python -m demopsd_dist.run_record.prometheus > docs/grafana.json`.
+Metrics that differ only in worker, stage or quantile are one metric with a label: `rollout/worker_3_tokens_per_s` is
+`demopsd_rollout_worker_tokens_per_s{i="3"}`. `python -m launch.grafana` prints the dashboard.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -130,12 +128,3 @@ def dashboard() -> dict[str, Any]:
         },
         "panels": panels,
     }
-
-
-def page() -> str:
-    """docs/grafana.json."""
-    return json.dumps(dashboard(), indent=1) + "\n"
-
-
-if __name__ == "__main__":
-    print(page(), end="")

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import re
 import urllib.request
-from pathlib import Path
 
 import pytest
 
 from demopsd_dist.run_record import metric_glossary, prometheus
 from demopsd_dist.run_record.prometheus import Prometheus, exported
 from demopsd_dist.util.errors import ConfigError
-
-ROOT = Path(__file__).parents[2]
+from launch import grafana
 
 
 def fetched(sink: Prometheus) -> str:
@@ -54,7 +52,7 @@ def test_names_do_not_collide_but_for_labels() -> None:
     """A metric of its own for each entry of the table, or the same with other labels."""
     quantiles = {"{quantile}": "p50", "{i}": "0", "{stage}": "learn"}
     found: dict[tuple[str, tuple[str, ...]], str] = {}
-    for metric in metric_glossary.table():
+    for metric in metric_glossary.all_metrics():
         name = metric.name
         for part, value in quantiles.items():
             name = name.replace(part, value)
@@ -66,11 +64,13 @@ def test_names_do_not_collide_but_for_labels() -> None:
     assert {name: labels for name, labels in by_name.items() if len(labels) > 1} == {}, "one set of labels a metric"
 
 
-def test_the_dashboard_is_of_the_table() -> None:
-    """If not: python -m demopsd_dist.run_record.prometheus > docs/grafana.json"""
-    assert (ROOT / "docs" / "grafana.json").read_text(encoding="utf-8") == prometheus.page()
-    panels = [panel for panel in json.loads(prometheus.page())["panels"] if panel["type"] == "timeseries"]
+def test_the_dashboard_has_every_metric_of_the_glossary(capsys: pytest.CaptureFixture[str]) -> None:
+    """Dashboard as `python -m launch.grafana` prints it."""
+    assert grafana.main([]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == prometheus.dashboard()
+    panels = [panel for panel in printed["panels"] if panel["type"] == "timeseries"]
     asked = {re.match(r"\w+", panel["targets"][0]["expr"])[0] for panel in panels}  # type: ignore[index]
-    assert asked == {prometheus._metric_name(metric.name) for metric in metric_glossary.table()}
+    assert asked == {prometheus._metric_name(metric.name) for metric in metric_glossary.all_metrics()}
     places = [tuple(panel["gridPos"].values()) for panel in panels]
     assert len(set(places)) == len(places)

@@ -123,7 +123,7 @@ def test_a_file_goes_over_its_base(tmp_path: Path) -> None:
 
 
 def test_each_method_needs_what_it_needs() -> None:
-    """Groups of one response: nothing to compare for grpo; no sibling for the others, unless a rollout may see itself."""
+    """Groups of one response leave nothing to compare for grpo, and no sibling for the others."""
     with pytest.raises(ConfigError, match=r"rollout\.group_size=1 leaves nothing to compare"):
         load(DEMO, ["method=grpo", "rollout.group_size=1", "privileged.exclude_own_success=false"])
     load(DEMO, ["method=sdpo", "rollout.group_size=1", "privileged.exclude_own_success=false"])

@@ -46,8 +46,8 @@ def checked(path: Path, *words: str) -> None:
         path.write_text(to_yaml(config), encoding="utf-8")
         assert load(path) == config
         return
-    assert said.isprintable()
-    assert 0 < len(said) <= MAX_MESSAGE_CHARS
+    assert message.isprintable()
+    assert 0 < len(message) <= MAX_MESSAGE_CHARS
 
 
 @pytest.fixture(scope="module")
