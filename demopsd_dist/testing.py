@@ -68,7 +68,7 @@ class StandInRollouts:
         found = {place: group async for place, group in self.stream(prompts, sampling)}
         return [found[place] for place in range(len(prompts))]
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         return {}
 
     def _one(self, prompt: Prompt, sample: int, sampling: Sampling, version: int) -> Rollout:
@@ -108,7 +108,7 @@ class StandInTeacher:
             for example, support_TK in zip(examples, supports_TK, strict=True)
         ]
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         return {}
 
     async def save(self, folder: Path) -> None:
@@ -169,9 +169,9 @@ class StandInLearners:
         metrics = {"learner/loss": 1.0 / self.steps, "demopsd/alpha_mean": 0.05}
         told = [item for item in batch.items if item.id in batch.record_ids]
         tables = {item.id: _table(item) for item in told}
-        digests = {} if batch.trace is None else {"gradient": {"0": f"of step {self.steps}"}}
+        digests = {} if batch.digest_request is None else {"gradient": {"0": f"of step {self.steps}"}}
         metrics |= {"demopsd/disagreement_mean_nats": 0.03}
-        return StepReport(metrics, stepped=True, tables=tables, digests=digests)
+        return StepReport(metrics, stepped=True, token_records=tables, digests=digests)
 
     async def export(self, folder: Path) -> None:
         folder.mkdir()

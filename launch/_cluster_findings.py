@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from demopsd_dist.config import Config
-from demopsd_dist.util.code_digest import ROOT, code_digest, differing, file_digests
+from demopsd_dist.util.code_digest import ROOT, code_digest, differing_files, file_digests
 from launch._doctor_findings import Finding, claims, lock_of, ok, problem, shared_memory, versions, warning
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def cluster(config: Config, found: NodeSurvey) -> Iterator[Finding]:
 def _code(node: NodeInfo, here: dict[str, str]) -> Finding:
     if not node.files:
         return problem("code", node.name, "there is no checkout that it would import", f"put this one at {ROOT} there")
-    others = differing(here, node.files)
+    others = differing_files(here, node.files)
     if others:
         text = (
             f"digest {code_digest(node.files)}, here {code_digest(here)}: {len(others)} files differ, {others[0]} first"

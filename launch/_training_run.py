@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from demopsd_dist.config import Config, changes, changes_of_mathematics, load, to_yaml
-from demopsd_dist.data.sources import LoadedData, sources
+from demopsd_dist.data.sources import LoadedData, describe_sources
 from demopsd_dist.report import write_report
 from demopsd_dist.run_record.checkpoints import Checkpoint, checkpoint_at
 from demopsd_dist.run_record.folder import RunFolder, replace_text
 from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.run_record.sinks import open_sinks
-from demopsd_dist.training.loop import restore, train_with_recovery
+from demopsd_dist.training.checkpointing import restore
+from demopsd_dist.training.recovery import train_with_recovery
 from demopsd_dist.training.run import RunState, Task
 from demopsd_dist.util.errors import ConfigError
 from launch._scaling import followed
 from launch._stopping import stopped_by_signals
-from launch._task import build_task, over_long, provenance, run_of
+from launch._task import build_task, over_long, provenance, compose_run
 from workers.actors import RayActors
 from workers.cluster import session
 from workers.cluster.placement import summary_of_roles
@@ -84,7 +85,7 @@ def run(config: Config, model: Path, data: LoadedData, start: RunStart | None) -
         if summary is None:
             log.note(f"stopped after step {log.last_step} of {config.steps}; the same command with --resume goes on")
             return False
-        start.folder.write_summary(summary | data.figures())
+        start.folder.write_summary(summary | data.summary())
         log.note(f"student in {start.folder.student}   figures in {start.folder.path / 'summary.json'}")
         if config.sinks.report:
             log.note(f"report in {write_report([start.folder.path], start.folder.report)}: open it in a browser")
@@ -97,7 +98,9 @@ def run(config: Config, model: Path, data: LoadedData, start: RunStart | None) -
 def introduce(log: RunLog, config: Config, data: LoadedData) -> None:
     log.note(f"run folder {log.folder.path}   seed {config.seed}   model {config.model.path}")
     read = [
-        f"{split} {source} ({len(data.questions[split])})" for split, source in sources(config.data).items() if source
+        f"{split} {source} ({len(data.questions[split])})"
+        for split, source in describe_sources(config.data).items()
+        if source
     ]
     log.note("data       " + "   ".join(read))
     for line in data.notes():
@@ -117,11 +120,11 @@ async def train_with_ray(
         roles = await actors.start()
     ready_s = time.monotonic() - started
     log.note(f"roles ready after {ready_s:.0f} s: {summary_of_roles(config)}; weights by {actors.transport}")
-    run = run_of(config, roles, task, log)
+    run = compose_run(config, roles, task, log)
     try:
         with stopped_by_signals(run.stop, config.limits.stop_s, log.note):
             try:
-                async with followed(log.folder, actors.fleet, log.note):
+                async with followed(log.folder, actors.pool, log.note):
                     state, why = RunState(), "started"
                     if start.resumes:
                         checkpoint = start.checkpoint or run.checkpoints.newest_good(log.note)
@@ -130,14 +133,14 @@ async def train_with_ray(
                         log.note(why)
                     await train_with_recovery(run, state, why)
             except asyncio.CancelledError:
-                if not run.stop.asked:
+                if not run.stop.requested:
                     raise
                 log.note(f"warning: not done within limits.stop_s={config.limits.stop_s:g} s: the step is dropped")
-            if run.stop.asked:
+            if run.stop.requested:
                 return None
         with log.timed("export"):
             await roles.learners.export(log.folder.student)
-        forwards = await actors.forwards_run()
+        forwards = await actors.forward_counts()
     finally:
         actors.stop()
         run.ledger.close()
@@ -147,7 +150,7 @@ async def train_with_ray(
         "method": config.method.value,
         "forwards": forwards,
         "model": config.model.path,
-        "data": sources(config.data),
+        "data": describe_sources(config.data),
         **provenance(config),
     }
 

@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not loaded.questions:
         raise DataError(f"{arguments.data} names no data set. Give a file, a hub id or minisci.")
     if loaded.refused:
-        print(f"left out {loaded.refused.total()} of {loaded.records} records: {loaded.told()}")
+        print(f"left out {loaded.refused.total()} of {loaded.records} records: {loaded.refusal_summary()}")
     if config.ray_address is None:
         check_fits(config, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus(), wanted=rollout_bundles(config))
     if arguments.out is not None and not arguments.out.parent.is_dir():
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def evaluate_with_ray(config: Config, folder: Path, task: Task) -> dict[str, Evaluation]:
     from demopsd_dist.training.evaluate import evaluate
-    from demopsd_dist.training.loop import evaluated
+    from demopsd_dist.training.evaluation_splits import evaluation_splits
     from workers.actors import RolloutActors
     from workers.cluster import session
 
@@ -85,9 +85,8 @@ async def evaluate_with_ray(config: Config, folder: Path, task: Task) -> dict[st
     try:
         rollouts = await actors.start()
         return {
-            split: await evaluate(rollouts, prompts, sampling, task.reward, begun)
-            for split, prompts, sampling, begun in evaluated(config, task)
-            if prompts
+            split.name: await evaluate(rollouts, split.prompts, split.sampling, task.reward, split.response_prefix)
+            for split in evaluation_splits(config, task)
         }
     finally:
         actors.stop()

@@ -71,11 +71,11 @@ def replay(path: Path, step: int, words: Sequence[str]) -> int:
 
         session.join(config, wanted=core_bundles(config))  # left, within a bound, by `fenced`
         with room_for_gradient(folder) if words else nullcontext() as gradient:
-            trace = DigestRequest(gradient_to=gradient)
+            trace = DigestRequest(write_gradient_to=gradient)
             scored, report = asyncio.run(step_again(config, model, batch, checkpoint, trace))
-            equal = told(batch.record.digests, digests.of_step(scored, report))
+            equal = told(batch.record.digests, digests.step_digests(scored, report))
             if words:
-                trace = DigestRequest(gradient_of=gradient)
+                trace = DigestRequest(compare_gradient_with=gradient)
                 _, other = asyncio.run(step_again(asked, model, batch, checkpoint, trace))
                 print("\n".join(["", f"with {' '.join(words)}:", *compared(report.metrics, other.metrics)]))
     return 0 if equal else 1
@@ -104,7 +104,7 @@ def found(path: Path, step: int) -> tuple[RunFolder, ReplayBatch, Checkpoint | N
     if not folder.config.is_file():
         raise ConfigError(f"{path} is no run folder: it has no {folder.config.name}.")
     checkpoints = Checkpoints(folder.checkpoints, keep=1)
-    can = [there for there in replay_batch.steps(folder.replay) if there == 1 or checkpoints.at(there - 1)]
+    can = [there for there in replay_batch.recorded_steps(folder.replay) if there == 1 or checkpoints.at(there - 1)]
     if step not in can:
         raise CheckpointError(
             f"step {step} of {path} cannot be replayed: "
@@ -129,7 +129,7 @@ NOTHING_KEPT = (
 
 
 def why_not(folder: RunFolder, step: int) -> str:
-    if step in replay_batch.steps(folder.replay):
+    if step in replay_batch.recorded_steps(folder.replay):
         return f"there is no checkpoint of step {step - 1}, the state that it began from."
     return "its batch was not kept; only that of a step after a checkpoint is, and of the first."
 
@@ -179,19 +179,19 @@ async def stepped(
     learner = config.learner
     packed = pack(scored, batch.size, roles.learners.dp_size, learner.micro_batch_tokens, config.model.tree_tokens)
     factor = batch.record.learning_rate_factor
-    return scored, await roles.learners.step(replace(packed, learning_rate_factor=factor, trace=trace))
+    return scored, await roles.learners.step(replace(packed, learning_rate_factor=factor, digest_request=trace))
 
 
 async def scored_again(config: Config, roles: Roles, batch: ReplayBatch) -> list[ScoredExample]:
     """In the parts in which they were scored: who shares a forward decides how its sums are rounded."""
     scored: dict[int, ScoredExample] = {}
-    for places in batch.parts:
-        examples = [batch.examples[place] for place in places]
+    for indices in batch.score_calls:
+        examples = [batch.examples[index] for index in indices]
         supports = await roles.learners.support(examples)
         scored |= zip(
-            places, await roles.teacher.score(examples, supports, resolve_method(config).forwards), strict=True
+            indices, await roles.teacher.score(examples, supports, resolve_method(config).forwards), strict=True
         )
-    return [scored[place] for place in range(len(batch.examples))]
+    return [scored[index] for index in range(len(batch.examples))]
 
 
 def heading(folder: RunFolder, batch: ReplayBatch, checkpoint: Checkpoint | None) -> str:
@@ -212,7 +212,7 @@ def reservations(config: Config, batch: ReplayBatch) -> list[str]:
         )
     elif not config.deterministic:
         notes.append("deterministic=false: nothing promises equal rounding. It is the same where all kernels repeat.")
-    before, now = batch.record.surroundings, replay_batch.surroundings()
+    before, now = batch.record.surroundings, replay_batch.code_versions()
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if changed:
         told = ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in changed)

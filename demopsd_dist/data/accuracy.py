@@ -1,12 +1,12 @@
-"""Accuracy figures from several responses to each question, and how sure one can be of them. Pure.
+"""Accuracy estimates from several responses to each question, with confidence intervals. Pure.
 
 k responses to a question, of which c are right:
 
 * mean@k: c / k.
 * maj@k: whether the most frequent answer is right. Responses without an answer do not vote; where several answers tie,
-  the figure is what a fair draw among them gives; where nobody answers, 0.
-* pass@j, j <= k: the chance that j responses drawn *without* replacement hold a right one, 1 - C(k-c, j) / C(k, j); the
-  unbiased estimate of the chance for j new responses.
+  the estimate is the expectation of a fair draw among them; without any answer it is 0.
+* pass@j, j <= k: the probability that j responses drawn *without* replacement hold a right one,
+  1 - C(k-c, j) / C(k, j); the unbiased estimate of the probability for j new responses.
 * best@k as verl prints it: the mean over draws of k *with* replacement, here its exact expectation 1 - (1 - c/k)^k
   instead of 1,000 random draws. It is below pass@k: of 16 with one right, 0.644 against 1.
 
@@ -27,10 +27,10 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class AnswerGroup:
-    """The responses to one question: what each is worth, and the answer found in it."""
+    """The responses to one question: the reward of each, and the answer extracted from it."""
 
     field: str
-    scores: Sequence[float]
+    rewards: Sequence[float]
     answers: Sequence[str | None]
 
 
@@ -39,7 +39,7 @@ class AccuracyEstimate:
     """An average over the fields, each counting once, with its 95 % interval over questions.
 
     The interval is that of a bootstrap that redraws the questions of each field (2,000 times, always the same draws).
-    It says nothing about what another training seed would give.
+    It says nothing about the variation between training seeds.
     """
 
     average: float
@@ -48,8 +48,9 @@ class AccuracyEstimate:
     by_field: dict[str, float]
 
 
-def figure(marked: Sequence[AnswerGroup], of_question: Callable[[AnswerGroup], float]) -> AccuracyEstimate:
-    values = {name: np.array([of_question(m) for m in marked if m.field == name]) for name in fields(marked)}
+def estimate_accuracy(groups: Sequence[AnswerGroup], value_of: Callable[[AnswerGroup], float]) -> AccuracyEstimate:
+    """Average of `value_of` over the questions of each field, then over the fields, with its interval."""
+    values = {name: np.array([value_of(group) for group in groups if group.field == name]) for name in fields(groups)}
     by_field = {name: float(of_field.mean()) for name, of_field in values.items()}
     rng = np.random.default_rng(0)
     redrawn = [v[rng.integers(0, len(v), (RESAMPLES, len(v)))].mean(axis=1) for v in values.values()]
@@ -57,46 +58,56 @@ def figure(marked: Sequence[AnswerGroup], of_question: Callable[[AnswerGroup], f
     return AccuracyEstimate(float(np.mean(list(by_field.values()))), float(low), float(high), by_field)
 
 
-def fields(marked: Iterable[AnswerGroup]) -> list[str]:
-    return sorted({m.field for m in marked})
+def fields(groups: Iterable[AnswerGroup]) -> list[str]:
+    """Names of the fields, sorted."""
+    return sorted({group.field for group in groups})
 
 
-def mean_score(marked: AnswerGroup) -> float:
-    return float(np.mean(marked.scores))
+def mean_reward(group: AnswerGroup) -> float:
+    """mean@k."""
+    return float(np.mean(group.rewards))
 
 
-def majority(marked: AnswerGroup, same: Callable[[str, str], bool]) -> float:
-    """`same` tells whether two answers are one, as "12" and "12.0" are."""
-    ballots: list[tuple[str, list[float]]] = []  # an answer, and the scores of those who gave it
-    for answer, score in zip(marked.answers, marked.scores, strict=True):
+def majority_reward(group: AnswerGroup, same: Callable[[str, str], bool]) -> float:
+    """maj@k: the reward of the most frequent answer.
+
+    Args:
+        same: whether two answers are equal, as "12" and "12.0" are.
+    """
+    ballots: list[tuple[str, list[float]]] = []  # an answer, and the rewards of the responses that give it
+    for answer, reward in zip(group.answers, group.rewards, strict=True):
         if answer is not None:
-            mine = next((scores for known, scores in ballots if same(answer, known)), None)
-            if mine is None:
-                ballots.append((answer, [score]))
+            rewards = next((rewards for other, rewards in ballots if same(answer, other)), None)
+            if rewards is None:
+                ballots.append((answer, [reward]))
             else:
-                mine.append(score)
-    most = max((len(scores) for _, scores in ballots), default=0)
-    leaders = [float(np.mean(scores)) for _, scores in ballots if len(scores) == most]
+                rewards.append(reward)
+    votes = max((len(rewards) for _, rewards in ballots), default=0)
+    leaders = [float(np.mean(rewards)) for _, rewards in ballots if len(rewards) == votes]
     return float(np.mean(leaders)) if leaders else 0.0
 
 
-def best_of(marked: AnswerGroup, draws: int) -> float:
-    """Expected best score of `draws` responses without replacement: pass@draws."""
-    k = len(marked.scores)
+def pass_at(group: AnswerGroup, draws: int) -> float:
+    """pass@draws: the expected best reward of `draws` responses without replacement.
+
+    Raises:
+        ValueError: there are fewer responses than draws.
+    """
+    k = len(group.rewards)
     if not 0 < draws <= k:
         raise ValueError(f"pass@{draws} cannot be estimated from {k} responses; give at most {k}.")
     # The i-th smallest (from 1) is the best of a draw that holds it and otherwise smaller ones.
     chances = [comb(i - 1, draws - 1) / comb(k, draws) for i in range(1, k + 1)]
-    return float(np.dot(np.sort(marked.scores), chances))
+    return float(np.dot(np.sort(group.rewards), chances))
 
 
-def best_with_replacement(marked: AnswerGroup) -> float:
-    """Expected best score of as many responses as there are, drawn with replacement: verl's best@k."""
-    k = len(marked.scores)
+def best_with_replacement(group: AnswerGroup) -> float:
+    """verl's best@k: the expected best reward of k draws with replacement from the k responses."""
+    k = len(group.rewards)
     at_most = (np.arange(k + 1) / k) ** k  # chance that all draws are among the i smallest
-    return float(np.dot(np.sort(marked.scores), np.diff(at_most)))
+    return float(np.dot(np.sort(group.rewards), np.diff(at_most)))
 
 
 def pass_sizes(samples: int) -> list[int]:
-    """1, 2, 4, ... and `samples` itself."""
+    """The j of pass@j that are reported: 1, 2, 4, ... and `samples` itself."""
     return [*(2**i for i in range(samples.bit_length()) if 2**i < samples), samples]

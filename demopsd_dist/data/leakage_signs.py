@@ -53,7 +53,7 @@ def answers_first(response: str) -> bool:
     return bool(answered) and not _TAG.sub("", before).strip()
 
 
-def unsupported(response: str) -> bool | None:
+def answer_unsupported(response: str) -> bool | None:
     """Its answer is a number and not the last number of its working; None where either has no number."""
     answer, working = extract_answer(response), response.rpartition(ANSWER_OPEN)[0]
     numbers = _NUMBER.findall(working)
@@ -62,9 +62,9 @@ def unsupported(response: str) -> bool | None:
     return float(answer) != float(numbers[-1])
 
 
-def behaviour(responses: Sequence[str]) -> dict[str, float]:
+def sign_fractions(responses: Sequence[str]) -> dict[str, float]:
     """Shares of the responses; `unsupported` of those where it can be told."""
-    told = [value for value in map(unsupported, responses) if value is not None]
+    told = [value for value in map(answer_unsupported, responses) if value is not None]
     return {
         "mentions_solution": sum(map(mentions_solution, responses)) / len(responses),
         "answers_first": sum(map(answers_first, responses)) / len(responses),
@@ -72,7 +72,7 @@ def behaviour(responses: Sequence[str]) -> dict[str, float]:
     }
 
 
-def forced_to_answer(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+def early_answer_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """The same questions with the response begun by `<answer>`: no room to reason.
 
     Accuracy at these is the early-answer probe, an unbiased estimate of the probability that the student gives the

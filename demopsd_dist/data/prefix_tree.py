@@ -26,7 +26,7 @@ class PrefixTree:
     visible_LL: NDArray[np.bool_] | None  # [i, j]: i sees j; None for a chain, which is merely causal
 
 
-def tree_of(sequences: Sequence[Tokens]) -> PrefixTree:
+def build_prefix_tree(sequences: Sequence[Tokens]) -> PrefixTree:
     """The prefix tree of some sequences; of one alone it is a chain."""
     paths: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(sequences)
     tokens: list[Tokens] = []
@@ -49,7 +49,7 @@ def tree_of(sequences: Sequence[Tokens]) -> PrefixTree:
 
 
 def new_nodes(sequences: Sequence[Tokens]) -> Iterator[tuple[int, int]]:
-    """(index, nodes it adds to those before it), in the order in which `tree_of` takes them."""
+    """(index, nodes it adds to those before it), in the order in which `build_prefix_tree` takes them."""
     return ((index, len(sequences[index]) - shared) for index, shared in _sorted_with_shared(sequences))
 
 

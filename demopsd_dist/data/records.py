@@ -124,14 +124,14 @@ class TrainingExample:
     @property
     def student_input(self) -> Tokens:
         """The tokens a forward reads to predict every response token: the last of them predicts nothing."""
-        return input_of(self.prompt.tokens, self.response_T)
+        return forward_input(self.prompt.tokens, self.response_T)
 
     @property
     def response_length_tokens(self) -> int:
         return len(self.response_T)
 
 
-def input_of(prompt: Tokens, response_T: Tokens) -> Tokens:
+def forward_input(prompt: Tokens, response_T: Tokens) -> Tokens:
     return np.concatenate([prompt, response_T[:-1]])
 
 
@@ -174,12 +174,17 @@ class TrainBatch:
     size: BatchSize
     learning_rate_factor: float = 1.0  # of the schedule's learning rate
     record_ids: frozenset[str] = frozenset()  # ids of the rollouts of which the learners are to give a `TokenRecord`
-    trace: DigestRequest | None = None
+    digest_request: DigestRequest | None = None
 
     @property
     def items(self) -> list[ScoredExample]:
         """All of them, in no order that means anything."""
         return [item for rank in self.shards for micro_batch in rank for row in micro_batch for item in row]
+
+    @property
+    def examples(self) -> list[TrainingExample]:
+        """The examples of all shards, in no particular order."""
+        return [item.example for item in self.items]
 
 
 @dataclass(frozen=True)
@@ -187,8 +192,8 @@ class DigestRequest:
     """The learners are to give digests of all that they compute, and perhaps to write their gradient into a folder, or
     to compare it with one that lies there. The folder is the same for all ranks."""
 
-    gradient_to: Path | None = None
-    gradient_of: Path | None = None
+    write_gradient_to: Path | None = None
+    compare_gradient_with: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -224,5 +229,7 @@ class StepReport:
 
     metrics: dict[str, float]
     stepped: bool  # False where the batch held no token to learn from
-    tables: dict[str, TokenRecord] = field(default_factory=dict)  # by rollout id, for `TrainBatch.record_ids`
-    digests: dict[str, dict[str, str]] = field(default_factory=dict)  # tensor -> row -> digest, for `TrainBatch.trace`
+    token_records: dict[str, TokenRecord] = field(default_factory=dict)  # by rollout id, for `TrainBatch.record_ids`
+    digests: dict[str, dict[str, str]] = field(
+        default_factory=dict
+    )  # tensor -> row -> digest, for `TrainBatch.digest_request`

@@ -74,9 +74,9 @@ class ExampleStream:
         while True:
             problem = next(self.problems)
             slip = self.slips and self.rng.random() < self.slip_share
-            compute = tasks.slipping(self.rng, problem.expression) if slip else tasks.exact
+            compute = tasks.slip_once(self.rng, problem.expression) if slip else tasks.calculate
             try:
-                solution = tasks.solution_text(*tasks.worked(problem.expression, compute))
+                solution = tasks.solution_text(*tasks.work_out(problem.expression, compute))
             except ValueError:  # the slip made a number negative
                 continue
             return self._example(self.builder.student(problem.question).tokens, solution)
@@ -84,7 +84,7 @@ class ExampleStream:
     def privileged(self) -> Example:
         """With the correct solution in the prompt: right."""
         problem = next(self.problems)
-        solution = tasks.solution_text(*tasks.worked(problem.expression))
+        solution = tasks.solution_text(*tasks.work_out(problem.expression))
         return self._example(self.builder.privileged(problem.question, solution), solution)
 
     def _example(self, prompt_tokens: np.ndarray, solution: str) -> Example:
@@ -143,7 +143,7 @@ def accuracy(
     per_field: dict[str, list[float]] = {field: [] for field in tasks.FIELDS}
     for problem in itertools.islice(tasks.problems(split, seed), count):
         question = problem.question
-        solution = tasks.solution_text(*tasks.worked(problem.expression))
+        solution = tasks.solution_text(*tasks.work_out(problem.expression))
         prompt = builder.privileged(question, solution) if privileged else builder.student(question).tokens
         responses = model.generate(
             torch.tensor(prompt, dtype=torch.long)[None],

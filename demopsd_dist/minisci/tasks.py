@@ -248,14 +248,14 @@ _SUM = re.compile(r"(\d+)([+-])(\d+)")
 Compute = Callable[[int, str, int], int]
 
 
-def exact(left: int, operator: str, right: int) -> int:
+def calculate(left: int, operator: str, right: int) -> int:
     return {"+": left + right, "-": left - right, "*": left * right}[operator]
 
 
-def worked(expression: str, compute: Compute = exact) -> tuple[str, int]:
+def work_out(expression: str, compute: Compute = calculate) -> tuple[str, int]:
     """Work an expression out step by step.
 
-    Example: `worked("35+3*3")` gives `("35+3*3=35+9=44", 44)`.
+    Example: `work_out("35+3*3")` gives `("35+3*3=35+9=44", 44)`.
     """
     chain = [expression]
     while not chain[-1].isdigit():
@@ -269,7 +269,7 @@ def worked(expression: str, compute: Compute = exact) -> tuple[str, int]:
     return "=".join(chain), int(chain[-1])
 
 
-def slipping(rng: random.Random, expression: str) -> Compute:
+def slip_once(rng: random.Random, expression: str) -> Compute:
     """A `compute` that gets exactly one of the expression's operations wrong, as a careless student would."""
     operations = len(re.findall(r"[+*-]", expression))
     wrong_at = rng.randrange(operations)
@@ -277,7 +277,7 @@ def slipping(rng: random.Random, expression: str) -> Compute:
 
     def compute(left: int, operator: str, right: int) -> int:
         nonlocal done
-        value = exact(left, operator, right)
+        value = calculate(left, operator, right)
         if done == wrong_at:
             slips = [1, -1, 2, -2, 10, -10] + ([left, -left, right, -right] if operator == "*" else [])
             value = rng.choice([value + slip for slip in slips if value + slip > 0])
@@ -305,7 +305,7 @@ class Problem:
     expression: str
 
 
-def draw(rng: random.Random, split: Split, family: Family) -> Problem:
+def draw_problem(rng: random.Random, split: Split, family: Family) -> Problem:
     """One problem of a family. `ood` has the held-out wording and test operands, `validation` test operands."""
     while True:
         operands = {name: rng.randint(*bounds) for name, bounds in family.operands.items()}
@@ -315,7 +315,7 @@ def draw(rng: random.Random, split: Split, family: Family) -> Problem:
     expression = family.expression.format(**operands)
     text = rng.choice(OPENINGS) + wording.format(**operands)
     identity = f"{split}/{family.field}/{family.name}/{'-'.join(map(str, operands.values()))}"
-    return Problem(Question(identity, text, str(worked(expression)[1]), family.field), expression)
+    return Problem(Question(identity, text, str(work_out(expression)[1]), family.field), expression)
 
 
 def problems(split: Split, seed: int) -> Iterator[Problem]:
@@ -324,7 +324,7 @@ def problems(split: Split, seed: int) -> Iterator[Problem]:
     by_field = {field: [family for family in FAMILIES if family.field == field] for field in FIELDS}
     while True:
         for field in FIELDS:
-            yield draw(rng, split, rng.choice(by_field[field]))
+            yield draw_problem(rng, split, rng.choice(by_field[field]))
 
 
 def questions(split: Split, count: int, seed: int) -> list[Question]:

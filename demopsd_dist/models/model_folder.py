@@ -43,7 +43,7 @@ def model_folder(config: Config) -> Path:
         )
     rollout = config.rollout
     heads = settings.get("num_attention_heads") or 0  # not every model says how many it has
-    ways = ways_to_share(heads, settings.get("num_key_value_heads") or heads)
+    ways = tensor_parallel_sizes(heads, settings.get("num_key_value_heads") or heads)
     if ways and rollout.tensor_parallel not in ways:
         raise ConfigError(
             f"rollout.tensor_parallel={rollout.tensor_parallel}: the attention heads of {folder} cannot be shared out "
@@ -84,7 +84,7 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def ways_to_share(heads: int, kv_heads: int) -> list[int]:
+def tensor_parallel_sizes(heads: int, kv_heads: int) -> list[int]:
     """Numbers of processes among which vLLM can share out so many attention heads; those for keys and values may be
     there several times."""
     return [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]

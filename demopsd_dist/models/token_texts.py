@@ -25,13 +25,13 @@ class TokenTexts:
         """Of a whole sequence, special tokens included."""
         return self._tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    def of_each(self, ids: Iterable[int]) -> list[str]:
+    def texts_of_tokens(self, ids: Iterable[int]) -> list[str]:
         """Of tokens that do not follow each other."""
         return [self._one(int(token)) for token in ids]
 
-    def of_sequence(self, ids: Tokens) -> list[str]:
+    def texts_of_sequence(self, ids: Tokens) -> list[str]:
         """Of tokens that do: a character of several stands at its first, and the others are empty."""
-        texts = self.of_each(ids)
+        texts = self.texts_of_tokens(ids)
         start = 0
         while start < len(texts):
             end = start

@@ -1,4 +1,4 @@
-"""A model's size from its `config.json`: parameters, and what a token costs. Its weights are not needed."""
+"""Shape of a model from its `config.json`: parameters, and bytes and operations a token. Weights are not needed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 
 from demopsd_dist.config import MINISCI
 from demopsd_dist.minisci import MODEL_DIR
-from demopsd_dist.models.model_folder import ways_to_share
+from demopsd_dist.models.model_folder import tensor_parallel_sizes
 from demopsd_dist.util.errors import ConfigError
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-SOFTMAX_FLOPS = 64  # that a product could have made while a head compares, scales and exponentiates one pair
+SOFTMAX_FLOPS = 64  # of a matrix product, in the time that one head masks, scales and exponentiates one pair
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A decoder with grouped-query attention and a gated queue-forward block, dense or of experts."""
+    """A decoder with grouped-query attention and a gated feed-forward block, dense or of experts."""
 
     layers: int
     hidden: int
@@ -44,14 +44,14 @@ class ModelShape:
 
     @property
     def attention(self) -> int:
-        """Parameters of a layer's projections."""
+        """Parameters of a layer's attention projections."""
         bias = self.query + 2 * self.key if self.bias else 0
         return self.hidden * (2 * self.query + 2 * self.key) + bias
 
     @property
-    def ways_to_share(self) -> list[int]:
-        """Numbers of processes that an engine may have."""
-        return ways_to_share(self.heads, self.kv_heads)
+    def tensor_parallel_sizes(self) -> list[int]:
+        """Numbers of processes that one engine may have."""
+        return tensor_parallel_sizes(self.heads, self.kv_heads)
 
     @property
     def head(self) -> int:
@@ -66,7 +66,7 @@ class ModelShape:
         return self.layers * (self.attention + block + norms) + self.hidden + self.head * (1 if self.tied else 2)
 
     def adapters(self, rank: int, targets: Sequence[str] = ()) -> int:
-        """Parameters of LoRA's beside the projections of these names; without names beside all but the experts'."""
+        """LoRA parameters on the named projections; without names, on all projections except the experts'."""
         query, key = self.hidden + self.query, self.hidden + self.key
         block = 0 if self.experts else self.hidden + self.intermediate
         sides = dict(zip(PROJECTIONS, (query, key, key, query, block, block, block), strict=True))
@@ -74,7 +74,7 @@ class ModelShape:
 
     @property
     def active(self) -> int:
-        """Parameters of all layers that one token is multiplied with; without embedding and head."""
+        """Parameters of all layers that one token is multiplied with, without embedding and head."""
         block = 3 * self.hidden * self.intermediate
         if self.experts:
             block = block * self.experts_per_token + self.hidden * self.experts
@@ -87,17 +87,17 @@ class ModelShape:
 
     @property
     def pair_flops(self) -> int:
-        """Of all layers, for a token that looks at another: two products, and the softmax's share of each head."""
+        """Operations in all layers for one pair of tokens: two products, and the softmax of each head."""
         return self.layers * (4 * self.query + SOFTMAX_FLOPS * self.heads)
 
     def kv_bytes(self, element_bytes: int) -> int:
-        """Keys and values of a token in all layers."""
+        """Bytes of a token's keys and values in all layers."""
         return 2 * self.layers * self.key * element_bytes
 
     def saved_elements(self) -> int:
-        """What autograd keeps of a token in one layer: both norms (input, scaled, result), queries and keys before,
-        inside and after theirs, keys and values repeated for every head, the attention's result, and four of the
-        queue-forward block."""
+        """Elements that autograd saves of a token in one layer: both norms (input, scaled, result), queries and keys
+        before, inside and after their norms, keys and values repeated for every head, the attention's result, and
+        four tensors of the feed-forward block."""
         width = self.intermediate * max(self.experts_per_token, 1)
         norms = 3 * (self.query + self.key) if self.normed_heads else self.query + self.key
         return 6 * self.hidden + norms + 3 * self.query + self.key + 4 * width
@@ -118,11 +118,11 @@ KNOWN = {
     "qwen3-30b-a3b": ModelShape(48, 2048, 32, 4, 128, 768, 151_936, experts=128, experts_per_token=8),
     "llama-3.1-8b": ModelShape(32, 4096, 32, 8, 128, 14_336, 128_256, normed_heads=False),
 }
-"""Shapes of models that one may plan for without having them, as their published `config.json` says."""
+"""Shapes of models that need not be downloaded, from their published `config.json`."""
 
 
 def shape_of(path: str) -> ModelShape:
-    """The shape of `model.path`: of the folder's `config.json`, or of a known model that the path names.
+    """Shape of `model.path`: from the folder's `config.json`, or of a known model that the path names.
 
     Raises:
         ConfigError: there is no such folder and the name is not known, or its `config.json` lacks something.
@@ -131,19 +131,19 @@ def shape_of(path: str) -> ModelShape:
     if (folder / "config.json").is_file():
         return shape_from(json.loads((folder / "config.json").read_text(encoding="utf-8")), str(folder))
     name = Path(path).name.lower()
-    for known in sorted(KNOWN, key=len, reverse=True):
-        if name.startswith(known):
-            return KNOWN[known]
+    for prefix in sorted(KNOWN, key=len, reverse=True):
+        if name.startswith(prefix):
+            return KNOWN[prefix]
     raise ConfigError(
-        f"model.path={path}: there is no config.json in it, and it is none of the models that can be planned without: "
-        f"{', '.join(KNOWN)}."
+        f"model.path={path}: no config.json in it, and not a model whose shape is known: {', '.join(KNOWN)}."
     )
 
 
 def shape_from(settings: dict[str, Any], where: str) -> ModelShape:
-    """
+    """Shape from the settings of a `config.json`.
+
     Raises:
-        ConfigError: a key is missing; `where` is for the message.
+        ConfigError: a key is missing; `where` names the folder in the message.
     """
     experts = int(settings.get("num_experts") or settings.get("num_local_experts") or 0)
     try:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demopsd_dist.run_record.samples import Row
-from demopsd_dist.util.printable import plain
+from demopsd_dist.util.printable import escape_control_chars
 
 SAMPLES = 64  # of a block
 FIGURES = ("rollout_logp", "entropy", "loss", "alpha", "disagreement")
@@ -96,7 +96,7 @@ class _Texts:
 
     @property
     def texts(self) -> list[str]:
-        return [plain(text, lines=True, most=_TOKEN_CHARACTERS) for text in self._place]
+        return [escape_control_chars(text, lines=True, max_chars=_TOKEN_CHARACTERS) for text in self._place]
 
 
 def _has(row: Row, name: str) -> bool:
@@ -120,4 +120,4 @@ def _rounded(values: NDArray[np.float64]) -> NDArray[np.uint16]:
 
 
 def _text(text: str | None) -> str | None:
-    return None if text is None else plain(text, lines=True, most=MOST_CHARACTERS)
+    return None if text is None else escape_control_chars(text, lines=True, max_chars=MOST_CHARACTERS)

@@ -12,7 +12,7 @@ import numpy as np
 from demopsd_dist.report.read_run import RunFiles
 from demopsd_dist.run_record import metric_glossary
 from demopsd_dist.run_record.samples import Row
-from demopsd_dist.util.printable import plain
+from demopsd_dist.util.printable import escape_control_chars
 
 MOST_POINTS = 2000
 _PREVIEW = 160
@@ -25,7 +25,7 @@ def of_run(run: RunFiles) -> dict[str, Any]:
     steps = run.steps[::every]
     names = sorted({name for step in steps for name in step if name != "step" and _is_number(step[name])})
     return {
-        "name": plain(run.name, most=80),
+        "name": escape_control_chars(run.name, max_chars=80),
         "config": {key: shown(value) for key, value in run.config.items()},
         "summary": _tree(run.summary),
         "done": bool(run.summary),
@@ -39,7 +39,7 @@ def of_run(run: RunFiles) -> dict[str, Any]:
 def meanings(runs: Iterable[dict[str, Any]]) -> dict[str, dict[str, str]]:
     """Unit and meaning of every metric that some run has."""
     names = {name for run in runs for name in run["metrics"]}
-    found = {name: metric_glossary.find(name) for name in sorted(names)}
+    found = {name: metric_glossary.find_metric(name) for name in sorted(names)}
     return {name: {"unit": metric.unit, "meaning": metric.meaning} for name, metric in found.items() if metric}
 
 
@@ -61,12 +61,12 @@ def index_entry(row: Row) -> dict[str, Any]:
 
     return {
         "step": row["step"],
-        "prompt": plain(row["prompt_id"], most=_PREVIEW),
+        "prompt": escape_control_chars(row["prompt_id"], max_chars=_PREVIEW),
         "sample": row["sample"],
-        "field": plain(row["field"], most=40),
-        "expected": plain(row["expected"], most=_PREVIEW),
-        "question": plain(row["question"][: 2 * _PREVIEW], most=_PREVIEW),
-        "response": plain(row["response"][: 2 * _PREVIEW], most=_PREVIEW),
+        "field": escape_control_chars(row["field"], max_chars=40),
+        "expected": escape_control_chars(row["expected"], max_chars=_PREVIEW),
+        "question": escape_control_chars(row["question"][: 2 * _PREVIEW], max_chars=_PREVIEW),
+        "response": escape_control_chars(row["response"][: 2 * _PREVIEW], max_chars=_PREVIEW),
         "reward": number(row["reward"]),
         "truncated": row["truncated"],
         "learned": row["learned"],
@@ -100,7 +100,7 @@ class MostTellingTokens:
         ranked = sorted(self._sums.items(), key=lambda item: -item[1][1])[:_TELLING_TOKENS]
         return [
             {
-                "text": plain(text, most=40),
+                "text": escape_control_chars(text, max_chars=40),
                 "count": int(count),
                 "share": number(d / whole),
                 "disagreement": number(d / count),
@@ -116,7 +116,7 @@ def shown(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    return plain(str(value), most=400)
+    return escape_control_chars(str(value), max_chars=400)
 
 
 def number(value: Any) -> float | None:
@@ -137,9 +137,9 @@ def _evaluation(line: dict[str, Any]) -> dict[str, Any]:
 
 def _tree(node: Any) -> Any:
     if isinstance(node, dict):
-        return {plain(str(key)): _tree(value) for key, value in node.items()}
+        return {escape_control_chars(str(key)): _tree(value) for key, value in node.items()}
     if isinstance(node, list):
         return [_tree(value) for value in node]
     if _is_number(node):
         return number(node)
-    return node if isinstance(node, bool) or node is None else plain(str(node), most=_PREVIEW)
+    return node if isinstance(node, bool) or node is None else escape_control_chars(str(node), max_chars=_PREVIEW)

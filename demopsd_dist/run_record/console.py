@@ -1,6 +1,6 @@
-"""What a reader sees of a run while it goes: how far it is, where the time goes, and a response it sampled last.
+"""Live view of a run in the terminal: progress, time by stage, and a response of the last step.
 
-Drawn anew for whatever width the terminal has; nothing of a response reaches the terminal but as plain text.
+It adapts to the width of the terminal. Control characters in a response are escaped.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from rich.table import Table
 from rich.text import Text
 
 from demopsd_dist.run_record.samples import Row
-from demopsd_dist.util.printable import plain
+from demopsd_dist.util.printable import escape_control_chars
 
 STAGES = {
     "wait_for_rollouts": "rollouts",
     "learn": "learn",
     "publish_weights": "publish",
-    "samples": "keep samples",
+    "samples": "record samples",
     "checkpoint": "checkpoint",
 }
-"""The driver's own stages, which add up to a step but for `other`."""
-_SIDE_BY_SIDE = 96  # columns
+"""Stages of the driver that do not overlap, with their names in the view; the rest of a step is `other`."""
+_SIDE_BY_SIDE = 96  # columns from which times and response are side by side
 _TEXT_LINES = 3
 
 
 class Progress:
-    """The state of the picture. `step` and `show` bring news; rich asks for the picture whenever it draws."""
+    """State of the live view, which rich renders periodically."""
 
     def __init__(self, total_steps: int) -> None:
         self.total_steps = total_steps
@@ -40,7 +40,8 @@ class Progress:
         self.row: Row | None = None
         self._since = time.monotonic()
 
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+    def add_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add the metrics of a finished step."""
         self.done = step
         self.step_s.append(metrics.get("perf/step_s", 0.0))
         for stage in STAGES:
@@ -48,19 +49,19 @@ class Progress:
                 self.stage_s[stage] = self.stage_s.get(stage, 0.0) + spent
         self._since = time.monotonic()
 
-    def go_back(self, steps: Sequence[Mapping[str, float]]) -> None:
-        """To where only these steps are done, the first of them being step 1."""
+    def roll_back(self, steps: Sequence[Mapping[str, float]]) -> None:
+        """Reset the view to the state after these steps, which begin with step 1."""
         self.done, self.step_s, self.stage_s, self.row = 0, [], {}, None
         for step, metrics in enumerate(steps, start=1):
-            self.step(step, metrics)
+            self.add_step(step, metrics)
 
-    def show(self, row: Row) -> None:
-        """A response that was sampled in the last step."""
+    def show_sample(self, row: Row) -> None:
+        """Show a response of the last step."""
         self.row = row
 
     @property
     def left_s(self) -> float:
-        """For the steps that are left, at the mean time of those done."""
+        """Estimated seconds of the remaining steps, at the mean time of the finished steps."""
         return sum(self.step_s) / max(len(self.step_s), 1) * (self.total_steps - self.done)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -80,52 +81,55 @@ class Progress:
 
     def _bar(self, width: int) -> RenderableType:
         since_s = time.monotonic() - self._since
-        said = f"step {self.done}/{self.total_steps}"
+        text = f"step {self.done}/{self.total_steps}"
         if self.step_s and self.done < self.total_steps:
-            said += f"  {clock(max(self.left_s - since_s, 0.0))} left"
+            text += f"  {format_time(max(self.left_s - since_s, 0.0))} left"
         if width < 40:
-            return Text(said, overflow="ellipsis", no_wrap=True)
+            return Text(text, overflow="ellipsis", no_wrap=True)
         grid = Table.grid(padding=(0, 2), expand=True)
         grid.add_column(no_wrap=True)
         grid.add_column(ratio=1)
-        grid.add_row(Text(said, style="bold"), ProgressBar(total=max(self.total_steps, 1), completed=self.done))
+        grid.add_row(Text(text, style="bold"), ProgressBar(total=max(self.total_steps, 1), completed=self.done))
         return grid
 
     def _times(self) -> RenderableType:
-        whole = sum(self.step_s)
-        if not whole:
-            return Text("the first step is under way", style="dim")
-        spent = self.stage_s | {"other": max(whole - sum(self.stage_s.values()), 0.0)}
+        total_s = sum(self.step_s)
+        if not total_s:
+            return Text("the first step is running", style="dim")
+        spent = self.stage_s | {"other": max(total_s - sum(self.stage_s.values()), 0.0)}
         grid = Table.grid(padding=(0, 1), expand=True)
         grid.add_column(no_wrap=True, overflow="ellipsis")
         grid.add_column(ratio=1)
         grid.add_column(no_wrap=True, justify="right")
         for stage, seconds in spent.items():
-            share = seconds / whole
+            share = seconds / total_s
             grid.add_row(STAGES.get(stage, stage), ProgressBar(total=1.0, completed=share), f"{share:.0%}")
         return grid
 
 
 def response_lines(row: Row, width: int) -> list[Text]:
-    """A response with its question and reward, each in a few lines of this width."""
+    """A response with its question and reward, each in at most three lines of this width."""
     verdict = Text("right" if row["reward"] >= 0.5 else "wrong", style="green" if row["reward"] >= 0.5 else "red")
     head = Text.assemble(
-        f"step {row['step']}  {plain(row['field'], most=40)}  ", verdict, f"  reward {row['reward']:.2g}", style="bold"
+        f"step {row['step']}  {escape_control_chars(row['field'], max_chars=40)}  ",
+        verdict,
+        f"  reward {row['reward']:.2g}",
+        style="bold",
     )
     most = max(width, 10) * _TEXT_LINES
     lines = [
         head,
-        Text(plain(row["question"], most=most), style="dim"),
-        Text(plain(row["response"], most=most)),
-        Text(f"expected {plain(row['expected'], most=most)}", style="dim"),
+        Text(escape_control_chars(row["question"], max_chars=most), style="dim"),
+        Text(escape_control_chars(row["response"], max_chars=most)),
+        Text(f"expected {escape_control_chars(row['expected'], max_chars=most)}", style="dim"),
     ]
     for line in lines:
         line.overflow = "fold"
     return lines
 
 
-def clock(seconds: float) -> str:
-    """1:05, or 2:03:04 from an hour on."""
+def format_time(seconds: float) -> str:
+    """Seconds as `1:05`, or as `2:03:04` from an hour on."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,5 +1,4 @@
-"""What a run tells: `metrics.jsonl` always, other sinks as asked, a line a step and a live view on the console, and the
-summary."""
+"""Log of a run: metrics to `metrics.jsonl` and other sinks, a console line a step, a live view, and the summary."""
 
 from __future__ import annotations
 
@@ -14,13 +13,13 @@ from rich.console import Console
 from rich.live import Live
 
 from demopsd_dist.run_record import replay_batch, samples
-from demopsd_dist.run_record.console import Progress, clock
+from demopsd_dist.run_record.console import Progress, format_time
 from demopsd_dist.run_record.folder import RunFolder, replace_text
-from demopsd_dist.run_record.sinks import Sink, numbers_of
+from demopsd_dist.run_record.sinks import Sink, flatten_numbers
 from demopsd_dist.run_record.timeline import Spans
-from demopsd_dist.training.evaluate import Evaluation, evaluation_of
+from demopsd_dist.training.evaluate import Evaluation, evaluation_from_record
 from demopsd_dist.util.errors import RunFolderError
-from demopsd_dist.util.printable import plain
+from demopsd_dist.util.printable import escape_control_chars
 
 SUMMARISED = {
     "active_fraction": "rollout/learned_fraction",
@@ -35,11 +34,11 @@ SUMMARISED = {
         for name in ("teacher_nats", "target_nats", "contexts_mean")
     },
 }
-"""Means over the steps, by their name in the summary."""
+"""Metrics whose mean over the steps is in the summary: name in the summary -> name of the metric."""
 
 
 class RunLog:
-    """Used as a context manager: the terminal is given back whatever happens."""
+    """Log of one run. Use it as a context manager: the terminal is restored even after an error."""
 
     def __init__(
         self, folder: RunFolder, total_steps: int, console: Console | None = None, sinks: Sequence[Sink] = ()
@@ -54,7 +53,7 @@ class RunLog:
         self._file = folder.metrics.open("a", encoding="utf-8")
         self._sinks = sinks
         self.spans = Spans()
-        self.last_step_s = (0.0, 0.0)  # when the last step began and ended, of the monotonic clock
+        self.last_step_s = (0.0, 0.0)  # start and end of the last step by the monotonic clock
         self._step_stage_s: dict[str, float] = {}
         self._step_started = time.monotonic()
         self._training_s = 0.0
@@ -72,63 +71,65 @@ class RunLog:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Adds the seconds spent inside to `stage`, of this step and of the run. Stages may overlap."""
+        """Add the seconds spent inside to `stage`, for this step and for the run. Stages may overlap."""
         started = time.monotonic()
         try:
             with self.spans.span(stage):
                 yield
         finally:
             spent = time.monotonic() - started
-            for table in (self.stage_s, self._step_stage_s):
-                table[stage] = table.get(stage, 0.0) + spent
+            for totals in (self.stage_s, self._step_stage_s):
+                totals[stage] = totals.get(stage, 0.0) + spent
 
     def note(self, text: str) -> None:
-        """A line for the reader, outside the rhythm of the steps."""
+        """Print a line that is not the line of a step or evaluation."""
         self.console.print(text, markup=False)
 
-    def training_starts(self) -> None:
-        """The clock of the first step starts now."""
+    def start_steps(self) -> None:
+        """Start the clock of the first step, and the live view."""
         self._step_started = time.monotonic()
         self._step_stage_s = {}
         if self.console.is_terminal:
             self._live.start()
 
-    def show(self, row: samples.Row) -> None:
-        """A response that was just sampled, for the live view."""
-        self._progress.show(row)
+    def show_sample(self, row: samples.Row) -> None:
+        """Show a response of the last step in the live view."""
+        self._progress.show_sample(row)
 
-    def go_back(self, step: int) -> None:
-        """To the state after this step, with what the run folder has up to there: at a resume, and where later steps
-        are undone. Their lines go to `metrics-undone.jsonl`, their samples away."""
+    def roll_back(self, step: int) -> None:
+        """Reset the log to its state after this step, from the run folder: at a resume or after a rollback.
+
+        Metrics of later steps are moved to `metrics-undone.jsonl`; samples and replay batches of them are removed.
+        """
         self._file.close()
-        staying: list[str] = []
+        remaining: list[str] = []
         undone: list[str] = []
         for line in self.folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True):
-            (staying if _whole(line) and json.loads(line)["step"] <= step else undone).append(line)
+            (remaining if _is_complete(line) and json.loads(line)["step"] <= step else undone).append(line)
         if undone:
             with (self.folder.path / "metrics-undone.jsonl").open("a", encoding="utf-8") as file:
                 file.writelines(undone)
-            replace_text(self.folder.metrics, "".join(staying))
+            replace_text(self.folder.metrics, "".join(remaining))
         self._file = self.folder.metrics.open("a", encoding="utf-8")
         self.steps, self.evaluations = [], {}
-        for record in map(json.loads, staying):
+        for record in map(json.loads, remaining):
             if (split := record.pop("evaluation", None)) is not None:
-                self.evaluations.setdefault(split, []).append(evaluation_of(record))
+                self.evaluations.setdefault(split, []).append(evaluation_from_record(record))
             else:
                 self.steps.append({key: value for key, value in record.items() if key != "step"})
         self._training_s = sum(metrics["perf/step_s"] for metrics in self.steps)
-        samples.forget_after(self.folder.samples, step)
-        replay_batch.keep_only(
-            self.folder.replay, [there for there in replay_batch.steps(self.folder.replay) if there <= step]
+        samples.remove_after(self.folder.samples, step)
+        replay_batch.remove_except(
+            self.folder.replay, [other for other in replay_batch.recorded_steps(self.folder.replay) if other <= step]
         )
-        self._progress.go_back(self.steps)
+        self._progress.roll_back(self.steps)
 
     @property
     def last_step(self) -> int:
         return len(self.steps)
 
-    def step(self, step: int, metrics: dict[str, float]) -> None:
-        """Record a step; its time runs from the previous call to this one."""
+    def write_step(self, step: int, metrics: dict[str, float]) -> None:
+        """Record the metrics of a step. Its time is that since the previous step was recorded."""
         now = time.monotonic()
         self.last_step_s = (self._step_started, now)
         step_s, self._step_started = now - self._step_started, now
@@ -144,23 +145,25 @@ class RunLog:
         self._write({"step": step, **metrics})
         for sink in self._sinks:
             sink.write(step, metrics)
-        self._progress.step(step, metrics)
-        self.note(step_line(step, self._total_steps, metrics, self._progress.left_s))
+        self._progress.add_step(step, metrics)
+        self.note(format_step(step, self._total_steps, metrics, self._progress.left_s))
 
-    def evaluation(self, step: int, split: str, result: Evaluation) -> None:
+    def write_evaluation(self, step: int, split: str, result: Evaluation) -> None:
+        """Record the results of one split of an evaluation after this step."""
         self.evaluations.setdefault(split, []).append(result)
-        self._step_started = time.monotonic()  # the next step's time is its own
+        self._step_started = time.monotonic()  # the time of the evaluation does not count for the next step
         self._write({"step": step, "evaluation": split, **asdict(result)})
         for sink in self._sinks:
-            sink.write(step, numbers_of(asdict(result), f"evaluation/{split}"))
-        self.note(f"{split:>5} after step {step}: {told(result)}")
+            sink.write(step, flatten_numbers(asdict(result), f"evaluation/{split}"))
+        self.note(f"{split:>5} after step {step}: {format_evaluation(result)}")
         if result.mean.average < 0.1 and not split.startswith("early/"):
             self.note(
-                "      for example: " + "  ".join(f"{key} {plain(text[-200:])}" for key, text in result.example.items())
+                "      example: "
+                + "  ".join(f"{key} {escape_control_chars(text[-200:])}" for key, text in result.example.items())
             )
 
     def summary(self) -> dict[str, Any]:
-        """The figures of the run so far; keys are absent where nothing was measured."""
+        """Summary of the run so far. Keys are absent if they were not measured."""
         test, ood = self.evaluations.get("test", []), self.evaluations.get("ood", [])
 
         def accuracy(index: int) -> dict[str, float]:
@@ -184,7 +187,7 @@ class RunLog:
         return summary
 
     def _mean(self, key: str) -> float | None:
-        """Over the steps that have it."""
+        """Mean over the steps that have this metric."""
         values = [metrics[key] for metrics in self.steps if key in metrics]
         return sum(values) / len(values) if values else None
 
@@ -194,20 +197,20 @@ class RunLog:
             self._file.flush()
         except OSError as error:
             raise RunFolderError(
-                f"{self.folder.metrics} cannot be written: {error}. Make room or mend the disk, then resume."
+                f"{self.folder.metrics} cannot be written: {error}. Free disk space or repair the disk, then resume."
             ) from None
 
 
-def _whole(line: str) -> bool:
-    """Not the half that a process left which was killed while it wrote."""
+def _is_complete(line: str) -> bool:
+    """False for a partial last line, which a process leaves that is killed while it writes."""
     try:
         return line.endswith("\n") and "step" in json.loads(line)
     except ValueError:
         return False
 
 
-def told(result: Evaluation) -> str:
-    """An evaluation in a line."""
+def format_evaluation(result: Evaluation) -> str:
+    """One line with the results of an evaluation."""
     fields = (
         ""
         if len(result.mean.by_field) == 1
@@ -216,25 +219,24 @@ def told(result: Evaluation) -> str:
     return (
         f"{result.mean.average:.1%} right (mean@{result.samples}, {result.questions} questions, "
         f"95 % interval {result.mean.low:.1%} to {result.mean.high:.1%}){fields}  entropy {result.entropy_nats:.3f}"
-        + (f"  {result.reward_errors} not marked, taken as wrong" if result.reward_errors else "")
+        + (f"  {result.reward_errors} without a reward, counted as wrong" if result.reward_errors else "")
         + (f"  no answer in {result.unparsed_fraction:.0%}" if result.unparsed_fraction > 0.05 else "")
     )
 
 
-def step_line(step: int, total_steps: int, metrics: Mapping[str, float], left_s: float) -> str:
-    """A step in a line."""
-    return f"step {step:>{len(str(total_steps))}}/{total_steps}  {_told(metrics)}  {clock(left_s)} left"
+def format_step(step: int, total_steps: int, metrics: Mapping[str, float], left_s: float) -> str:
+    """One line with the main metrics of a step."""
+    return f"step {step:>{len(str(total_steps))}}/{total_steps}  {_format_metrics(metrics)}  {format_time(left_s)} left"
 
 
-def _told(metrics: Mapping[str, float]) -> str:
-    """The figures of a step that a reader wants to see go by."""
+def _format_metrics(metrics: Mapping[str, float]) -> str:
     if "learner/loss" in metrics:
         learned = f"loss {metrics['learner/loss']:.4f}  entropy {metrics.get('policy/entropy_nats', 0.0):.3f}"
         if "demopsd/alpha_mean" in metrics:
             learned += f"  alpha {metrics['demopsd/alpha_mean']:.3f}"
         learned += f"  active {metrics['rollout/learned_fraction']:.0%}"
     else:
-        learned = "nothing to learn from: no group had what the method needs"
+        learned = "nothing to learn from: no group gives the method a training example"
     if "mismatch/logp_diff_max" in metrics:
         learned += f"  mismatch {metrics['mismatch/logp_diff_max']:.0e}"
     return (

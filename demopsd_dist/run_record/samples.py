@@ -1,7 +1,7 @@
-"""Some responses of a step, kept with all that is known of their tokens: a Parquet file a step, a row a response.
+"""Recorded samples: some responses of a step with the values of each token, a Parquet file a step, a row a response.
 
-What the columns mean is in `COLUMNS`, from which the page `docs/samples.md` has its table. Files are complete or not
-there: each is written beside its place and then moved to it.
+`COLUMNS` defines the columns; the table in `docs/samples.md` is a copy of it. A file is written under a temporary name
+and renamed, so that it is complete or missing.
 """
 
 from __future__ import annotations
@@ -26,41 +26,42 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 COLUMNS: dict[str, tuple[str, str]] = {
-    "step": ("int32", "the step that learned from it; the first is 1"),
-    "prompt_id": ("string", "of the question"),
-    "sample": ("int32", "which of the question's responses, from 0"),
-    "field": ("string", "of the question"),
-    "question": ("string", "its text"),
-    "expected": ("string", "the answer that is marked as right"),
+    "step": ("int32", "step that trained on the response; the first is 1"),
+    "prompt_id": ("string", "id of the question"),
+    "sample": ("int32", "number of the response among those to the question, from 0"),
+    "field": ("string", "field of the question"),
+    "question": ("string", "text of the question"),
+    "expected": ("string", "the right answer"),
     "student_view": ("string", "the student's prompt, chat template included"),
-    "privileged_view": ("string", "the teacher's prompt; null where there was none"),
-    "response": ("string", "whole, without special tokens"),
+    "privileged_view": ("string", "the teacher's prompt; null without a teacher"),
+    "response": ("string", "text of the response, without special tokens"),
     "truncated": ("bool", "cut at rollout.max_response_tokens"),
-    "reward": ("float", "0 to 1"),
-    "feedback": ("string", "what the reward said of it, or null"),
-    "learned": ("bool", "whether the step learned from it"),
-    "advantage": ("float", "reward over its group's mean; null where it was not learned from"),
-    "worker": ("int32", "the rollout worker that sampled it"),
-    "token_ids": ("list<int32>", "of the response, the first samples.tokens of them, as all lists here"),
-    "token_texts": ("list<string>", "a character of several tokens stands at its first, the others are empty"),
-    "versions": ("list<int32>", "of the weights that sampled each token"),
-    "rollout_logp": ("list<float>", "of each token when it was sampled, natural logarithm"),
-    "entropy": ("list<float>", "of the student over the vocabulary, nats; null where not learned from, as all below"),
-    "loss": ("list<float>", "of each token, nats"),
-    "alpha": ("list<float>", "how much DemoPSD holds back; null for other methods"),
-    "disagreement": ("list<float>", "of reference and teacher, Jensen-Shannon, nats; null for other methods"),
-    "candidate_ids": ("list<list<int32>>", "the samples.candidates likeliest tokens at each position"),
-    "candidate_texts": ("list<list<string>>", "their texts"),
-    "student_logp": ("list<list<float>>", "the student's log-probability of each candidate"),
-    "reference_logp": ("list<list<float>>", "the same model's without the solution; null without such a forward"),
-    "teacher_logp": ("list<list<float>>", "with it; null without a teacher"),
-    "target_logp": ("list<list<float>>", "of what the student is taken to: the barycenter; null without a teacher"),
+    "reward": ("float", "reward, 0 to 1"),
+    "feedback": ("string", "feedback of the reward, or null"),
+    "learned": ("bool", "true if the response is a training example of the step"),
+    "advantage": ("float", "reward relative to the group's mean; null if not learned"),
+    "worker": ("int32", "rollout worker that sampled it"),
+    "token_ids": ("list<int32>", "first samples.tokens token ids of the response; all lists here have their length"),
+    "token_texts": ("list<string>", "text of each token; a character of several tokens is at its first token"),
+    "versions": ("list<int32>", "version of the weights that sampled each token"),
+    "rollout_logp": ("list<float>", "log-probability of each token when it was sampled, nats"),
+    "entropy": ("list<float>", "student's entropy over the vocabulary, nats; null if not learned, as all below"),
+    "loss": ("list<float>", "loss of each token, nats"),
+    "alpha": ("list<float>", "DemoPSD's gate alpha; null for other methods"),
+    "disagreement": ("list<float>", "Jensen-Shannon divergence of reference and teacher, nats; null for other methods"),
+    "candidate_ids": ("list<list<int32>>", "the samples.candidates most likely tokens at each position"),
+    "candidate_texts": ("list<list<string>>", "texts of the candidates"),
+    "student_logp": ("list<list<float>>", "student's log-probability of each candidate"),
+    "reference_logp": ("list<list<float>>", "reference's log-probability of each candidate; null without a reference"),
+    "teacher_logp": ("list<list<float>>", "teacher's log-probability of each candidate; null without a teacher"),
+    "target_logp": ("list<list<float>>", "log-probability under the target, DemoPSD's barycenter; null without a teacher"),
 }
+"""Type and meaning of each column."""
 _DISTRIBUTIONS = {"alpha": "demopsd/alpha", "disagreement": "demopsd/disagreement_nats"}
 
 
-def drawn(cfg: Config, step: int, rollouts: Sequence[Rollout]) -> list[str]:
-    """Ids of the rollouts to keep of a step, or none where it is not due. `step` counts those done before."""
+def choose_recorded(cfg: Config, step: int, rollouts: Sequence[Rollout]) -> list[str]:
+    """Ids of the rollouts of a step to record, chosen by the seed; none if the step is not due. `step` counts from 0."""
     every = cfg.samples.every_steps
     if not every or step % every:
         return []
@@ -68,7 +69,7 @@ def drawn(cfg: Config, step: int, rollouts: Sequence[Rollout]) -> list[str]:
     return random.Random(f"samples/{cfg.seed}/{step}").sample(ids, min(cfg.samples.responses, len(ids)))
 
 
-def rows_of(
+def sample_rows(
     cfg: Config,
     step: int,
     ids: Sequence[str],
@@ -77,26 +78,26 @@ def rows_of(
     tables: Mapping[str, TokenRecord],
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[Row]:
-    """A row for each id, in their order."""
+    """A row for each of the rollouts `ids`, in that order."""
     texts = TokenTexts(tokenizer)
     examples = {item.id: item.example for item in scored}
-    found = {
-        rollout.id: (rollout, mark)
+    rollouts = {
+        rollout.id: (rollout, result)
         for group in groups
-        for rollout, mark in zip(group.rollouts, group.results, strict=True)
+        for rollout, result in zip(group.rollouts, group.results, strict=True)
     }
     return [
-        _of_response(step, *found[name], examples.get(name), texts)
-        | _of_tokens(cfg, found[name][0], tables.get(name), texts)
+        _response_columns(step, *rollouts[name], examples.get(name), texts)
+        | _token_columns(cfg, rollouts[name][0], tables.get(name), texts)
         for name in ids
     ]
 
 
-def _of_response(
-    step: int, rollout: Rollout, mark: RewardResult, example: TrainingExample | None, texts: TokenTexts
+def _response_columns(
+    step: int, rollout: Rollout, result: RewardResult, example: TrainingExample | None, texts: TokenTexts
 ) -> Row:
     question = rollout.prompt.question
-    shown = example is not None and len(example.privileged_tokens)
+    has_view = example is not None and len(example.privileged_tokens)
     row = {
         "step": step,
         "prompt_id": question.id,
@@ -105,11 +106,11 @@ def _of_response(
         "question": question.text,
         "expected": question.answer,
         "student_view": texts.text(rollout.prompt.tokens),
-        "privileged_view": texts.text(example.privileged_tokens) if example is not None and shown else None,
+        "privileged_view": texts.text(example.privileged_tokens) if example is not None and has_view else None,
         "response": rollout.text,
         "truncated": rollout.truncated,
-        "reward": mark.reward,
-        "feedback": mark.feedback,
+        "reward": result.reward,
+        "feedback": result.feedback,
         "learned": example is not None,
         "advantage": None if example is None else example.advantage,
         "worker": rollout.worker,
@@ -118,15 +119,15 @@ def _of_response(
 
 
 def _encodable(text: str) -> str:
-    """Half of a surrogate pair, which a data set may hold and UTF-8 cannot, as its escape."""
+    """The text with unpaired surrogates escaped: a data set may hold them and UTF-8 cannot."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _of_tokens(cfg: Config, rollout: Rollout, table: TokenRecord | None, texts: TokenTexts) -> Row:
+def _token_columns(cfg: Config, rollout: Rollout, table: TokenRecord | None, texts: TokenTexts) -> Row:
     ids: Tokens = rollout.tokens_T[: cfg.samples.tokens]
     row: Row = {
         "token_ids": ids.tolist(),
-        "token_texts": texts.of_sequence(ids),
+        "token_texts": texts.texts_of_sequence(ids),
         "versions": rollout.version_T[: len(ids)].tolist(),
         "rollout_logp": rollout.logp_T[: len(ids)].tolist(),
     }
@@ -143,18 +144,19 @@ def _of_tokens(cfg: Config, rollout: Rollout, table: TokenRecord | None, texts: 
         "teacher_logp": table.teacher_logp_TC,
         "target_logp": table.target_logp_TC,
     }
-    told = {name: value.tolist() for name, value in values.items() if value is not None}
-    return row | told | {"candidate_texts": [texts.of_each(ids_C) for ids_C in table.candidate_TC]}
+    columns = {name: value.tolist() for name, value in values.items() if value is not None}
+    return row | columns | {"candidate_texts": [texts.texts_token_columns(ids_C) for ids_C in table.candidate_TC]}
 
 
-def path_of(folder: Path, step: int) -> Path:
+def file_path(folder: Path, step: int) -> Path:
+    """Path of the file of a step."""
     return folder / f"step-{step:06d}.parquet"
 
 
 def write(folder: Path, step: int, rows: Sequence[Row]) -> Path:
-    """The step's file in `folder`, which is made where it is missing."""
+    """Write the file of a step into `folder`, which is created if missing."""
     folder.mkdir(exist_ok=True)
-    path = path_of(folder, step)
+    path = file_path(folder, step)
     unfinished = path.with_suffix(".unfinished")
     columns = {name: [row.get(name) for row in rows] for name in COLUMNS}
     pq.write_table(pa.table(columns, schema=schema()), unfinished, compression="zstd")
@@ -163,28 +165,30 @@ def write(folder: Path, step: int, rows: Sequence[Row]) -> Path:
 
 
 def schema() -> pa.Schema:
-    def of(kind: str) -> pa.DataType:
+    """The Parquet schema of `COLUMNS`."""
+
+    def arrow_type(kind: str) -> pa.DataType:
         if kind.startswith("list<"):
-            return pa.list_(of(kind[len("list<") : -1]))
+            return pa.list_(arrow_type(kind[len("list<") : -1]))
         return {"int32": pa.int32(), "string": pa.string(), "bool": pa.bool_(), "float": pa.float32()}[kind]
 
-    return pa.schema([(name, of(kind)) for name, (kind, _) in COLUMNS.items()])
+    return pa.schema([(name, arrow_type(kind)) for name, (kind, _) in COLUMNS.items()])
 
 
 def files(folder: Path) -> list[Path]:
-    """Of a run, by step."""
+    """The files of a run, by step."""
     return sorted(folder.glob("step-*.parquet"))
 
 
-def forget_after(folder: Path, step: int) -> None:
-    """Files of later steps are removed: those steps are undone."""
+def remove_after(folder: Path, step: int) -> None:
+    """Remove the files of steps after this one, which are undone."""
     for path in files(folder):
-        if path > path_of(folder, step):
+        if path > file_path(folder, step):
             path.unlink()
 
 
-def size(path: Path) -> tuple[int, int]:
-    """Responses and tokens in a file, from its footer alone."""
+def count_rows_and_tokens(path: Path) -> tuple[int, int]:
+    """Numbers of responses and of tokens in a file, read from its footer."""
     footer = pq.read_metadata(path)
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
     tokens = sum(
@@ -197,4 +201,5 @@ def size(path: Path) -> tuple[int, int]:
 
 
 def read(path: Path) -> list[Row]:
+    """The rows of a file."""
     return pq.read_table(path).to_pylist()

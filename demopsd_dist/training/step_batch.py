@@ -184,5 +184,5 @@ def pack_step(run: Run, state: RunState, batch: StepBatch) -> TrainBatch:
     return replace(
         shards,
         learning_rate_factor=run.alarm.learning_rate_factor,
-        trace=DigestRequest() if replayable else None,
+        digest_request=DigestRequest() if replayable else None,
     )

@@ -1,4 +1,4 @@
-"""Which questions a step asks, how they are sampled, and when a step asks for more."""
+"""Prompts of a step: which questions are sampled, with which parameters, and in how many rounds."""
 
 from __future__ import annotations
 
@@ -10,54 +10,53 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from demopsd_dist.config import Config
 from demopsd_dist.data.examples import RewardedGroup, reward_group
 from demopsd_dist.data.records import Prompt, Rollout
-from demopsd_dist.data.sources import order
-from demopsd_dist.methods import resolve_method
-from demopsd_dist.run_record.ledger import DropReason, Ledger
-from demopsd_dist.training.roles import Rollouts, Sampling
-from demopsd_dist.training.run import Task
+from demopsd_dist.data.sources import question_order
+from demopsd_dist.run_record.ledger import DropReason
+from demopsd_dist.training.roles import Sampling
+from demopsd_dist.training.run import Run
 
 
-async def step_groups(
-    cfg: Config, rollouts: Rollouts, task: Task, step: int, ledger: Ledger
-) -> AsyncIterator[tuple[int, RewardedGroup]]:
-    """A step's groups, rewarded, each as soon as it is sampled, with its place in the step.
+async def stream_groups(run: Run, step: int) -> AsyncIterator[tuple[int, RewardedGroup]]:
+    """A step's rewarded groups in the order in which they finish, each with its index in the step.
 
-    A method with several rounds asks again for as many questions as have groups without signal, all of whose rewards
-    are equal (DAPO's dynamic sampling).
+    A method with several sampling rounds samples as many further questions as there are groups without a signal, in
+    which all rewards are equal (DAPO's dynamic sampling). `step` counts the steps done before.
     """
-    asked = prompts_of_step(task.train, cfg, step)
-    seen: set[str] = set()
-    missing = cfg.rollout.prompts_per_step
-    for _ in range(resolve_method(cfg).sampling_rounds):
-        first_place, late = len(seen), {prompt.id for prompt in asked}
-        ledger.issued(step + 1, asked, cfg.rollout.group_size)
-        async for index, sampled in drop_stragglers(rollouts.stream(asked, train_sampling(cfg, step)), len(asked), cfg):
-            group = reward_group(sampled, task.reward)
+    cfg, ledger, group_size = run.cfg, run.ledger, run.cfg.rollout.group_size
+    prompts = prompts_of_step(run.task.train, cfg, step)
+    sampled_ids: set[str] = set()
+    missing_groups = cfg.rollout.prompts_per_step
+    for _ in range(run.method.sampling_rounds):
+        first_index, late_ids = len(sampled_ids), {prompt.id for prompt in prompts}
+        ledger.issued(step + 1, prompts, group_size)
+        stream = run.roles.rollouts.stream(prompts, train_sampling(cfg, step))
+        async for index, rollouts in drop_stragglers(stream, len(prompts), cfg):
+            group = reward_group(rollouts, run.task.reward)
             ledger.generated(step + 1, group.rollouts, group.unrewarded)
-            missing -= group.has_signal
-            late.remove(group.prompt.id)
-            yield first_place + index, group
-        ledger.dropped(step + 1, itertools.product(sorted(late), range(cfg.rollout.group_size)), DropReason.late)
-        seen |= {prompt.id for prompt in asked}
-        asked = _more_prompts(task.train, cfg, step, seen, missing) if missing > 0 else []
-        if not asked:
+            missing_groups -= group.has_signal
+            late_ids.remove(group.prompt.id)
+            yield first_index + index, group
+        ledger.dropped(step + 1, itertools.product(sorted(late_ids), range(group_size)), DropReason.late)
+        sampled_ids |= {prompt.id for prompt in prompts}
+        prompts = _more_prompts(run.task.train, cfg, step, sampled_ids, missing_groups) if missing_groups > 0 else []
+        if not prompts:
             break
 
 
 async def drop_stragglers(
     groups: AsyncIterator[tuple[int, list[Rollout]]], count: int, cfg: Config
 ) -> AsyncIterator[tuple[int, list[Rollout]]]:
-    """Those of `count` groups that come in time: once nine tenths are there, the others have `late_group_s` left."""
+    """The first of `count` groups: after nine tenths of them, the rest have `rollout.late_group_s` to finish."""
     late_s, done = cfg.rollout.late_group_s, 0
     deadline = float("inf")
     try:
         while done < count:
             left_s = None if deadline == float("inf") else max(deadline - time.monotonic(), 0.0)
             try:
-                found = await asyncio.wait_for(anext(groups), left_s)
+                group = await asyncio.wait_for(anext(groups), left_s)
             except TimeoutError:
                 return
-            yield found
+            yield group
             done += 1
             if late_s is not None and deadline == float("inf") and done >= 0.9 * count:
                 deadline = time.monotonic() + late_s
@@ -66,37 +65,39 @@ async def drop_stragglers(
             await groups.aclose()
 
 
-def learned_groups(cfg: Config, groups: Sequence[RewardedGroup]) -> list[RewardedGroup]:
-    """Those that a step of several rounds learns from: the first that have a signal."""
+def groups_with_signal(cfg: Config, groups: Sequence[RewardedGroup]) -> list[RewardedGroup]:
+    """The first `rollout.prompts_per_step` groups whose rewards differ."""
     return [group for group in groups if group.has_signal][: cfg.rollout.prompts_per_step]
 
 
 def prompts_of_step(prompts: Sequence[Prompt], cfg: Config, step: int) -> list[Prompt]:
-    """A step's different prompts: each epoch shuffles anew, and leaves out what does not fill a step."""
+    """The prompts of a step, all different. Each epoch has a permutation of its own and drops an incomplete last step."""
     per_step = cfg.rollout.prompts_per_step
-    epoch, place = divmod(step, len(prompts) // per_step)
-    walk = order(len(prompts), cfg.seed, epoch)
-    return [prompts[index] for index in walk[place * per_step : (place + 1) * per_step]]
+    epoch, step_of_epoch = divmod(step, len(prompts) // per_step)
+    indices = question_order(len(prompts), cfg.seed, epoch)
+    return [prompts[index] for index in indices[step_of_epoch * per_step : (step_of_epoch + 1) * per_step]]
 
 
-def _more_prompts(prompts: Sequence[Prompt], cfg: Config, step: int, asked: set[str], count: int) -> list[Prompt]:
-    """Others than this step has asked, in an order of the step's own: what is asked does not hang on earlier steps."""
-    walk = order(len(prompts), cfg.seed, -1 - step)
-    return [prompts[index] for index in walk if prompts[index].id not in asked][:count]
+def _more_prompts(prompts: Sequence[Prompt], cfg: Config, step: int, used_ids: set[str], count: int) -> list[Prompt]:
+    """Prompts that the step has not sampled yet, in an order of the step's own, which no earlier step influences."""
+    indices = question_order(len(prompts), cfg.seed, -1 - step)
+    return [prompts[index] for index in indices if prompts[index].id not in used_ids][:count]
 
 
 def train_sampling(cfg: Config, step: int) -> Sampling:
+    """Sampling parameters of a training step, from the unmodified distribution of the student."""
     rollout = cfg.rollout
     return Sampling(
         samples=rollout.group_size,
         temperature=rollout.temperature,
-        top_p=1.0,  # a nucleus would make the samples another policy's than the student's
+        top_p=1.0,  # a smaller nucleus would sample from another policy than the student
         max_response_tokens=rollout.max_response_tokens,
         seed=f"{cfg.seed}/{step}",
     )
 
 
 def evaluation_sampling(cfg: Config) -> Sampling:
+    """Sampling parameters of every evaluation of a run."""
     settings = cfg.evaluation
     return Sampling(
         samples=settings.samples,

@@ -1,19 +1,19 @@
-"""Every error that a user may see. All are picklable, so that they cross a process boundary whole.
+"""Errors that a user may see. All are picklable, so that they cross a process boundary whole.
 
-A message says what went wrong, with the numbers, and how to mend it; it fits on one line.
+A message states the fault, the numbers and the fix, on one line.
 """
 
-LONGEST = 2000
+MAX_MESSAGE_CHARS = 2000
 
 
 class DemoPSDError(Exception):
-    """Root of the family. `exit_code` is what the command line returns for it."""
+    """Base class of the project's errors. `exit_code` is the exit code of a command that ends with it."""
 
     exit_code = 1
 
 
 class InputError(DemoPSDError):
-    """What the user gave cannot be used. The message is one printable line, whatever it quotes."""
+    """An input of the user cannot be used. The message is one printable line, whatever it quotes."""
 
     exit_code = 2
 
@@ -30,11 +30,11 @@ class DataError(InputError):
 
 
 class RewardError(DemoPSDError):
-    """A user's reward raised, or gave something that is no mark, for a sample that the message shows."""
+    """A user's reward raised, or returned no reward, for a sample that the message shows."""
 
 
 class WorkerError(DemoPSDError):
-    """A worker died, hung past its bound or raised."""
+    """A worker died, hung past its time limit or raised."""
 
 
 class WeightSyncError(DemoPSDError):
@@ -46,21 +46,21 @@ class NonFiniteLossError(DemoPSDError):
 
 
 class CollapseError(DemoPSDError):
-    """Figures of the training have left the bands of the alarm: the policy may have collapsed."""
+    """Metrics of the training have left the bands of the alarm: the policy may have collapsed."""
 
     exit_code = 3
 
 
 class GoBackError(CollapseError):
-    """The run is to go back to a checkpoint of before that.
+    """A collapse after which the run goes back to a checkpoint.
 
     Attributes:
-        before: the first step that was not as it should be.
+        first_bad_step: the first step outside the bands; the checkpoint must be from before it.
     """
 
-    def __init__(self, message: str, before: int = 0) -> None:
+    def __init__(self, message: str, first_bad_step: int = 0) -> None:
         super().__init__(message)
-        self.before = before
+        self.first_bad_step = first_bad_step
 
 
 class RunFolderError(DemoPSDError):
@@ -68,30 +68,30 @@ class RunFolderError(DemoPSDError):
 
 
 class CheckpointError(DemoPSDError):
-    """There is no checkpoint that can be resumed from, or it does not fit this run."""
+    """No checkpoint can be resumed from, or the checkpoint does not fit this run."""
 
     exit_code = 2
 
 
 class DifferenceError(DemoPSDError):
-    """A step that was done again is not the step on record; names the first tensor that differs."""
+    """A replayed step differs from the recorded step; the message names the first tensor that differs."""
 
 
 class LostStateError(WorkerError):
-    """A learner or the teacher died or hung: weights that only it held are gone since the last checkpoint."""
+    """A learner or the teacher died or hung: the weights that only it held since the last checkpoint are lost."""
 
 
 class LostWorkerError(WorkerError):
-    """A rollout worker died, hung or gave what cannot be right: it is replaced, and its work done by another."""
+    """A rollout worker died, hung or returned invalid rollouts: it is replaced, and another does its work."""
 
 
 def one_line(text: str) -> str:
-    """`text` with its control characters escaped, and at most `LONGEST` characters of it: the middle is left out.
+    """`text` with control characters escaped, cut in the middle to `MAX_MESSAGE_CHARS` characters.
 
     Example: `one_line("a\\nb")` gives `"a\\\\nb"`.
     """
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    if len(text) <= LONGEST:
+    if len(text) <= MAX_MESSAGE_CHARS:
         return text
-    head, tail = LONGEST * 6 // 10, LONGEST * 3 // 10
+    head, tail = MAX_MESSAGE_CHARS * 6 // 10, MAX_MESSAGE_CHARS * 3 // 10
     return f"{text[:head]} [... {len(text) - head - tail} characters ...] {text[-tail:]}"

@@ -26,12 +26,12 @@ from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.run_record.sinks import open_sinks
 from demopsd_dist.testing import StandInLearners, World, stand_in_roles
 from demopsd_dist.training.coalesce import Coalescer
-from demopsd_dist.training.loop import train_with_recovery
+from demopsd_dist.training.recovery import train_with_recovery
 from demopsd_dist.training.prefetch import open_prefetch_queue
 from demopsd_dist.training.run import RunState, Task
 from demopsd_dist.training.step_prompts import prompts_of_step
 from demopsd_dist.util.errors import CollapseError, RewardError, WorkerError
-from launch._task import build_task, run_of
+from launch._task import build_task, compose_run
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 SMALL = ["rollout.prompts_per_step=6", "rollout.group_size=4", "data.minisci_test_size=8", "data.minisci_train_size=40"]
@@ -52,7 +52,7 @@ class Run:
         self.console = StringIO()
         console = Console(file=self.console, width=200)
         with RunLog(self.folder, self.config.steps, console, open_sinks(self.config, self.folder)) as log:
-            run = run_of(self.config, self.roles, task, log)
+            run = compose_run(self.config, self.roles, task, log)
             try:
                 self.state = asyncio.run(train_with_recovery(run, RunState(), "started"))
             finally:
@@ -214,7 +214,7 @@ def test_what_a_reward_fails_on_is_left_out_counted_and_accounted_for(tmp_path: 
         "of mine.picky's marks of step 1 are missing, the first since reward=mine.picky failed"
         in run.console.getvalue()
     )
-    assert audit(run.folder).dropped[DropReason.no_mark.value] == missing
+    assert audit(run.folder).dropped[DropReason.no_reward.value] == missing
     assert run.summary["evaluation"]["test"]["reward_errors"] > 0
 
 
@@ -361,7 +361,7 @@ def test_a_collapse_is_told_or_ends_the_run(tmp_path: Path, task: Task) -> None:
 def test_batches_are_kept_where_a_checkpoint_stands_before_them(tmp_path: Path, task: Task) -> None:
     """And go with it; that of the first step stays, for it begins from the model folder."""
     run = Run(tmp_path, task, "steps=7", "checkpoint.every_steps=2", "checkpoint.keep=2")
-    assert replay_batch.steps(run.folder.replay) == [1, 7], "after step 7 the checkpoints of 6 and 7 are left"
+    assert replay_batch.recorded_steps(run.folder.replay) == [1, 7], "after step 7 the checkpoints of 6 and 7 are left"
     found = replay_batch.read(run.folder.replay, 7)
     assert [example.id for example in found.examples] == [
         item.id for item in sorted(run.batches[6].items, key=lambda item: found_place(found, item))
@@ -369,7 +369,7 @@ def test_batches_are_kept_where_a_checkpoint_stands_before_them(tmp_path: Path, 
     assert sorted(place for part in found.parts for place in part) == list(range(len(found.examples)))
     assert found.record.digests["gradient"] == {"0": "of step 7"}
     assert found.record.checkpoint == Checkpoint(run.folder.checkpoints / "step-000006").digest()
-    assert [batch.trace is not None for batch in run.batches] == [True, False, True, False, True, False, True]
+    assert [batch.digest_request is not None for batch in run.batches] == [True, False, True, False, True, False, True]
     assert not Run(tmp_path, task, "steps=2", "checkpoint.replayable=false").folder.replay.exists()
 
 

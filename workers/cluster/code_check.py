@@ -22,7 +22,7 @@ _GONE = (NodeDiedError, TaskUnschedulableError)
 _same: set[str] = set()  # nodes known to have the driver's code, by Ray's id
 
 
-async def refuse_other_checkouts(nodes: Iterable[str], within_s: float) -> None:
+async def refuse_other_code(nodes: Iterable[str], within_s: float) -> None:
     """Ask those that have not been asked before; the driver's own has its code.
 
     Args:
@@ -63,7 +63,7 @@ def _refuse_other(name: str, here: dict[str, str], there: dict[str, str]) -> Non
     root = code_digest.ROOT
     if not there:
         raise ConfigError(f"{name}: there is no checkout that it would import. Put this one at {root} there.")
-    if others := code_digest.differing(here, there):
+    if others := code_digest.differing_files(here, there):
         raise ConfigError(
             f"{name}: its code is not that of this machine: digest {code_digest.code_digest(there)}, here "
             f"{code_digest.code_digest(here)}; {len(others)} files differ, {others[0]} first. Bring {root} there to "

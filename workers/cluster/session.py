@@ -21,7 +21,7 @@ DISABLED = "disabled"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 ANSWER_S = 10.0
 WORKERS = {
-    "worker_process_setup_hook": "demopsd_dist.util.die_with_parent.end_with_parent"
+    "worker_process_setup_hook": "demopsd_dist.util.die_with_parent.die_with_parent"
 }  # of every Ray worker of a run
 _OTHER_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # what Ray calls it; without it, it listens on loopback alone
 

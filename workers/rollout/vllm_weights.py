@@ -1,5 +1,8 @@
-"""vLLM's native weight-transfer API, fed with our buckets. Imported only where vLLM is: in the rollout worker, and in
-the processes of an engine that has several (as its `worker_extension_cls`)."""
+"""Loading of weight buckets by vLLM's native weight-transfer API.
+
+Imported only where vLLM is: in the rollout worker, and in the child processes of an engine with `tensor_parallel` (as
+its `worker_extension_cls`).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from demopsd_dist.util.die_with_parent import end_with_parent
+from demopsd_dist.util.die_with_parent import die_with_parent
 from demopsd_dist.util.errors import WeightSyncError
 from workers.weights.buckets import Bucket, BucketRef, unpack_bucket
 from workers.weights.transports import MappedSegments
@@ -27,23 +30,24 @@ BACKEND = "demopsd_buckets"
 
 @dataclass
 class BucketInit(WeightTransferInitInfo):
+    """Settings of the backend."""
+
     receiver: str  # for messages: "rollout 0"
 
 
 @dataclass
 class BucketUpdate(WeightTransferUpdateInfo):
-    """Buckets of a publish, each taken when the one before is loaded. Another process than the rollout worker's is told
-    where in shared memory they lie."""
+    """Buckets of a publish, read one after the other. A child process gets references into shared memory instead."""
 
     buckets: Iterable[Bucket | BucketRef] = field(default_factory=list)
     complete: bool = True  # these are the last of the publish
 
 
 class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
-    """Loads verified buckets of checkpoint-format tensors. vLLM fuses, shards and re-packs them as at first load.
+    """Loader of verified buckets of checkpoint-format tensors. vLLM fuses, shards and re-packs them as at first load.
 
-    It holds on to a layer's tensors until the last of them has come, which may be a bucket later: the bytes of a
-    bucket must stay as they are until the update is finished.
+    It keeps a layer's tensors until the last of them has arrived, which may be a bucket later: the bytes of a bucket
+    must not change until the update is finished.
     """
 
     init_info_cls = BucketInit
@@ -51,25 +55,26 @@ class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
 
     def init_transfer_engine(self, init_info: BucketInit) -> None:
         self._receiver = init_info.receiver
-        self._pages = MappedSegments()
+        self._segments = MappedSegments()
 
     def start_weight_update(self) -> None:
         self._missing = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: BucketUpdate) -> None:
-        """
+        """Load buckets.
+
         Raises:
-            WeightSyncError: that of a bucket; or a tensor of the model has not come with the last of them.
+            WeightSyncError: that of a bucket; or a tensor of the model was not in any of them.
         """
         try:
             for bucket in update_info.buckets:
-                here = bucket if isinstance(bucket, Bucket) else self._pages.bucket(bucket)
-                self._missing -= self.model.load_weights(unpack_bucket(here)) or set()
+                mapped = bucket if isinstance(bucket, Bucket) else self._segments.bucket(bucket)
+                self._missing -= self.model.load_weights(unpack_bucket(mapped)) or set()
             if update_info.complete:
                 self._refuse_missing()
         except BaseException:
-            self.finish_weight_update()  # forget what waits for the rest of its layer: it would count as the next one's
+            self.finish_weight_update()  # drop tensors of incomplete layers, which the next update would take for its own
             raise
 
     def _refuse_missing(self) -> None:
@@ -93,19 +98,21 @@ class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
 
 
 def pack_tied_heads(model: torch.nn.Module) -> None:
-    """On CPU a head keeps a packed copy of its weights; where it is tied to the embedding, nothing else renews that."""
-    tables = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
-    for head in tables:
-        tied = any(other is not head and other.weight is head.weight for other in tables)
+    """Pack a tied head again. On CPU a head keeps a packed copy of its weights, which vLLM does not renew for a head
+    that is tied to the embedding."""
+    embeddings = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+    for head in embeddings:
+        tied = any(other is not head and other.weight is head.weight for other in embeddings)
         if tied and isinstance(head, ParallelLMHead) and hasattr(head, "cpu_linear"):
             head.quant_method.process_weights_after_loading(head)
 
 
-class OneOfSeveral:
-    """Of an engine's processes. vLLM imports it there, and by that our backend and the bond to the rollout worker."""
+class EngineProcessExtension:
+    """Extension of an engine's child processes. By importing it there, vLLM registers this backend and ends the process
+    with the rollout worker."""
 
 
-SEVERAL = f"{__name__}.{OneOfSeveral.__name__}"
+WORKER_EXTENSION = f"{__name__}.{EngineProcessExtension.__name__}"
 WeightTransferEngineFactory.register_engine(BACKEND, BucketEngine)
 if multiprocessing.parent_process() is not None:
-    end_with_parent()
+    die_with_parent()

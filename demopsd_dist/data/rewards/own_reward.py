@@ -22,7 +22,7 @@ from dataclasses import asdict
 from typing import Any
 
 from demopsd_dist.data.records import Question, RewardResult
-from demopsd_dist.util.die_with_parent import end_with_parent
+from demopsd_dist.util.die_with_parent import die_with_parent
 from demopsd_dist.util.errors import ConfigError
 
 SIGNATURE = "def my_reward(response: str, question: Question) -> float | RewardResult"
@@ -134,7 +134,7 @@ def serve(number: int, name: str) -> None:
         number: file descriptor of the socket.
         name: dotted path of the function.
     """
-    end_with_parent()
+    die_with_parent()
     with socket.socket(fileno=number) as to_run, to_run.makefile("rb") as lines:
         os.set_inheritable(number, False)
         lines.readline()

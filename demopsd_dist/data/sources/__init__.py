@@ -1,11 +1,11 @@
-"""Where questions come from. A file a format; `load.py` puts them together.
+"""Sources of questions: a file for each format, put together by `load.py`.
 
-Light: `datasets` is imported when a Parquet file or a hub id is read, and only then.
+Light: `datasets` is imported only when a Parquet file or a hub data set is read.
 """
 
 from demopsd_dist.data.sources.items import LoadedSource, ParsedQuestion, RefusedRecord, SourceRecord
-from demopsd_dist.data.sources.load import SPLITS, LoadedData, load_data, load_source, load_split, sources
-from demopsd_dist.data.sources.order import order
+from demopsd_dist.data.sources.load import SPLITS, LoadedData, describe_sources, load_data, load_source, load_split
+from demopsd_dist.data.sources.order import question_order
 
 __all__ = [
     "SPLITS",
@@ -14,9 +14,9 @@ __all__ = [
     "ParsedQuestion",
     "RefusedRecord",
     "SourceRecord",
+    "describe_sources",
     "load_data",
     "load_source",
     "load_split",
-    "order",
-    "sources",
+    "question_order",
 ]

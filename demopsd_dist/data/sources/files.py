@@ -1,4 +1,4 @@
-"""Records out of JSONL, CSV and Parquet files, and out of `datasets`. What they mean is for the formats to say."""
+"""Records from JSONL, CSV and Parquet files and from `datasets`; the formats parse them."""
 
 from __future__ import annotations
 
@@ -16,32 +16,36 @@ from demopsd_dist.util.errors import DataError
 
 HUB = "hf:"
 _HUB_ID = re.compile(r"hf:(?P<name>[^@:]+)(:(?P<subset>[^@:]+))?(@(?P<split>[\w.-]+))?")
-_OWNED = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_OWNER_AND_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def records(source: str, key: str, split: str) -> Iterator[SourceRecord]:
-    """`key` is the setting that names the source, for messages; `split` that of a hub data set if it names none.
+def read_records(source: str, key: str, split: str) -> Iterator[SourceRecord]:
+    """Records of a source, read one by one.
+
+    Args:
+        key: the setting that names the source, for messages.
+        split: split of a hub data set whose source names none.
 
     Raises:
         DataError: the source is missing or unreadable; the message names file and line.
     """
     if source.startswith(HUB):
-        return _of_hub(source, f"{key}={source}", split)
+        return _read_hub(source, f"{key}={source}", split)
     path = Path(source)
     where = f"{key}={path}"
-    with _readable(where):
+    with _read_errors(where):
         if not path.is_file():
             raise DataError(
                 f"{where}: there is no such file. Give a .jsonl, .parquet or .csv file, `hf:owner/name`, or `minisci`."
             )
     if path.suffix == ".parquet":
-        return _of_parquet(path, where)
-    return _of_csv(path, where) if path.suffix == ".csv" else _of_jsonl(path, where)
+        return _read_parquet(path, where)
+    return _read_csv(path, where) if path.suffix == ".csv" else _read_jsonl(path, where)
 
 
 @contextmanager
-def _readable(where: str) -> Iterator[None]:
-    """Inside, a file is read as UTF-8 text."""
+def _read_errors(where: str) -> Iterator[None]:
+    """Context in which errors of reading a UTF-8 file become a DataError."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -50,17 +54,17 @@ def _readable(where: str) -> Iterator[None]:
         raise DataError(f"{where} cannot be read: {error.strerror or error}.") from None
 
 
-def _of_jsonl(path: Path, where: str) -> Iterator[SourceRecord]:
-    with _readable(where), path.open(encoding="utf-8-sig") as lines:
+def _read_jsonl(path: Path, where: str) -> Iterator[SourceRecord]:
+    with _read_errors(where), path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 here = f"{where}, line {number}"
-                yield SourceRecord(_object(line, here), here, path.stem, number)
+                yield SourceRecord(_json_object(line, here), here, path.stem, number)
 
 
-def _object(line: str, where: str) -> dict[str, Any]:
+def _json_object(line: str, where: str) -> dict[str, Any]:
     try:
-        values = json.loads(line, object_pairs_hook=_each_once)
+        values = json.loads(line, object_pairs_hook=_refuse_repeated_names)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not valid JSON ({error}). Each line must be one JSON object.") from None
     if not isinstance(values, dict):
@@ -68,10 +72,10 @@ def _object(line: str, where: str) -> dict[str, Any]:
     return values
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_repeated_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise ValueError(f"{_repeated(name for name, _ in pairs)!r} stands there twice")
+        raise ValueError(f"{_repeated(name for name, _ in pairs)!r} occurs twice")
     return values
 
 
@@ -79,9 +83,9 @@ def _repeated(names: Iterable[str]) -> str:
     return Counter(names).most_common(1)[0][0]
 
 
-def _of_csv(path: Path, where: str) -> Iterator[SourceRecord]:
+def _read_csv(path: Path, where: str) -> Iterator[SourceRecord]:
     try:
-        with _readable(where), path.open(encoding="utf-8-sig", newline="") as lines:
+        with _read_errors(where), path.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, strict=True)
             header = reader.fieldnames or []
             if len(set(header)) < len(header):
@@ -98,42 +102,42 @@ def _of_csv(path: Path, where: str) -> Iterator[SourceRecord]:
         raise DataError(f"{where}: not valid CSV ({error}).") from None
 
 
-def _of_parquet(path: Path, where: str) -> Iterator[SourceRecord]:
+def _read_parquet(path: Path, where: str) -> Iterator[SourceRecord]:
     from datasets import load_dataset
 
-    def rows() -> Iterable[Any]:  # streamed, or a copy of the file would be left in the user's cache
+    def open_rows() -> Iterable[Any]:  # streamed, or a copy of the file would be left in the user's cache
         return load_dataset("parquet", data_files=str(path), split="train", streaming=True)
 
-    return _rows(rows, where, path.stem, " cannot be read as Parquet", "Write it again.")
+    return _loaded_rows(open_rows, where, path.stem, " cannot be read as Parquet", "Write it again.")
 
 
-def _of_hub(source: str, where: str, split: str) -> Iterator[SourceRecord]:
+def _read_hub(source: str, where: str, split: str) -> Iterator[SourceRecord]:
     match = _HUB_ID.fullmatch(source)
-    if match is None or not (Path(match["name"]).is_dir() or _OWNED.fullmatch(match["name"])):
+    if match is None or not (Path(match["name"]).is_dir() or _OWNER_AND_NAME.fullmatch(match["name"])):
         raise DataError(
             f"{where} is not of the form hf:owner/name, hf:owner/name@split or hf:owner/name:subset@split, and no such "
             "folder is there."
         )
     folder = Path(match["name"])
-    # A bare name may be that of a reader of `datasets`, which would read the working directory.
+    # A relative folder name may also name a builder of `datasets`, which would read the working directory.
     name = str(folder.resolve()) if folder.is_dir() else match["name"]
 
-    def rows() -> Iterable[Any]:
+    def open_rows() -> Iterable[Any]:
         import datasets
 
         datasets.disable_progress_bars()
         saved = any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json"))
-        found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, match["subset"])
-        if isinstance(found, datasets.DatasetDict):
-            wanted = match["split"] or (next(iter(found)) if len(found) == 1 else split)
-            if wanted not in found:
-                there = ", ".join(map(str, found))
-                raise DataError(f"{where}: there is no split {wanted}; it has {there}. Name one: {source}@{there}.")
-            return found[wanted]
-        return found
+        loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, match["subset"])
+        if isinstance(loaded, datasets.DatasetDict):
+            chosen = match["split"] or (next(iter(loaded)) if len(loaded) == 1 else split)
+            if chosen not in loaded:
+                splits = ", ".join(map(str, loaded))
+                raise DataError(f"{where}: there is no split {chosen}; it has {splits}. Name one: {source}@{splits}.")
+            return loaded[chosen]
+        return loaded
 
-    return _rows(
-        rows,
+    return _loaded_rows(
+        open_rows,
         where,
         folder.name,
         ": the data set cannot be loaded",
@@ -141,19 +145,24 @@ def _of_hub(source: str, where: str, split: str) -> Iterator[SourceRecord]:
     )
 
 
-def _rows(
+def _loaded_rows(
     open_rows: Callable[[], Iterable[Any]], where: str, source: str, failed: str, fix: str
 ) -> Iterator[SourceRecord]:
-    """Whatever is wrong in what others wrote, or on the way to it: exceptions of `datasets` have no common class."""
+    """Records of rows that `datasets` loads.
+
+    Args:
+        failed: words of the error message, after `where`.
+        fix: last sentence of the error message.
+    """
     try:
         for number, values in enumerate(open_rows(), start=1):
             yield SourceRecord(dict(values), f"{where}, row {number}", source, number)
     except DataError:
         raise
-    except Exception as error:
-        raise DataError(f"{where}{failed} ({_short(error)}). {fix}") from None
+    except Exception as error:  # exceptions of `datasets` and the network have no common class
+        raise DataError(f"{where}{failed} ({_first_line(error)}). {fix}") from None
 
 
-def _short(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

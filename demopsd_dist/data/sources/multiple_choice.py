@@ -1,4 +1,4 @@
-"""How a question with options is asked, whichever data set it is from."""
+"""Prompts of multiple-choice and true-or-false questions, the same for every data set."""
 
 from __future__ import annotations
 
@@ -14,19 +14,25 @@ _SYSTEM = (
 
 
 def options_text(question: str, options: Sequence[str]) -> str:
-    """Example: `options_text("1+1?", ["1", "2"])` gives `"1+1?\\n\\nA: 1\\nB: 2\\nPlease reason step by step."`"""
+    """Text of a question with lettered options.
+
+    Example: `options_text("1+1?", ["1", "2"])` gives `"1+1?\\n\\nA: 1\\nB: 2\\nPlease reason step by step."`
+    """
     lines = "\n".join(f"{letter}: {option}" for letter, option in zip(LETTERS, options, strict=False))
     return f"{question}\n\n{lines}{_CLOSING}"
 
 
 def options_system(count: int) -> str:
+    """System message of a question with `count` options."""
     letters = ", ".join(LETTERS[: count - 1]) + f" or {LETTERS[count - 1]}"
     return _SYSTEM.format(task=f"One of the {count} options answers the question.", allowed=f"the letter {letters}")
 
 
 def statement_text(statement: str) -> str:
+    """Text of a true-or-false question."""
     return f"{statement}\n\nIs this true or false?{_CLOSING}"
 
 
 def statement_system() -> str:
+    """System message of a true-or-false question."""
     return _SYSTEM.format(task="Decide whether a statement is true.", allowed="True or False")

@@ -1,15 +1,15 @@
-"""Records of your own, and SciKnowEval in multiple-choice form: a question, its answer, perhaps a system message.
+"""Records of a user's own, and SciKnowEval in multiple-choice form: question, answer, and perhaps a system message.
 
-What a field is called is found out, or said in `data.fields`.
+The names of the fields are the usual ones, or those that `data.fields` sets.
 """
 
 from __future__ import annotations
 
 from demopsd_dist.config import FieldNames
 from demopsd_dist.data.records import Question
-from demopsd_dist.data.sources.items import ParsedQuestion, SourceRecord, label_of, needed_text, text_of
+from demopsd_dist.data.sources.items import ParsedQuestion, SourceRecord
 
-USUAL = {
+USUAL_NAMES = {
     "text": ("prompt", "question"),
     "answer": ("answer",),
     "field": ("field", "domain", "dataset"),
@@ -20,24 +20,25 @@ USUAL = {
 }
 
 
-def read(record: SourceRecord, names: FieldNames) -> ParsedQuestion:
-    """
+def parse(record: SourceRecord, names: FieldNames) -> ParsedQuestion:
+    """Question of a record.
+
     Raises:
-        DataError: the question or the answer is missing or no text, or another field is not of its kind.
+        DataError: the question or the answer is missing or not text, or another field has the wrong type.
     """
 
-    def called(part: str) -> tuple[str, ...]:
+    def names_of(part: str) -> tuple[str, ...]:
         own = getattr(names, part)
-        return USUAL[part] if own is None else (own,)
+        return USUAL_NAMES[part] if own is None else (own,)
 
     return ParsedQuestion(
         Question(
-            id=record.id(label_of(record, *called("id"))),
-            text=needed_text(record, *called("text")),
-            answer=needed_text(record, *called("answer")),
-            field=label_of(record, *called("field")) or "all",
-            system=text_of(record, called("system"), needed=False),
+            id=record.id(record.optional_label(*names_of("id"))),
+            text=record.required_text(*names_of("text")),
+            answer=record.required_text(*names_of("answer")),
+            field=record.optional_label(*names_of("field")) or "all",
+            system=record.optional_text(*names_of("system")),
         ),
-        level=label_of(record, *called("level")),
-        type=label_of(record, *called("type")),
+        level=record.optional_label(*names_of("level")),
+        type=record.optional_label(*names_of("type")),
     )

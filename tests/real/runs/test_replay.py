@@ -36,13 +36,13 @@ def test_a_step_done_again_is_equal_in_every_tensor(roles: RealRoles, task: Task
         def again(config: Config, trace: DigestRequest) -> tuple[digests.Digests, StepReport]:
             roles.restart(config)
             scored, report = asyncio.run(replay.stepped(config, roles.roles, batch, checkpoint, trace))
-            return digests.of_step(scored, report), report
+            return digests.step_digests(scored, report), report
 
-        computed, report = again(config, DigestRequest(gradient_to=gradient))
+        computed, report = again(config, DigestRequest(write_gradient_to=gradient))
         assert set(computed) == set(digests.ORDER) - {"engine_support"}
         assert list(digests.differences(batch.record.digests, computed)) == []
         asked = replay.config_of(batch, ["demopsd.alpha_max=0.5"])
-        computed, other = again(asked, DigestRequest(gradient_of=gradient))
+        computed, other = again(asked, DigestRequest(compare_gradient_with=gradient))
         assert next(digests.differences(batch.record.digests, computed)).tensor == "alpha"
         lines = replay.compared(report.metrics, other.metrics)
         assert any("demopsd/alpha_mean" in line for line in lines)

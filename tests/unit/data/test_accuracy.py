@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from demopsd_dist.data.accuracy import (
     AnswerGroup,
-    best_of,
     best_with_replacement,
-    figure,
-    majority,
-    mean_score,
+    estimate_accuracy,
+    majority_reward,
+    mean_reward,
+    pass_at,
     pass_sizes,
 )
 from demopsd_dist.data.rewards import same_answer
@@ -33,15 +33,15 @@ def marked(scores: list[float], answers: list[str | None] | None = None, field: 
 def test_pass_is_what_counting_all_draws_gives(values: list[float]) -> None:
     for draws in range(1, len(values) + 1):
         counted = [max(draw) for draw in itertools.combinations(values, draws)]
-        assert best_of(marked(values), draws) == pytest.approx(sum(counted) / len(counted), abs=1e-12)
+        assert pass_at(marked(values), draws) == pytest.approx(sum(counted) / len(counted), abs=1e-12)
 
 
 @given(scores)
 def test_pass_has_the_known_closed_form_for_right_and_wrong(values: list[float]) -> None:
     k, right = len(values), int(sum(values))
     for draws in range(1, k + 1):
-        assert best_of(marked(values), draws) == pytest.approx(1 - comb(k - right, draws) / comb(k, draws), abs=1e-12)
-    assert best_of(marked(values), 1) == pytest.approx(mean_score(marked(values)))
+        assert pass_at(marked(values), draws) == pytest.approx(1 - comb(k - right, draws) / comb(k, draws), abs=1e-12)
+    assert pass_at(marked(values), 1) == pytest.approx(mean_reward(marked(values)))
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=5))
@@ -54,18 +54,18 @@ def test_best_with_replacement_is_the_mean_over_all_draws(values: list[float]) -
 def test_best_at_16_is_not_pass_at_16(right: int, expected: float) -> None:
     one = marked([1.0] * right + [0.0] * (16 - right))
     assert best_with_replacement(one) == pytest.approx(expected, abs=5e-4)
-    assert best_of(one, 16) == (1.0 if right else 0.0)
+    assert pass_at(one, 16) == (1.0 if right else 0.0)
 
 
 def test_best_with_replacement_agrees_with_random_draws() -> None:
     one, rng = marked([1.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0]), random.Random(0)
-    drawn = [max(rng.choices(one.scores, k=8)) for _ in range(20_000)]
+    drawn = [max(rng.choices(one.rewards, k=8)) for _ in range(20_000)]
     assert best_with_replacement(one) == pytest.approx(np.mean(drawn), abs=0.01)
 
 
 def test_more_draws_than_responses_are_refused() -> None:
     with pytest.raises(ValueError, match=r"pass@5 cannot be estimated from 4 responses"):
-        best_of(marked([1.0] * 4), 5)
+        pass_at(marked([1.0] * 4), 5)
 
 
 @pytest.mark.parametrize(
@@ -81,18 +81,18 @@ def test_more_draws_than_responses_are_refused() -> None:
     ],
 )
 def test_majority(answers: list[str | None], scores: list[float], expected: float) -> None:
-    assert majority(marked(scores, answers), same_answer) == pytest.approx(expected)
+    assert majority_reward(marked(scores, answers), same_answer) == pytest.approx(expected)
 
 
 @given(st.permutations([("4", 1.0), ("4", 1.0), ("5", 0.0), (None, 0.0), ("6", 0.0), ("5", 0.0)]))
 def test_majority_does_not_depend_on_the_order(votes: list[tuple[str | None, float]]) -> None:
     answers, values = zip(*votes, strict=True)
-    assert majority(marked(list(values), list(answers)), same_answer) == 0.5
+    assert majority_reward(marked(list(values), list(answers)), same_answer) == 0.5
 
 
 def test_each_field_counts_once() -> None:
     questions = [marked([1.0], field="physics")] * 9 + [marked([0.0], field="biology")]
-    found = figure(questions, mean_score)
+    found = estimate_accuracy(questions, mean_reward)
     assert found.by_field == {"biology": 0.0, "physics": 1.0}
     assert (found.average, found.low, found.high) == (0.5, 0.5, 0.5)
 
@@ -106,7 +106,7 @@ def test_the_interval_covers_the_truth_about_19_times_in_20() -> None:
             marked(list(rng.binomial(1, p, 4).astype(float)), field=("physics", "biology")[i % 2])
             for i, p in enumerate(chances)
         ]
-        found = figure(questions, mean_score)
+        found = estimate_accuracy(questions, mean_reward)
         covered += found.low <= 0.5 <= found.high
     assert 176 <= covered <= 199
 

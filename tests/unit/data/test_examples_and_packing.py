@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from demopsd_dist.data.examples import RewardedGroup, examples_from_rewards, examples_from_siblings, reward_group
 from demopsd_dist.data.packing import Row, padded_batches
-from demopsd_dist.data.prefix_tree import tree_of
+from demopsd_dist.data.prefix_tree import build_prefix_tree
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import Question, RewardResult, ScoredExample, TrainingExample
 from demopsd_dist.data.rewards import Reward, resolve_reward
@@ -139,7 +139,7 @@ def test_every_sample_is_placed_once_and_ranks_meet(
 
 
 def nodes(row: Sequence[ScoredExample]) -> int:
-    return len(tree_of([item.example.student_input for item in row]).tokens_L)
+    return len(build_prefix_tree([item.example.student_input for item in row]).tokens_L)
 
 
 def test_rectangles_go_from_long_to_short() -> None:
@@ -149,7 +149,7 @@ def test_rectangles_go_from_long_to_short() -> None:
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=8))
 def test_a_tree_holds_each_prefix_once_and_each_sequence_whole(lists: list[list[int]]) -> None:
-    tree = tree_of([np.asarray(tokens, np.int32) for tokens in lists])
+    tree = build_prefix_tree([np.asarray(tokens, np.int32) for tokens in lists])
     prefixes = {tuple(tokens[: end + 1]) for tokens in lists for end in range(len(tokens))}
     assert len(tree.tokens_L) == len(prefixes)
     for tokens, path in zip(lists, tree.paths, strict=True):

@@ -17,12 +17,12 @@ from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import Question
 from demopsd_dist.data.sources import LoadedSource, ParsedQuestion, RefusedRecord, SourceRecord, load_data, load_source
 from demopsd_dist.data.sources.gpqa import RIGHT, WRONG
-from demopsd_dist.data.sources.gpqa import read as read_gpqa
-from demopsd_dist.data.sources.items import REASONS_TOLD
-from demopsd_dist.data.sources.sciknoweval import read as read_sciknoweval
-from demopsd_dist.data.sources.selection import same_text
+from demopsd_dist.data.sources.gpqa import parse as parse_gpqa
+from demopsd_dist.data.sources.items import MAX_REASONS
+from demopsd_dist.data.sources.sciknoweval import parse as parse_sciknoweval
+from demopsd_dist.data.sources.selection import normalized_text
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
-from demopsd_dist.util.errors import LONGEST, DataError
+from demopsd_dist.util.errors import MAX_MESSAGE_CHARS, DataError
 
 NAMES = ["prompt", "question", "answer", "field", "id", "system", "level", "type", "choices", "answerKey", "details"]
 NAMES += ["domain", "text", "label", "Question", RIGHT, *WRONG, "Record ID"]
@@ -51,10 +51,10 @@ def outcome(path: Path) -> LoadedSource | str:
             assert question.answer.strip()
             assert all(part.isprintable() for part in (question.id, question.field))
             json.dumps(vars(question), ensure_ascii=False).encode()
-        assert loaded.told().isprintable()
+        assert loaded.refusal_summary().isprintable()
         return loaded
     assert said.isprintable()
-    assert len(said) <= LONGEST
+    assert len(said) <= MAX_MESSAGE_CHARS
     assert path.name in said
     return said
 
@@ -96,7 +96,7 @@ GOOD = {"prompt": "1+1?", "answer": "2"}
         ('{"prompt": "1+1?", "answer": 1e999}', "line 2: 'answer' is inf, which is no number"),
         ('{"prompt": "1+1?", "answer": ' + "9" * 5000 + "}", "line 2: not valid JSON (Exceeds the limit (4300 digits)"),
         ('{"prompt": "a\\ud800b", "answer": "2"}', r"line 2: 'prompt' holds '\ud800' at character 1"),
-        ('{"prompt": "1+1?", "answer": "2", "answer": "3"}', "line 2: not valid JSON ('answer' stands there twice)"),
+        ('{"prompt": "1+1?", "answer": "2", "answer": "3"}', "line 2: not valid JSON ('answer' occurs twice)"),
         ('{"prompt": "1+1?", "answer": "2", "id": "' + "x" * BIG + '"}', f"line 2: 'id' or 'idx' of {BIG} characters"),
         (
             '{"prompt": "1+1?", "answer": "2", "field": "\\u001b[2J"}',
@@ -184,23 +184,23 @@ def test_a_hub_name_reads_no_folder_by_accident(folder: Path, name: str, monkeyp
 )
 def test_choices_that_are_none_are_counted(choices: Any) -> None:
     record = {"question": "Why?", "type": "mcq-4-choices", "answerKey": "B", "choices": choices}
-    assert read_sciknoweval(SourceRecord(record, "here", "raw", 1)) == RefusedRecord("there are not 4 choices")
+    assert parse_sciknoweval(SourceRecord(record, "here", "raw", 1)) == RefusedRecord("there are not 4 choices")
 
 
 def test_choices_of_no_text_are_named() -> None:
     choices = {"text": ["a", "b", {"c": 1}, "d"], "label": list("ABCD")}
     record = {"question": "Why?", "type": "mcq-4-choices", "answerKey": "B", "choices": choices}
     with pytest.raises(DataError, match=r"here: 'choices.text\[2\]' must be text, not dict"):
-        read_sciknoweval(SourceRecord(record, "here", "raw", 1))
+        parse_sciknoweval(SourceRecord(record, "here", "raw", 1))
     numbers = {"text": [1, 2.5, 3e-7, "d"], "label": list("ABCD")}
-    asked = read_sciknoweval(SourceRecord({**record, "choices": numbers}, "here", "raw", 1))
+    asked = parse_sciknoweval(SourceRecord({**record, "choices": numbers}, "here", "raw", 1))
     assert isinstance(asked, ParsedQuestion)
     assert "A: 1\nB: 2.5\nC: 0.0000003\nD: d" in asked.question.text
 
 
 def test_gpqa_without_an_option_is_counted() -> None:
     row = {"Question": "Which?", RIGHT: "r", WRONG[0]: "a", WRONG[1]: None, WRONG[2]: "c"}
-    assert read_gpqa(SourceRecord(row, "here", "gpqa", 1)) == RefusedRecord("there are not 4 choices")
+    assert parse_gpqa(SourceRecord(row, "here", "gpqa", 1)) == RefusedRecord("there are not 4 choices")
 
 
 def test_thousands_of_reasons_are_told_in_one_line(folder: Path) -> None:
@@ -210,7 +210,7 @@ def test_thousands_of_reasons_are_told_in_one_line(folder: Path) -> None:
     path.write_text("\n".join(map(json.dumps, records)))
     with pytest.raises(DataError) as caught:
         load_data(DataConfig(train=str(path), test=None, ood=None))
-    assert f"{3000 - REASONS_TOLD} other reasons ({3000 - REASONS_TOLD})" in str(caught.value)
+    assert f"{3000 - MAX_REASONS} other reasons ({3000 - MAX_REASONS})" in str(caught.value)
 
 
 @pytest.mark.parametrize("run", ["\u0301\u0323", "\u0f73", "\uff9e", "\u0344"])
@@ -219,7 +219,7 @@ def test_many_combining_marks_take_no_time(run: str) -> None:
     text = "a" + run * 100_000
     question = Question("q", text, "1", "all")
     started = time.process_time()
-    assert same_text(question)
+    assert normalized_text(question)
     PromptBuilder(byte_tokenizer()).student(question)
     assert time.process_time() - started < 10
 
@@ -227,4 +227,4 @@ def test_many_combining_marks_take_no_time(run: str) -> None:
 @given(text=st.text())
 def test_equal_texts_stay_equal_in_other_forms(text: str) -> None:
     expected = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    assert same_text(Question("q", text, "1", "all")) == expected
+    assert normalized_text(Question("q", text, "1", "all")) == expected

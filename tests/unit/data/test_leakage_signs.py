@@ -6,11 +6,17 @@ import re
 
 import pytest
 
-from demopsd_dist.data.leakage_signs import answers_first, behaviour, forced_to_answer, mentions_solution, unsupported
+from demopsd_dist.data.leakage_signs import (
+    answer_unsupported,
+    answers_first,
+    early_answer_prompts,
+    mentions_solution,
+    sign_fractions,
+)
 from demopsd_dist.data.prompts import PRIVILEGED_TEMPLATE, SOLUTION_TEMPLATE, PromptBuilder
 from demopsd_dist.data.records import Question
 from demopsd_dist.minisci import MODEL_DIR
-from demopsd_dist.minisci.tasks import solution_text, worked
+from demopsd_dist.minisci.tasks import solution_text, work_out
 
 
 @pytest.mark.parametrize(
@@ -60,13 +66,13 @@ def test_answers_first(response: str, first: bool) -> None:
     ],
 )
 def test_unsupported(response: str, found: bool | None) -> None:
-    assert unsupported(response) is found
+    assert answer_unsupported(response) is found
 
 
 def test_worked_solutions_have_none_of_it() -> None:
-    responses = [solution_text(*worked(expression)) for expression in ("35+3*3", "4*(2+5)", "99-11")]
-    assert behaviour(responses) == {"mentions_solution": 0.0, "answers_first": 0.0, "unsupported": 0.0}
-    assert behaviour([*responses, "<answer>4</answer>"])["answers_first"] == 0.25
+    responses = [solution_text(*work_out(expression)) for expression in ("35+3*3", "4*(2+5)", "99-11")]
+    assert sign_fractions(responses) == {"mentions_solution": 0.0, "answers_first": 0.0, "unsupported": 0.0}
+    assert sign_fractions([*responses, "<answer>4</answer>"])["answers_first"] == 0.25
 
 
 def test_a_response_is_begun_by_the_answer() -> None:
@@ -74,6 +80,6 @@ def test_a_response_is_begun_by_the_answer() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     prompt = PromptBuilder(tokenizer).student(Question("q/1", "2+2?", "4", "physics"))
-    (begun,) = forced_to_answer([prompt], tokenizer)
+    (begun,) = early_answer_prompts([prompt], tokenizer)
     assert tokenizer.decode(begun.tokens) == tokenizer.decode(prompt.tokens) + "<answer>"
     assert begun.question == prompt.question

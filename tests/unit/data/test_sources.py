@@ -12,7 +12,7 @@ from demopsd_dist.config import DataConfig
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import Question
 from demopsd_dist.data.rewards import answer_reward
-from demopsd_dist.data.sources import load_data, load_source, order
+from demopsd_dist.data.sources import load_data, load_source, question_order
 from demopsd_dist.minisci.tasks import Split
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
 from demopsd_dist.util.errors import DataError
@@ -111,7 +111,7 @@ def test_every_real_record_goes_through_and_its_answer_is_right(name: str) -> No
 
 
 def test_order_is_a_seeded_permutation_new_in_every_epoch() -> None:
-    assert sorted(order(50, 0, 0)) == list(range(50))
-    assert order(50, 0, 0) == order(50, 0, 0)
-    assert order(50, 0, 0) != order(50, 0, 1)
-    assert order(50, 0, 0) != order(50, 1, 0)
+    assert sorted(question_order(50, 0, 0)) == list(range(50))
+    assert question_order(50, 0, 0) == question_order(50, 0, 0)
+    assert question_order(50, 0, 0) != question_order(50, 0, 1)
+    assert question_order(50, 0, 0) != question_order(50, 1, 0)

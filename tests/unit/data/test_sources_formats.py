@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from demopsd_dist.config import DataConfig, Duplicates, FieldNames, Format, load
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.sources import ParsedQuestion, SourceRecord, load_data, load_source
-from demopsd_dist.data.sources.gpqa import read as read_gpqa
-from demopsd_dist.data.sources.own_records import read as read_plain
-from demopsd_dist.data.sources.sciknoweval import read as read_sciknoweval
+from demopsd_dist.data.sources.gpqa import parse as parse_gpqa
+from demopsd_dist.data.sources.own_records import parse as parse_plain
+from demopsd_dist.data.sources.sciknoweval import parse as parse_sciknoweval
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
 from demopsd_dist.util.errors import ConfigError, DataError
 from launch.train import main
@@ -191,16 +191,16 @@ def test_a_tenth_is_held_out_whatever_the_order(tmp_path: Path, test: str | None
 def test_twins_in_train_and_test_are_told_dropped_or_refused(tmp_path: Path) -> None:
     train = jsonl(tmp_path / "train.jsonl", *({"prompt": f"Ｗhat  IS {i}?", "answer": i} for i in range(4)))
     test = jsonl(tmp_path / "test.jsonl", *({"prompt": f"what is\n{i}?", "answer": i} for i in (2, 9)))
-    line = "1 of 2 test questions also stand in train (first: test/1, in train train/3)"
+    line = "1 of 2 test questions are also in train (first: test/1, in train train/3)"
     told = load_data(DataConfig(train=train, test=test, ood=None))
     assert told.notes() == [line]
     assert len(told.questions["train"]) == 4
-    assert told.figures()["questions_also_in_train"] == {"test": 1}
+    assert told.summary()["questions_also_in_train"] == {"test": 1}
     dropped = load_data(DataConfig(train=train, test=test, ood=None, duplicates=Duplicates.drop))
     assert [question.id for question in dropped.questions["train"]] == ["train/1", "train/2", "train/4"]
     assert dropped.splits["train"].records == 4
-    assert dropped.notes()[1] == line + "; taken from train"
-    with pytest.raises(DataError, match="1 of 2 test questions also stand in train"):
+    assert dropped.notes()[1] == line + "; dropped from train"
+    with pytest.raises(DataError, match="1 of 2 test questions are also in train"):
         load_data(DataConfig(train=train, test=test, ood=None, duplicates=Duplicates.refuse))
 
 
@@ -284,9 +284,9 @@ def test_whatever_a_question_holds_it_arrives_in_both_views_unchanged(question: 
     stored = json.loads(json.dumps({"prompt": question, "answer": "1"}))
     options = raw(question, choices={"text": [option, "b", "c", "d"], "label": list("ABCD")})
     items = [
-        read_plain(SourceRecord(stored, "here", "mine", 1), FieldNames()),
-        read_sciknoweval(SourceRecord(json.loads(json.dumps(options)), "here", "raw", 1)),
-        read_gpqa(
+        parse_plain(SourceRecord(stored, "here", "mine", 1), FieldNames()),
+        parse_sciknoweval(SourceRecord(json.loads(json.dumps(options)), "here", "raw", 1)),
+        parse_gpqa(
             SourceRecord({**gpqa_row("r"), "Question": f"[{question}]", "Correct Answer": f"[{option}]"}, "", "g", 1)
         ),
     ]

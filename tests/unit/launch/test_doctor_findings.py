@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from demopsd_dist.config import load
-from demopsd_dist.util.code_digest import ROOT, code_digest, differing, file_digests
+from demopsd_dist.util.code_digest import ROOT, code_digest, differing_files, file_digests
 from launch import _doctor_findings
 from launch._cluster_findings import cluster
 from launch._doctor_findings import Finding, FindingLevel
@@ -38,7 +38,7 @@ def test_a_digest_tells_any_change_of_code_and_nothing_else(tmp_path: Path) -> N
     (tmp_path / "workers" / "c.py").write_text("")
     after = file_digests(tmp_path)
     assert code_digest(after) != code_digest(before)
-    assert differing(before, after) == ["workers/a.py", "workers/c.py"]
+    assert differing_files(before, after) == ["workers/a.py", "workers/c.py"]
     assert "demopsd_dist/training/loop.py" in file_digests()
 
 

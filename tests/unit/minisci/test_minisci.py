@@ -19,11 +19,11 @@ def test_every_worked_solution_is_right_and_every_slip_wrong_or_lucky() -> None:
     wrong = 0
     for split in ("train", "test", "ood"):
         for problem in itertools.islice(tasks.problems(split, 0), 300):
-            solution = tasks.solution_text(*tasks.worked(problem.expression))
+            solution = tasks.solution_text(*tasks.work_out(problem.expression))
             assert answer_reward(solution, problem.question.answer) == 1.0
             try:
                 slipped = tasks.solution_text(
-                    *tasks.worked(problem.expression, tasks.slipping(rng, problem.expression))
+                    *tasks.work_out(problem.expression, tasks.slip_once(rng, problem.expression))
                 )
             except ValueError:
                 continue

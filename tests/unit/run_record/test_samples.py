@@ -30,28 +30,28 @@ def ids_of(text: str) -> np.ndarray:
 
 def test_as_many_are_drawn_as_asked_and_the_same_again() -> None:
     rollouts = [rollout(prompt(f"q{i}"), sample) for i in range(20) for sample in range(8)]
-    once = samples.drawn(config(), 3, rollouts)
+    once = samples.choose_recorded(config(), 3, rollouts)
     assert len(set(once)) == 16
-    assert samples.drawn(config(), 3, rollouts) == once
-    assert samples.drawn(config(), 4, rollouts) != once
-    assert samples.drawn(config("seed=1"), 3, rollouts) != once
-    assert len(samples.drawn(config("samples.responses=500"), 3, rollouts)) == 160
-    due = [step for step in range(7) if samples.drawn(config("samples.every_steps=3"), step, rollouts)]
+    assert samples.choose_recorded(config(), 3, rollouts) == once
+    assert samples.choose_recorded(config(), 4, rollouts) != once
+    assert samples.choose_recorded(config("seed=1"), 3, rollouts) != once
+    assert len(samples.choose_recorded(config("samples.responses=500"), 3, rollouts)) == 160
+    due = [step for step in range(7) if samples.choose_recorded(config("samples.every_steps=3"), step, rollouts)]
     assert due == [0, 3, 6]
-    assert samples.drawn(config("samples.every_steps=0"), 0, rollouts) == []
+    assert samples.choose_recorded(config("samples.every_steps=0"), 0, rollouts) == []
 
 
 @pytest.mark.parametrize("text", ["plain <answer>12</answer>", "5 °C – „über“ 🙂", "🙂°"])
 def test_texts_of_tokens_make_up_the_text(text: str) -> None:
     ids = ids_of(text)
     texts = TokenTexts(TOKENIZER)
-    pieces = texts.of_sequence(ids)
+    pieces = texts.texts_of_sequence(ids)
     assert len(pieces) == len(ids)
     assert "".join(pieces) == text == texts.text(ids)
 
 
 def test_a_cut_character_is_no_text() -> None:
-    assert TokenTexts(TOKENIZER).of_sequence(ids_of("a🙂")[:3]) == ["a", "\ufffd", ""]
+    assert TokenTexts(TOKENIZER).texts_of_sequence(ids_of("a🙂")[:3]) == ["a", "\ufffd", ""]
 
 
 def step_rows(cfg: Config) -> list[samples.Row]:
@@ -72,7 +72,7 @@ def step_rows(cfg: Config) -> list[samples.Row]:
         target_logp_TC=values[:3, :2],
     )
     group = RewardedGroup([right, wrong], [RewardResult(1.0), RewardResult(0.0, "no unit")])
-    return samples.rows_of(cfg, 5, ["q#1", "q#0"], [group], [scored], {"q#1": table}, TOKENIZER)
+    return samples.sample_rows(cfg, 5, ["q#1", "q#0"], [group], [scored], {"q#1": table}, TOKENIZER)
 
 
 def test_a_file_gives_back_what_went_in(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_file_gives_back_what_went_in(tmp_path: Path) -> None:
     assert wrong["disagreement"] is None
     assert wrong["reference_logp"] is None
     assert np.exp(wrong["teacher_logp"]) == pytest.approx(np.full((3, 2), 1 / 3))
-    assert wrong["candidate_texts"] == [TokenTexts(TOKENIZER).of_each([65, 66])] * 3
+    assert wrong["candidate_texts"] == [TokenTexts(TOKENIZER).texts_of_tokens([65, 66])] * 3
     assert not right["learned"]
     assert right["alpha"] is None
     assert right["advantage"] is None

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from demopsd_dist.run_record.console import Progress, clock, response_lines
-from demopsd_dist.util.printable import plain
+from demopsd_dist.run_record.console import Progress, format_time, response_lines
+from demopsd_dist.util.printable import escape_control_chars
 from tests.browser.recorded_runs import HOSTILE, LONG_LINE
 
 SAFE = [
@@ -29,7 +29,7 @@ SAFE = [
 
 @pytest.mark.parametrize("text", SAFE)
 def test_ordinary_text_stays_as_it_is(text: str) -> None:
-    assert plain(text) == text
+    assert escape_control_chars(text) == text
 
 
 @pytest.mark.parametrize(
@@ -43,21 +43,21 @@ def test_ordinary_text_stays_as_it_is(text: str) -> None:
     ],
 )
 def test_what_steers_or_hides_is_shown(text: str, shown: str) -> None:
-    assert plain(text) == shown
+    assert escape_control_chars(text) == shown
 
 
 def test_lines_and_length() -> None:
-    assert plain("a\n\tb\r", lines=True) == "a\n\tb\\r"
-    assert plain("x" * 30, most=10) == "x" * 10 + " … 20 more characters"
-    assert plain("x" * 30, most=30) == "x" * 30
+    assert escape_control_chars("a\n\tb\r", lines=True) == "a\n\tb\\r"
+    assert escape_control_chars("x" * 30, max_chars=10) == "x" * 10 + " … 20 more characters"
+    assert escape_control_chars("x" * 30, max_chars=30) == "x" * 30
 
 
 @given(st.text(max_size=60))
 def test_no_text_brings_a_control_character(text: str) -> None:
     allowed = "\u200c\u200d"
-    kinds = {unicodedata.category(character) for character in plain(text) if character not in allowed}
+    kinds = {unicodedata.category(character) for character in escape_control_chars(text) if character not in allowed}
     assert not kinds & {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-    assert plain(plain(text)) == plain(text)
+    assert escape_control_chars(escape_control_chars(text)) == escape_control_chars(text)
 
 
 def drawn(progress: Progress, width: int) -> str:
@@ -70,9 +70,9 @@ def drawn(progress: Progress, width: int) -> str:
 def test_the_live_view_fits_any_width_and_shows_hostile_text(width: int) -> None:
     progress = Progress(40)
     assert drawn(progress, width)
-    progress.step(12, {"perf/step_s": 4.0, "time/wait_for_rollouts_s": 2.0, "time/learn_s": 1.0})
+    progress.add_step(12, {"perf/step_s": 4.0, "time/wait_for_rollouts_s": 2.0, "time/learn_s": 1.0})
     for text in [*HOSTILE, LONG_LINE]:
-        progress.show({"step": 12, "field": text, "reward": 1.0, "question": text, "response": text, "expected": text})
+        progress.show_sample({"step": 12, "field": text, "reward": 1.0, "question": text, "response": text, "expected": text})
         said = drawn(progress, width)
         assert max(map(len, said.splitlines())) <= width
         assert not {"\x1b", "\x07", "\x9b", "\u202e", "\u2066", "\ufeff", "\x00"} & set(said)
@@ -101,4 +101,4 @@ def test_markup_in_a_response_is_text() -> None:
 
 
 def test_clock() -> None:
-    assert [clock(s) for s in (0, 5.9, 65, 7384)] == ["0:00", "0:05", "1:05", "2:03:04"]
+    assert [format_time(s) for s in (0, 5.9, 65, 7384)] == ["0:00", "0:05", "1:05", "2:03:04"]

@@ -1,4 +1,4 @@
-"""What a rank says of a step beside its report, where it is asked to: digests of everything, and its gradient."""
+"""Digests of all that a rank computes in a step, and its gradient on disk, for a replay to compare with."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from demopsd_dist.data.records import DigestRequest, ScoredExample
+from demopsd_dist.data.records import DigestRequest
 from demopsd_dist.objective import Loss, TokenSlice, TokenViews
-from demopsd_dist.run_record.digests import Digests, digest_of, hasher_of, merged
-from workers.learner.checkpoint import MOMENTS, Named, inner, optimizer_steps, whole_state
+from demopsd_dist.run_record.digests import Digests, digest_of, hasher_of, merge_digests
+from workers.learner.checkpoint import MOMENTS, full_state, optimizer_steps, torch_optimizer
+from workers.learner.loss_inputs import LossInputs
+from workers.weights.tensor_groups import NamedParameters
 
 PIECE = 1 << 24  # elements that are multiplied at once, in float64
 DISTRIBUTIONS = {"demopsd/alpha": "alpha", "demopsd/disagreement_nats": "disagreement"}
@@ -25,113 +27,115 @@ DOT, OWN, OTHER = "replay/gradient_dot", "replay/gradient_norm2", "replay/other_
 
 
 class ResponseDigests:
-    """Of one micro-batch: a digest of each response's values, from slices that come in order. Nothing is kept."""
+    """Observer that updates a digest of each response's values. The values themselves are not stored."""
 
-    def __init__(self, scored: Sequence[ScoredExample]) -> None:
-        self._names = [item.id for item in scored]
-        self._lengths = [item.example.response_length_tokens for item in scored]
-        self._hashers: dict[str, dict[str, xxhash.xxh3_128]] = defaultdict(dict)
+    def __init__(self) -> None:
+        self._hashers: dict[str, dict[str, xxhash.xxh3_128]] = defaultdict(dict)  # tensor -> rollout id
 
     @torch.no_grad()
-    def see(self, part: TokenSlice, views: TokenViews, loss: Loss, entropy_N: Tensor) -> None:
+    def see(self, inputs: LossInputs, part: TokenSlice, views: TokenViews, result: Loss) -> None:
+        """Add the values of one slice."""
         values = {
             "importance_ratio": views.importance_ratio_BT,
             "student_logp": views.student_logp_BTA,
-            "token_loss": loss.loss_BT,
-            "entropy": entropy_N,
+            "token_loss": result.loss_BT,
+            "entropy": part.entropy_N,
             **{
                 DISTRIBUTIONS[name]: distribution
-                for name, distribution in loss.distributions.items()
+                for name, distribution in result.distributions.items()
                 if name in DISTRIBUTIONS
             },
         }
         for tensor, value in values.items():
             if value is not None:
-                self._take(tensor, part.tokens.start, value.detach())
+                self._update(tensor, inputs, part.tokens.start, value.detach())
 
-    def _take(self, tensor: str, start: int, value: Tensor) -> None:
+    def _update(self, tensor: str, inputs: LossInputs, start: int, value: Tensor) -> None:
+        """Add the values of some consecutive tokens to the digests of their responses."""
         array = value.contiguous().cpu().numpy()
+        hashers = self._hashers[tensor]
         first = 0
-        for name, length in zip(self._names, self._lengths, strict=True):
+        for rollout_id, length in zip(inputs.rollout_ids, inputs.lengths, strict=True):
             begin, end = max(first, start), min(first + length, start + len(array))
             if begin < end:
-                hashers = self._hashers[tensor]
-                if name not in hashers:
-                    hashers[name] = hasher_of(str(array.dtype), array.shape[1:])
-                hashers[name].update(array[begin - start : end - start].data)
+                if rollout_id not in hashers:
+                    hashers[rollout_id] = hasher_of(str(array.dtype), array.shape[1:])
+                hashers[rollout_id].update(array[begin - start : end - start].data)
             first += length
 
     def digests(self) -> Digests:
+        """Digests of all slices so far: tensor -> rollout id -> digest."""
         return {
-            tensor: {name: hasher.hexdigest() for name, hasher in rows.items()}
+            tensor: {rollout_id: hasher.hexdigest() for rollout_id, hasher in rows.items()}
             for tensor, rows in self._hashers.items()
         }
 
 
-class StepDigests:
-    """Of one rank and one step."""
+class StepDigests(ResponseDigests):
+    """Observer that also digests one rank's gradient and the state after the step."""
 
-    def __init__(self, trace: DigestRequest, rank: int) -> None:
-        self._trace, self._rank = trace, rank
-        self._witnesses: list[ResponseDigests] = []
+    def __init__(self, request: DigestRequest, rank: int) -> None:
+        super().__init__()
+        self._request, self._rank = request, rank
         self._gradient: list[Tensor] = []
-        self.sums: dict[str, float] = {}
-
-    def response_digests(self, scored: Sequence[ScoredExample]) -> ResponseDigests:
-        self._witnesses.append(ResponseDigests(scored))
-        return self._witnesses[-1]
+        self.sums: dict[str, float] = {}  # of the comparison with another gradient
 
     @contextmanager
-    def gradient_seen(self, engine: Any) -> Iterator[None]:
-        """Inside, the engine makes its step. What the optimizer then finds, reduced, clipped, and this rank's share of
-        it under ZeRO, is the gradient."""
+    def capture_gradient(self, engine: Any) -> Iterator[None]:
+        """Copy the gradient that the optimizer uses while the engine makes its step in this context: reduced, clipped,
+        and under ZeRO this rank's share. Then write it, or compare it with one on disk, if that is requested."""
 
-        def see(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        def copy_gradient(optimizer: torch.optim.Optimizer, *_: object) -> None:
             parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             self._gradient += [p.grad.detach().reshape(-1).to("cpu", copy=True) for p in parameters]
 
-        hook = inner(engine).register_step_pre_hook(see)
+        hook = torch_optimizer(engine).register_step_pre_hook(copy_gradient)
         try:
             yield
         finally:
             hook.remove()
-        if self._trace.gradient_to is not None:
+        if self._request.write_gradient_to is not None:
             named = {f"{i:06d}": part for i, part in enumerate(self._gradient)}
-            save_file(named, self._file(self._trace.gradient_to))
-        if self._trace.gradient_of is not None:
-            self.sums = products(self._gradient, self._file(self._trace.gradient_of))
+            save_file(named, self._gradient_file(self._request.write_gradient_to))
+        if self._request.compare_gradient_with is not None:
+            self.sums = gradient_products(self._gradient, self._gradient_file(self._request.compare_gradient_with))
 
-    def _file(self, folder: Path) -> Path:
+    def _gradient_file(self, folder: Path) -> Path:
+        """File of this rank's gradient."""
         return folder / f"gradient-{self._rank}.safetensors"
 
-    def digests(self, engine: Any, named: Named) -> Digests:
-        """A collective: every rank goes through all parameters, in order, and the first one tells of them."""
-        gradient = {"gradient": {f"{self._rank}": _digest_of_parts(self._gradient)}}
-        found = merged([gradient, *(response_digests.digests() for response_digests in self._witnesses)])
-        names = {"value": "updated_weights"} | {key: key for key in MOMENTS}
+    def all_digests(self, engine: Any, named: NamedParameters) -> Digests:
+        """Digests of responses, gradient, weights and optimizer state after the step.
+
+        A collective: every rank goes through all parameters, in order; rank 0 digests them.
+        """
+        gradient = {"gradient": {f"{self._rank}": _gradient_digest(self._gradient)}}
+        result = merge_digests([gradient, self.digests()])
+        tensor_names = {"value": "updated_weights"} | {key: key for key in MOMENTS}
         with_moments = optimizer_steps(engine) > 0
         for name, parameter in named:
-            for key, value in whole_state(engine, parameter, with_moments):
+            for key, value in full_state(engine, parameter, with_moments):
                 if self._rank == 0:
                     digest = digest_of(value.detach().float().cpu().contiguous().numpy())
-                    found.setdefault(names[key], {})[name] = digest
-        return found
+                    result.setdefault(tensor_names[key], {})[name] = digest
+        return result
 
 
-def products(gradient: Sequence[Tensor], other: Path) -> dict[str, float]:
-    """Of this rank's share of two gradients: their product, and the squares of both norms. Shares add up."""
+def gradient_products(gradient: Sequence[Tensor], other: Path) -> dict[str, float]:
+    """Dot product of this rank's share of two gradients, and the squares of both norms. Shares add up over ranks."""
     sums = dict.fromkeys((DOT, OWN, OTHER), 0.0)
     with safe_open(other, framework="pt") as file:
-        for i, whole in enumerate(gradient):
-            for one, two in zip(whole.split(PIECE), file.get_tensor(f"{i:06d}").split(PIECE), strict=True):
+        for i, tensor in enumerate(gradient):
+            for one, two in zip(tensor.split(PIECE), file.get_tensor(f"{i:06d}").split(PIECE), strict=True):
                 one, two = one.double(), two.double()
                 for name, left, right in ((DOT, one, two), (OWN, one, one), (OTHER, two, two)):
                     sums[name] += float(left @ right)
     return sums
 
 
-def _digest_of_parts(parts: Sequence[Tensor]) -> str:
-    hasher = hasher_of(str(parts[0].dtype) if parts else "", ())
-    for part in parts:
-        hasher.update(part.float().numpy().data)
+def _gradient_digest(tensors: Sequence[Tensor]) -> str:
+    """Digest of the tensors as one flat float32 array."""
+    hasher = hasher_of(str(tensors[0].dtype) if tensors else "", ())
+    for tensor in tensors:
+        hasher.update(tensor.float().numpy().data)
     return hasher.hexdigest()

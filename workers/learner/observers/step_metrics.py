@@ -1,70 +1,54 @@
-"""What a rank's step says: sums, maxima and distributions over its slices, single tokens of some rollouts, digests."""
+"""Metrics of a step: sums, maxima and distributions over its slices."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from demopsd_dist.data.records import TokenRecord
-from demopsd_dist.objective import Loss
-from demopsd_dist.run_record.digests import Digests
-from workers.learner.observers.step_digests import StepDigests
-from workers.learner.observers.token_recorder import TokenRecorder
-
-
-@dataclass
-class RankReport:
-    """`sums` of all ranks add up to means over the batch's tokens; of `maxima` the largest counts; `distributions` hold a
-    value for each token of the rank."""
-
-    stepped: bool
-    sums: dict[str, float] = field(default_factory=dict)
-    maxima: dict[str, float] = field(default_factory=dict)
-    distributions: dict[str, np.ndarray] = field(default_factory=dict)
-    tables: dict[str, TokenRecord] = field(default_factory=dict)  # by rollout id
-    digests: Digests = field(default_factory=dict)
+from demopsd_dist.objective import Loss, TokenSlice, TokenViews
+from workers.learner.loss_inputs import LossInputs
+from workers.learner.rank_report import RankReport
 
 
 class StepMetrics:
-    """What the slices of a step say, kept on the device until the step is done: no slice waits for a transfer."""
+    """Observer that adds up the loss's metrics, the student's entropy and the mismatch of trainer and rollout engine.
 
-    def __init__(self, tracer: StepDigests | None = None) -> None:
-        self.tracer = tracer
-        self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
-        self.maxima: dict[str, Tensor] = {}
-        self.distributions: dict[str, list[Tensor]] = defaultdict(list)
-        self.token_recorders: list[TokenRecorder] = []
+    Values stay on the device until `report`, so that no slice waits for a transfer. `token_count` are the response
+    tokens of the global batch.
+    """
 
-    def add(self, loss: Loss) -> None:
-        for name, value in loss.metrics.items():
-            self.more(name, value)
-        for name, value in loss.distributions.items():
-            self.distributions[name].append(value)
+    def __init__(self, token_count: int) -> None:
+        self._token_count = token_count
+        self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
+        self._maxima: dict[str, Tensor] = {}
+        self._distributions: dict[str, list[Tensor]] = defaultdict(list)
 
-    def more(self, name: str, value: Tensor) -> None:
-        self.sums[name] = value + self.sums[name].to(value.device)
-
-    def gradient_seen(self, engine: Any) -> AbstractContextManager[None]:
-        return nullcontext() if self.tracer is None else self.tracer.gradient_seen(engine)
-
-    def largest(self, name: str, value: Tensor) -> None:
-        self.maxima[name] = torch.maximum(self.maxima.get(name, value), value)  # keeps a NaN
+    def see(self, inputs: LossInputs, part: TokenSlice, views: TokenViews, result: Loss) -> None:
+        """Add one slice."""
+        for name, value in result.metrics.items():
+            self._add(name, value)
+        for name, value in result.distributions.items():
+            self._distributions[name].append(value)
+        self._add("policy/entropy_nats", part.entropy_N.sum() / self._token_count)
+        if inputs.any_fresh:
+            difference_N = inputs.logp_difference(part).abs()
+            self._raise_to("mismatch/logp_diff_max", torch.where(inputs.fresh_N[part.tokens], difference_N, 0.0).max())
 
     def report(self) -> RankReport:
+        """Metrics of all slices so far, on the CPU."""
         return RankReport(
             stepped=True,
-            sums={name: float(value) for name, value in self.sums.items()},
-            maxima={name: float(value) for name, value in self.maxima.items()},
-            distributions={name: torch.cat(parts).float().cpu().numpy() for name, parts in self.distributions.items()},
-            tables={
-                name: table
-                for token_recorder in self.token_recorders
-                for name, table in token_recorder.tables().items()
-            },
+            sums={name: float(value) for name, value in self._sums.items()},
+            maxima={name: float(value) for name, value in self._maxima.items()},
+            distributions={name: torch.cat(parts).float().cpu().numpy() for name, parts in self._distributions.items()},
         )
+
+    def _add(self, name: str, value: Tensor) -> None:
+        """Add a value to a sum."""
+        self._sums[name] = value + self._sums[name].to(value.device)
+
+    def _raise_to(self, name: str, value: Tensor) -> None:
+        """Raise a maximum to a value; a NaN stays."""
+        self._maxima[name] = torch.maximum(self._maxima.get(name, value), value)

@@ -1,0 +1,44 @@
+"""Training with recovery: a run that loses learners or teacher goes back to a checkpoint and continues."""
+
+from __future__ import annotations
+
+from demopsd_dist.training.checkpointing import restore
+from demopsd_dist.training.loop import train
+from demopsd_dist.training.run import Run, RunState
+from demopsd_dist.util.errors import GoBackError, LostStateError, WorkerError
+
+
+async def train_with_recovery(run: Run, state: RunState, why: str) -> RunState:
+    """Run `train`; after a lost learner or teacher, or a rollback of the collapse monitor, restore and run it again.
+
+    Args:
+        why: the reason that this part of the run begins, for the ledger.
+
+    Raises:
+        CollapseError: metrics are outside their bands, and the run is to stop for it.
+        WorkerError: learners or teacher were lost more than `limits.restarts` times without a new step in between;
+            holds the message of each loss.
+    """
+    losses: list[str] = []
+    furthest_step = state.step
+    while True:
+        run.ledger.begin(state.step, why)
+        try:
+            return await train(run, state)
+        except LostStateError as error:
+            if run.log.last_step > furthest_step:
+                furthest_step, losses = run.log.last_step, []
+            losses.append(str(error))
+            if len(losses) > run.cfg.limits.restarts:
+                raise WorkerError(
+                    f"learners or teacher were lost {len(losses)} times without a step beyond {furthest_step} "
+                    f"(limits.restarts={run.cfg.limits.restarts}): " + "  ".join(losses)
+                ) from None
+            why, before_step = f"lost: {error}", None
+        except GoBackError as error:
+            why, before_step = f"went back: {error}", error.first_bad_step
+        run.log.note(f"warning: {why} Learners and teacher are restarted.")
+        with run.log.timed("recover"):
+            await run.roles.restart()
+            state = await restore(run, run.checkpoints.newest_good(run.log.note, before_step))
+        run.log.note(f"continues after step {state.step}")
