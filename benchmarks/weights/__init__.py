@@ -1,0 +1,1 @@
+"""Time and rate of publishing weights, by transport and number of receivers: `python -m benchmarks.weights`."""
