@@ -36,9 +36,11 @@ from demopsd_dist.training.roles import Roles, Sampling
 from demopsd_dist.training.run import RunState, Task
 from demopsd_dist.util.errors import LostStateError, LostWorkerError
 from launch._task import compose_run
-from workers.actor_group import ActorGroup
+from workers.actor_handle import Handle, Ref
+from workers.rollout.dispatch import RolloutWorkers
 from workers.rollout.group import RolloutGroup
 from workers.rollout.pool import RolloutPool
+from workers.rollout.worker import RolloutWorker
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 AT_ONCE = StageTimes(group_s=0, deviation=0, score_s=0, learn_s=0, publish_s=0)
@@ -84,76 +86,63 @@ class FaultPlan:
 
 
 class LocalRef:
-    """What a remote call gives: as much of an object reference as `ActorGroup` uses."""
+    """Reference to the result of a call in this process: as much of an object reference as `ActorGroup` uses."""
 
     def __init__(self, work: Coroutine[Any, Any, Any]) -> None:
-        self._answer: Future[Any] = Future()
-        self.task = asyncio.ensure_future(work)
-        self.task.add_done_callback(self._done)
+        self._result: Future[Any] = Future()
+        self._task = asyncio.ensure_future(work)
+        self._task.add_done_callback(self._done)
 
     def future(self) -> Future[Any]:
-        return self._answer
+        return self._result
 
     def fail(self, error: BaseException) -> None:
-        if not self._answer.done():
-            self._answer.set_exception(error)
-        self.task.cancel()
+        if not self._result.done():
+            self._result.set_exception(error)
+        self.cancel()
+
+    def cancel(self) -> None:
+        self._task.cancel()
 
     def _done(self, task: asyncio.Task[Any]) -> None:
-        if self._answer.done() or task.cancelled():
+        if self._result.done() or task.cancelled():
             return
         if error := task.exception():
-            self._answer.set_exception(error)
+            self._result.set_exception(error)
         else:
-            self._answer.set_result(task.result())
+            self._result.set_result(task.result())
 
 
-class LocalActor:
-    """An actor's handle whose calls run in this process."""
+class LocalActor(Handle[RolloutWorker]):
+    """Handle of an actor whose calls run in this process."""
 
     def __init__(self, engine: SimulatedEngine) -> None:
         self._engine = engine
         self._calls: list[LocalRef] = []
         self._dead = False
 
-    def __getattr__(self, name: str) -> Any:
-        return _Method(self, name)
-
-    def call(self, name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> LocalRef:
-        ref = LocalRef(getattr(self._engine, name)(*arguments, **named))
+    def __call__(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Ref[Any]:
+        ref = LocalRef(getattr(self._engine, method.__name__)(*args, **kwargs))
         if self._dead:
             ref.fail(RayActorError())
         self._calls = [call for call in self._calls if not call.future().done()] + [ref]
         return ref
 
-    def end(self) -> None:
+    def cancel(self, ref: Ref[Any]) -> None:
+        assert isinstance(ref, LocalRef)
+        ref.cancel()
+
+    def kill(self) -> None:
         self._dead = True
         for call in self._calls:
             call.fail(RayActorError())
-
-
-@dataclass
-class _Method:
-    actor: LocalActor
-    name: str
-
-    def remote(self, *arguments: Any, **named: Any) -> LocalRef:
-        return self.actor.call(self.name, arguments, named)
-
-
-class LocalGroup(ActorGroup):
-    def _end(self, handle: LocalActor) -> None:
-        handle.end()
-
-    def _cancel(self, ref: LocalRef) -> None:
-        ref.task.cancel()
 
 
 class SimulatedEngine:
     """A rollout worker, and what may go wrong with it."""
 
     def __init__(self, rank: int, fate: FaultPlan) -> None:
-        self.rank, self._fate, self._version, self._pulse = rank, fate, 0, itertools.count()
+        self.rank, self._fate, self._version, self._progress = rank, fate, 0, itertools.count()
         self._hanging = False
         self._last: list[list[Rollout]] = []
         self.actor: LocalActor | None = None
@@ -164,8 +153,8 @@ class SimulatedEngine:
     async def mark_version(self, version: int) -> None:
         self._version = version
 
-    async def pulse(self) -> int:
-        return 0 if self._hanging else next(self._pulse)
+    async def progress(self) -> int:
+        return 0 if self._hanging else next(self._progress)
 
     async def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
         version = self._version
@@ -175,7 +164,7 @@ class SimulatedEngine:
         match self._fate.draw(OF_A_WORKER, 0.1):
             case "crash":
                 assert self.actor is not None
-                self.actor.end()
+                self.actor.kill()
             case "hang":
                 self._hanging = True
                 await asyncio.sleep(3600)
@@ -199,20 +188,17 @@ def _other(prompt: Prompt) -> Prompt:
 
 
 class LocalPool(RolloutPool):
-    """The real fleet, with objects for processes."""
+    """The real pool, with objects for processes."""
 
     fate: FaultPlan
 
-    def _placed(self, rank: int) -> Any:
+    def _claim(self, rank: int) -> Any:
         return LocalClaim(rank)
 
-    def _spawned(self, placement: Any) -> dict[int, Any]:
-        engine = SimulatedEngine(placement.rank, self.fate)
+    def _spawn(self, claim: Any) -> dict[int, Handle[RolloutWorker]]:
+        engine = SimulatedEngine(claim.rank, self.fate)
         engine.actor = LocalActor(engine)
-        return {placement.rank: engine.actor}
-
-    def _of(self, handles: dict[int, Any]) -> ActorGroup:
-        return LocalGroup("rollout", handles)
+        return {claim.rank: engine.actor}
 
 
 @dataclass
@@ -228,19 +214,21 @@ class LocalClaim:
 
 @dataclass
 class FaultyWeights:
-    fleet: RolloutPool
+    pool: RolloutPool
     version: int = 0
 
     async def publish(self, version: int, *, moved: bool = True) -> None:
         self.version = version
-        for rank in self.fleet.group.ranks:
+        for rank in self.pool.group.ranks:
             try:
-                await self.fleet.ask(rank, lambda worker: worker.mark_version.remote(version), what="a version")
+                await self.pool.call(rank, lambda worker: worker(RolloutWorker.mark_version, version), what="a version")
             except LostWorkerError as error:
-                self.fleet.lost(rank, error)
+                self.pool.report_loss(rank, error)
 
-    async def sync_new_worker(self, newcomer: ActorGroup, serve: Callable[[], None]) -> None:
-        await newcomer.each(lambda worker, _: worker.mark_version.remote(self.version), within_s=10, what="a version")
+    async def sync_new_worker(self, new_worker: RolloutWorkers, serve: Callable[[], None]) -> None:
+        await new_worker.each(
+            lambda worker, _: worker(RolloutWorker.mark_version, self.version), within_s=10, what="a version"
+        )
         serve()
 
 
@@ -317,18 +305,18 @@ async def _life(
     config: Config, folder: RunFolder, task: Task, fate: FaultPlan, learned: dict[int, list[tuple[str, bytes]]]
 ) -> bool:
     """Until the end, or until the driver is killed: then False."""
-    fleet = LocalPool(config, folder.path, blank=True, say=lambda text: None)
-    fleet.fate = fate
-    weights = FaultyWeights(fleet)
-    fleet.sync_new_worker = weights.sync_new_worker
+    pool = LocalPool(config, folder.path, blank=True, say=lambda text: None)
+    pool.fate = fate
+    weights = FaultyWeights(pool)
+    pool.sync_new_worker = weights.sync_new_worker
     learners = FaultyLearners(AT_ONCE, fate=fate, checkpoints=folder.checkpoints, learned=learned)
 
     async def restart() -> None:
         learners.steps = 0
 
-    await fleet.start()
+    await pool.start()
     teacher = FaultyTeacher(AT_ONCE, examples_per_step=1, fate=fate)
-    roles = Roles(RolloutGroup(fleet, config), teacher, learners, weights, restart)
+    roles = Roles(RolloutGroup(pool, config), teacher, learners, weights, restart)
     with RunLog(folder, config.steps, Console(file=StringIO())) as log:
         run = compose_run(config, roles, task, log)
         state = RunState()
@@ -339,6 +327,6 @@ async def _life(
         except DriverKilledError:
             return False
         finally:
-            fleet.stop()
+            pool.stop()
         run.ledger.close()
     return True

@@ -1,4 +1,4 @@
-"""One Ray and one roles of real engines for the whole session; at its end no process of theirs may be left."""
+"""One Ray and one set of real engines for the whole session; at its end none of their processes may be left."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import pytest
@@ -19,24 +19,29 @@ import torch
 
 from demopsd_dist.config import Config, Precision, load
 from demopsd_dist.data.sources import load_data
+from demopsd_dist.methods import resolve_method
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.run_record.audit import audit
 from demopsd_dist.run_record.log import RunLog
-from demopsd_dist.training.loop import train_with_recovery
+from demopsd_dist.training.recovery import train_with_recovery
 from demopsd_dist.training.roles import Roles
 from demopsd_dist.training.run import RunState, Task
-from launch._task import build_task, run_of
-from workers.actor_group import ActorGroup, ResourceClaim
-from workers.actors import LearnerGroup, RayActors, start_ranks
+from demopsd_dist.util.errors import LostStateError, LostWorkerError, WorkerError
+from launch._task import build_task, compose_run
+from workers.actor_group import ActorGroup
+from workers.actors import RayActors, start_ranks
 from workers.cluster import session
 from workers.cluster.placement import Bundle
+from workers.cluster.resource_claim import ResourceClaim
 from workers.forward import load_causal_lm
 from workers.learner import worker as learner
+from workers.learner.group import LearnerGroup
 from workers.rollout import worker as rollout
 from workers.teacher import worker as teacher
 from workers.weights.buckets import BucketRef, pack_bucket
 from workers.weights.publisher import WeightPublisher
 
+W = TypeVar("W")
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo.yaml"
 SMALL = [
@@ -70,8 +75,8 @@ def ray_here() -> Iterator[None]:
     assert not left, f"still there 10 s after Ray was left: {left}"
 
 
-def renew(group: ActorGroup, config: Config, folder: Path = MODEL_DIR, **start: Any) -> None:
-    """The group's workers as if just made and started, with these settings, in the processes that are there.
+def renew(group: ActorGroup[Any], config: Config, folder: Path = MODEL_DIR, **start: Any) -> None:
+    """Construct and start the group's workers anew, with these settings, in their old processes.
 
     A new process spends more time on its imports than a worker on its start. The number of ranks stays.
     """
@@ -82,11 +87,15 @@ def renew(group: ActorGroup, config: Config, folder: Path = MODEL_DIR, **start: 
         worker.__init__(rank, config, folder)
 
     async def again() -> None:
-        await group.each(lambda worker, rank: worker.__ray_call__.remote(make, rank), within_s=60, what="a new worker")
+        await group.each(lambda worker, rank: worker.run(make, rank), within_s=60, what="a new worker")
         if group.role == "learner":
             await start_ranks(group, 120, "a start")
+        elif group.role == "rollout":
+            await group.each(
+                lambda worker, _: worker(rollout.RolloutWorker.start, **start), within_s=120, what="a start"
+            )
         else:
-            await group.each(lambda worker, _: worker.start.remote(**start), within_s=120, what="a start")
+            await group.each(lambda worker, _: worker(teacher.TeacherWorker.start), within_s=120, what="a start")
 
     asyncio.run(again())
 
@@ -102,11 +111,11 @@ class RealRoles:
         asyncio.run(self.roles.weights.publish(self.version))
 
     @property
-    def learners(self) -> ActorGroup:
+    def learners(self) -> ActorGroup[learner.LearnerWorker]:
         return self.actors._learners
 
     def restart(self, config: Config | None = None) -> None:
-        """Learners from the model folder, and their weights, version 0, in all roles."""
+        """Load the learners from the model folder, and publish their weights, version 0, to all roles."""
         renew(self.learners, config or self.config)
         publisher = self.roles.weights
         assert isinstance(publisher, WeightPublisher)
@@ -134,41 +143,41 @@ class WatchedRollouts(rollout.RolloutWorker):
 class Spares:
     """Processes for tests that need workers with other settings: `renew` them first."""
 
-    rollout: ActorGroup
-    teacher: ActorGroup
-    learner: ActorGroup  # one rank
+    rollout: ActorGroup[WatchedRollouts]
+    teacher: ActorGroup[teacher.TeacherWorker]
+    learner: ActorGroup[learner.LearnerWorker]  # one rank
 
 
 @pytest.fixture(scope="session")
 def spares(ray_here: None) -> Iterator[Spares]:
     config = demo("learner.num_workers=1")
-    roles = {
-        "rollout": (WatchedRollouts, rollout.environment(config)),
-        "teacher": (teacher.TeacherWorker, teacher.environment(config)),
-        "learner": (learner.LearnerWorker, learner.environment(config)),
-    }
-    placement = ResourceClaim([Bundle(role, 0, 0.1, 0) for role in roles])
-    groups = {
-        role: placement.start(role, actor, lambda rank: (rank, config, MODEL_DIR), variables)
-        for role, (actor, variables) in roles.items()
-    }
-    yield Spares(**groups)
-    for group in groups.values():
+    claim = ResourceClaim([Bundle(role, 0, 0.1, 0) for role in ("rollout", "teacher", "learner")])
+
+    def spawn(role: str, worker_class: type[W], env: dict[str, str], lost_error: type[WorkerError]) -> ActorGroup[W]:
+        return claim.spawn_group(role, worker_class, lambda rank: (rank, config, MODEL_DIR), env, lost_error)
+
+    spares = Spares(
+        rollout=spawn("rollout", WatchedRollouts, rollout.environment(config), LostWorkerError),
+        teacher=spawn("teacher", teacher.TeacherWorker, teacher.environment(config), LostStateError),
+        learner=spawn("learner", learner.LearnerWorker, learner.environment(config), LostStateError),
+    )
+    yield spares
+    for group in (spares.rollout, spares.teacher, spares.learner):
         group.kill()
-    placement.release()
+    claim.release()
 
 
 class Ranks:
     """Learners without the other roles: one rank, or two."""
 
-    def __init__(self, one: ActorGroup, two: ActorGroup) -> None:
+    def __init__(self, one: ActorGroup[learner.LearnerWorker], two: ActorGroup[learner.LearnerWorker]) -> None:
         self._groups = {1: one, 2: two}
 
     def start(self, *words: str, folder: Path = MODEL_DIR) -> LearnerGroup:
         config = demo("learner.learning_rate=3e-4", "learner.warmup_steps=0", *words)
         group = self._groups[config.learner.num_workers]
         renew(group, config, folder)
-        return LearnerGroup(group, config)
+        return LearnerGroup(group, config, resolve_method(config))
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +193,8 @@ def task() -> Task:
 
 
 def go_through(config: Config, roles: Roles, task: Task, log: RunLog) -> RunState:
-    """The whole loop, from the beginning; the account of it adds up."""
-    run = run_of(config, roles, task, log)
+    """Run the whole loop from the beginning, and check that its ledger adds up."""
+    run = compose_run(config, roles, task, log)
     try:
         state = asyncio.run(train_with_recovery(run, RunState(), "started"))
     finally:
@@ -195,13 +204,13 @@ def go_through(config: Config, roles: Roles, task: Task, log: RunLog) -> RunStat
 
 
 def posted(version: int, *buckets: Iterable[tuple[str, torch.Tensor]]) -> list[ray.ObjectRef]:
-    """Parcels of these tensors in the object store, as `receive` takes them."""
+    """Bucket references of these tensors in the object store, as `receive` takes them."""
     packed = [pack_bucket(version, index, tensors) for index, tensors in enumerate(buckets)]
-    return [ray.put(BucketRef(bucket.label, ray.put(bucket.data))) for bucket in packed]
+    return [ray.put(BucketRef(bucket.header, ray.put(bucket.data))) for bucket in packed]
 
 
 def moved_model() -> Any:
-    """MiniSci's, every weight a little off: always the same."""
+    """MiniSci's model with every weight moved a little, the same in every call."""
     model = load_causal_lm(MODEL_DIR, Precision.float32)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -211,7 +220,7 @@ def moved_model() -> Any:
 
 
 def engine_processes(parent: psutil.Process | None = None) -> list[psutil.Process]:
-    """Of engines with `tensor_parallel`: children of this process, or whoever has them now."""
+    """Processes of engines with `tensor_parallel`: children of `parent`, or all on this machine."""
     found = []
     for process in psutil.process_iter() if parent is None else parent.children():
         with suppress(psutil.NoSuchProcess):
@@ -221,7 +230,7 @@ def engine_processes(parent: psutil.Process | None = None) -> list[psutil.Proces
 
 
 def refuse_left(mark: str, within_s: float = 15) -> None:
-    """No process with this mark may be there any more after a while; what is, is killed, and a failure."""
+    """Fail if a process with this mark is left after a while, and kill it."""
     give_up = time.monotonic() + within_s
     while marked(mark) and time.monotonic() < give_up:
         time.sleep(0.5)

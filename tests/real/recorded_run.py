@@ -18,7 +18,7 @@ Logits = Callable[[list[tuple[np.ndarray, np.ndarray]]], list[Tensor]]
 
 def hold_metrics(records: list[dict[str, float]]) -> None:
     names = {name for record in records for name in record} - {"step"}
-    assert [name for name in sorted(names) if metric_glossary.find(name) is None] == [], (
+    assert [name for name in sorted(names) if metric_glossary.find_metric(name) is None] == [], (
         "missing in demopsd_dist/run_record/metric_glossary.py"
     )
 
@@ -26,7 +26,7 @@ def hold_metrics(records: list[dict[str, float]]) -> None:
 def hold_samples(folder: Path, task: Task, logits_of: Logits) -> None:
     """At the first step student and reference are the model itself, and the teacher is it with the privileged view."""
     assert [path.name for path in samples.files(folder / "samples")] == [f"step-00000{i}.parquet" for i in (1, 2, 3)]
-    rows = [row for row in samples.read(samples.path_of(folder / "samples", 1)) if row["learned"]]
+    rows = [row for row in samples.read(samples.file_path(folder / "samples", 1)) if row["learned"]]
     assert len(rows) > 4
 
     def ids(text: str) -> np.ndarray:

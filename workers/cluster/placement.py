@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from demopsd_dist.config import Config
-from demopsd_dist.methods import teacher_weights
+from demopsd_dist.methods import resolve_method, teacher_weights
 from demopsd_dist.util.errors import ConfigError
 
 
@@ -56,7 +56,8 @@ def bundles(config: Config) -> list[Bundle]:
 
 def core_bundles(config: Config) -> list[Bundle]:
     """Those who stay for the whole run: teacher workers if the method has a teacher, and learner ranks."""
-    teachers = config.teacher.num_workers if teacher_weights(config) else 0  # a method without one pays for none
+    has_teacher = bool(teacher_weights(resolve_method(config), config))  # some methods run no forward of a teacher
+    teachers = config.teacher.num_workers if has_teacher else 0
     return [
         *(_bundle(config, "teacher", i) for i in range(teachers)),
         *(_bundle(config, "learner", i) for i in range(config.learner.num_workers)),
@@ -166,7 +167,7 @@ def table(config: Config) -> str:
 
 def summary_of_roles(config: Config) -> str:
     """`2 rollout, 1 teacher (ema), 2 learner (ZeRO-2)`"""
-    weights = "+".join(sorted(weights.value for weights in teacher_weights(config)))
+    weights = "+".join(sorted(weights.value for weights in teacher_weights(resolve_method(config), config)))
     processes = config.rollout.tensor_parallel
     parts = [f"{config.rollout.num_workers} rollout" + (f" (TP-{processes})" if processes > 1 else "")]
     shared = f", {config.teacher.shards} a copy" if config.teacher.shards > 1 else ""

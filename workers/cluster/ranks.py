@@ -1,9 +1,10 @@
-"""Processes that compute together: where they meet, and through which network interface."""
+"""Ranks of a process group: the address at which they meet, and the network interface that leads there."""
 
 from __future__ import annotations
 
 import os
 import socket
+from collections import Counter
 
 import psutil
 import ray
@@ -12,23 +13,31 @@ MeetingPoint = tuple[str, int]  # address and port of rank 0
 
 
 class Rank:
-    """An actor that may be rank 0 of a process group."""
+    """An actor that is one rank of a process group: a learner or a teacher worker."""
 
     def address(self) -> MeetingPoint:
-        """Where rank 0 can be met: its node's address and a free port there."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+        """Address of this actor's node and a free port there, for a group of which it is rank 0."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return ray.util.get_node_ip_address(), free.getsockname()[1]
+
+    def start(self, meeting_point: MeetingPoint) -> None:
+        """Load the model, and join the process group at the meeting point."""
+        raise NotImplementedError
+
+    def forward_counts(self) -> Counter[str]:
+        """Responses that went through each kind of forward since the start."""
+        raise NotImplementedError
 
 
 def interface_of(address: str) -> str | None:
-    """The network interface of this machine that has the address."""
-    found = [name for name, each in psutil.net_if_addrs().items() if any(one.address == address for one in each)]
-    return found[0] if found else None
+    """Network interface of this machine that has the address."""
+    names = [name for name, each in psutil.net_if_addrs().items() if any(one.address == address for one in each)]
+    return names[0] if names else None
 
 
 def meet_on(address: str) -> None:
-    """gloo's ranks of this process meet through the interface of this machine that has the address, unless the
+    """Let gloo's ranks of this process meet through the interface of this machine that has the address, unless the
     environment names another. By itself gloo goes where the host's name leads, which on many machines is loopback."""
     if interface := interface_of(address):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)

@@ -1,7 +1,16 @@
-"""The rollout workers of a run. Who dies or hangs is replaced, and their number follows `resize`.
+"""The rollout workers of a run: workers that die or hang are replaced, and their number follows `resize`.
 
-A worker serves once its engine has started and holds the current weights. Losing one costs the run what it was
-sampling, which others sample again; with the same seeds it is the same.
+A worker serves once its engine has started and holds the current weights. Losing a worker costs the run the responses
+that it was sampling; other workers sample them again, and with the same seeds they are the same.
+
+When a worker dies:
+
+* rollout worker: its call raises `LostWorkerError` (`ActorGroup` in `workers/actor_group.py`), or `RolloutPool.call`
+  sees that it hangs. `RolloutGroup` (`workers/rollout/group.py`) reports it by `report_loss`, which starts the
+  replacement, and sends the prompts to another worker. The new worker gets its weights from
+  `WeightPublisher.sync_new_worker` (`workers/weights/publisher.py`).
+* learner or teacher: the call raises `LostStateError`; the training loop restarts both (`restart` in
+  `workers/actors.py`) and resumes from the last checkpoint (`train_with_recovery` in `demopsd_dist/training/`).
 """
 
 from __future__ import annotations
@@ -12,249 +21,269 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from demopsd_dist.config import Config
 from demopsd_dist.util.errors import LostWorkerError, WorkerError
-from workers.actor_group import ActorGroup, ResourceClaim
+from workers.actor_group import ActorGroup
+from workers.actor_handle import Handle, R, Ref
 from workers.cluster.placement import rollout_bundle
-from workers.rollout import worker as rollout
-from workers.rollout.dispatch import AdmissionQueue, EngineMemoryLock, SyncNewWorker
+from workers.cluster.resource_claim import ResourceClaim
+from workers.rollout.dispatch import AdmissionQueue, EngineMemoryLock, RolloutWorkers, SyncNewWorker
+from workers.rollout.worker import RolloutWorker, environment
 
 Say = Callable[[str], None]
 
 
 class FixedPool:
-    """Workers that are there already, for measurements and tests: nobody is replaced, a loss ends the work."""
+    """Workers that are already started, for measurements and tests: none is replaced, and a loss ends the work."""
 
-    def __init__(self, group: ActorGroup, config: Config) -> None:
-        self.group, self.slots = group, AdmissionQueue(config.rollout.max_batch_sequences)
+    def __init__(self, group: RolloutWorkers, config: Config) -> None:
+        self.group, self.queue = group, AdmissionQueue(config.rollout.max_batch_sequences)
         self.sync_new_worker: SyncNewWorker | None = None
-        self.room = EngineMemoryLock()
+        self.memory = EngineMemoryLock()
         for rank in group.ranks:
-            self.slots.open(rank)
+            self.queue.open(rank)
 
-    async def ask(self, rank: int, call: Callable[[Any], Any], *, what: str) -> Any:
+    async def call(self, rank: int, call: Callable[[Handle[RolloutWorker]], Ref[R]], *, what: str) -> R:
+        """Call one worker and wait for the result."""
         return await self.group.one(rank, call, what=what)
 
-    def lost(self, rank: int, error: LostWorkerError) -> None:
+    def report_loss(self, rank: int, error: LostWorkerError) -> None:
+        """Raise the error."""
         raise error
 
-    def did_well(self, rank: int) -> None:
-        pass
+    def report_success(self, rank: int) -> None:
+        """Do nothing."""
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
+        """No metrics."""
         return {}
 
 
 @dataclass
 class PoolMember:
-    placement: ResourceClaim
-    failures: list[str] = field(default_factory=list)  # since it last did well
-    coming: asyncio.Task[None] | None = None
+    """A rollout worker of the pool: starting, serving, leaving, or about to be replaced."""
+
+    claim: ResourceClaim
+    failures: list[str] = field(default_factory=list)  # since its last success
+    start: asyncio.Task[None] | None = None
     leaving: bool = False
 
 
 class RolloutPool:
-    """
+    """Rollout workers, each an actor with a resource claim of its own.
+
     Args:
-        blank: engines start without weights; `sync_new_worker` brings them, and makes the newcomer serve.
-        say: for lines that a reader should see.
+        blank: engines start without weights; `sync_new_worker` brings them and then lets the new worker serve.
+        say: prints a line for the user.
     """
 
     def __init__(
-        self, config: Config, model_folder: Path, *, blank: bool, say: Say, actor: type = rollout.RolloutWorker
+        self,
+        config: Config,
+        model_folder: Path,
+        *,
+        blank: bool,
+        say: Say,
+        worker_class: type[RolloutWorker] = RolloutWorker,
     ) -> None:
-        self._config, self._folder, self._blank, self._say, self._actor = config, model_folder, blank, say, actor
-        self.group = self._of({})  # those who serve
-        self.slots = AdmissionQueue(config.rollout.max_batch_sequences)
+        self._config, self._folder, self._blank, self._say = config, model_folder, blank, say
+        self._worker_class = worker_class
+        self.group: RolloutWorkers = ActorGroup("rollout", {}, LostWorkerError)  # the workers that serve
+        self.queue = AdmissionQueue(config.rollout.max_batch_sequences)
         self.sync_new_worker: SyncNewWorker | None = None
-        self.room = EngineMemoryLock()
+        self.memory = EngineMemoryLock()
         self._members: dict[int, PoolMember] = {}
         self._needed = config.rollout.min_workers or config.rollout.num_workers
         self._replaced = 0
 
     async def start(self) -> None:
-        """Return when `rollout.min_workers` serve; others may still be on their way.
+        """Start `rollout.num_workers` and return when `rollout.min_workers` serve; the rest may still be starting.
 
         Raises:
-            WorkerError: not so many came within `limits.start_s`, or one of them failed.
+            WorkerError: fewer serve within `limits.start_s`, or one of them failed.
         """
         wanted = self._config.rollout.num_workers
         self._add(wanted)
-        coming = {member.coming for member in self._members.values() if member.coming is not None}
+        starting = {member.start for member in self._members.values() if member.start is not None}
         deadline = time.monotonic() + self._config.limits.start_s + 5
-        while len(self.group) < self._needed or (coming and self._needed == wanted):
-            done, coming = await asyncio.wait(
-                coming, timeout=deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED
+        while len(self.group) < self._needed or (starting and self._needed == wanted):
+            done, starting = await asyncio.wait(
+                starting, timeout=deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED
             )
             for task in done:
                 task.result()
-            if not done or (not coming and len(self.group) < self._needed):
+            if not done or (not starting and len(self.group) < self._needed):
                 raise WorkerError(
                     f"{len(self.group)} of rollout.num_workers={wanted} rollout workers started within limits.start_s="
                     f"{self._config.limits.start_s:g} s; at least {self._needed} are needed (rollout.min_workers)."
                 )
         if len(self.group) < wanted:
-            self._say(f"starts with {len(self.group)} of {wanted} rollout workers; the others join when there is room")
+            self._say(
+                f"starts with {len(self.group)} of {wanted} rollout workers; the rest join when resources are free"
+            )
 
-    async def ask(self, rank: int, call: Callable[[Any], Any], *, what: str) -> Any:
-        """Ask one, and look now and then whether it gets on.
+    async def call(self, rank: int, call: Callable[[Handle[RolloutWorker]], Ref[R]], *, what: str) -> R:
+        """Call one worker, and check every `limits.silence_s` that it makes progress.
 
         Raises:
-            LostWorkerError: it died or raised; or while it had this to do it did nothing for `limits.silence_s`.
+            LostWorkerError: it died or raised; or it made no progress for `limits.silence_s` during the call.
         """
         silence_s = self._config.limits.silence_s
-        answer = asyncio.ensure_future(self.group.one(rank, call, what=what))
-        pulse = -1
+        result = asyncio.ensure_future(self.group.one(rank, call, what=what))
+        progress = -1
         try:
-            while not (await asyncio.wait([answer], timeout=silence_s))[0]:
-                before, pulse = pulse, await self._pulse(rank, silence_s, what)
-                if pulse == before:
+            while not (await asyncio.wait([result], timeout=silence_s))[0]:
+                before, progress = progress, await self._progress(rank, silence_s, what)
+                if progress == before:
                     raise LostWorkerError(
-                        f"rollout {rank} hangs: nothing done for limits.silence_s={silence_s:g} s with {what} to do."
+                        f"rollout {rank} hangs: no progress for limits.silence_s={silence_s:g} s on {what}."
                     )
-            return answer.result()
+            return result.result()
         finally:
-            answer.cancel()
+            result.cancel()
             with suppress(asyncio.CancelledError, Exception):
-                await answer  # also what it has failed with, where nobody waits any more
+                await result  # its error too, where no caller waits any more
 
-    async def _pulse(self, rank: int, silence_s: float, what: str) -> int:
+    async def _progress(self, rank: int, silence_s: float, what: str) -> int:
         try:
             return await asyncio.wait_for(
-                self.group.one(rank, lambda actor: actor.pulse.remote(), what="a sign of life"), silence_s
+                self.group.one(rank, lambda worker: worker(RolloutWorker.progress), what="its progress"), silence_s
             )
         except TimeoutError:
             raise LostWorkerError(
-                f"rollout {rank} hangs: no sign of life within limits.silence_s={silence_s:g} s, with {what} to do."
+                f"rollout {rank} hangs: no answer within limits.silence_s={silence_s:g} s, during {what}."
             ) from None
 
-    def did_well(self, rank: int) -> None:
+    def report_success(self, rank: int) -> None:
+        """Forget the worker's earlier failures."""
         if rank in self._members:
             self._members[rank].failures.clear()
 
-    def lost(self, rank: int, error: LostWorkerError) -> None:
-        """End what is left of it, and begin to replace it, unless that has been done."""
+    def report_loss(self, rank: int, error: LostWorkerError) -> None:
+        """End the worker's process and start its replacement, unless that is already done."""
         member = self._members.get(rank)
         if member is None or rank not in self.group:
             return
-        self.slots.close(rank)
+        self.queue.close(rank)
         self.group.remove(rank)
         member.failures.append(str(error))
         if member.leaving:
             self._forget(rank)
-        elif not self._too_often(rank):
+        elif not self._give_up(rank):
             self._say(f"warning: {error} It is replaced, and its work done again.")
             self._replaced += 1
-            member.coming = asyncio.ensure_future(self._replace(rank))
+            member.start = asyncio.ensure_future(self._replace(rank))
 
     async def resize(self, workers: int) -> None:
-        """Add so many as are missing, or take leave of the last ones: they end when they have done what they have.
+        """Add missing workers, or remove the last ones once their running sequences have ended.
 
-        Returns when the number serves.
+        Returns when that number of workers serves.
         """
         staying = [rank for rank, member in sorted(self._members.items()) if not member.leaving]
         self._needed = min(self._needed, workers)
         if workers > len(staying):
             added = self._add(workers - len(staying))
-            await asyncio.gather(*(task for rank in added if (task := self._members[rank].coming)))
+            await asyncio.gather(*(task for rank in added if (task := self._members[rank].start)))
         else:
             await asyncio.gather(*(self._leave(rank) for rank in staying[workers:]))
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
+        """Number of serving workers, and of replacements since the start."""
         return {"rollout/workers": float(len(self.group)), "rollout/workers_replaced": float(self._replaced)}
 
     def stop(self) -> None:
+        """End all workers and give their resources back."""
         self.group.kill()
         for rank in list(self._members):
             self._forget(rank)
 
-    def _placed(self, rank: int) -> ResourceClaim:
+    def _claim(self, rank: int) -> ResourceClaim:
         return ResourceClaim([rollout_bundle(self._config, rank)])
 
-    def _spawned(self, placement: ResourceClaim) -> dict[int, Any]:
-        env = rollout.environment(self._config)
-        return placement.spawn("rollout", self._actor, lambda rank: (rank, self._config, self._folder), env)
-
-    def _of(self, handles: dict[int, Any]) -> ActorGroup:
-        return ActorGroup("rollout", handles)
+    def _spawn(self, claim: ResourceClaim) -> dict[int, Handle[RolloutWorker]]:
+        env = environment(self._config)
+        return claim.spawn("rollout", self._worker_class, lambda rank: (rank, self._config, self._folder), env)
 
     def _add(self, count: int) -> list[int]:
         first = max(self._members, default=-1) + 1
         added = list(range(first, first + count))
         for rank in added:
-            self._members[rank] = PoolMember(self._placed(rank))
-            self._members[rank].coming = asyncio.ensure_future(self._bring_up(rank))
+            self._members[rank] = PoolMember(self._claim(rank))
+            self._members[rank].start = asyncio.ensure_future(self._start_member(rank))
         return added
 
-    async def _bring_up(self, rank: int) -> None:
-        """
-        Raises:
-            WorkerError: no room for it, or its engine does not start.
-        """
-        await self._members[rank].placement.ready(self._config.limits.start_s)
-        async with self.room.for_an_engine():
-            await self._started(rank)
+    async def _start_member(self, rank: int) -> None:
+        """Wait for the worker's resources and for free memory, then start its engine.
 
-    async def _started(self, rank: int) -> None:
+        Raises:
+            WorkerError: the resources were not granted, or the engine did not start.
+        """
+        await self._members[rank].claim.ready(self._config.limits.start_s)
+        async with self.memory.engine_start():
+            await self._start_engine(rank)
+
+    async def _start_engine(self, rank: int) -> None:
         limits, member = self._config.limits, self._members[rank]
-        newcomer = self._of(self._spawned(member.placement))
+        new_worker: RolloutWorkers = ActorGroup("rollout", self._spawn(member.claim), LostWorkerError)
 
         def serve() -> None:
-            self.group.put(newcomer.handles)
-            self.slots.open(rank)
+            self.group.add(new_worker.handles)
+            self.queue.open(rank)
 
         try:
-            await newcomer.each(
-                lambda worker, _: worker.start.remote(blank=self._blank), within_s=limits.start_s, what="vLLM engine"
+            await new_worker.each(
+                lambda worker, _: worker(RolloutWorker.start, blank=self._blank),
+                within_s=limits.start_s,
+                what="vLLM engine",
             )
             if self.sync_new_worker is None:
                 serve()
             else:
-                await self.sync_new_worker(newcomer, serve)
+                await self.sync_new_worker(new_worker, serve)
         except BaseException:
-            newcomer.kill()
+            new_worker.kill()
             raise
 
     async def _replace(self, rank: int) -> None:
         began = time.monotonic()
         while True:
             try:
-                await self._bring_up(rank)
+                await self._start_member(rank)
             except WorkerError as error:
                 self._members[rank].failures.append(str(error))
-                if self._too_often(rank):
+                if self._give_up(rank):
                     return
                 self._say(f"warning: rollout {rank} could not be replaced, and is tried again: {error}")
             except Exception as error:  # of a kind that trying again does not mend: wrong weights, for example
-                self.slots.fail(error)
+                self.queue.fail(error)
                 return
             else:
                 self._say(f"rollout {rank} is back after {time.monotonic() - began:.1f} s")
                 return
 
-    def _too_often(self, rank: int) -> bool:
-        """Give it up where it has failed too often; and the run, where too few are left."""
+    def _give_up(self, rank: int) -> bool:
+        """Drop the worker if it failed more than `limits.restarts` times; fail the run if too few workers are left."""
         failures, restarts = self._members[rank].failures, self._config.limits.restarts
         if len(failures) <= restarts:
             return False
-        story = f"rollout {rank} failed {len(failures)} times (limits.restarts={restarts}): " + "  ".join(failures)
+        history = f"rollout {rank} failed {len(failures)} times (limits.restarts={restarts}): " + "  ".join(failures)
         self._forget(rank)
         if len(self._members) < self._needed:
-            self.slots.fail(WorkerError(f"{story}  {len(self._members)} of {self._needed} needed workers are left."))
+            self.queue.fail(WorkerError(f"{history}  {len(self._members)} of {self._needed} needed workers are left."))
         else:
-            self._say(f"warning: {story}  The run goes on with {len(self._members)}.")
+            self._say(f"warning: {history}  The run goes on with {len(self._members)}.")
         return True
 
     async def _leave(self, rank: int) -> None:
+        """Remove a worker once its running sequences have ended, or `limits.call_s` have passed."""
         member = self._members[rank]
         member.leaving = True
-        if member.coming is not None and not member.coming.done():
-            member.coming.cancel()
-        self.slots.close(rank)
+        if member.start is not None and not member.start.done():
+            member.start.cancel()
+        self.queue.close(rank)
         deadline = time.monotonic() + self._config.limits.call_s
-        while rank in self.slots.busy and time.monotonic() < deadline:
+        while rank in self.queue.busy and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
         if rank in self.group:
             self.group.remove(rank)
@@ -262,4 +291,4 @@ class RolloutPool:
 
     def _forget(self, rank: int) -> None:
         if (member := self._members.pop(rank, None)) is not None:
-            member.placement.release()
+            member.claim.release()

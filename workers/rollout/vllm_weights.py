@@ -74,7 +74,7 @@ class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
             if update_info.complete:
                 self._refuse_missing()
         except BaseException:
-            self.finish_weight_update()  # drop tensors of incomplete layers, which the next update would take for its own
+            self.finish_weight_update()  # drops tensors of incomplete layers, which would count as the next update's
             raise
 
     def _refuse_missing(self) -> None:

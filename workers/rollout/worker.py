@@ -1,4 +1,4 @@
-"""RolloutWorker: a vLLM engine inside the actor's own process. Prompts in; rollouts with log-probabilities out."""
+"""Rollout worker: a vLLM engine in an actor's process, from prompts to rollouts with log-probabilities."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import ray
 
 from demopsd_dist.config import Config, OnPublish, longest_sequence_tokens
 from demopsd_dist.data.records import Prompt, Rollout, Tokens
 from demopsd_dist.methods import SupportKind, resolve_method
 from demopsd_dist.training.roles import Sampling
 from demopsd_dist.util.errors import WeightSyncError, WorkerError
+from workers.actor_handle import Ref
 from workers.weights.buckets import Ack, Bucket, BucketRef
 from workers.weights.canary import LogpT
-from workers.weights.transports import Receiver, SharedMemoryOutbox
+from workers.weights.receiver import Receiver
+from workers.weights.transports import SharedMemoryOutbox
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 
 def environment(config: Config) -> dict[str, str]:
-    """Variables that vLLM reads at import. The engine is in the worker's process, and with `tensor_parallel` processes
-    that end with it compute for it."""
+    """Environment variables that vLLM reads at import. The engine runs in the worker's process; with `tensor_parallel`
+    its ranks are child processes that end with it."""
     common = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     if config.rollout.gpus_per_worker:
         return common
@@ -43,10 +44,10 @@ def environment(config: Config) -> dict[str, str]:
 
 
 class RolloutWorker(Receiver):
-    """State: the engine with its unfinished requests, and the version of the weights in it.
+    """Actor with a vLLM engine. State: the engine's unfinished requests, and the version of its weights.
 
-    An asyncio actor. One coroutine steps the engine while there is something to do; between two steps new prompts are
-    taken, others dropped, and weights received, so that nothing here needs a lock.
+    An asyncio actor. One coroutine steps the engine while it has requests; between two steps requests are added or
+    dropped and weights received, so no lock is needed.
     """
 
     def __init__(self, rank: int, config: Config, model_folder: Path) -> None:
@@ -54,51 +55,51 @@ class RolloutWorker(Receiver):
         self.rank = rank
         self._config = config
         self._folder = model_folder
+        method = resolve_method(config)
+        # Most likely tokens that are reported at each position, beside the sampled one.
+        self._top_k = (method.top_k or 0) if method.forwards.support is SupportKind.engine else 0
         self.version = -1
-        self._asked = self._done = 0
-        self._top_k = 0  # most likely tokens to tell of each step, beside the one sampled
-        self._answers: dict[str, asyncio.Future[RequestOutput]] = {}
+        self._request_count = 0
+        self._progress = 0
+        self._pending: dict[str, asyncio.Future[RequestOutput]] = {}  # by request id
         self._stepping: asyncio.Task[None] | None = None
-        self._copies: SharedMemoryOutbox | None = None  # of weights, for the engine's processes
-        self._open = asyncio.Event()  # for new prompts; closed while a publish waits for those under way
-        self._open.set()
+        self._copies: SharedMemoryOutbox | None = None  # buckets for the engine's child processes
+        self._accepting = asyncio.Event()  # new prompts; cleared while a publish waits for running requests
+        self._accepting.set()
         self._asleep = False
 
     async def start(self, *, blank: bool = False) -> None:
         """Load the engine. A call of its own, so that a failure comes back as this worker's error.
 
         Args:
-            blank: with noise for weights, where a publish is to bring them: what it leaves out cannot pass unnoticed.
+            blank: random weights, where a publish is to bring the real ones: a tensor that it leaves out shows at once.
         """
         from vllm import LLM
         from vllm.config.weight_transfer import WeightTransferConfig
 
-        from workers.rollout.vllm_weights import BACKEND, SEVERAL
+        from workers.rollout.vllm_weights import BACKEND, WORKER_EXTENSION
 
         settings = self._config.rollout
-        made = resolve_method(self._config)
-        if made.forwards.support is SupportKind.engine:
-            self._top_k = made.top_k or 0
         engine = LLM(
             model=str(self._folder),
             load_format="dummy" if blank else "safetensors",
             dtype=self._config.model.precision.value,
             max_model_len=longest_sequence_tokens(self._config),
             max_num_batched_tokens=settings.max_batch_tokens,
-            # A prompt cut in two draws one random number too many; vLLM takes it back on CUDA and fails on CPU.
+            # A chunked prompt draws one random number too many; vLLM takes it back on CUDA and fails on CPU.
             enable_chunked_prefill=bool(settings.gpus_per_worker),
             max_num_seqs=settings.max_batch_sequences,
             gpu_memory_utilization=settings.gpu_memory_fraction,
             enforce_eager=not settings.gpus_per_worker,
             tensor_parallel_size=settings.tensor_parallel,
             distributed_executor_backend="uni" if settings.tensor_parallel == 1 else "mp",
-            worker_extension_cls=SEVERAL if settings.tensor_parallel > 1 else "",
+            worker_extension_cls=WORKER_EXTENSION if settings.tensor_parallel > 1 else "",
             enable_prefix_caching=True,
             enable_sleep_mode=settings.sleep and bool(settings.gpus_per_worker),  # a CPU engine can sleep without
             max_logprobs=max(self._top_k, 1),
-            logprobs_mode="processed_logprobs",  # at the sampling temperature: those of the policy that sampled
+            logprobs_mode="processed_logprobs",  # at the sampling temperature, as the policy sampled
             weight_transfer_config=WeightTransferConfig(backend=BACKEND),
-            generation_config="vllm",  # the folder's own sampling defaults would override ours in silence
+            generation_config="vllm",  # the folder's own sampling defaults would silently override ours
             seed=self._config.seed,
             trust_remote_code=False,
             disable_log_stats=True,
@@ -107,23 +108,26 @@ class RolloutWorker(Receiver):
         self._engine.collective_rpc(
             "init_weight_transfer_engine", kwargs={"init_info": {"receiver": f"rollout {self.rank}"}}
         )
-        self._stamp(self.version)
+        self._set_version(self.version)
 
-    async def pulse(self) -> int:
-        """What has been done so far, as a number that grows: steps of the engine, and weights received."""
-        return self._done
+    async def progress(self) -> int:
+        """Count of engine steps and received publishes so far; it grows while the worker makes progress."""
+        return self._progress
 
     async def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
-        """`sampling.samples` rollouts for each prompt. Each request has its own seed, so its tokens do not depend on
-        the worker, the company or the order. Cancelling the call drops them.
+        """Sample `sampling.samples` rollouts for each prompt. Each request has its own seed, so its tokens depend
+        neither on the worker nor on other requests nor on their order. Cancelling the call drops the requests.
 
-        Where the run is to be the same bit for bit, neither does the rounding of their log-probabilities: the engine
-        has these requests alone, and nothing of earlier ones in its cache.
+        In a deterministic run the rounding of the log-probabilities does not depend on them either: the engine then
+        runs these requests alone, with an empty prefix cache.
+
+        Raises:
+            WorkerError: the run is deterministic, and the engine has other requests under way.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        await self._open.wait()
+        await self._accepting.wait()
         if self._config.deterministic and not self._engine.reset_prefix_cache():
             raise WorkerError(f"rollout {self.rank} has other requests under way, and cannot be deterministic.")
         requests = [
@@ -133,7 +137,7 @@ class RolloutWorker(Receiver):
                     temperature=sampling.temperature,
                     top_p=sampling.top_p,
                     max_tokens=sampling.max_response_tokens,
-                    logprobs=self._top_k,  # 0: the sampled token's alone
+                    logprobs=self._top_k,  # 0: only the sampled token's
                     seed=_request_seed(sampling.seed, prompt.id, sample),
                     output_kind=RequestOutputKind.FINAL_ONLY,
                 ),
@@ -147,42 +151,43 @@ class RolloutWorker(Receiver):
         ]
 
     def _add(self, tokens: list[int], params: SamplingParams) -> str:
-        """Hand a request to the engine; its id."""
+        """Add a request to the engine and return its id."""
         from vllm.inputs import TokensPrompt
 
-        self._asked += 1
-        request = str(self._asked)
+        self._request_count += 1
+        request = str(self._request_count)
         self._engine.add_request(request, TokensPrompt(prompt_token_ids=tokens), params)
-        self._answers[request] = asyncio.get_running_loop().create_future()
+        self._pending[request] = asyncio.get_running_loop().create_future()
         if self._stepping is None or self._stepping.done():
             self._stepping = asyncio.ensure_future(self._step_while_busy())
         return request
 
     async def _outputs(self, requests: Sequence[str]) -> list[RequestOutput]:
+        """Wait for the outputs of these requests; abort those that have not finished when the wait ends."""
         try:
-            return await asyncio.gather(*(self._answers[request] for request in requests))
+            return await asyncio.gather(*(self._pending[request] for request in requests))
         finally:
-            answers = {request: self._answers.pop(request) for request in requests}
-            self._engine.abort_request([r for r, answer in answers.items() if not answer.done() or answer.cancelled()])
+            outputs = {request: self._pending.pop(request) for request in requests}
+            self._engine.abort_request([r for r, output in outputs.items() if not output.done() or output.cancelled()])
 
     async def _step_while_busy(self) -> None:
         try:
             with self.spans.span("sample"):
-                await self._step_to_the_end()
+                await self._step_until_finished()
         except Exception as error:
-            for answer in self._answers.values():
-                if not answer.done():
-                    answer.set_exception(error)
+            for pending in self._pending.values():
+                if not pending.done():
+                    pending.set_exception(error)
 
-    async def _step_to_the_end(self) -> None:
+    async def _step_until_finished(self) -> None:
         while self._engine.has_unfinished_requests():
             outputs = self._engine.step()
-            self._done += 1
+            self._progress += 1
             for output in outputs:
-                answer = self._answers.get(output.request_id)
-                if output.finished and answer is not None and not answer.done():
-                    answer.set_result(output)
-            await asyncio.sleep(0)  # whoever else has something to do here does it now
+                pending = self._pending.get(output.request_id)
+                if output.finished and pending is not None and not pending.done():
+                    pending.set_result(output)
+            await asyncio.sleep(0)  # let other calls of this actor run
 
     def _rollout(self, prompt: Prompt, sample: int, output: RequestOutput) -> Rollout:
         completion = output.outputs[0]
@@ -195,89 +200,93 @@ class RolloutWorker(Receiver):
             logp_T=np.asarray(logp, dtype=np.float32),
             text=completion.text,
             truncated=completion.finish_reason == "length",
-            version_T=versions(completion.weight_versions, len(tokens_T)),
+            version_T=token_versions(completion.weight_versions, len(tokens_T)),
             worker=self.rank,
-            support_TK=most_likely(completion.logprobs, self._top_k) if self._top_k else None,
+            support_TK=top_k_ids(completion.logprobs, self._top_k) if self._top_k else None,
         )
 
     async def sleep(self) -> None:
-        """Drop weights and cache, and whatever is still under way, and give their memory back, until weights come."""
-        self._open.clear()
-        self._engine.abort_request(list(self._answers))
-        for answer in self._answers.values():
-            answer.cancel()
+        """Free the memory of weights and cache until the next publish; unfinished requests are dropped."""
+        self._accepting.clear()
+        self._engine.abort_request(list(self._pending))
+        for pending in self._pending.values():
+            pending.cancel()
         with self.spans.span("sleep"):
             self._engine.sleep(level=2)
         self._asleep = True
 
     async def mark_version(self, version: int) -> None:
-        """The weights here are also those of `version`: its step learned nothing."""
-        self._stamp(version)
+        """Set the version of unchanged weights, after a step that learned nothing."""
+        self._set_version(version)
 
-    async def receive(self, version: int, bucket_refs: Sequence[ray.ObjectRef], probe: Tokens) -> Ack:
-        """Load published weights. The prefix cache holds keys and values of the old ones, so it is dropped.
+    async def receive(self, version: int, bucket_refs: Sequence[Ref[BucketRef]], canary: Tokens) -> Ack:
+        """Load published weights. The prefix cache holds keys and values of the old weights, so it is dropped.
 
-        Responses under way are waited for, or (`rollout.on_publish=keep`) go on afterwards on the new weights: the
-        keys and values of what they have so far are then computed anew. The engine makes no step on half of the
-        weights, and does nothing else from the first bucket's arrival to the last's.
+        Running requests are waited for, or (`rollout.on_publish=keep`) go on afterwards on the new weights: the keys
+        and values of their tokens so far are then computed anew. The engine never steps on half of the weights, and
+        does nothing else from the first bucket's arrival to the last's.
+
+        Raises:
+            WeightSyncError: a bucket did not arrive as it was sent, a tensor is missing, or the cache was not dropped.
         """
         waits = self._config.rollout.on_publish is OnPublish.wait
         if waits and self._stepping is not None and not self._asleep:
-            self._open.clear()
+            self._accepting.clear()
             try:
                 await self._stepping
             finally:
-                self._open.set()
+                self._accepting.set()
         with self.spans.span("receive"):
             if self._asleep:
                 self._engine.wake_up(["weights"])
             self._engine.collective_rpc("start_weight_update")
-            arriving = self.arriving(version, bucket_refs)
+            buckets = self.arriving_buckets(version, bucket_refs)
             if self._config.rollout.tensor_parallel == 1:
-                self._update(arriving, complete=True)
+                self._load_buckets(buckets, complete=True)
             else:
-                self._tell_processes(arriving)
+                self._load_in_processes(buckets)
             self._engine.collective_rpc("finish_weight_update")
             if self._asleep:
                 self._engine.wake_up(["kv_cache"])
                 self._asleep = False
-                self._open.set()
+                self._accepting.set()
         if not self._engine.reset_prefix_cache(reset_running_requests=True):
             raise WeightSyncError(f"rollout {self.rank} could not drop its prefix cache, which holds the old weights'.")
-        self._done += 1
-        self._stamp(version)
-        return replace(self.ack(version), probe_logp_T=await self._probe_logp(probe))
+        self._progress += 1
+        self._set_version(version)
+        return replace(self.ack(version), canary_logp_T=await self._prompt_logp(canary))
 
-    def _update(self, buckets: Iterable[Bucket | BucketRef], complete: bool) -> None:
+    def _load_buckets(self, buckets: Iterable[Bucket | BucketRef], complete: bool) -> None:
         update = {"buckets": buckets, "complete": complete}
         self._engine.collective_rpc("update_weights", kwargs={"update_info": update})
 
-    def _tell_processes(self, arriving: Iterable[Bucket]) -> None:
-        """
+    def _load_in_processes(self, buckets: Iterable[Bucket]) -> None:
+        """Load buckets, one at a time, in all processes of the engine (`tensor_parallel`).
+
         Raises:
-            WeightSyncError: that of a bucket; or a process has not loaded what it was told of.
+            WeightSyncError: that of a bucket; or a process did not load its tensors.
         """
         try:
-            for bucket in arriving:
-                self._update([self._shared(bucket)], complete=False)
-            self._update([], complete=True)
+            for bucket in buckets:
+                self._load_buckets([self._in_shared_memory(bucket)], complete=False)
+            self._load_buckets([], complete=True)
         except BaseException as error:
             with suppress(Exception):
                 self._engine.collective_rpc("finish_weight_update")  # else the next update could not begin
-            if isinstance(error, RuntimeError):  # what vLLM makes of any error of a process
+            if isinstance(error, RuntimeError):  # vLLM makes one of any error of a process
                 raise WeightSyncError(f"rollout {self.rank} could not load weights: {error}") from None
             raise
 
-    def _shared(self, bucket: Bucket) -> BucketRef:
-        """Where in shared memory all processes find it: where it came, or a copy of what came through the object
-        store."""
-        if bucket.place is not None:
-            return BucketRef(bucket.label, bucket.place)
+    def _in_shared_memory(self, bucket: Bucket) -> BucketRef:
+        """Reference to the bucket in shared memory, for all processes: where it arrived, or a copy of one that came
+        through the object store."""
+        if bucket.location is not None:
+            return BucketRef(bucket.header, bucket.location)
         self._copies = self._copies or SharedMemoryOutbox(self.plan.sizes)
-        self._copies.room(bucket.label.index)[: len(bucket.data)] = bucket.data
+        self._copies.buffer(bucket.header.index)[: len(bucket.data)] = bucket.data
         return self._copies.send(bucket)
 
-    async def _probe_logp(self, tokens_T: Tokens) -> LogpT:
+    async def _prompt_logp(self, tokens_T: Tokens) -> LogpT:
         """The engine's log-probability of each token of a prompt after the first, at temperature 1."""
         from vllm import SamplingParams
 
@@ -286,25 +295,26 @@ class RolloutWorker(Receiver):
         steps = zip(output.prompt_logprobs[1:], tokens_T[1:].tolist(), strict=True)
         return np.asarray([step[token].logprob for step, token in steps], dtype=np.float32)
 
-    def _stamp(self, version: int) -> None:
-        """vLLM notes with each token which weights it was sampled from."""
+    def _set_version(self, version: int) -> None:
+        """Set the version of the weights, which vLLM reports with each sampled token."""
         self.version = version
         self._engine.set_weight_version(str(version))
 
 
-def versions(spans: Sequence[WeightVersionSpan] | None, count: int) -> Tokens:
-    """The version of each of `count` tokens."""
+def token_versions(spans: Sequence[WeightVersionSpan] | None, count: int) -> Tokens:
+    """Weight version of each of `count` tokens; -1 where vLLM reports none."""
     version_T = np.full(count, -1, dtype=np.int32)
     for span in spans or ():
         version_T[span.start : span.end] = int(span.version)
     return version_T
 
 
-def most_likely(steps: Sequence[dict[int, Logprob]], top_k: int) -> Tokens:
-    """(T, K) ids by rank, from what the engine says of each step: its most likely tokens and the one sampled."""
+def top_k_ids(steps: Sequence[dict[int, Logprob]], top_k: int) -> Tokens:
+    """Ids (T, K) of the most likely tokens, by rank. The engine reports them at each step, with the sampled token."""
     return np.asarray([sorted(step, key=lambda token: step[token].rank)[:top_k] for step in steps], dtype=np.int32)
 
 
 def _request_seed(*parts: object) -> int:
+    """A 63-bit seed from a digest of the parts."""
     digest = hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

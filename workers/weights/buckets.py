@@ -1,9 +1,9 @@
-"""Weights on the way from the learners to everyone who samples or scores: packed buckets, each with a digest.
+"""Buckets of weights, each with a digest: the unit in which weights travel from the learners to their receivers.
 
-A bucket is one flat array of bytes and the list of tensors in it. Its bytes go by a transport (`transports.py`); what
-the receivers are told of it, its bucket_ref, goes through Ray. Each receiver checks the digest of what it got before it
-loads anything. The digest (XXH3, 128 bits) is there for accidents: a wrong offset, a page overwritten too early, a
-broken transfer. It is no protection from somebody who means harm.
+A bucket is one flat array of bytes and the list of tensors in it. Its bytes go by a transport (`transports.py`), its
+`BucketRef` goes through Ray. Each receiver checks the digest of the bytes that arrived before it loads them. The digest
+(XXH3, 128 bits) detects accidents: a wrong offset, a page overwritten too early, a broken transfer. It is no protection
+from an attacker.
 """
 
 from __future__ import annotations
@@ -22,12 +22,31 @@ from numpy.typing import NDArray
 from demopsd_dist.util.errors import WeightSyncError
 
 ALIGNMENT_BYTES = 64
-CHUNK_BYTES = 1 << 20  # what is copied is digested while it is still in the processor's cache
+CHUNK_BYTES = 1 << 20  # copied bytes are digested while they are still in the processor's cache
 Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
+class SharedSegment:
+    """Shared memory, by a file descriptor of the process that owns it; processes of the same node can map it."""
+
+    pid: int
+    descriptor: int
+    size: int
+
+
+@dataclass(frozen=True)
+class SegmentSlice:
+    """Position of a bucket in shared memory."""
+
+    segment: SharedSegment
+    start: int
+
+
+@dataclass(frozen=True)
 class TensorSpec:
+    """Name, shape and type of a tensor in a bucket, and its position there."""
+
     name: str
     shape: tuple[int, ...]
     dtype: str  # torch's name, "float32"
@@ -40,7 +59,7 @@ Specs = tuple[TensorSpec, ...]
 
 @dataclass(frozen=True)
 class BucketHeader:
-    """What a bucket holds. `digest` is of the names, shapes and bytes of its tensors."""
+    """Contents of a bucket. `digest` covers the names, shapes and bytes of its tensors."""
 
     version: int
     index: int
@@ -50,33 +69,36 @@ class BucketHeader:
 
 @dataclass(frozen=True)
 class Bucket:
-    label: BucketHeader
+    """A header and the bytes of its tensors."""
+
+    header: BucketHeader
     data: Bytes
-    place: Any = None  # in shared memory, where it lies there
+    location: SegmentSlice | None = None  # where it lies in shared memory
 
 
 @dataclass(frozen=True)
 class BucketRef:
-    """A bucket that has been sent: where it lies, and what it took to pack it."""
+    """A bucket that was sent: its header, its location, and the seconds that packing took."""
 
-    label: BucketHeader
-    place: Any  # the transport's: an object reference, or a place in shared memory
+    header: BucketHeader
+    location: Any  # Ray's object reference, or a `SegmentSlice` of shared memory
     packed_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Ack:
-    """A receiver has loaded all of a version. `probe_logp_T` is what it now says of the probe; None from a teacher."""
+    """Acknowledgement: a receiver has loaded all weights of a version. `canary_logp_T` are its log-probabilities of the
+    canary prompt (`canary.py`) with these weights; None from a teacher."""
 
     version: int
-    probe_logp_T: NDArray[np.float32] | None
+    canary_logp_T: NDArray[np.float32] | None
     waited_s: float = 0.0  # until buckets were packed and had arrived
-    verified_s: float = 0.0  # beside the loading, where there are several buckets
-    loaded_s: float = 0.0  # what the whole took beyond waiting for the first bucket, without the probe
+    verified_s: float = 0.0  # overlaps the loading, where there are several buckets
+    loaded_s: float = 0.0  # from the arrival of the first bucket to the last tensor loaded, without the canary
 
 
 def layout(tensors: Iterable[tuple[str, Sequence[int], torch.dtype]]) -> Specs:
-    """Where named tensors lie in a bucket: one after the other, each where any type may begin."""
+    """Positions of named tensors in a bucket: one after the other, each aligned for any type."""
     specs: list[TensorSpec] = []
     end = 0
     for name, shape, dtype in tensors:
@@ -87,17 +109,18 @@ def layout(tensors: Iterable[tuple[str, Sequence[int], torch.dtype]]) -> Specs:
     return tuple(specs)
 
 
-def bytes_of(specs: Specs) -> int:
+def bucket_bytes(specs: Specs) -> int:
+    """Size of a bucket, bytes."""
     return specs[-1].start + specs[-1].size
 
 
 def pack_bucket(
-    version: int, index: int, tensors: Iterable[tuple[str, torch.Tensor]], room: Bytes | None = None
+    version: int, index: int, tensors: Iterable[tuple[str, torch.Tensor]], buffer: Bytes | None = None
 ) -> Bucket:
-    """Copy named tensors, from any device, into one bucket: into `room` where that is given."""
+    """Copy named tensors, from any device, into one bucket: into `buffer` where that is given."""
     tensors = list(tensors)
     specs = layout((name, tensor.shape, tensor.dtype) for name, tensor in tensors)
-    data = np.empty(bytes_of(specs), np.uint8) if room is None else room[: bytes_of(specs)]
+    data = np.empty(bucket_bytes(specs), np.uint8) if buffer is None else buffer[: bucket_bytes(specs)]
     hasher = _hasher(specs)
     for spec, (_, tensor) in zip(specs, tensors, strict=True):
         flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
@@ -109,6 +132,7 @@ def pack_bucket(
 
 
 def digest_of(specs: Specs, data: Bytes) -> str:
+    """Digest of the tensors' specs and bytes; padding between tensors does not count."""
     hasher = _hasher(specs)
     for spec in specs:
         hasher.update(data[spec.start : spec.start + spec.size].data)
@@ -116,16 +140,17 @@ def digest_of(specs: Specs, data: Bytes) -> str:
 
 
 def verify_bucket(bucket: Bucket, receiver: str) -> None:
-    """
+    """Check the digest of a bucket that arrived.
+
     Raises:
-        WeightSyncError: what arrived is not what was packed; names receiver, bucket and tensors.
+        WeightSyncError: it differs from the digest that was sent; names receiver, bucket and tensors.
     """
-    label = bucket.label
-    found = digest_of(label.specs, bucket.data)
-    if found != label.digest:
+    header = bucket.header
+    digest = digest_of(header.specs, bucket.data)
+    if digest != header.digest:
         raise WeightSyncError(
-            f"{receiver} got bucket {label.index} of weights version {label.version} damaged: digest {found}, sent "
-            f"{label.digest}. It holds {label.specs[0].name} to {label.specs[-1].name}."
+            f"{receiver} got bucket {header.index} of weights version {header.version} damaged: digest {digest}, sent "
+            f"{header.digest}. It holds {header.specs[0].name} to {header.specs[-1].name}."
         )
 
 
@@ -134,10 +159,10 @@ def _hasher(specs: Specs) -> xxhash.xxh3_128:
 
 
 def unpack_bucket(bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
-    """The named tensors of a bucket, in order. They are views of its bytes: to be read, and not to be kept."""
+    """Named tensors of a bucket, in order. They are views of its bytes: read them, do not keep them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
         flat = torch.frombuffer(bucket.data, dtype=torch.uint8)
-    for spec in bucket.label.specs:
+    for spec in bucket.header.specs:
         piece = flat[spec.start : spec.start + spec.size]
         yield spec.name, piece.view(getattr(torch, spec.dtype)).reshape(spec.shape)

@@ -1,249 +1,297 @@
-"""The driver's `weights` role: learners to rollout workers and teacher, bucket by bucket, verified."""
+"""The driver's `weights` role: publish weights from the learners to rollout workers and teacher, and check that they
+arrived.
+
+Senders are the learners (`LearnerWorker.gather`, by an outbox of `transports.py`). A bad publish is caught in three
+places:
+
+* `receiver.py`: each receiver checks version, index and digest of every bucket before it loads it, and that all tensors
+  of the model were sent. An engine also checks that every parameter was loaded (`workers/rollout/vllm_weights.py`).
+* `WeightPublisher._check_canary`, below: with the new weights each engine computes log-probabilities of a fixed prompt;
+  other values than the learner's, or the old ones, are refused (`canary.py`).
+* here: a receiver that does not acknowledge in time is lost. A rollout worker is replaced (`workers/rollout/pool.py`);
+  a learner or teacher is an error, and the run goes back to its last checkpoint.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from demopsd_dist.config import Config, Transport
 from demopsd_dist.util.errors import LostStateError, LostWorkerError
-from workers.actor_group import SECOND_LOOK_S, ActorGroup
-from workers.rollout.dispatch import Pool
-from workers.weights.buckets import Ack, BucketRef
-from workers.weights.canary import LogpT, probe_tokens, refuse_kept_weights, refuse_other_weights
-from workers.weights.transports import PublishPlan, SharedSegment, chosen
+from workers.actor_group import OTHER_FAILURES_S, ActorGroup, PendingCall
+from workers.actor_handle import Handle, R, Ref
+from workers.learner.worker import LearnerWorker
+from workers.rollout.dispatch import Pool, RolloutWorkers
+from workers.rollout.worker import RolloutWorker
+from workers.teacher.worker import TeacherWorker
+from workers.weights.buckets import Ack, BucketRef, SharedSegment
+from workers.weights.canary import LogpT, canary_tokens, refuse_old_weights, refuse_other_weights
+from workers.weights.receiver import Receiver
+from workers.weights.transports import PublishPlan, choose_transport
+
+RolloutCall = Callable[[Handle[RolloutWorker]], Ref[R]]
 
 
 @dataclass(frozen=True)
 class LastPublish:
-    """What was published last, and can still be fetched. Steps that learned nothing have made versions since."""
+    """The last publish, which can still be fetched. `version` is above `sent_version` after steps that learned
+    nothing."""
 
     version: int
-    sent: int
-    bucket_refs: Sequence[Any]  # references
-    probe_T: LogpT  # what the learner says of the probe
+    sent_version: int
+    bucket_refs: Sequence[Ref[BucketRef]]
+    canary_T: LogpT  # the learner's log-probabilities of the canary
 
 
 class WeightPublisher:
-    """All receivers load at once, each bucket while the learners gather the next.
+    """Publishes to all receivers at once; each loads a bucket while the learners gather the next.
 
-    A publish makes one call to each learner for each bucket and one for the probe, and one to each receiver: their
-    number does not grow with the number of tensors. What was published last stays where it is until the next publish,
-    for workers that join in between.
+    A publish makes one call to each learner for each bucket and one for the canary, and one to each receiver: their
+    number does not grow with the number of tensors. The last publish stays available until the next one, for workers
+    that join in between.
     """
 
     plan: PublishPlan
     transport: Transport
-    segment: SharedSegment | None  # that of the shared memory
+    segment: SharedSegment | None  # where the transport is shared memory
 
-    def __init__(self, learners: ActorGroup, fleet: Pool, teacher: ActorGroup, config: Config) -> None:
-        self._learners, self._fleet, self._teacher, self._config = learners, fleet, teacher, config
-        self._said: dict[int, tuple[LogpT, LogpT]] = {}  # of the probe, by rank of the engine: learner, engine
+    def __init__(
+        self, learners: ActorGroup[LearnerWorker], rollouts: Pool, teacher: ActorGroup[TeacherWorker], config: Config
+    ) -> None:
+        self._learners, self._rollouts, self._teacher, self._config = learners, rollouts, teacher, config
+        self._canary_logp: dict[int, tuple[LogpT, LogpT]] = {}  # learner's and engine's, by the engine's rank
         self._last: LastPublish | None = None
-        self._busy = asyncio.Lock()
-        self._wanted = config.weights.transport
+        self._lock = asyncio.Lock()
+        self._setting = config.weights.transport
         self._published = asyncio.Event()
         self.bucket_refs: list[BucketRef] = []  # of the last publish
         self.acks: list[Ack] = []
-        fleet.sync_new_worker = self.sync_new_worker
+        rollouts.sync_new_worker = self.sync_new_worker
 
     async def start(self) -> None:
-        """Agree on what is sent, and on the way.
+        """Agree with the learners on the plan, and with the receivers on the transport.
 
         Raises:
             ConfigError: `weights.transport` cannot reach all receivers.
         """
         within_s = self._config.limits.start_s
-        self._said, self._last = {}, None
-        plans: list[PublishPlan] = await self._learners.each(
-            lambda worker, _: worker.plan.remote(), within_s=within_s, what="what it will publish"
+        self._canary_logp, self._last = {}, None
+        plans = await self._learners.each(
+            lambda worker, _: worker(LearnerWorker.plan), within_s=within_s, what="its plan of publishes"
         )
         self.plan = plans[0]
+        receivers: tuple[ActorGroup[Receiver], ...] = (self._rollouts.group, self._teacher)
         nodes: dict[str, str] = {}
-        for group in (self._fleet.group, self._teacher):
-            nodes |= await nodes_of(group, within_s)
-        self.transport = chosen(self._wanted, self.plan.node, nodes)
+        for group in receivers:
+            nodes |= await receiver_nodes(group, within_s)
+        self.transport = choose_transport(self._setting, self.plan.node, nodes)
         self.segment, *_ = await self._learners.each(
-            lambda worker, _: worker.open_outbox.remote(self.transport), within_s=within_s, what="memory for weights"
+            lambda worker, _: worker(LearnerWorker.open_outbox, self.transport),
+            within_s=within_s,
+            what="memory for weights",
         )
-        for group in (self._fleet.group, self._teacher):
+        for group in receivers:
             await self._attach(group)
-        self._probe = probe_tokens(self.plan.vocabulary_size, self._config.rollout.max_prompt_tokens)
+        self._canary = canary_tokens(self.plan.vocabulary_size, self._config.rollout.max_prompt_tokens)
 
-    async def renew(self) -> None:
-        """`start`, with learners that have taken the place of others."""
-        async with self._busy:
+    async def restart(self) -> None:
+        """Start again, with learners that have replaced others."""
+        async with self._lock:
             await self.start()
 
-    async def _attach(self, group: ActorGroup) -> None:
+    async def _attach(self, group: ActorGroup[Receiver]) -> None:
         plan, segment = self.plan, self.segment
         await group.each(
-            lambda worker, _: worker.attach.remote(plan, segment),
+            lambda worker, _: worker(Receiver.attach, plan, segment),
             within_s=self._config.limits.start_s,
             what="mapping shared memory",
         )
 
-    async def sync_new_worker(self, newcomer: ActorGroup, serve: Callable[[], None]) -> None:
-        """Bring a rollout worker that joins to what was published last; then it serves.
+    async def sync_new_worker(self, new_worker: RolloutWorkers, serve: Callable[[], None]) -> None:
+        """Bring a rollout worker that joins to the last publish; then let it serve.
 
         Raises:
             WeightSyncError: what arrived is not what was sent.
             ConfigError: it is on another node, where `weights.transport=shared_memory` does not reach.
         """
-        if not hasattr(self, "plan"):  # before the learners have said what they will publish
+        if not hasattr(self, "plan"):  # before `start`
             return serve()
         while True:
             segment = self.segment
             try:
-                return await self._sync_new_worker(newcomer, serve)
-            except LostStateError:  # the learners are gone; others will take their place, or the run ends
+                return await self._sync_new_worker(new_worker, serve)
+            except LostStateError:  # the learners are gone; they are restarted, or the run ends
                 while self.segment == segment:
                     await asyncio.sleep(0.1)
 
-    async def _sync_new_worker(self, newcomer: ActorGroup, serve: Callable[[], None]) -> None:
-        nodes = await nodes_of(newcomer, self._config.limits.start_s)
-        if chosen(self._wanted, self.plan.node, nodes) is not self.transport is Transport.shared_memory:
-            self._wanted = Transport.object_store
+    async def _sync_new_worker(self, new_worker: RolloutWorkers, serve: Callable[[], None]) -> None:
+        nodes = await receiver_nodes(new_worker, self._config.limits.start_s)
+        if choose_transport(self._setting, self.plan.node, nodes) is not self.transport is Transport.shared_memory:
+            self._setting = Transport.object_store
             self._published.clear()
-            await self._published.wait()  # the next publish goes another way
-        async with self._busy:
-            await self._attach(newcomer)
+            await self._published.wait()  # the next publish goes through the object store
+        async with self._lock:
+            await self._attach(new_worker)
             if self._last is not None:
                 last, call_s = self._last, self._config.limits.call_s
-                acks = await newcomer.each(
-                    lambda worker, _: worker.receive.remote(last.sent, last.bucket_refs, self._probe),
+                acks = await new_worker.each(
+                    lambda worker, _: worker(RolloutWorker.receive, last.sent_version, last.bucket_refs, self._canary),
                     within_s=call_s,
-                    what=f"ack of weights version {last.sent}",
+                    what=f"ack of weights version {last.sent_version}",
                 )
-                self._compare(last.sent, last.probe_T, dict(zip(newcomer.ranks, acks, strict=True)))
-                if last.version != last.sent:
-                    await newcomer.each(
-                        lambda worker, _: worker.mark_version.remote(last.version), within_s=call_s, what="a version"
+                self._check_canary(last.sent_version, last.canary_T, dict(zip(new_worker.ranks, acks, strict=True)))
+                if last.version != last.sent_version:
+                    await new_worker.each(
+                        lambda worker, _: worker(RolloutWorker.mark_version, last.version),
+                        within_s=call_s,
+                        what="a version",
                     )
             return serve()
 
     async def publish(self, version: int, *, moved: bool = True) -> None:
-        async with self._busy:
+        """Publish the learners' weights as `version`. Without `moved`, the step learned nothing and only the version is
+        new; then weights are sent to engines that slept.
+
+        Raises:
+            WeightSyncError: what arrived is not what was sent, or an engine does not use it.
+            LostStateError: a learner or the teacher is gone.
+        """
+        async with self._lock:
             if not moved and self._last is not None:
-                if self._fleet.room.taken:
-                    await self._send_again(self._last)
+                if self._rollouts.memory.held_by_learners:
+                    await self._resend(self._last)
                 self._last = replace(self._last, version=version)
-                await self._by_rollouts(lambda worker: worker.mark_version.remote(version), f"version {version}")
+                await self._call_rollouts(
+                    lambda worker: worker(RolloutWorker.mark_version, version), f"version {version}"
+                )
             else:
                 await self._publish(version)
-        self._fleet.room.open()
+        self._rollouts.memory.release()
         self._published.set()
 
-    async def make_room(self) -> None:
-        """Engines that share a GPU with the learners sleep until the next publish, where they are to, and none starts
-        before it."""
+    async def sleep_engines(self) -> None:
+        """Let engines that share a GPU with the learners sleep until the next publish (`rollout.sleep`); no engine
+        starts before that."""
         if not self._config.rollout.sleep:
             return
-        await self._fleet.room.close(self._config.limits.start_s)
-        async with self._busy:
-            await self._by_rollouts(lambda worker: worker.sleep.remote(), "sleep")
+        await self._rollouts.memory.acquire(self._config.limits.start_s)
+        async with self._lock:
+            await self._call_rollouts(lambda worker: worker(RolloutWorker.sleep), "sleep")
 
-    async def _send_again(self, last: LastPublish) -> None:
-        """To engines that have slept since: it is all that they lost. The teacher has taken it in."""
-        what = f"ack of weights version {last.sent}"
-        answers = await self._by_rollouts(
-            lambda worker: worker.receive.remote(last.sent, last.bucket_refs, self._probe), what
+    async def _resend(self, last: LastPublish) -> None:
+        """Send the last publish again to engines that slept since and lost it. The teacher has kept it."""
+        answers = await self._call_rollouts(
+            lambda worker: worker(RolloutWorker.receive, last.sent_version, last.bucket_refs, self._canary),
+            f"ack of weights version {last.sent_version}",
         )
-        self._said.clear()
-        self._compare(last.sent, last.probe_T, acks_of(answers))
+        self._canary_logp.clear()
+        self._check_canary(last.sent_version, last.canary_T, _without_losses(answers))
 
     async def _publish(self, version: int) -> None:
         call_s, what = self._config.limits.call_s, f"weights version {version}"
-        if self._wanted is Transport.object_store is not self.transport:
+        if self._setting is Transport.object_store is not self.transport:
             await self.start()
         self._last = None  # its memory is written anew
-        sent = [self._learners.ask(_gather(version, index)) for index in range(len(self.plan.buckets))]
-        probed = self._learners.ask(lambda worker, _: worker.probe.remote(self._probe))
-        bucket_refs = [asked[0].ref for asked in sent]
-        by_teacher = self._teacher.ask(lambda worker, _: worker.receive.remote(version, bucket_refs))
-        by_rollouts = asyncio.ensure_future(
-            self._by_rollouts(
-                lambda worker: worker.receive.remote(version, bucket_refs, self._probe), f"ack of {what}", lost=False
+        gathering = [self._start_gather(version, index) for index in range(len(self.plan.buckets))]
+        canary = self._learners.start(lambda worker, _: worker(LearnerWorker.canary_logp, self._canary))
+        # Rank 0 sends: references to its results, which the receivers resolve.
+        bucket_refs: list[Ref[Any]] = [calls[0].ref for calls in gathering]
+        teacher_acks = self._teacher.start(lambda worker, _: worker(TeacherWorker.receive, version, bucket_refs))
+        rollout_acks = asyncio.ensure_future(
+            self._call_rollouts(
+                lambda worker: worker(RolloutWorker.receive, version, bucket_refs, self._canary),
+                f"ack of {what}",
+                report_losses=False,
             )
         )
+        learner_calls: list[PendingCall[Any]] = [*(call for calls in gathering for call in calls), *canary]
         try:
-            learned, taught = await first_to_blame(
-                self._learners.answers([one for asked in [*sent, probed] for one in asked], within_s=call_s, what=what),
-                self._teacher.answers(by_teacher, within_s=call_s, what=f"ack of {what}"),
+            by_learners, by_teacher = await gather_root_cause(
+                self._learners.collect(learner_calls, within_s=call_s, what=what),
+                self._teacher.collect(teacher_acks, within_s=call_s, what=f"ack of {what}"),
             )
-            received = await by_rollouts
+            answers = await rollout_acks
         finally:
-            by_rollouts.cancel()
-        for rank, error in received.items():
-            if isinstance(error, LostWorkerError):
-                self._fleet.lost(rank, error)
-        acks = acks_of(received)
-        ranks = len(self._learners)
-        before, self.bucket_refs = self.bucket_refs, learned[:-ranks:ranks]
-        self.acks = [*acks.values(), *taught]
-        if digests_of(self.bucket_refs) == digests_of(before):  # a step below rounding: nobody has anything new to take
-            self._said.clear()
-        self._compare(version, learned[-ranks], acks)
-        self._last = LastPublish(version, version, bucket_refs, learned[-ranks])
-
-    async def _by_rollouts(
-        self, call: Callable[[Any], Any], what: str, lost: bool = True
-    ) -> dict[int, Ack | LostWorkerError]:
-        """Ask all who serve; those who are lost over it are replaced, the others' answers count."""
-        ranks = self._fleet.group.ranks
-        self._fleet.group.asked += len(ranks)
-        answers = await asyncio.gather(
-            *(self._fleet.ask(rank, call, what=what) for rank in ranks), return_exceptions=True
-        )
-        found = dict(zip(ranks, answers, strict=True))
-        for rank, answer in found.items():
+            rollout_acks.cancel()
+        for rank, answer in answers.items():
             if isinstance(answer, LostWorkerError):
-                if lost:
-                    self._fleet.lost(rank, answer)
+                self._rollouts.report_loss(rank, answer)
+        acks = _without_losses(answers)
+        ranks = len(self._learners)
+        canary_T: LogpT = by_learners[-ranks]
+        previous, self.bucket_refs = self.bucket_refs, by_learners[:-ranks:ranks]
+        self.acks = [*acks.values(), *by_teacher]
+        if _digests(self.bucket_refs) == _digests(previous):  # a step below rounding: no engine can have moved
+            self._canary_logp.clear()
+        self._check_canary(version, canary_T, acks)
+        self._last = LastPublish(version, version, bucket_refs, canary_T)
+
+    def _start_gather(self, version: int, index: int) -> list[PendingCall[BucketRef | None]]:
+        """Start gathering a bucket on all learners."""
+        return self._learners.start(lambda worker, _: worker(LearnerWorker.gather, version, index))
+
+    async def _call_rollouts(
+        self, call: RolloutCall[R], what: str, *, report_losses: bool = True
+    ) -> dict[int, R | LostWorkerError]:
+        """Call all serving rollout workers; result by rank, or the error of a worker that the call lost. With
+        `report_losses` the pool replaces those."""
+        ranks = self._rollouts.group.ranks
+        self._rollouts.group.call_count += len(ranks)
+        calls = [self._rollouts.call(rank, call, what=what) for rank in ranks]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        by_rank: dict[int, R | LostWorkerError] = {}
+        for rank, answer in zip(ranks, answers, strict=True):
+            if isinstance(answer, LostWorkerError):
+                if report_losses:
+                    self._rollouts.report_loss(rank, answer)
             elif isinstance(answer, BaseException):
                 raise answer
-        return found  # type: ignore[return-value]
+            by_rank[rank] = answer
+        return by_rank
 
-    def _compare(self, version: int, learner_T: LogpT, acks: dict[int, Ack]) -> None:
-        said, self._said = self._said, {rank: said for rank, said in self._said.items() if rank not in acks}
+    def _check_canary(self, version: int, learner_T: LogpT, acks: dict[int, Ack]) -> None:
+        """Check that the engines that acknowledged use the new weights.
+
+        Raises:
+            WeightSyncError: an engine's log-probabilities of the canary are not the learner's, or the old ones.
+        """
+        previous = self._canary_logp
+        self._canary_logp = {rank: logp for rank, logp in previous.items() if rank not in acks}
         for rank, ack in acks.items():
-            name, engine_T = f"rollout {rank}", ack.probe_logp_T
+            name, engine_T = f"rollout {rank}", ack.canary_logp_T
             assert engine_T is not None
             refuse_other_weights(name, version, learner_T, engine_T, self._config.weights.max_logp_diff)
-            if rank in said:
-                before_learner_T, before_engine_T = said[rank]
-                refuse_kept_weights(name, version, (before_learner_T, learner_T), (before_engine_T, engine_T))
-            self._said[rank] = (learner_T, engine_T)
+            if rank in previous:
+                previous_learner_T, previous_engine_T = previous[rank]
+                refuse_old_weights(name, version, (previous_learner_T, learner_T), (previous_engine_T, engine_T))
+            self._canary_logp[rank] = (learner_T, engine_T)
 
 
-async def nodes_of(group: ActorGroup, within_s: float) -> dict[str, str]:
-    """The node of each actor, by its name ("rollout 0")."""
-    nodes = await group.each(lambda worker, _: worker.node.remote(), within_s=within_s, what="its node")
+async def receiver_nodes(group: ActorGroup[Receiver], within_s: float) -> dict[str, str]:
+    """Node of each actor, by its name ("rollout 0")."""
+    nodes = await group.each(lambda worker, _: worker(Receiver.node), within_s=within_s, what="its node")
     return {f"{group.role} {rank}": node for rank, node in zip(group.ranks, nodes, strict=True)}
 
 
-def acks_of(answers: Mapping[int, Ack | LostWorkerError]) -> dict[int, Ack]:
-    return {rank: answer for rank, answer in answers.items() if isinstance(answer, Ack)}
+def _without_losses(answers: dict[int, R | LostWorkerError]) -> dict[int, R]:
+    return {rank: answer for rank, answer in answers.items() if not isinstance(answer, LostWorkerError)}
 
 
-def digests_of(bucket_refs: Sequence[BucketRef]) -> list[str]:
-    return [bucket_ref.label.digest for bucket_ref in bucket_refs]
+def _digests(bucket_refs: Sequence[BucketRef]) -> list[str]:
+    return [bucket_ref.header.digest for bucket_ref in bucket_refs]
 
 
-def _gather(version: int, index: int) -> Any:
-    return lambda worker, _: worker.gather.remote(version, index)
-
-
-async def first_to_blame(*waits: Any) -> list[Any]:
-    """Wait for all. Of several failures at about the same time the one named first here is raised: a receiver that
-    waits for a learner fails when that dies."""
+async def gather_root_cause(*waits: Awaitable[Any]) -> list[Any]:
+    """Wait for all. Of several failures at about the same time, raise the one that comes first in the arguments: a
+    receiver that waits for a learner fails when that learner dies."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
         _, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         if waiting:
-            await asyncio.wait(waiting, timeout=SECOND_LOOK_S + 1)
+            await asyncio.wait(waiting, timeout=OTHER_FAILURES_S + 1)
         errors = [error for task in tasks if task.done() and (error := task.exception())]
         if errors:
             raise errors[0]

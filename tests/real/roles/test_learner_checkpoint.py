@@ -14,7 +14,7 @@ from demopsd_dist.util.errors import CheckpointError
 from tests.real.conftest import Ranks
 from tests.real.roles.test_zero import scored as scored  # a fixture
 from tests.unit.run_record.sample_rows import packed
-from workers.actors import LearnerGroup
+from workers.learner.group import LearnerGroup
 
 
 def steps(group: LearnerGroup, scored: list[ScoredExample], count: int) -> list[tuple[float, float]]:

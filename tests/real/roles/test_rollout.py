@@ -12,26 +12,27 @@ import torch
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.training.roles import Sampling
 from demopsd_dist.training.run import Task
-from tests.real.conftest import Spares, demo, moved_model, posted, renew
+from tests.real.conftest import Spares, WatchedRollouts, demo, moved_model, posted, renew
 from tests.real.runs.test_training import logits_of, logp_of
 from workers.actor_group import ActorGroup
-from workers.rollout.dispatch import RolloutGroup
+from workers.rollout.group import RolloutGroup
 from workers.rollout.pool import FixedPool
-from workers.weights.canary import probe_tokens
+from workers.rollout.worker import RolloutWorker
+from workers.weights.canary import canary_tokens
 
 TOP_K = 20
-PROBE = probe_tokens(256, 32)
+CANARY = canary_tokens(256, 32)
 CONFIG = demo("rollout.on_publish=keep", "demopsd.support=rollout", f"demopsd.top_k={TOP_K}")
 
 
 @pytest.fixture(scope="module")
-def worker(spares: Spares) -> ActorGroup:
+def worker(spares: Spares) -> ActorGroup[WatchedRollouts]:
     renew(spares.rollout, CONFIG)
     return spares.rollout
 
 
-async def unfinished(worker: ActorGroup) -> int:
-    (count,) = await worker.each(lambda w, _: w.unfinished.remote(), within_s=60, what="a count")
+async def unfinished(worker: ActorGroup[WatchedRollouts]) -> int:
+    (count,) = await worker.each(lambda w, _: w(WatchedRollouts.unfinished), within_s=60, what="a count")
     return count
 
 
@@ -40,7 +41,9 @@ def long_sampling(seed: str) -> Sampling:
     return Sampling(samples=4, temperature=2.0, top_p=1.0, max_response_tokens=64, seed=seed)
 
 
-def test_responses_under_way_go_on_with_new_weights(worker: ActorGroup, task: Task, tmp_path: Path) -> None:
+def test_responses_under_way_go_on_with_new_weights(
+    worker: ActorGroup[WatchedRollouts], task: Task, tmp_path: Path
+) -> None:
     """Each token carries the version that sampled it, and its log-probability is that version's of the whole prefix:
     keys and values of the old weights are not used any more."""
     new = moved_model()
@@ -55,7 +58,7 @@ def test_responses_under_way_go_on_with_new_weights(worker: ActorGroup, task: Ta
             if sampling.done():
                 return sampling.result()
         bucket_refs = posted(0, new.named_parameters())
-        await worker.each(lambda w, _: w.receive.remote(0, bucket_refs, PROBE), within_s=60, what="a ack")
+        await worker.each(lambda w, _: w(RolloutWorker.receive, 0, bucket_refs, CANARY), within_s=60, what="an ack")
         assert not sampling.done()
         return await sampling
 
@@ -78,7 +81,7 @@ def test_responses_under_way_go_on_with_new_weights(worker: ActorGroup, task: Ta
         torch.testing.assert_close(found[own], newest[own], atol=1e-4, rtol=1e-4)
 
 
-def test_what_nobody_waits_for_is_dropped(worker: ActorGroup, task: Task) -> None:
+def test_what_nobody_waits_for_is_dropped(worker: ActorGroup[WatchedRollouts], task: Task) -> None:
     """The caller takes one group and goes: the engine stops on the others, and has its room again."""
     rollouts = RolloutGroup(FixedPool(worker, CONFIG), CONFIG)
 
@@ -97,5 +100,5 @@ def test_what_nobody_waits_for_is_dropped(worker: ActorGroup, task: Task) -> Non
     before, left = asyncio.run(take_one())
     assert before > 0
     assert left == 0
-    assert rollouts.figures()["rollout/worker_0_tokens_per_s"] > 0
+    assert rollouts.metrics()["rollout/worker_0_tokens_per_s"] > 0
     assert len(asyncio.run(rollouts.sample(task.test[:2], long_sampling("after")))) == 2

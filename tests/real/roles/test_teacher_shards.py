@@ -16,13 +16,14 @@ from demopsd_dist.config import Precision, WeightSource
 from demopsd_dist.data.records import Tokens, TrainingExample
 from demopsd_dist.methods import Forwards, SupportKind
 from demopsd_dist.minisci import MODEL_DIR
-from demopsd_dist.util.errors import CheckpointError, WeightSyncError
+from demopsd_dist.util.errors import CheckpointError, LostStateError, WeightSyncError
 from tests.real.conftest import demo, moved_model, posted
 from tests.unit.run_record.sample_rows import prompt
 from tests.unit.run_record.sample_rows import rollout as a_rollout
-from workers.actor_group import ActorGroup, ResourceClaim
+from workers.actor_group import ActorGroup
 from workers.actors import start_ranks
 from workers.cluster.placement import Bundle
+from workers.cluster.resource_claim import ResourceClaim
 from workers.forward import load_causal_lm
 from workers.teacher import fsdp
 from workers.teacher.worker import TeacherWorker, environment
@@ -44,7 +45,7 @@ class Holder(TeacherWorker):
 
     def elements(self) -> int:
         parameters = fsdp.parameters_of(self._models[WeightSource.ema]).values()
-        return sum(fsdp.held(parameter).numel() for parameter in parameters)
+        return sum(fsdp.local_rows(parameter).numel() for parameter in parameters)
 
 
 def whole_teacher(folder: Path = MODEL_DIR) -> Holder:
@@ -68,11 +69,11 @@ def took(group: ActorGroup | None, alone: Holder, versions: int) -> None:
 
 
 def receive(version: int, bucket_refs: Any, worker: Any, _: int) -> Any:
-    return worker.receive.remote(version, bucket_refs)
+    return worker(Holder.receive, version, bucket_refs)
 
 
 def score(asked: list[Any], forwards: Forwards, worker: Any, rank: int) -> Any:
-    return worker.score.remote(*asked[rank], forwards)
+    return worker(Holder.score, *asked[rank], forwards)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sharers(ray_here: None, folder: Path) -> Iterator[ActorGroup]:
     config = demo(*WORDS, f"teacher.num_workers={RANKS}", f"teacher.shards={RANKS}")
     placement = ResourceClaim([Bundle("teacher", rank, 0.1, 0) for rank in range(RANKS)])
-    group = placement.start("teacher", Holder, lambda rank: (rank, config, folder), environment(config))
+    group = placement.spawn_group(
+        "teacher", Holder, lambda rank: (rank, config, folder), environment(config), LostStateError
+    )
     asyncio.run(start_ranks(group, 180, "a start"))
     yield group
     group.kill()
@@ -127,13 +130,13 @@ def test_they_say_what_one_with_a_whole_copy_says(
                     assert (found is None) == (wanted is None)
                     if found is not None:
                         np.testing.assert_array_equal(found, wanted)
-    ran = taught(sharers, lambda worker, _: worker.forwards_run.remote())
+    ran = taught(sharers, lambda worker, _: worker(Holder.forward_counts))
     assert ran[2] == {}, "forwards for nothing are not counted"
 
 
 def test_each_holds_its_part_alone(sharers: ActorGroup) -> None:
     whole = whole_teacher().elements()
-    parts = taught(sharers, lambda worker, _: worker.elements.remote())
+    parts = taught(sharers, lambda worker, _: worker(Holder.elements))
     assert sum(parts) == whole
     assert max(parts) < 0.36 * whole
 
@@ -146,8 +149,8 @@ def test_what_they_save_fits_one_and_the_other_way_round(sharers: ActorGroup, tm
     one = whole_teacher()
     took(None, one, versions=3)
     one.save(ours)
-    taught(sharers, lambda worker, _: worker.load.remote(ours))
-    taught(sharers, lambda worker, _: worker.save.remote(theirs))
+    taught(sharers, lambda worker, _: worker(Holder.load, ours))
+    taught(sharers, lambda worker, _: worker(Holder.save, theirs))
     assert len(list(theirs.glob("*.safetensors"))) > RANKS
     other = whole_teacher()
     other.load(theirs)

@@ -17,49 +17,53 @@ from demopsd_dist.util.errors import WeightSyncError
 from tests.real.conftest import Spares, demo, engine_processes, moved_model, posted, renew
 from tests.real.runs.test_training import logits_of, logp_of
 from workers.forward import load_causal_lm
-from workers.rollout.dispatch import RolloutGroup
+from workers.rollout.group import RolloutGroup
 from workers.rollout.pool import FixedPool
+from workers.rollout.worker import RolloutWorker
 from workers.weights.buckets import layout, pack_bucket
-from workers.weights.canary import probe_tokens
+from workers.weights.canary import canary_tokens
 from workers.weights.transports import PublishPlan, SharedMemoryOutbox
 
 CONFIG = demo("rollout.tensor_parallel=2")
 
 
 def test_weights_reach_both_processes(spares: Spares, task: Task, tmp_path: Path) -> None:
-    """Through shared memory and Ray's object store. The probe, and what is sampled then, have the log-probabilities of
+    """Through shared memory and Ray's object store. The canary, and what is sampled then, have the log-probabilities of
     plain forwards of the new model."""
     model = moved_model()
     model.save_pretrained(tmp_path)
     cut = len(named := list(model.named_parameters())) // 2
     buckets = [named[:cut], named[cut:]]
     specs = [layout((name, tensor.shape, tensor.dtype) for name, tensor in bucket) for bucket in buckets]
-    plan, probe = PublishPlan("here", tuple(specs), model.config.vocab_size), probe_tokens(256, 32)
+    plan, canary = PublishPlan("here", tuple(specs), model.config.vocab_size), canary_tokens(256, 32)
     memory = SharedMemoryOutbox(plan.sizes)
     base = load_causal_lm(MODEL_DIR, Precision.float32).state_dict()
     old = [[(name, base[name]) for name, _ in bucket] for bucket in buckets]
-    shared = [memory.send(pack_bucket(0, i, old[i], memory.room(i))) for i in range(len(old))]
+    shared = [memory.send(pack_bucket(0, i, old[i], memory.buffer(i))) for i in range(len(old))]
     group = spares.rollout
     renew(group, CONFIG, blank=True)
 
     async def publish(version: int, bucket_refs: list[ray.ObjectRef]) -> np.ndarray:
         (ack,) = await group.each(
-            lambda worker, _: worker.receive.remote(version, bucket_refs, probe), within_s=60, what="a ack"
+            lambda worker, _: worker(RolloutWorker.receive, version, bucket_refs, canary), within_s=60, what="an ack"
         )
-        return ack.probe_logp_T
+        assert ack.canary_logp_T is not None
+        return ack.canary_logp_T
 
     asyncio.run(
-        group.each(lambda worker, _: worker.attach.remote(plan, memory.segment), within_s=60, what="shared memory")
+        group.each(
+            lambda worker, _: worker(RolloutWorker.attach, plan, memory.segment), within_s=60, what="shared memory"
+        )
     )
     said = [asyncio.run(publish(0, [ray.put(bucket_ref) for bucket_ref in shared]))]
-    damaged = pack_bucket(0, 0, old[0], memory.room(0))
+    damaged = pack_bucket(0, 0, old[0], memory.buffer(0))
     damaged.data[5] ^= 1
     with pytest.raises(WeightSyncError, match="rollout 0 got bucket 0 of weights version 0 damaged"):
         asyncio.run(publish(0, [ray.put(memory.send(damaged))]))
     said.append(asyncio.run(publish(1, posted(1, *buckets))))
     for logp, folder in zip(said, (MODEL_DIR, tmp_path), strict=True):
-        (logits,) = logits_of(folder, [(probe[:1], probe[1:])])
-        np.testing.assert_allclose(logp, logits.log_softmax(-1).numpy()[np.arange(31), probe[1:]], atol=1e-3)
+        (logits,) = logits_of(folder, [(canary[:1], canary[1:])])
+        np.testing.assert_allclose(logp, logits.log_softmax(-1).numpy()[np.arange(31), canary[1:]], atol=1e-3)
     assert len(engine_processes()) == 2
     sampling = Sampling(samples=4, temperature=1.0, top_p=1.0, max_response_tokens=64, seed="two")
     groups = asyncio.run(RolloutGroup(FixedPool(group, CONFIG), CONFIG).sample(task.test[:4], sampling))

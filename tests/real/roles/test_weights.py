@@ -22,21 +22,22 @@ from demopsd_dist.config import Precision, Transport
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.util.errors import WeightSyncError
 from tests.real.conftest import Ranks, RealRoles, Spares, demo, posted, renew
-from workers.actor_group import ActorGroup
+from workers.actor_group import ActorGroup, no_actors
 from workers.forward import load_causal_lm
 from workers.rollout.pool import FixedPool
+from workers.rollout.worker import RolloutWorker
 from workers.weights.buckets import Bucket, unpack_bucket
-from workers.weights.canary import probe_tokens
+from workers.weights.canary import canary_tokens
 from workers.weights.publisher import WeightPublisher
-from workers.weights.transports import Receiver
+from workers.weights.receiver import Receiver
 
-NOBODY = ActorGroup("nobody", {})
+NO_ACTORS = no_actors("none")
 Do = Callable[[Any], Any]
 
 
 def inside(group: ActorGroup, rank: int, do: Do) -> Any:
     """Call it in the actor, with the worker."""
-    return ray.get(group._handles[rank].__ray_call__.remote(do), timeout=60)
+    return ray.get(group.handles[rank].run(do), timeout=60)
 
 
 @contextmanager
@@ -112,7 +113,7 @@ def test_a_byte_flipped_on_the_way(published: RealRoles) -> None:
         send = worker._outbox.send
 
         def flipping(bucket: Bucket) -> Any:
-            bucket.data[bucket.label.specs[3].start + 5] ^= 1
+            bucket.data[bucket.header.specs[3].start + 5] ^= 1
             return send(bucket)
 
         worker._outbox.send = flipping
@@ -149,25 +150,27 @@ def test_an_engine_that_keeps_its_weights(published: RealRoles, factor: float, m
         del worker._engine.collective_rpc
 
     actors = published.actors
-    groups = (actors._learners, actors.fleet.group, actors._teacher)
-    with planted(actors.fleet.group, 1, drop_from_now_on, stop), moved(actors._learners, factor):
-        before = sum(group.asked for group in groups)
+    groups = (actors._learners, actors.pool.group, actors._teacher)
+    with planted(actors.pool.group, 1, drop_from_now_on, stop), moved(actors._learners, factor):
+        before = sum(group.call_count for group in groups)
         with pytest.raises(WeightSyncError, match=message):
             published.publish()
-        assert sum(group.asked for group in groups) - before == 2 * (1 + 1) + 2 + 1, "one bucket, two learners"
+        assert sum(group.call_count for group in groups) - before == 2 * (1 + 1) + 2 + 1, "one bucket, two learners"
 
 
 def test_weights_of_another_version(published: RealRoles) -> None:
     bucket_refs = posted(7, load_causal_lm(MODEL_DIR, Precision.float32).named_parameters())
-    probe = probe_tokens(272, 32)
-    rollouts = published.actors.fleet.group
+    canary = canary_tokens(272, 32)
+    rollouts = published.actors.pool.group
     with pytest.raises(WeightSyncError, match="waits for bucket 0 of weights version 3 and got bucket 0 of version 7"):
-        asyncio.run(rollouts.each(lambda w, _: w.receive.remote(3, bucket_refs, probe), within_s=60, what="a ack"))
+        asyncio.run(
+            rollouts.each(lambda w, _: w(RolloutWorker.receive, 3, bucket_refs, canary), within_s=60, what="an ack")
+        )
 
 
 def test_a_tied_head(ranks: Ranks, spares: Spares, tmp_path: Path) -> None:
     """It is sent once, as the embedding. An engine that packs its weights keeps the old head unless it packs again;
-    where it does not, the probe tells."""
+    where it does not, the canary shows it."""
     small_model(tmp_path, tie_word_embeddings=True)
 
     def forget_it(worker: Any) -> None:
@@ -184,7 +187,7 @@ def test_a_tied_head(ranks: Ranks, spares: Spares, tmp_path: Path) -> None:
     group = ranks.start("learner.num_workers=1", "learner.zero_stage=0", folder=tmp_path)._group
     rollouts = spares.rollout
     renew(rollouts, demo(), tmp_path, blank=True)
-    publisher = WeightPublisher(group, FixedPool(rollouts, demo()), NOBODY, demo())
+    publisher = WeightPublisher(group, FixedPool(rollouts, demo()), NO_ACTORS, demo())
     asyncio.run(publisher.start())
     assert "lm_head.weight" not in publisher.plan.names
     asyncio.run(publisher.publish(0))
@@ -202,13 +205,13 @@ def test_zero_3_publishes_what_is_gathered(ranks: Ranks, tmp_path: Path) -> None
     group = ranks.start(*words, folder=tmp_path)._group
     for version, transport in enumerate((Transport.shared_memory, Transport.object_store)):
         config = demo(*words, f"weights.transport={transport.name}")
-        publisher = WeightPublisher(group, FixedPool(NOBODY, config), NOBODY, config)
+        publisher = WeightPublisher(group, FixedPool(NO_ACTORS, config), NO_ACTORS, config)
         asyncio.run(publisher.start())
-        before = group.asked
+        before = group.call_count
         asyncio.run(publisher.publish(version))
         count = len(publisher.plan.buckets)
         assert count > 3
-        assert group.asked - before == 2 * (count + 1)
+        assert group.call_count - before == 2 * (count + 1)
         found = received(publisher, version)
         assert found.keys() == dict(large.named_parameters()).keys()
         for name, parameter in large.named_parameters():
@@ -222,6 +225,6 @@ def received(publisher: WeightPublisher, version: int) -> dict[str, torch.Tensor
     bucket_refs = [ray.put(bucket_ref) for bucket_ref in publisher.bucket_refs]
     return {
         name: tensor.clone()
-        for bucket in receiver.arriving(version, bucket_refs)
+        for bucket in receiver.arriving_buckets(version, bucket_refs)
         for name, tensor in unpack_bucket(bucket)
     }

@@ -23,8 +23,8 @@ from demopsd_dist.training.run import Task
 from demopsd_dist.util.errors import NonFiniteLossError
 from tests.real.conftest import Ranks
 from tests.unit.run_record.sample_rows import packed
-from workers.actors import LearnerGroup
 from workers.forward import HEAD_CHUNK_TOKENS, PaddedBatch, ResponseModel, load_causal_lm
+from workers.learner.group import LearnerGroup
 
 STEPS = 5
 SHARDED = ("learner.num_workers=2", "learner.zero_stage=3")
@@ -84,7 +84,7 @@ def recomputes(group: LearnerGroup) -> list[bool]:
             layer.training and layer.gradient_checkpointing for layer in worker._engine.module.model.model.layers
         )
 
-    return asyncio.run(group._group.each(lambda w, _: w.__ray_call__.remote(look), within_s=60, what="its layers"))
+    return asyncio.run(group._group.each(lambda w, _: w.run(look), within_s=60, what="its layers"))
 
 
 def test_it_learns(one_rank: np.ndarray) -> None:

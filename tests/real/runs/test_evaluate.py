@@ -16,7 +16,7 @@ from demopsd_dist.config import load
 from demopsd_dist.data.sources import load_split
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.training.evaluate import evaluate
-from demopsd_dist.training.loop import evaluated
+from demopsd_dist.training.evaluation_splits import evaluation_splits
 from launch._task import build_task
 from launch.evaluate import DEFAULTS
 from tests.real.conftest import ROOT, RealRoles, marked
@@ -43,9 +43,12 @@ def evaluate_here(roles: RealRoles, *words: str) -> dict:
     task, _ = build_task(config, MODEL_DIR, {"test": load_split(config.data, "test").questions})
     roles.restart()
     results = {
-        split: asdict(asyncio.run(evaluate(roles.roles.rollouts, prompts, sampling, task.reward, begun)))
-        for split, prompts, sampling, begun in evaluated(config, task)
-        if prompts
+        split.name: asdict(
+            asyncio.run(
+                evaluate(roles.roles.rollouts, split.prompts, split.sampling, task.reward, split.response_prefix)
+            )
+        )
+        for split in evaluation_splits(config, task)
     }
     return json.loads(json.dumps(results))
 

@@ -1,16 +1,27 @@
-"""Processes that die or hang in the middle of a step: the run goes on, and its account adds up."""
+"""Processes that die or hang in the middle of a step: the run goes on, and its ledger adds up."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from psutil import Process, wait_procs
 
 from benchmarks.chaos.real_faults import PlantedFault, under_fire
+from demopsd_dist.data.records import Prompt, Rollout
+from demopsd_dist.training.roles import Sampling
 from demopsd_dist.util.errors import WorkerError
 from tests.real.conftest import engine_processes
+from workers.rollout.worker import RolloutWorker
+
+
+class FailingRollouts(RolloutWorker):
+    """A rollout worker that cannot sample, and reports how many processes its engine has."""
+
+    async def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
+        raise RuntimeError(f"{len(engine_processes(Process()))} out of luck")
 
 
 @pytest.mark.usefixtures("ray_here")
@@ -32,7 +43,7 @@ def test_each_role_dies_and_the_run_goes_on(tmp_path: Path) -> None:
     assert found.said.count("It is replaced, and its work done again.") == 3
     assert "is back after" in found.said
     assert found.said.count("start anew") == 3
-    assert "hangs: no sign of life within limits.silence_s=5 s" in found.said
+    assert "hangs: no answer within limits.silence_s=5 s" in found.said
     calm = under_fire([], "steps=6", output=tmp_path / "calm")
     for fire, still in zip(found.metrics, calm.metrics, strict=False):
         assert fire["rollout/reward_mean"] == still["rollout/reward_mean"]
@@ -40,18 +51,10 @@ def test_each_role_dies_and_the_run_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_a_worker_that_fails_again_and_again_stops_the_run_with_its_story(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from workers.rollout.worker import RolloutWorker
-
-    async def broken(self: object, *_: object, **__: object) -> None:
-        raise RuntimeError(f"{len(engine_processes(Process()))} out of luck")
-
-    monkeypatch.setattr(RolloutWorker, "sample", broken)
+def test_a_worker_that_fails_again_and_again_stops_the_run_with_its_history(tmp_path: Path) -> None:
     words = ("limits.restarts=1", "rollout.num_workers=1", "rollout.tensor_parallel=2", "steps=1")
     before = engine_processes()
     with pytest.raises(WorkerError, match=r"(?s)rollout 0 failed 2 times \(limits.restarts=1\): .*2 out of luck"):
-        under_fire([], *words, output=tmp_path)
+        under_fire([], *words, output=tmp_path, rollout_class=FailingRollouts)
     wait_procs([process for process in engine_processes() if process not in before], timeout=10)
     assert [process for process in engine_processes() if process not in before] == [], "they ended with the worker"

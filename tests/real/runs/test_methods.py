@@ -15,7 +15,7 @@ import torch
 
 from demopsd_dist.config import Config, Precision, WeightSource, load
 from demopsd_dist.data.records import Rollout, TrainingExample
-from demopsd_dist.methods import Forwards, SupportKind, teacher_weights
+from demopsd_dist.methods import Forwards, SupportKind, resolve_method, teacher_weights
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import coarsen
 from demopsd_dist.run_record.folder import RunFolder
@@ -26,10 +26,13 @@ from tests.real.conftest import ROOT, SMALL, RealRoles, Spares, demo, go_through
 from tests.real.runs.test_training import SAMPLING, logits_of
 from tests.unit.run_record.sample_rows import prompt
 from tests.unit.run_record.sample_rows import rollout as a_rollout
-from workers.actor_group import ActorGroup
-from workers.actors import LearnerGroup, TeacherGroup, forwards_run
+from workers.actor_group import ActorGroup, no_actors
+from workers.actors import forward_counts
+from workers.cluster.spans import Traced
 from workers.forward import load_causal_lm
+from workers.learner.group import LearnerGroup
 from workers.teacher import worker as teacher
+from workers.teacher.group import TeacherGroup
 from workers.weights.publisher import WeightPublisher
 
 STEPS = 2
@@ -62,20 +65,20 @@ CONTROLS: dict[str, set[str]] = {
 
 
 @contextmanager
-def roles_for(config: Config, engines: RealRoles, spares: Spares) -> Iterator[tuple[Roles, list[ActorGroup]]]:
+def roles_for(config: Config, engines: RealRoles, spares: Spares) -> Iterator[tuple[Roles, list[ActorGroup[Any]]]]:
     """Teacher and learner of this config, with the rollout engines that are there."""
-    teachers = spares.teacher if teacher_weights(config) else ActorGroup("teacher", {})
+    teachers = spares.teacher if teacher_weights(resolve_method(config), config) else no_actors("teacher")
     learners = spares.learner
     for group in (teachers, learners):
         renew(group, config)
-    fleet = engines.actors.fleet
+    pool = engines.actors.pool
     try:
-        publisher = WeightPublisher(learners, fleet, teachers, config)
+        publisher = WeightPublisher(learners, pool, teachers, config)
         asyncio.run(publisher.start())
         roles = Roles(
             rollouts=engines.roles.rollouts,
             teacher=TeacherGroup(teachers, config),
-            learners=LearnerGroup(learners, config, publisher.make_room),
+            learners=LearnerGroup(learners, config, resolve_method(config), publisher.sleep_engines),
             weights=publisher,
             restart=engines.actors.restart,
         )
@@ -88,7 +91,7 @@ def trains(config: Config, roles: RealRoles, spares: Spares, task: Task, forward
     """Two steps; exactly these forwards beside the one with the gradient, one for each example."""
     with roles_for(config, roles, spares) as (own_roles, groups), RunLog(RunFolder.create(config), STEPS) as log:
         go_through(config, own_roles, task, log)
-        ran = asyncio.run(forwards_run(groups, 60))
+        ran = asyncio.run(forward_counts(groups, 60))
     assert set(ran) == forwards | {"student/gradient"}
     assert len(set(ran.values())) == 1, "as many responses through each of them"
     for metrics in log.steps:
@@ -137,10 +140,10 @@ def forgetful(worker: Any) -> bool:
 def test_engines_sleep_while_the_learners_learn(roles: RealRoles, spares: Spares, task: Task, tmp_path: Path) -> None:
     """Between sampling and the next weights they do nothing. A step that learned nothing gives them theirs back."""
     config = demo(*SHORT, "rollout.sleep=true", f"output_dir={tmp_path}")
-    engines = roles.actors.fleet.group
+    engines = roles.actors.pool.group
     started = time.monotonic()
     trains(config, roles, spares, task, FULL)
-    for spans in asyncio.run(engines.each(lambda w, _: w.spans_since.remote(started), within_s=60, what="spans")):
+    for spans in asyncio.run(engines.each(lambda w, _: w(Traced.spans_since, started), within_s=60, what="spans")):
         order = [name for name, _, _ in sorted(spans, key=lambda span: span.start_s) if name in ("receive", "sleep")]
         assert order == ["receive", *["sleep", "receive"] * STEPS, "receive"], "at last the roles's own weights again"
 
@@ -149,8 +152,8 @@ def test_engines_sleep_while_the_learners_learn(roles: RealRoles, spares: Spares
         assert isinstance(publisher, WeightPublisher)
         await publisher.publish(0)
         before = await roles.rollouts.sample(task.test[:2], SAMPLING)
-        await publisher.make_room()
-        asleep = await engines.each(lambda w, _: w.__ray_call__.remote(forgetful), within_s=60, what="to forget")
+        await publisher.sleep_engines()
+        asleep = await engines.each(lambda w, _: w.run(forgetful), within_s=60, what="to forget")
         assert asleep == [True] * len(engines)
         waiting = asyncio.ensure_future(roles.rollouts.sample(task.test[:2], SAMPLING))
         assert not (await asyncio.wait([waiting], timeout=1))[0], "they are asleep"
@@ -199,4 +202,4 @@ def test_the_teachers_weights_move_as_they_should(ray_here: None, tmp_path: Path
     one, other = (logits_of(folder, samples)[0] for folder in (MODEL_DIR, tmp_path))
     expected_TA = coarsen(0.7 * one + 0.3 * other, torch.from_numpy(ids).long())
     np.testing.assert_allclose(mixed, expected_TA.numpy(), atol=1e-4)
-    assert worker.forwards_run() == {"teacher/frozen": 1, "teacher/live": 1}
+    assert worker.forward_counts() == {"teacher/frozen": 1, "teacher/live": 1}

@@ -24,7 +24,7 @@ from demopsd_dist.training.run import Task
 from tests.real.conftest import RealRoles, Spares, demo, go_through, renew
 from tests.real.recorded_run import hold_metrics, hold_report, hold_samples
 from workers.forward import load_causal_lm
-from workers.rollout.dispatch import RolloutGroup
+from workers.rollout.group import RolloutGroup
 from workers.rollout.pool import FixedPool
 from workers.teacher import worker as teacher_module
 

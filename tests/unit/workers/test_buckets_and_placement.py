@@ -1,4 +1,4 @@
-"""Packed buckets that show damage, and who claims what of a machine."""
+"""Buckets that show damage, and the placement of roles on machines."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.util.errors import ConfigError, WeightSyncError
 from workers.cluster.placement import bundles, check_fits, check_nodes, has_label, summary_of_roles, table
 from workers.cluster.ranks import interface_of
-from workers.learner.zero import buckets_of, own_extensions
+from workers.learner.zero import own_extensions
 from workers.weights.buckets import pack_bucket, unpack_bucket, verify_bucket
+from workers.weights.tensor_groups import group_by_bytes
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 
@@ -32,11 +33,11 @@ TENSORS = [
 def test_tensors_come_back_bit_for_bit() -> None:
     bucket = pack_bucket(3, 0, TENSORS)
     verify_bucket(bucket, "rollout 0")
-    found = dict(unpack_bucket(bucket))
-    assert list(found) == [name for name, _ in TENSORS]
+    unpacked = dict(unpack_bucket(bucket))
+    assert list(unpacked) == [name for name, _ in TENSORS]
     for name, tensor in TENSORS:
-        assert found[name].dtype == tensor.dtype
-        assert torch.equal(found[name], tensor)
+        assert unpacked[name].dtype == tensor.dtype
+        assert torch.equal(unpacked[name], tensor)
 
 
 @pytest.mark.parametrize("byte", [0, 11, 64, 67, 131, 215])
@@ -52,22 +53,22 @@ def test_one_flipped_bit_is_noticed_and_named(byte: int) -> None:
 
 def test_a_tensor_under_another_name_is_noticed() -> None:
     bucket = pack_bucket(3, 0, TENSORS)
-    specs = (dataclasses.replace(bucket.label.specs[0], name="b"), *bucket.label.specs[1:])
-    label = dataclasses.replace(bucket.label, specs=specs)
+    specs = (dataclasses.replace(bucket.header.specs[0], name="b"), *bucket.header.specs[1:])
+    header = dataclasses.replace(bucket.header, specs=specs)
     with pytest.raises(WeightSyncError, match="damaged"):
-        verify_bucket(dataclasses.replace(bucket, label=label), "teacher 0")
+        verify_bucket(dataclasses.replace(bucket, header=header), "teacher 0")
 
 
 def test_buckets_keep_order_and_size() -> None:
     named = [(str(i), nn.Parameter(torch.zeros(size))) for i, size in enumerate((10, 10, 100, 1, 1, 1, 30))]
-    cut = list(buckets_of(named, bucket_bytes=4 * 20))
+    cut = list(group_by_bytes(named, max_bytes=4 * 20))
     assert [[name for name, _ in bucket] for bucket in cut] == [["0", "1"], ["2"], ["3", "4", "5"], ["6"]]
 
 
 def test_a_sharded_parameter_counts_whole() -> None:
     parameter = nn.Parameter(torch.zeros(0))
     parameter.ds_numel = 1000  # type: ignore[attr-defined]
-    cut = list(buckets_of([("a", parameter), ("b", nn.Parameter(torch.zeros(1)))], bucket_bytes=400))
+    cut = list(group_by_bytes([("a", parameter), ("b", nn.Parameter(torch.zeros(1)))], max_bytes=400))
     assert [len(bucket) for bucket in cut] == [1, 1]
 
 

@@ -1,4 +1,4 @@
-"""The ways that weights take, and whom to believe when they arrive."""
+"""Transports of weights, and the checks of what arrived."""
 
 from __future__ import annotations
 
@@ -14,43 +14,44 @@ import torch
 
 from demopsd_dist.config import Transport
 from demopsd_dist.util.errors import ConfigError, LostStateError, WeightSyncError
-from workers.weights.buckets import bytes_of, layout, pack_bucket, unpack_bucket, verify_bucket
-from workers.weights.canary import probe_tokens, refuse_kept_weights, refuse_other_weights
-from workers.weights.publisher import first_to_blame
-from workers.weights.transports import SharedMemoryOutbox, chosen, mapped, refuse_other_names
+from workers.weights.buckets import bucket_bytes, layout, pack_bucket, unpack_bucket, verify_bucket
+from workers.weights.canary import canary_tokens, refuse_old_weights, refuse_other_weights
+from workers.weights.publisher import gather_root_cause
+from workers.weights.receiver import refuse_other_names
+from workers.weights.transports import SharedMemoryOutbox, choose_transport, map_segment
 
 AUTO, SHARED, STORE = Transport.auto, Transport.shared_memory, Transport.object_store
 TENSORS = [
     [("a", torch.arange(5, dtype=torch.float32)), ("b", torch.ones(3, dtype=torch.bfloat16))],
     [("c", torch.arange(2000, dtype=torch.int64))],
 ]
-SIZES = [bytes_of(layout((name, x.shape, x.dtype) for name, x in tensors)) for tensors in TENSORS]
+SIZES = [bucket_bytes(layout((name, x.shape, x.dtype) for name, x in tensors)) for tensors in TENSORS]
 
 
 def test_auto_takes_memory_where_all_share_a_node() -> None:
     here, apart = {"rollout 0": "n", "teacher 0": "n"}, {"rollout 0": "n", "rollout 1": "m"}
-    assert chosen(AUTO, "n", here) is SHARED
-    assert chosen(AUTO, "n", apart) is STORE
-    assert chosen(STORE, "n", here) is STORE
-    assert chosen(SHARED, "n", here) is SHARED
+    assert choose_transport(AUTO, "n", here) is SHARED
+    assert choose_transport(AUTO, "n", apart) is STORE
+    assert choose_transport(STORE, "n", here) is STORE
+    assert choose_transport(SHARED, "n", here) is SHARED
     message = "weights.transport=shared_memory: not on the node of learner 0: rollout 1. Set it to auto or"
     with pytest.raises(ConfigError, match=re.escape(message)):
-        chosen(SHARED, "n", apart)
+        choose_transport(SHARED, "n", apart)
 
 
 def test_shared_memory_carries_buckets_and_leaves_no_name() -> None:
     names = set(os.listdir("/dev/shm"))
     memory = SharedMemoryOutbox(SIZES)
-    receiver = mapped(memory.segment)
-    for version in range(2):  # the same places again
+    receiver = map_segment(memory.segment)
+    for version in range(2):  # the same slices again
         for index, tensors in enumerate(TENSORS):
             changed = [(name, tensor + version) for name, tensor in tensors]
-            bucket = pack_bucket(version, index, changed, memory.room(index))
-            start = memory.send(bucket).place.start
+            bucket = pack_bucket(version, index, changed, memory.buffer(index))
+            start = memory.send(bucket).location.start
             arrived = replace(bucket, data=receiver[start : start + SIZES[index]])
             verify_bucket(arrived, "rollout 0")
-            for (_, found), (_, tensor) in zip(unpack_bucket(arrived), changed, strict=True):
-                assert torch.equal(found, tensor)
+            for (_, received), (_, tensor) in zip(unpack_bucket(arrived), changed, strict=True):
+                assert torch.equal(received, tensor)
     assert not receiver.flags.writeable
     assert not [name for name in set(os.listdir("/dev/shm")) - names if "demopsd" in name]
 
@@ -58,7 +59,7 @@ def test_shared_memory_carries_buckets_and_leaves_no_name() -> None:
 def test_memory_out_of_reach_is_explained() -> None:
     memory = SharedMemoryOutbox(SIZES)
     with pytest.raises(LostStateError, match=r"cannot be mapped: .* set weights.transport=object_store\.$"):
-        mapped(replace(memory.segment, descriptor=9999))
+        map_segment(replace(memory.segment, descriptor=9999))
 
 
 def test_names_are_compared_both_ways() -> None:
@@ -69,12 +70,12 @@ def test_names_are_compared_both_ways() -> None:
         refuse_other_names("rollout 0", {"b"}, {"b", "z"}, "weights version 3")
 
 
-def test_the_probe_is_fixed_and_fits() -> None:
-    probe = probe_tokens(272, 100)
-    assert len(probe) == 32
-    assert probe.tolist() == probe_tokens(272, 100).tolist()
-    assert 0 <= probe.min() <= probe.max() < 272
-    assert len(probe_tokens(272, 8)) == 8
+def test_the_canary_is_fixed_and_fits() -> None:
+    canary = canary_tokens(272, 100)
+    assert len(canary) == 32
+    assert canary.tolist() == canary_tokens(272, 100).tolist()
+    assert 0 <= canary.min() <= canary.max() < 272
+    assert len(canary_tokens(272, 8)) == 8
 
 
 def test_an_engine_with_other_weights_is_named_with_the_numbers() -> None:
@@ -82,7 +83,7 @@ def test_an_engine_with_other_weights_is_named_with_the_numbers() -> None:
     refuse_other_weights("rollout 1", 4, learner_T, learner_T + 0.0005, allowed=1e-3)
     for stray in (0.25, -0.25, np.nan):
         engine_T = learner_T + np.array([0.0, stray, 0.0], np.float32)
-        message = r"rollout 1 does not have the weights of version 4: .* token 2 of the probe .* learner's -2;"
+        message = r"rollout 1 does not have the weights of version 4: .* token 2 of the canary prompt .* learner's -2;"
         with pytest.raises(WeightSyncError, match=message):
             refuse_other_weights("rollout 1", 4, learner_T, engine_T, allowed=1e-3)
 
@@ -92,12 +93,12 @@ def test_an_engine_that_stands_still_while_the_learner_moves() -> None:
     new_T = old_T + np.array([0.0, 1e-4], np.float32)
     message = "rollout 1 kept its weights: .* version 4 moved the learner's by up to 0.0001 nats"
     with pytest.raises(WeightSyncError, match=message):
-        refuse_kept_weights("rollout 1", 4, (old_T, new_T), (old_T, old_T))
-    refuse_kept_weights("rollout 1", 4, (old_T, new_T), (old_T, new_T))
-    refuse_kept_weights("rollout 1", 4, (old_T, old_T), (old_T, old_T))
+        refuse_old_weights("rollout 1", 4, (old_T, new_T), (old_T, old_T))
+    refuse_old_weights("rollout 1", 4, (old_T, new_T), (old_T, new_T))
+    refuse_old_weights("rollout 1", 4, (old_T, old_T), (old_T, old_T))
 
 
-def test_the_first_named_is_to_blame() -> None:
+def test_the_first_of_the_arguments_is_the_root_cause() -> None:
     async def fails(after_s: float, what: str) -> Any:
         await asyncio.sleep(after_s)
         raise RuntimeError(what)
@@ -107,7 +108,7 @@ def test_the_first_named_is_to_blame() -> None:
 
     async def waits() -> None:
         with pytest.raises(RuntimeError, match="the learner"):
-            await first_to_blame(fails(0.05, "the learner"), fails(0.0, "a receiver"), answers())
-        assert await first_to_blame(answers(), answers()) == ["well", "well"]
+            await gather_root_cause(fails(0.05, "the learner"), fails(0.0, "a receiver"), answers())
+        assert await gather_root_cause(answers(), answers()) == ["well", "well"]
 
     asyncio.run(waits())

@@ -1,0 +1,176 @@
+"""The driver's learner role: one shard of a batch to each rank, and one report of the step back."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from demopsd_dist.config import Config
+from demopsd_dist.data.packing import layout_by_question, shard_rows
+from demopsd_dist.data.records import StepReport, Tokens, TrainBatch, TrainingExample
+from demopsd_dist.methods import MethodSpec, SupportKind
+from demopsd_dist.objective import statistic
+from demopsd_dist.run_record.digests import merged
+from demopsd_dist.util.errors import WeightSyncError, WorkerError
+from workers.actor_group import ActorGroup
+from workers.learner.rank_report import RankReport
+from workers.learner.worker import LearnerWorker
+
+QUANTILES = (50, 90, 95, 99)
+
+
+async def no_preparation() -> None:
+    """Do nothing before a step."""
+
+
+class LearnerGroup:
+    """Learner ranks, which step together.
+
+    Args:
+        before_step: awaited before each step, so that engines free memory that the step needs.
+    """
+
+    def __init__(
+        self,
+        group: ActorGroup[LearnerWorker],
+        config: Config,
+        method: MethodSpec,
+        before_step: Callable[[], Awaitable[None]] = no_preparation,
+    ) -> None:
+        self._group, self._config, self._method, self._before_step = group, config, method, before_step
+        self._call_s = config.limits.call_s
+        self.dp_size = len(group)
+
+    async def support(self, examples: Sequence[TrainingExample]) -> list[Tokens] | None:
+        """Support ids (T, K) of each example, in order; None where the teacher chooses them.
+
+        Raises:
+            WorkerError: the method takes the engine's support, and a rollout has none.
+        """
+        match self._method.forwards.support:
+            case SupportKind.sampled:
+                return [example.rollout.tokens_T[:, None] for example in examples]
+            case SupportKind.vocabulary:
+                return [np.zeros((example.response_length_tokens, 0), np.int32) for example in examples]
+            case SupportKind.engine:
+                return [engine_support(example) for example in examples]
+            case SupportKind.reference:
+                return None
+            case SupportKind.student:
+                return await self._student_support(examples)
+
+    async def _student_support(self, examples: Sequence[TrainingExample]) -> list[Tokens]:
+        assignment = shard_rows(
+            range(len(examples)),
+            layout_by_question(examples.__getitem__, self._config.model.tree_tokens),
+            dp_size=self.dp_size,
+            micro_batch_tokens=self._config.learner.micro_batch_tokens,
+        )
+        ids_by_rank = await self._group.each(
+            lambda worker, rank: worker(
+                LearnerWorker.support,
+                [[[examples[i] for i in row.items] for row in batch] for batch in assignment[rank]],
+            ),
+            within_s=self._call_s,
+            what=f"support ids of {len(examples)} responses",
+        )
+        supports: dict[int, Tokens] = {}
+        for micro_batches, ids in zip(assignment, ids_by_rank, strict=True):
+            for rows, batch_ids in zip(micro_batches, ids, strict=True):
+                supports |= zip([i for row in rows for i in row.items], batch_ids, strict=True)
+        return [supports[i] for i in range(len(examples))]
+
+    async def step(self, batch: TrainBatch) -> StepReport:
+        """Take one optimizer step on all ranks.
+
+        Raises:
+            NonFiniteLossError: on every rank, before the step.
+            WeightSyncError: a rollout engine sampled from other weights than those published.
+        """
+        if batch.token_count:
+            await self._before_step()
+        reports = await self._group.each(
+            lambda worker, rank: worker(
+                LearnerWorker.step,
+                batch.shards[rank],
+                batch.token_count,
+                batch.size,
+                batch.learning_rate_factor,
+                batch.record_ids,
+                batch.digest_request,
+            ),
+            within_s=self._call_s,
+            what=f"a step on {batch.token_count} response tokens",
+        )
+        metrics = step_metrics(reports)
+        self._refuse_mismatch(metrics.get("mismatch/logp_diff_max", 0.0))
+        token_records = {name: record for report in reports for name, record in report.token_records.items()}
+        return StepReport(metrics, reports[0].stepped, token_records, merged(report.digests for report in reports))
+
+    def _refuse_mismatch(self, largest: float) -> None:
+        allowed = self._config.weights.max_logp_diff
+        if not largest <= allowed:
+            raise WeightSyncError(
+                f"a rollout engine and the learner differ by {largest:.3g} nats in the log-probability of a sampled "
+                f"token; weights.max_logp_diff={allowed:g}. The engine samples from other weights than those "
+                "published. In bfloat16 differences up to 0.5 are rounding: raise weights.max_logp_diff there."
+            )
+
+    async def save(self, folder: Path) -> None:
+        """Write weights, optimizer and step into a new folder."""
+        folder.mkdir()
+        await self._group.each(
+            lambda worker, _: worker(LearnerWorker.save, folder.resolve()),
+            within_s=self._call_s,
+            what=f"saving {folder}",
+        )
+
+    async def load(self, folder: Path) -> None:
+        """Load a checkpoint that `save` wrote."""
+        await self._group.each(
+            lambda worker, _: worker(LearnerWorker.load, folder.resolve()),
+            within_s=self._call_s,
+            what=f"loading {folder}",
+        )
+
+    async def export(self, folder: Path) -> None:
+        """Write the student as a Hugging Face model folder."""
+        await self._group.each(
+            lambda worker, _: worker(LearnerWorker.export, folder.resolve()),
+            within_s=self._call_s,
+            what=f"export to {folder}",
+        )
+
+
+def engine_support(example: TrainingExample) -> Tokens:
+    """Support ids (T, K) that the rollout engine reported while it sampled.
+
+    Raises:
+        WorkerError: it reported none.
+    """
+    rollout = example.rollout
+    if rollout.support_TK is None:
+        raise WorkerError(
+            f"rollout {rollout.id} of rollout worker {rollout.worker} has no support ids, which support=rollout takes "
+            "from the engine. Start all roles with the same configuration."
+        )
+    return rollout.support_TK
+
+
+def step_metrics(reports: Sequence[RankReport]) -> dict[str, float]:
+    """Metrics of a step from those of its ranks: sums added, maxima compared, quantiles of all values together."""
+    metrics: dict[str, float] = {}
+    for report in reports:
+        for name, value in report.sums.items():
+            metrics[name] = metrics.get(name, 0.0) + value
+        for name, value in report.maxima.items():
+            metrics[name] = float(np.maximum(metrics.get(name, 0.0), value))  # keeps a NaN
+    for name in reports[0].distributions:
+        values = np.concatenate([report.distributions[name] for report in reports])
+        for percent in QUANTILES:
+            metrics[statistic(name, f"p{percent}")] = float(np.percentile(values, percent))
+    if leaked := metrics.get("leakage/teacher_nats"):
+        metrics["leakage/ratio"] = metrics["leakage/target_nats"] / leaked
+    return metrics
