@@ -1,8 +1,8 @@
 """Learner and teacher on one GPU: `python -m benchmarks.one_gpu [--cases NAME ...] [--rounds 3] [--only-report]`
 
-Real Ray, DeepSpeed and publishing, on models of Qwen3's shapes with random weights. There is no engine in it: prompts
-and responses are tokens drawn at random, of one length, so sampling is not measured and responses to a question share
-their prompt alone. Each stage by itself, and beside it what `launch.plan` expects without a calibration.
+Real Ray, DeepSpeed and publishing, on models of Qwen3's shapes with random weights. No engine runs: prompts and
+responses are random tokens of one length, so sampling is not measured and responses to a question share only their
+prompt. Each stage by itself, and beside it the time that `launch.plan` expects without a calibration.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from demopsd_dist.config import Config, load
 from demopsd_dist.data.packing import pack
 from demopsd_dist.data.records import BatchSize, Prompt, Question, Rollout, TrainingExample
 from demopsd_dist.methods import resolve_method
-from demopsd_dist.planning.default_efficiencies import UNCALIBRATED
 from demopsd_dist.planning.hardware import DEVICES, DeviceCluster
 from demopsd_dist.planning.model_shape import shape_of
-from demopsd_dist.planning.step_time import plan
-from demopsd_dist.planning.workload import Traffic, job_of, split_of
+from demopsd_dist.planning.roofline import UNCALIBRATED
+from demopsd_dist.planning.step_time import plan_run
+from demopsd_dist.planning.workload import Traffic, split_of, workload_of
 from demopsd_dist.training.roles import Roles
 from launch._processes import fenced
 from workers.actor_group import ActorGroup
@@ -49,6 +49,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class GpuCase:
+    """A measurement: a model's shape, overrides and the size of a step."""
+
     name: str
     model: str
     words: tuple[str, ...] = ()
@@ -56,6 +58,7 @@ class GpuCase:
     response_tokens: int = 1024
 
     def config(self, folder: Path) -> Config:
+        """Config of the run, with the model in `folder`."""
         settings = [f"model.path={folder}", "teacher.gpus_per_worker=0.4", "learner.gpus_per_worker=0.6"]
         settings += [
             f"rollout.prompts_per_step={self.prompts}",
@@ -77,7 +80,7 @@ CASES = [
 
 @contextmanager
 def random_qwen3(name: str) -> Iterator[Path]:
-    """A model folder without a tokenizer: nobody here reads text."""
+    """Temporary model folder of a Qwen3 with random weights. It has no tokenizer: no text is read here."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     layers, hidden, intermediate, heads = SHAPES[name]
@@ -102,8 +105,8 @@ def random_qwen3(name: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def drawn_examples(case: GpuCase, seed: int = 0) -> list[TrainingExample]:
-    """Groups that share a prompt; the teacher's prompt adds a solution."""
+def random_groups(case: GpuCase, seed: int = 0) -> list[TrainingExample]:
+    """Groups of random responses that share a prompt; the teacher's prompt adds a solution."""
     draw = np.random.default_rng(seed)
 
     def tokens(count: int) -> np.ndarray:
@@ -114,7 +117,7 @@ def drawn_examples(case: GpuCase, seed: int = 0) -> list[TrainingExample]:
         prompt = Prompt(Question(f"drawn/{index}", "", "", ""), tokens(PROMPT_TOKENS))
         for sample in range(GROUP):
             length = case.response_tokens
-            old_T = np.full(length, -9, np.int32)  # of no weights that there are: nothing to compare with an engine
+            old_T = np.full(length, -9, np.int32)  # a version that does not exist: there is no engine to compare with
             logp_T = np.full(length, -12.0, np.float32)
             rollout = Rollout(prompt, sample, tokens(length), logp_T, "", False, old_T, worker=0)
             privileged = np.concatenate([prompt.tokens, tokens(SOLUTION_TOKENS)])
@@ -122,22 +125,24 @@ def drawn_examples(case: GpuCase, seed: int = 0) -> list[TrainingExample]:
     return examples
 
 
-async def measured(case: GpuCase, config: Config, folder: Path, rounds: int) -> Row:
+async def measure(case: GpuCase, config: Config, folder: Path, rounds: int) -> Row:
+    """Fastest seconds of each stage, peak memory and bytes published, with the planner's expectation."""
     actors = LearnersAndTeacher(config, folder)
     try:
         roles = await actors.start()
         await roles.weights.publish(0)
-        laps = [await stages(config, roles, drawn_examples(case), turn) for turn in range(rounds + 1)]
-        memory = {role: await peak_gib(group) for role, group in actors.groups.items()}
+        laps = [await stage_seconds(config, roles, random_groups(case), turn) for turn in range(rounds + 1)]
+        memory = {role: await peak_gpu_gib(group) for role, group in actors.groups.items()}
     finally:
         actors.stop()
     seconds = {stage: min(lap[stage] for lap in laps[1:]) for stage in STAGES}
-    expects = expected(case, config)
+    expectation = expected(case, config)
     sent = shape_of(config.model.path).parameters * 2  # bytes, in bfloat16
-    return {"name": case.name, "seconds": seconds, "memory_gib": memory, "sent_bytes": sent} | expects
+    return {"name": case.name, "seconds": seconds, "memory_gib": memory, "sent_bytes": sent} | expectation
 
 
-async def stages(config: Config, roles: Roles, examples: list[TrainingExample], turn: int) -> dict[str, float]:
+async def stage_seconds(config: Config, roles: Roles, examples: list[TrainingExample], turn: int) -> dict[str, float]:
+    """Run each stage once, and return its seconds."""
     clock = [time.perf_counter()]
     supports = await roles.learners.support(examples)
     clock.append(time.perf_counter())
@@ -155,57 +160,65 @@ async def stages(config: Config, roles: Roles, examples: list[TrainingExample], 
     return dict(zip(STAGES, np.diff(clock).tolist(), strict=True))
 
 
-async def peak_gib(group: ActorGroup) -> float:
-    def of(worker: Any) -> float:
+async def peak_gpu_gib(group: ActorGroup) -> float:
+    """Peak memory that torch allocated on the GPU, GiB: of the group's largest worker."""
+
+    def allocated_gib(worker: Any) -> float:
         return torch.cuda.max_memory_allocated() / 2**30
 
     return max(
-        await group.each(lambda worker, _: worker.__ray_call__.remote(of), within_s=60, what="its peak of GPU memory")
+        await group.each(lambda worker, _: worker.run(allocated_gib), within_s=60, what="its peak of GPU memory")
     )
 
 
 def expected(case: GpuCase, config: Config) -> Row:
-    """What the planner says, told no more than a user would tell it; its device is this one if it knows it."""
+    """The planner's stage times and memory, from no more than a user would give it. Its device is this one, if it is in
+    the planner's list."""
     name = torch.cuda.get_device_name().lower()
     device = next((device for kind, device in DEVICES.items() if kind in name), DEVICES["h100"])
     traffic = Traffic(PROMPT_TOKENS, case.response_tokens, response_spread=0.0, solution_tokens=SOLUTION_TOKENS)
-    # The planner learns from the responses that have a right sibling; here that is each of them.
-    job = job_of(config, shape_of(config.model.path), replace(traffic, right_fraction=0.999))
-    made = plan(job, split_of(config, job), DeviceCluster(device, 1, 1), UNCALIBRATED)
-    memory = {one.role: sum(one.held.values()) + sum(one.passing.values()) for one in made.memory}
+    # The planner counts the responses that have a right sibling; here all of them have one.
+    workload = workload_of(config, shape_of(config.model.path), replace(traffic, right_fraction=0.999))
+    expected_plan = plan_run(workload, split_of(config, workload), DeviceCluster(device, 1, 1), UNCALIBRATED)
+    memory = {
+        footprint.role: sum(footprint.persistent.values()) + sum(footprint.transient.values())
+        for footprint in expected_plan.memory
+    }
     return {
-        "expected_seconds": {stage: made.seconds[stage] for stage in STAGES},
+        "expected_seconds": {stage: expected_plan.seconds[stage] for stage in STAGES},
         "expected_memory_gib": {role: memory[role] for role in ("learner", "teacher")},
     }
 
 
 def main() -> None:
+    """Command line of the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="some of: " + "; ".join(case.name for case in CASES))
     parser.add_argument("--rounds", type=int, default=3, help="after the first; the fastest counts")
-    parser.add_argument("--only-report", action="store_true")
+    parser.add_argument("--only-report", action="store_true", help="write the page of the recorded results")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     raw = args.out / "one-gpu.json"
-    found: Row = json.loads(raw.read_text()) if raw.exists() else {"rows": []}
+    results: Row = json.loads(raw.read_text()) if raw.exists() else {"rows": []}
     if not args.only_report:
-        found |= {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+        results |= {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
     for case in [] if args.only_report else CASES:
         if args.cases is None or case.name in args.cases:
             with fenced(), random_qwen3(case.model) as folder:
                 config = case.config(folder)
                 session.join(config)
-                row = asyncio.run(measured(case, config, folder, args.rounds))
-            found["rows"] = [old for old in found["rows"] if old["name"] != case.name] + [row]
+                row = asyncio.run(measure(case, config, folder, args.rounds))
+            results["rows"] = [old for old in results["rows"] if old["name"] != case.name] + [row]
             print(row, flush=True)
-            save(args.out, "one-gpu", found, list(report(found)))
-    save(args.out, "one-gpu", found, list(report(found)))
+            save(args.out, "one-gpu", results, list(report(results)))
+    save(args.out, "one-gpu", results, list(report(results)))
 
 
-def report(found: Row) -> Iterator[str]:
+def report(results: Row) -> Iterator[str]:
+    """Lines of the page."""
     cases = {case.name: case for case in CASES}
     yield from ("# Learner and teacher on one GPU", "")
-    yield f"{found['device']}, torch {found['torch']}; bfloat16 student, float32 teacher with TF32 products. Random"
+    yield f"{results['device']}, torch {results['torch']}; bfloat16 student, float32 teacher with TF32 products. Random"
     yield f"weights and tokens: {PROMPT_TOKENS} a prompt, {SOLUTION_TOKENS} more for the teacher, groups of {GROUP}."
     yield "Seconds of a stage by itself, the fastest of several rounds; in brackets what `launch.plan` expects without"
     yield "a calibration. No engine ran: vLLM was not there."
@@ -213,7 +226,7 @@ def report(found: Row) -> Iterator[str]:
     columns = ["case", "response tokens", *STAGES, "learn tokens/s", "GB/s published", "learner GiB", "teacher GiB"]
     yield f"| {' | '.join(columns)} |"
     yield "|---" * len(columns) + "|"
-    for row in found["rows"]:
+    for row in results["rows"]:
         case = cases[row["name"]]
         tokens = case.prompts * GROUP * case.response_tokens
         seconds, memory = row["seconds"], row["memory_gib"]

@@ -1,7 +1,7 @@
 """Memory and time of a learner's layers with and without activation checkpointing: `python -m benchmarks.recompute`
 
-One forward and backward of a Qwen3 of the given size with random weights, a single sequence, float32 on two threads;
-each in a process of its own. Memory is the peak beyond weights and gradients.
+One forward and backward pass of a Qwen3 of the given size with random weights: a single sequence, in float32 on two
+threads, each in a process of its own. Memory is the peak beyond weights and gradients.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ MIB = 2**20
 
 
 def main() -> None:
+    """Command line of the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--layers", type=int, default=8)
@@ -31,6 +32,7 @@ def main() -> None:
 
 
 def measure(recompute: bool, tokens: int, layers: int, hidden: int) -> tuple[float, float, float]:
+    """Loss, peak memory (MiB) and time (s) of one forward and backward pass."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.set_num_threads(2)
@@ -49,7 +51,7 @@ def measure(recompute: bool, tokens: int, layers: int, hidden: int) -> tuple[flo
         checkpoint_activations(model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    loss_of(model, 64).backward()  # what is allocated once
+    loss_of(model, 64).backward()  # for memory that is allocated once
     before = peak_mib()
     started = time.perf_counter()
     loss = loss_of(model, tokens)
@@ -58,11 +60,13 @@ def measure(recompute: bool, tokens: int, layers: int, hidden: int) -> tuple[flo
 
 
 def loss_of(model: torch.nn.Module, tokens: int) -> torch.Tensor:
+    """Mean log-probability of the token 0 after each of `tokens` tokens."""
     ids = torch.arange(tokens)[None] % 128
     return model(ids, use_cache=False).logits.log_softmax(-1)[..., 0].mean()
 
 
 def peak_mib() -> float:
+    """Peak resident memory of this process, MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
 
 

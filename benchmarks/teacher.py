@@ -1,8 +1,8 @@
-"""What a step costs by whose tokens are the support, and by layout: `python -m benchmarks.teacher [--rounds 3]`
+"""Time of a step by the source of the support and by row layout: `python -m benchmarks.teacher [--rounds 3]`
 
 Real engines on MiniSci, the demo's settings: the same questions are sampled, given a support, scored and learned from,
-a few times over; medians of each stage, ratios to the default. Bytes are those of the values that the teacher sends, a
-response token. Variants run one after the other, each with a roles of its own.
+a few times over; medians of each stage, and ratios to the default. Bytes are those of the values that the teacher sends
+for a response token. Variants run one after the other, each with actors of its own.
 """
 
 from __future__ import annotations
@@ -14,21 +14,19 @@ import time
 from pathlib import Path
 
 from benchmarks.common.results_files import RESULTS, save
+from benchmarks.common.timed_runs import DEMO, task_of
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.examples import examples_from_siblings, reward_group
 from demopsd_dist.data.packing import pack
-from demopsd_dist.data.sources import load_data
 from demopsd_dist.methods import resolve_method
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.training.roles import Roles
 from demopsd_dist.training.run import Task
 from demopsd_dist.training.step_prompts import train_sampling
 from launch._processes import fenced
-from launch._task import build_task
 from workers.actors import RayActors
 from workers.cluster import session
 
-ROOT = Path(__file__).parents[1]
 STAGES = ("sample", "support", "score", "learn")
 VARIANTS: dict[str, list[str]] = {
     "learner's support, merged": [],
@@ -40,10 +38,10 @@ VARIANTS: dict[str, list[str]] = {
 Row = dict[str, float]
 
 
-async def measured(config: Config, roles: Roles, task: Task, rounds: int) -> Row:
-    """Medians over the rounds after the first."""
+async def measure(config: Config, roles: Roles, task: Task, rounds: int) -> Row:
+    """Seconds of each stage, medians over the rounds after the first."""
     await roles.weights.publish(0)
-    found: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    seconds: dict[str, list[float]] = {stage: [] for stage in STAGES}
     bytes_per_token = 0.0
     for turn in range(rounds + 1):
         spent: Row = {}
@@ -63,7 +61,7 @@ async def measured(config: Config, roles: Roles, task: Task, rounds: int) -> Row
         lap("support")
         scored = await roles.teacher.score(taught.examples, supports, resolve_method(config).forwards)
         lap("score")
-        bytes_per_token = roles.teacher.figures()["teacher/bytes_per_token"]
+        bytes_per_token = roles.teacher.metrics()["teacher/bytes_per_token"]
         sizes = (config.learner.micro_batch_tokens, config.model.tree_tokens)
         batch = pack(scored, taught.size, roles.learners.dp_size, *sizes)
         clock = time.monotonic()
@@ -71,12 +69,13 @@ async def measured(config: Config, roles: Roles, task: Task, rounds: int) -> Row
         lap("learn")
         await roles.weights.publish(turn + 1)
         for stage in STAGES if turn else ():
-            found[stage].append(spent[stage])
-    row = {stage: statistics.median(values) for stage, values in found.items()}
+            seconds[stage].append(spent[stage])
+    row = {stage: statistics.median(values) for stage, values in seconds.items()}
     return row | {"all": sum(row.values()), "bytes_per_token": bytes_per_token}
 
 
 def main() -> None:
+    """Command line of the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -84,14 +83,14 @@ def main() -> None:
     rows: dict[str, Row] = {}
     with fenced():
         for name, words in VARIANTS.items():
-            # So small a rate that all rounds are of the same model, but for rounding.
-            config = load(ROOT / "configs" / "demo.yaml", [*words, "learner.learning_rate=1e-9"])
+            # At so small a rate all rounds have the same model, but for rounding.
+            config = load(DEMO, [*words, "learner.learning_rate=1e-9"])
             if not rows:
                 session.join(config)
-                task = build_task(config, model_folder(config), load_data(config.data).questions)[0]
+                task = task_of(config)
             actors = RayActors(config, model_folder(config))
             try:
-                rows[name] = asyncio.run(measured(config, asyncio.run(actors.start()), task, args.rounds))
+                rows[name] = asyncio.run(measure(config, asyncio.run(actors.start()), task, args.rounds))
             finally:
                 actors.stop()
             print(name, {key: round(value, 2) for key, value in rows[name].items()}, flush=True)

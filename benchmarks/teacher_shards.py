@@ -1,4 +1,4 @@
-"""Memory and time of teachers that share one copy of their weights: `python -m benchmarks.teacher_shards [--model 360M]`
+"""Memory and time of teachers that share one copy of weights: `python -m benchmarks.teacher_shards [--model 360M]`
 
 Teachers alone, on CPU, with random weights and several random responses to each question. The same responses are scored
 by teachers with a copy each and by teachers that share one; two of either kind compute the same numbers. Memory is the

@@ -39,9 +39,9 @@ class StepTimer(RunLog):
         super().__enter__()
         return self
 
-    def step(self, step: int, metrics: dict[str, float]) -> None:
+    def write_step(self, step: int, metrics: dict[str, float]) -> None:
         """Record a step and its end."""
-        super().step(step, metrics)
+        super().write_step(step, metrics)
         self.step_ends.append(time.monotonic())
 
 

@@ -49,7 +49,7 @@ from demopsd_dist.training.run import RunState, Task
 from demopsd_dist.util.errors import ConfigError, DemoPSDError, InputError
 from launch._command_line import count_gpus, exit_code_of
 from launch._processes import fenced
-from launch._task import build_task, provenance, compose_run
+from launch._task import build_task, compose_run, provenance
 from workers.actors import RayActors
 from workers.cluster import session
 from workers.cluster.placement import check_fits, summary_of_roles

@@ -159,7 +159,7 @@ async def measure(case: Row, folder: Path, transports: Sequence[str], counts: Se
         for transport in transports:
             config.weights.transport = Transport(transport)
             pool = FixedPool(cast(RolloutWorkers, receivers), config)
-            publisher = WeightPublisher(sender, pool, no_actors("teacher"), config)  # type: ignore[arg-type]
+            publisher = WeightPublisher(sender, pool, no_actors("teacher"), config)
             await publisher.start()
             by_count = await publish_in_turn(publisher, actors, counts, repeats, config)
             rows += [case | {"transport": transport, "receivers": count} | by_count[count] for count in counts]
