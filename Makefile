@@ -1,6 +1,6 @@
-# make demo   set up, then train on the embedded default and print what was learned
+# make demo   set up, then train the embedded model and print its accuracies
 # make test   set up, then the tests
-# make check  lint, format, types, import doors
+# make check  lint, format, types, import doors, sizes, language
 # make setup GPU=1   the CUDA build of vLLM, same versions
 # make lock   resolve requirements/*.in again
 
@@ -38,7 +38,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/unit/house/test_doors.py
+	$(BIN)/python -m pytest -q tests/unit/house/test_doors.py tests/unit/house/test_sizes.py tests/unit/house/test_language.py
 
 # The CPU build of torch may come from where pip is told to look (PIP_FIND_LINKS), which uv must be told again.
 lock: setup

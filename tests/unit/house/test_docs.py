@@ -1,4 +1,4 @@
-"""The documents: their commands work, their links lead somewhere, and the loop they show is the loop."""
+"""Documents: their commands run, their links and paths exist, and their code is the code of the project."""
 
 from __future__ import annotations
 
@@ -21,16 +21,22 @@ from launch.train import main
 from tests.browser.recorded_runs import a_run
 
 ROOT = Path(__file__).parents[3]
-DOCUMENTS = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("configs/*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted(ROOT.glob("docs/*.md"))
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("configs/*.md"), *PAGES])
+FILE = re.compile(
+    r"(?<![\w/.-])(?:demopsd_dist|workers|launch|benchmarks|configs|tests|docs|requirements)/[\w./*-]*[\w*/]"
+)
+CODE = ("demopsd_dist", "workers", "launch", "benchmarks")
 
 
-LARGER = tuple(
+LARGE_MODEL_CONFIGS = tuple(
     f"configs/{name}.yaml"
     for name in ("one_gpu", "one_gpu_lora", "node_8gpu", "node_8gpu_32b_lora", "multi_node", "paper_qwen3_4b")
 )
 
 
 def commands(path: Path, program: str) -> list[str]:
+    """Command lines of a page that start with the program, continued lines joined."""
     text = path.read_text(encoding="utf-8").replace("\\\n", " ")
     return re.findall(rf"^{program} [^\n#]*", text, flags=re.MULTILINE)
 
@@ -53,7 +59,7 @@ def test_the_loss_in_the_methods_page_runs(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_metrics_in_the_methods_page_are_recorded() -> None:
-    """Every name in its table of metrics is a string of the code, whole or in front of its statistic."""
+    """Every name in its table of metrics is a string in the code, complete or before its statistic."""
     text = (ROOT / "docs" / "methods.md").read_text()
     names = re.findall(r"`((?:leakage|policy|entropy|demopsd|support)/[a-z_]+)`", text)
     assert len(names) > 10
@@ -81,7 +87,7 @@ def test_the_examples_of_the_samples_page_run(
 
 
 def messages_of_the_code() -> Iterator[str]:
-    """Every text of it; what is filled in is an ellipsis."""
+    """String literals of the code; values that are filled in stand as an ellipsis."""
     for room in ("demopsd_dist", "workers", "launch"):
         for path in (ROOT / room).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -94,24 +100,24 @@ def messages_of_the_code() -> Iterator[str]:
 
 
 def test_the_messages_in_the_troubleshooting_page_are_in_the_code() -> None:
-    """What stands between its ellipses is there, in this order, in one message."""
+    """The text between the ellipses of a heading occurs, in this order, in one message of the code."""
     text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     shown = re.findall(r"^### `(.+)`$", text, flags=re.MULTILINE)
     assert len(shown) > 20
-    known = "\0".join(messages_of_the_code())
+    messages = "\0".join(messages_of_the_code())
     patterns = {message: "[^\0]*".join(map(re.escape, message.split("…"))) for message in shown}
-    assert [message for message, pattern in patterns.items() if not re.search(pattern, known)] == []
+    assert [message for message, pattern in patterns.items() if not re.search(pattern, messages)] == []
 
 
 @pytest.mark.parametrize("page", ["tuning", "planning"])
 def test_the_figures_in_a_page_are_those_of_the_results(page: str) -> None:
-    """Whoever measures anew has to write anew what was concluded."""
+    """A new measurement makes the page fail until its conclusions are written again."""
     results = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks" / "results").glob("*.md"))
     text = re.sub(r"```.*?```", "", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     figures = re.findall(r"(?<![\w.])\d+(?:,\d{3})+\b|(?<![\w.])\d+\.\d+\b(?!M)", text)
     assert len(figures) > 15
-    there = set(re.findall(r"\d+(?:\.\d+)?", results.replace(",", "")))
-    assert [figure for figure in figures if figure.replace(",", "") not in there] == []
+    measured = set(re.findall(r"\d+(?:\.\d+)?", results.replace(",", "")))
+    assert [figure for figure in figures if figure.replace(",", "") not in measured] == []
 
 
 def test_the_replay_page_has_every_tensor_and_its_commands_are_right(
@@ -122,17 +128,55 @@ def test_the_replay_page_has_every_tensor_and_its_commands_are_right(
     kinds = {name: digests.ROWS.get(name, "response").replace("scalar", "step") for name in digests.ORDER}
     assert shown == list(kinds.items())
     monkeypatch.chdir(tmp_path)
-    given = [command for path in DOCUMENTS for command in commands(path, "python -m launch.replay")]
-    assert len(given) >= 3
-    for command in given:
+    shown_commands = [command for path in DOCUMENTS for command in commands(path, "python -m launch.replay")]
+    assert len(shown_commands) >= 3
+    for command in shown_commands:
         assert replay.main(shlex.split(command)[3:]) == 2
         assert "runs/demo is no run folder" in capsys.readouterr().err
 
 
+def anchors(path: Path) -> set[str]:
+    """Anchors that a page's headings get, by GitHub's rule."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path) -> None:
-    targets = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)#]+)\)", text)
     assert [t for t in targets if not t.startswith("http") and not (path.parent / t).exists()] == []
+    for page, anchor in re.findall(r"\]\(([^)#]*\.md)?#([^)]+)\)", text):
+        assert anchor in anchors(path.parent / page if page else path), f"{page}#{anchor}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_a_document_names_exist(path: Path) -> None:
+    names = FILE.findall(re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL))
+    assert [name for name in names if not any(ROOT.glob(name.rstrip("/")))] == []
+    tests = re.findall(r"`(test_\w+\.py)`", path.read_text(encoding="utf-8"))
+    assert [name for name in tests if not any(ROOT.glob(f"tests/**/{name}"))] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_a_page_names_the_code_that_it_describes(path: Path) -> None:
+    """Every page names a source file near its top, before its first section with commands or tables of its own."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("# ")
+    assert any(name.endswith(".py") and name.startswith(CODE) for line in lines[:30] for name in FILE.findall(line))
+
+
+def test_the_readme_names_the_files_behind_three_questions() -> None:
+    """Each answer names at most three files, and its first file holds the code in question."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    answers = re.findall(
+        r"^\* \*\*((?:Where|Who|What)[^*]*\?)\*\* (.*?)(?=\n\*|\n\n)", text, flags=re.MULTILINE | re.DOTALL
+    )
+    files = {question: FILE.findall(answer) for question, answer in answers}
+    assert all(1 <= len(names) <= 3 for names in files.values())
+    code = [(ROOT / names[0]).read_text(encoding="utf-8") for names in files.values()]
+    expected = ("def alpha", "def publish", "def _replace")
+    assert [word in source for word, source in zip(expected, code, strict=True)] == [True] * 3
 
 
 def test_make_targets_exist() -> None:
@@ -146,7 +190,7 @@ def test_make_targets_exist() -> None:
 def test_train_commands_are_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each is run as a dry run, in a folder that has the files and models that it names."""
+    """Each command runs as a dry run, in a folder with the files and models that it names."""
     shown = [command for path in DOCUMENTS for command in commands(path, "python -m launch.train")]
     assert len(shown) >= 3
     (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -161,14 +205,14 @@ def test_train_commands_are_right(
             elif name.startswith("data.") and value.endswith(".jsonl") and not Path(value).exists():
                 Path(value).parent.mkdir(exist_ok=True)
                 Path(value).write_text('{"prompt": "1+1?", "answer": "2"}\n')
-        if words[0] in LARGER:
+        if words[0] in LARGE_MODEL_CONFIGS:
             load(words[0], words[1:])
-            continue  # their model is larger than the one at hand; test_shipped_configs.py has them
+            continue  # their models are not here; test_shipped_configs.py covers them
         assert main([*words, "--dry-run"]) == 0, (command, capsys.readouterr().err)
 
 
 def test_submit_commands_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Up to what is sent."""
+    """Each command is parsed and its job's command line built; nothing is sent."""
     shown = [command for path in DOCUMENTS for command in commands(path, "python -m launch.submit")]
     assert len(shown) >= 4
     monkeypatch.chdir(ROOT)
@@ -182,7 +226,7 @@ def test_submit_commands_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_commands_that_look_ahead_are_right(
     program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They start nothing, so they are run as they stand."""
+    """Each command runs unchanged, because it starts no roles."""
     shown = {command for path in DOCUMENTS for command in commands(path, f"python -m launch.{program}")}
     assert shown
     monkeypatch.chdir(ROOT)

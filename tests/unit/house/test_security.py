@@ -1,4 +1,4 @@
-"""What a run never does: load a pickle from disk, run code that a model or a data set brings, keep a secret."""
+"""Security of a run: no pickle loaded from disk, no code of a model or a data set run, no secret written."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SECRETS = {
 
 
 def dangerous(source: str) -> Iterator[str]:
-    """What in a file could run code that data holds: modules that unpickle, and calls that do or may."""
+    """Modules and calls in a file that can run code from data: unpickling, `eval`, shells."""
     for node in ast.walk(ast.parse(source)):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -43,21 +43,20 @@ def dangerous(source: str) -> Iterator[str]:
             names = [node.module or ""]
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            given = {word.arg: ast.unparse(word.value) for word in node.keywords if word.arg}
+            arguments = {word.arg: ast.unparse(word.value) for word in node.keywords if word.arg}
             names = [name] if name in RUNS_CODE else []
-            if name == "torch.load" and given.get("weights_only") != "True":
+            if name == "torch.load" and arguments.get("weights_only") != "True":
                 yield "torch.load without weights_only=True"
             for word in ("allow_pickle", "trust_remote_code", "shell"):
-                if given.get(word, "False") != "False":
-                    yield f"{name}({word}={given[word]})"
+                if arguments.get(word, "False") != "False":
+                    yield f"{name}({word}={arguments[word]})"
         yield from (name for name in names if name in RUNS_CODE or name.partition(".")[0] in RUNS_CODE)
 
 
 def test_nothing_on_disk_is_unpickled_or_run() -> None:
     files = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
     assert len(files) > 60
-    found = [f"{path.relative_to(ROOT)}: {what}" for path in files for what in dangerous(path.read_text("utf-8"))]
-    assert found == []
+    assert [f"{path.relative_to(ROOT)}: {what}" for path in files for what in dangerous(path.read_text("utf-8"))] == []
 
 
 @pytest.mark.parametrize(
@@ -75,7 +74,7 @@ def test_nothing_on_disk_is_unpickled_or_run() -> None:
         "yaml.load(text, Loader)",
     ],
 )
-def test_the_look_for_such_code_finds_it(source: str) -> None:
+def test_the_search_finds_dangerous_code(source: str) -> None:
     assert list(dangerous(source))
     assert not list(dangerous("torch.load(path, weights_only=True); model.eval(); np.load(path, allow_pickle=False)"))
 
@@ -100,7 +99,7 @@ def test_code_of_a_model_folder_is_never_run(tmp_path: Path, file: str) -> None:
     assert not marker.exists()
 
 
-def test_a_dry_run_and_a_run_folder_keep_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_and_a_run_folder_hold_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-m", "launch.train", str(DEMO), "--dry-run"]
     shown = subprocess.run(command, cwd=ROOT, env=os.environ | SECRETS, capture_output=True, text=True, check=True)
     for name, value in SECRETS.items():
@@ -125,7 +124,7 @@ def test_a_setting_cannot_fetch_a_secret(value: str, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     "address", ["ray://user:s3cret@head:10001", "s3cret@head:6379", "head:6379?token=s3cret", "s3cret", "local", ""]
 )
-def test_an_address_with_a_secret_is_refused_without_telling_it(address: str) -> None:
+def test_an_address_with_a_secret_is_refused_without_printing_it(address: str) -> None:
     with pytest.raises(ConfigError, match="ray_address must be auto or host:port") as caught:
         load(DEMO, [f"ray_address={address!r}"])
     assert "s3cret" not in str(caught.value)
@@ -134,5 +133,5 @@ def test_an_address_with_a_secret_is_refused_without_telling_it(address: str) ->
 @pytest.mark.parametrize(
     "address", ["auto", "head:6379", "10.0.0.1:6379", "[fe80::1]:6379", "ray://head-1.local:10001"]
 )
-def test_an_address_is_taken(address: str) -> None:
+def test_an_address_is_accepted(address: str) -> None:
     assert load(DEMO, [f"ray_address={address!r}"]).ray_address == address
