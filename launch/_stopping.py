@@ -26,7 +26,7 @@ def stopped_by_signals(stop: StopRequest, within_s: float, say: Callable[[str], 
 
     def ask(name: str) -> None:
         say(f"{name}: the step is finished or dropped, then saved; once more ends at once")
-        stop.ask()
+        stop.request()
         loop.call_later(within_s, run.cancel)
 
     def on_signal(number: int, _: object) -> None:

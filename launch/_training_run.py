@@ -22,7 +22,7 @@ from demopsd_dist.training.run import RunState, Task
 from demopsd_dist.util.errors import ConfigError
 from launch._scaling import followed
 from launch._stopping import stopped_by_signals
-from launch._task import build_task, over_long, provenance, compose_run
+from launch._task import build_task, compose_run, over_long, provenance
 from workers.actors import RayActors
 from workers.cluster import session
 from workers.cluster.placement import summary_of_roles

@@ -35,8 +35,8 @@ def told(account: AuditReport) -> str:
     lines = [f"{account.steps} steps, {account.issued:,} samples issued for them"]
     lines.append(f"  {account.trained:>9,} trained")
     lines += [f"  {count:>9,} dropped: {reason}" for reason, count in account.dropped.items()]
-    if account.again:
-        lines.append(f"{account.again:,} samples came only when their prompt was asked for again")
+    if account.resampled:
+        lines.append(f"{account.resampled:,} samples came only when their prompt was asked for again")
     if account.undone:
         lines.append(f"{account.undone:,} samples of steps that were undone by going back to a checkpoint")
     if account.in_flight:

@@ -1,9 +1,9 @@
-"""Before paying: `python -m launch.plan CONFIG --gpus 8xh100 [--hours 12] [--calibrate FILE.json] [key=value ...]`
+"""Plan of a run before it starts: `python -m launch.plan CONFIG --gpus 8xh100 [--hours 12] [key=value ...]`
 
-Memory by role, seconds by stage, the best split of the devices into rollout, teacher and learner, and what would not
-fit and why. The model's weights are not needed: a folder with `config.json`, or the name of a known model.
-Without `--calibrate` the efficiencies are assumptions. Exit code 0, 1 where the config as it is does not fit, 2 for
-wrong input.
+Prints memory by role, seconds by stage, the best split of the devices into rollout, teacher and learner workers, and
+what does not fit and why. The model's weights are not needed: a folder with `config.json`, or the name of a known
+model. Without `--calibrate` the efficiencies are assumptions. Exit code 0; 1 where the config as it is does not fit; 2
+for wrong input.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demopsd_dist.config import Config, load
-from demopsd_dist.planning import calibration, plan_text
-from demopsd_dist.planning.default_efficiencies import UNCALIBRATED
-from demopsd_dist.planning.hardware import DeviceCluster, fleet_of
+from demopsd_dist.planning import plan_text
+from demopsd_dist.planning.calibration import read_calibration
+from demopsd_dist.planning.hardware import DeviceCluster, parse_cluster
 from demopsd_dist.planning.model_shape import shape_of
-from demopsd_dist.planning.splits import ranked
-from demopsd_dist.planning.step_time import plan
-from demopsd_dist.planning.workload import Traffic, job_of, on_gpus, split_of
+from demopsd_dist.planning.roofline import UNCALIBRATED
+from demopsd_dist.planning.splits import rank_splits
+from demopsd_dist.planning.step_time import plan_run
+from demopsd_dist.planning.workload import Traffic, split_of, uses_gpus, workload_of
 from demopsd_dist.util.errors import ConfigError
 from launch._command_line import exit_code_of
 
@@ -32,66 +33,72 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m launch.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", help="a YAML file, for example configs/node_8gpu.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over those of the file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     parser.add_argument("--gpus", required=True, metavar="8xh100", help="4x8xh100 for nodes; 2xcpu with --calibrate")
-    parser.add_argument("--hours", type=float, help="tell what comes of so long a run")
-    parser.add_argument("--price", type=float, help="of a device for an hour, in your currency")
+    parser.add_argument("--hours", type=float, help="print samples and steps of a run of this length")
+    parser.add_argument("--price", type=float, help="price of one device for an hour, in your currency")
     parser.add_argument(
         "--calibrate", type=Path, metavar="FILE.json", help="measurements, as benchmarks.plan writes them"
     )
-    of_data = parser.add_argument_group("what is assumed of the data")
-    of_data.add_argument("--prompt-tokens", type=float, default=ASSUMED.prompt_tokens, metavar="N")
-    of_data.add_argument(
-        "--response-tokens", type=float, default=0.0, metavar="N", help="default: half of what is allowed"
+    data = parser.add_argument_group("assumptions about the data")
+    data.add_argument("--prompt-tokens", type=float, default=ASSUMED.prompt_tokens, metavar="N", help="mean length")
+    data.add_argument(
+        "--response-tokens", type=float, default=0.0, metavar="N", help="mean length; default: half of the maximum"
     )
-    of_data.add_argument("--right", type=float, default=ASSUMED.right_fraction, metavar="0.4", help="of the responses")
+    data.add_argument(
+        "--right", type=float, default=ASSUMED.right_fraction, metavar="0.4", help="fraction of right responses"
+    )
     arguments = parser.parse_intermixed_args(argv)
-    return exit_code_of(lambda: planned(arguments))
+    return exit_code_of(lambda: print_plan(arguments))
 
 
-def planned(arguments: argparse.Namespace) -> int:
+def print_plan(arguments: argparse.Namespace) -> int:
+    """Print the configured plan and the best splits; the exit code."""
     config = load(arguments.config, arguments.overrides)
-    figures, measured = UNCALIBRATED, None
+    efficiencies, measured = UNCALIBRATED, None
     if arguments.calibrate is not None:
-        measured, figures = calibration.read(arguments.calibrate)
-    fleet = fleet_of(arguments.gpus, {measured.device.name: measured.device} if measured else {})
-    refuse_other_place(config, fleet)
-    refuse_out_of_range(arguments, config)
-    job = job_of(
+        measured, efficiencies = read_calibration(arguments.calibrate)
+    cluster = parse_cluster(arguments.gpus, {measured.device.name: measured.device} if measured else {})
+    check_device_kind(config, cluster)
+    check_ranges(arguments, config)
+    workload = workload_of(
         config,
         shape_of(config.model.path),
         Traffic(arguments.prompt_tokens, arguments.response_tokens, right_fraction=arguments.right),
     )
-    made = plan(job, split_of(config, job), fleet, figures)
-    print("\n".join(plan_text.heading(job, fleet, figures)))
+    configured = plan_run(workload, split_of(config, workload), cluster, efficiencies)
+    print("\n".join(plan_text.heading(workload, cluster, efficiencies)))
     print("\nAs configured:")
-    print("\n".join(plan_text.chosen(made, fleet, arguments.hours, arguments.price)))
-    if fleet.size > 1:
-        plans = ranked(job, fleet, figures)
+    print("\n".join(plan_text.plan_lines(configured, cluster, arguments.hours, arguments.price)))
+    if cluster.size > 1:
+        plans = rank_splits(workload, cluster, efficiencies)
         print("\nSplits of these devices, the fastest first:")
-        print("\n".join(plan_text.best(plans)))
+        print("\n".join(plan_text.split_table(plans)))
         if plans and not plans[0].shortfalls:
-            print(f"\nTake the first with: {plan_text.settings(plans[0], made)}\n")
-            print("\n".join(plan_text.chosen(plans[0], fleet, arguments.hours, arguments.price)))
-    return int(bool(made.shortfalls))
+            print(f"\nSettings of the fastest split: {plan_text.override_words(plans[0], configured)}\n")
+            print("\n".join(plan_text.plan_lines(plans[0], cluster, arguments.hours, arguments.price)))
+    return int(bool(configured.shortfalls))
 
 
-def refuse_other_place(config: Config, fleet: DeviceCluster) -> None:
-    """
+def check_device_kind(config: Config, cluster: DeviceCluster) -> None:
+    """Refuse to plan a CPU config for GPUs, or a GPU config for a CPU.
+
     Raises:
-        ConfigError: a config for CPU and GPUs to plan for, or the other way round.
+        ConfigError: config and `--gpus` name different kinds of devices.
     """
-    if on_gpus(config) == fleet.device.shared:
-        here, there = ("GPUs", "a CPU") if on_gpus(config) else ("CPU", f"{fleet.device.name}s")
+    if uses_gpus(config) == cluster.device.shared:
+        configured, requested = ("GPUs", "a CPU") if uses_gpus(config) else ("CPU", f"{cluster.device.name}s")
         raise ConfigError(
-            f"the config is for {here} (gpus_per_worker of its roles), and --gpus names {there}. Take another config."
+            f"the config is for {configured} (gpus_per_worker of its roles), and --gpus names {requested}. "
+            "Take another config."
         )
 
 
-def refuse_out_of_range(arguments: argparse.Namespace, config: Config) -> None:
-    """
+def check_ranges(arguments: argparse.Namespace, config: Config) -> None:
+    """Check the numbers on the command line.
+
     Raises:
-        ConfigError: a figure on the command line that cannot be.
+        ConfigError: a number is out of its range.
     """
     rollout, endless = config.rollout, float("inf")
     for name, value, highest in (

@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def waited(arguments: argparse.Namespace) -> int:
-    from workers.cluster.wait_for_nodes import await_nodes
+    from workers.cluster.wait_for_nodes import wait_for_nodes
 
-    await_nodes(arguments.address, arguments.names, arguments.within)
+    wait_for_nodes(arguments.address, arguments.names, arguments.within)
     print(f"{len(arguments.names)} nodes have joined {arguments.address}")
     return 0
 

@@ -23,8 +23,8 @@ from demopsd_dist.report.read_run import read_config
 from demopsd_dist.run_record import samples
 from demopsd_dist.run_record.console import Progress, response_lines
 from demopsd_dist.run_record.folder import RunFolder
-from demopsd_dist.run_record.log import step_line, told
-from demopsd_dist.training.evaluate import evaluation_of
+from demopsd_dist.run_record.log import format_evaluation, format_step
+from demopsd_dist.training.evaluate import evaluation_from_record
 from demopsd_dist.util.errors import DataError
 from launch._command_line import exit_code_of
 
@@ -53,7 +53,7 @@ def watch(folder: RunFolder, console: Console) -> int:
                 if line := line_of(record, progress):
                     console.print(line, markup=False)
             if (newest := newest_row(folder, progress.row)) is not None:
-                progress.show(newest)
+                progress.show_sample(newest)
             if done:
                 break
             time.sleep(EVERY_S)
@@ -66,18 +66,18 @@ def watch(folder: RunFolder, console: Console) -> int:
 def line_of(record: dict[str, Any], progress: Progress) -> str | None:
     """A line of `metrics.jsonl` as a reader sees it; a step moves the progress on."""
     if "evaluation" in record:
-        return f"{record['evaluation']:>5} after step {record['step']}: {told(evaluation_of(record))}"
+        return f"{record['evaluation']:>5} after step {record['step']}: {format_evaluation(evaluation_from_record(record))}"
     if "step" not in record:
         return None
     metrics = {name: value for name, value in record.items() if isinstance(value, int | float)}
-    progress.step(record["step"], metrics)
-    return step_line(record["step"], progress.total_steps, metrics, progress.left_s)
+    progress.add_step(record["step"], metrics)
+    return format_step(record["step"], progress.total_steps, metrics, progress.left_s)
 
 
 def newest_row(folder: RunFolder, known: samples.Row | None) -> samples.Row | None:
     """A response of the latest step that kept some; None where that is the one known."""
     files = samples.files(folder.samples)
-    if not files or (known is not None and files[-1] == samples.path_of(folder.samples, known["step"])):
+    if not files or (known is not None and files[-1] == samples.file_path(folder.samples, known["step"])):
         return None
     rows = samples.read(files[-1])
     return rows[0] if rows else None

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from demopsd_dist.config import load
-from launch._doctor_findings import locked
+from launch._doctor_findings import locked_versions
 from tests.unit.launch.rayjob_schema import RAY_JOB
 from workers.cluster.placement import bundles, has_label
 
@@ -74,7 +74,7 @@ def test_pods_have_shared_memory_the_data_and_their_mounts() -> None:
 
 def test_it_is_closed_to_strangers_bounded_and_of_the_locks_ray() -> None:
     assert CLUSTER["authOptions"] == {"mode": "token"}
-    assert CLUSTER["rayVersion"] == locked("gpu")["ray"].partition("+")[0]
+    assert CLUSTER["rayVersion"] == locked_versions("gpu")["ray"].partition("+")[0]
     spec = JOB["spec"]
     assert spec["shutdownAfterJobFinishes"]
     assert spec["activeDeadlineSeconds"]
