@@ -1,4 +1,4 @@
-"""What each method asks of a run: which examples, which forwards, which loss. Nobody else looks at `config.method`."""
+"""Methods: the examples, the forwards and the loss of each. No other file of the library reads `config.method`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 
 class SupportKind(Enum):
-    """The ids at which everybody gives log-probabilities; all other tokens share one tail."""
+    """Token ids at which all models give log-probabilities; all other tokens share one tail."""
 
     student = auto()  # the student's top k: one more forward of the learners
-    engine = auto()  # the same, as the rollout engine saw it while sampling
-    reference = auto()  # the reference's top k, found where its forward is
+    engine = auto()  # the same ids, from the rollout engine while it samples
+    reference = auto()  # the reference's top k, from the teacher worker's forward
     sampled = auto()  # the sampled token
-    vocabulary = auto()  # all of them, and no tail
+    vocabulary = auto()  # every token, without a tail
 
 
 @dataclass(frozen=True)
 class Forwards:
-    """The forwards that a example costs beside the one that carries the gradient."""
+    """Forwards that an example needs beside the forward that carries the gradient."""
 
     support: SupportKind
     reference: WeightSource | None = None  # the question alone, by the teacher worker
@@ -32,37 +32,37 @@ class Forwards:
 
     @property
     def weights(self) -> set[WeightSource]:
-        """What the teacher worker must hold. Empty: the run needs no teacher worker."""
-        asked = {weights for weights in (self.reference, self.teacher) if weights is not None}
-        if WeightSource.trust_region in asked:
-            asked = asked - {WeightSource.trust_region} | {WeightSource.frozen, WeightSource.live}
-        return asked
+        """Weights that the teacher worker holds for these forwards. Empty if no teacher worker is needed."""
+        sources = {weights for weights in (self.reference, self.teacher) if weights is not None}
+        if WeightSource.trust_region in sources:
+            sources = sources - {WeightSource.trust_region} | {WeightSource.frozen, WeightSource.live}
+        return sources
 
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A method, as the roles and the driver see it."""
+    """A method as the driver and the roles need it: resolved once, at the start of a run."""
 
     forwards: Forwards
     aggregation: Aggregation
-    top_k: int | None = None  # of a support that is somebody's most likely tokens
-    reference: WeightSource | None = None  # whose it is; `live` costs no forward, since the learners have it
-    sampling_rounds: int = 1
-    scaled_advantage: bool = True  # divided by the group's standard deviation
+    top_k: int | None = None  # size of a support that is the most likely tokens of a model
+    reference: WeightSource | None = None  # weights of the reference; `live` needs no forward of the teacher worker
+    sampling_rounds: int = 1  # above 1, questions without a signal are replaced (DAPO's dynamic sampling)
+    scaled_advantage: bool = True  # the advantage is divided by the group's standard deviation
 
     @property
     def shows_solutions(self) -> bool:
-        """It learns from a correct sibling that the teacher sees; else from how a reward compares with its group's."""
+        """True if the method learns from a teacher that sees a solution; otherwise it learns from advantages."""
         return self.forwards.teacher is not None
 
     @property
     def silent_without_advantage(self) -> bool:
-        """A response as good as the others of its group has no gradient: nobody need run it."""
+        """True if a response with advantage 0 has no gradient, so that its forwards can be skipped."""
         return not self.shows_solutions and self.reference is None
 
     @property
-    def probe(self) -> Forwards:
-        """For the leakage probe, which looks at other contexts than the learners do: there a reference is a forward."""
+    def probe_forwards(self) -> Forwards:
+        """Forwards of the leakage probe. Its contexts are not the learners', so that a live reference needs one."""
         return Forwards(self.forwards.support, self.reference, self.forwards.teacher)
 
 
@@ -74,6 +74,7 @@ _SUPPORTS = {
 
 
 def resolve_method(config: Config) -> MethodSpec:
+    """The method of a run, from its settings."""
     if config.method is MethodName.grpo:
         grpo = config.grpo
         initial = WeightSource.frozen if grpo.kl_coefficient else None
@@ -100,15 +101,14 @@ def resolve_method(config: Config) -> MethodSpec:
     )
 
 
-def teacher_weights(config: Config) -> set[WeightSource]:
-    """All that the teacher worker must hold in this run."""
-    made = resolve_method(config)
-    probed = made.probe.weights if config.leakage.every_steps and made.shows_solutions else set()
-    return made.forwards.weights | probed
+def teacher_weights(method: MethodSpec, config: Config) -> set[WeightSource]:
+    """All weights that the teacher worker holds in a run, for training and for the leakage probe."""
+    probed = method.probe_forwards.weights if config.leakage.every_steps and method.shows_solutions else set()
+    return method.forwards.weights | probed
 
 
 def objective_of(config: Config) -> objective.DemoPSD | objective.SDPO | objective.OPSD | objective.GRPO:
-    """The loss. torch is imported here and not above, so that a dry run does without."""
+    """The loss of a method. torch is imported here, so that a dry run does not need it."""
     from demopsd_dist.objective import GRPO, OPSD, SDPO, DemoPSD
 
     match config.method:
@@ -128,6 +128,6 @@ def objective_of(config: Config) -> objective.DemoPSD | objective.SDPO | objecti
             return OPSD(config.opsd.beta, config.opsd.term_clip, config.opsd.importance_clip)
         case MethodName.grpo:
             grpo = config.grpo
-            own = 0.28 if grpo.variant is Variant.dapo else 0.2
-            clip_high = own if grpo.clip_high is None else grpo.clip_high
+            default_high = 0.28 if grpo.variant is Variant.dapo else 0.2
+            clip_high = default_high if grpo.clip_high is None else grpo.clip_high
             return GRPO(grpo.clip_low, clip_high, grpo.dual_clip, grpo.kl_coefficient)

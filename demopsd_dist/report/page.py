@@ -81,7 +81,7 @@ def _samples(run: RunFiles, number: int, blocks: list[str]) -> dict[str, Any]:
     blocks.append(_block(f"index-{number}", packed(columns, {})))
     return {
         "samples": len(index),
-        "kept": sum(samples.size(path)[0] for path in run.sample_files),
+        "kept": sum(samples.count_rows_and_tokens(path)[0] for path in run.sample_files),
         "block_samples": SAMPLES,
         "token_recorder": token_recorder.table(),
     }
@@ -89,7 +89,7 @@ def _samples(run: RunFiles, number: int, blocks: list[str]) -> dict[str, Any]:
 
 def _rows(run: RunFiles) -> Iterator[Row]:
     """All, or as many as the page is to hold, evenly over the run."""
-    rows, tokens = (sum(counts) for counts in zip(*map(samples.size, run.sample_files), strict=True))
+    rows, tokens = (sum(counts) for counts in zip(*map(samples.count_rows_and_tokens, run.sample_files), strict=True))
     file_every, row_every = thinning(len(run.sample_files), rows, tokens)
     for path in run.sample_files[::file_every]:
         yield from samples.read(path)[::row_every]

@@ -1,9 +1,9 @@
-"""The account of a run, from its ledger and checkpoints alone: was every sample trained exactly once, or dropped for a
-stated reason?
+"""Audit of a run from its ledger and checkpoints: every sample was trained exactly once, or dropped for a reason.
 
-A life that begins after step k undoes what earlier lives did beyond k. What is left of all lives are the steps of the
-student as it is now. Each must be there once, and every sample issued for one of them must have come to exactly one
-end. What was undone, or was in flight when the run ended, was trained into nothing that is left, and is counted apart.
+A life that begins after step k undoes the steps beyond k of earlier lives. The steps that are not undone are the steps
+of the student as it is now. Each of them must be in the ledger once, and every sample issued for it must have exactly
+one outcome. Samples of undone steps, and samples in flight when the run ended, did not change the student and are
+counted apart.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.ledger import DropReason, LedgerEvent
 from demopsd_dist.util.errors import CheckpointError, DataError
 
-SHOWN = 5
+SHOWN_NAMES = 5  # of a fault
 
-# A step that counts: done, in a life that no later one has undone.
+# `standing`: steps that no later life has undone. `ends`: the outcome of each sample of these steps.
 STANDING = """
 CREATE TEMP VIEW bounds AS SELECT life, from_step, why, (
     SELECT coalesce(min(later.from_step), 1 << 60) FROM lives AS later WHERE later.life > lives.life) AS until_step
@@ -34,24 +34,28 @@ CREATE TEMP TABLE ends AS SELECT step, prompt, sample,
 
 @dataclass(frozen=True)
 class AuditFault:
-    what: str
-    names: list[str]  # of samples, steps or checkpoints
+    """A kind of fault, with the names of the samples, steps or checkpoints that have it."""
+
+    description: str
+    names: list[str]
 
     def __str__(self) -> str:
-        more = f" and {len(self.names) - SHOWN} more" if len(self.names) > SHOWN else ""
-        return f"{len(self.names)} {self.what}: {', '.join(self.names[:SHOWN])}{more}"
+        more = f" and {len(self.names) - SHOWN_NAMES} more" if len(self.names) > SHOWN_NAMES else ""
+        return f"{len(self.names)} {self.description}: {', '.join(self.names[:SHOWN_NAMES])}{more}"
 
 
 @dataclass
 class AuditReport:
-    lives: list[tuple[int, int, str]]  # number, the step it went on after, why it began
-    steps: int  # that stand
-    issued: int  # samples, of those steps
+    """Counts of steps and samples of a run, and the faults in them."""
+
+    lives: list[tuple[int, int, str]]  # number, the step before its first one, the reason that it began
+    steps: int  # not undone
+    issued: int  # samples of these steps, as the next two
     trained: int
-    dropped: dict[str, int]  # by reason
-    again: int  # of those that came, samples whose prompt had to be asked for more than once
+    dropped: dict[str, int]  # reason -> samples
+    resampled: int  # generated samples whose prompt had to be requested more than once
     undone: int  # samples issued for steps that a later life undid
-    in_flight: int  # samples issued for steps that were never done
+    in_flight: int  # samples issued for steps that were never finished
     checkpoints: list[str] = field(default_factory=list)
     faults: list[AuditFault] = field(default_factory=list)
 
@@ -61,47 +65,50 @@ class AuditReport:
 
 
 def audit(folder: RunFolder) -> AuditReport:
-    """
+    """Audit the run in this folder.
+
     Raises:
         DataError: there is no ledger, or it cannot be read.
     """
     if not folder.ledger.is_file():
-        raise DataError(f"{folder.path} has no ledger.sqlite: it is no run folder, or no run that got as far as that.")
+        raise DataError(
+            f"{folder.path} has no ledger.sqlite: it is no run folder, or its run ended before the first step."
+        )
     try:
         with sqlite3.connect(f"file:{folder.ledger}?mode=ro", uri=True) as ledger:
             ledger.executescript(STANDING)
-            account = _drawn(ledger)
-            account.faults += [*_faults_of_steps(ledger), *_faults_of_samples(ledger)]
+            report = _count(ledger)
+            report.faults += [*_step_faults(ledger), *_sample_faults(ledger)]
             for checkpoint in Checkpoints(folder.checkpoints, keep=0).all():
-                account.checkpoints.append(checkpoint.path.name)
-                account.faults += _faults_of(checkpoint, ledger)
+                report.checkpoints.append(checkpoint.path.name)
+                report.faults += _checkpoint_faults(checkpoint, ledger)
     except sqlite3.Error as error:
         raise DataError(f"{folder.ledger} cannot be read: {error}.") from None
-    return account
+    return report
 
 
-def _drawn(ledger: sqlite3.Connection) -> AuditReport:
+def _count(ledger: sqlite3.Connection) -> AuditReport:
     steps, *_ = ledger.execute("SELECT count(*) FROM standing").fetchone()
     issued, trained = ledger.execute("SELECT count(*), coalesce(sum(trained > 0), 0) FROM ends").fetchone()
     dropped = ledger.execute("SELECT reason, count(*) FROM ends WHERE dropped GROUP BY reason ORDER BY reason")
-    (again,) = ledger.execute("SELECT count(*) FROM events WHERE event = 'generated' AND attempt > 1").fetchone()
+    (resampled,) = ledger.execute("SELECT count(*) FROM events WHERE event = 'generated' AND attempt > 1").fetchone()
     unfinished = """SELECT count(*) FROM events WHERE event = 'issued'
         AND (life, step) NOT IN (SELECT life, step FROM standing) AND (life, step) {} (SELECT life, step FROM steps)"""
     (undone,) = ledger.execute(unfinished.format("IN")).fetchone()
     (in_flight,) = ledger.execute(unfinished.format("NOT IN")).fetchone()
     lives = ledger.execute("SELECT life, from_step, why FROM lives ORDER BY life").fetchall()
-    return AuditReport(lives, steps, issued, trained, dict(dropped.fetchall()), again, undone, in_flight)
+    return AuditReport(lives, steps, issued, trained, dict(dropped.fetchall()), resampled, undone, in_flight)
 
 
-def _faults_of_steps(ledger: sqlite3.Connection) -> list[AuditFault]:
+def _step_faults(ledger: sqlite3.Connection) -> list[AuditFault]:
     counts = ledger.execute("SELECT step, count(*) FROM standing GROUP BY step ORDER BY step").fetchall()
-    there = dict(counts)
-    missing = [str(step) for step in range(1, max(there, default=0) + 1) if step not in there]
+    done = dict(counts)
+    missing = [str(step) for step in range(1, max(done, default=0) + 1) if step not in done]
     twice = [str(step) for step, count in counts if count > 1]
-    return _some(("steps are missing", missing), ("steps were done more than once", twice))
+    return _faults(("steps are missing", missing), ("steps were done more than once", twice))
 
 
-def _faults_of_samples(ledger: sqlite3.Connection) -> list[AuditFault]:
+def _sample_faults(ledger: sqlite3.Connection) -> list[AuditFault]:
     def names(where: str) -> list[str]:
         rows = ledger.execute(f"SELECT step, prompt, sample FROM ends WHERE {where} ORDER BY step, prompt, sample")
         return [f"{prompt}#{sample} of step {step}" for step, prompt, sample in rows]
@@ -109,25 +116,22 @@ def _faults_of_samples(ledger: sqlite3.Connection) -> list[AuditFault]:
     reasons = ", ".join(f"'{reason.value}'" for reason in DropReason)
     unexplained = f"dropped > 0 AND coalesce(reason, '') NOT IN ({reasons})"
     late = f"reason IS '{DropReason.late.value}'"
-    return _some(
+    return _faults(
         ("samples were trained more than once", names("trained > 1")),
         ("samples were issued more than once", names("issued > 1")),
         ("samples were never issued", names("issued = 0")),
         ("samples are lost: neither trained nor dropped", names("trained = 0 AND dropped = 0")),
         ("samples were both trained and dropped", names("trained > 0 AND dropped > 0")),
         ("samples were dropped more than once", names("dropped > 1")),
-        (
-            "samples were dropped without a known reason",
-            names(unexplained),
-        ),
+        ("samples were dropped without a known reason", names(unexplained)),
         ("samples were trained without a reward", names("trained > 0 AND (generated != 1 OR rewarded != 1)")),
         ("samples came more than once", names("generated > 1")),
         ("samples were dropped before they came", names(f"dropped > 0 AND generated = 0 AND NOT {late}")),
     )
 
 
-def _faults_of(checkpoint: Checkpoint, ledger: sqlite3.Connection) -> list[AuditFault]:
-    """A checkpoint must be whole, and must say what the ledger says of the steps before it."""
+def _checkpoint_faults(checkpoint: Checkpoint, ledger: sqlite3.Connection) -> list[AuditFault]:
+    """Faults of a checkpoint: damaged files, or counts that differ from those of the ledger up to its step."""
     name = checkpoint.path.name
     if (damage := checkpoint.damage()) is not None:
         return [AuditFault(f"checkpoint is damaged ({damage})", [name])]
@@ -145,15 +149,17 @@ def _faults_of(checkpoint: Checkpoint, ledger: sqlite3.Connection) -> list[Audit
         AND (life, step) IN (SELECT life, step FROM standing)""",
         (step, position),
     ).fetchone()
-    found = []
+    differences = []
     if (steps, last, sampled) != (step, step, samples):
-        found.append(f"it is of {step} steps and {samples} samples; the ledger has {steps} and {sampled} up to there")
+        differences.append(
+            f"it has {step} steps and {samples} samples; the ledger has {steps} and {sampled} until then"
+        )
     if lines < position:
-        found.append(f"it knows {position} lines of the ledger, which has {lines}")
+        differences.append(f"it was written after {position} lines of the ledger, which has {lines}")
     if late:
-        found.append(f"{late} samples of its steps were entered after it was written")
-    return [AuditFault(f"checkpoint and ledger disagree ({what})", [name]) for what in found]
+        differences.append(f"{late} samples of its steps were entered after it was written")
+    return [AuditFault(f"checkpoint and ledger disagree ({difference})", [name]) for difference in differences]
 
 
-def _some(*found: tuple[str, list[str]]) -> list[AuditFault]:
-    return [AuditFault(what, names) for what, names in found if names]
+def _faults(*candidates: tuple[str, list[str]]) -> list[AuditFault]:
+    return [AuditFault(description, names) for description, names in candidates if names]

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: whole or not there, and known to be whole.
+"""Checkpoints of a run: written atomically, and verified before use.
 
-A checkpoint is written aside, synced, and renamed: a folder `step-000012` is complete. Its `manifest.json` has size and
-digest of every file in it, so that damage done later is noticed before anything is loaded. Nothing in it can run code:
-tensors are safetensors, all else is JSON.
+A checkpoint is written into a temporary folder, synced, and renamed: a folder `step-000012` is complete. Its
+`manifest.json` has size and digest of every file in it, so that later damage is detected before anything is loaded.
+Nothing in it can run code: tensors are safetensors, all else is JSON.
 """
 
 from __future__ import annotations
@@ -30,36 +30,37 @@ _NAME = re.compile(r"step-(\d{6,})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder that holds `state.json`, `manifest.json`, and what learners and teacher put there."""
+    """A checkpoint folder: `state.json`, `manifest.json`, and the files of learners and teacher."""
 
     path: Path
 
     @property
     def step(self) -> int:
-        found = _NAME.fullmatch(self.path.name)
-        assert found is not None
-        return int(found[1])
+        match = _NAME.fullmatch(self.path.name)
+        assert match is not None
+        return int(match[1])
 
     def state(self) -> dict[str, Any]:
+        """The driver's state: step, samples, rollbacks, ledger position and settings."""
         return json.loads((self.path / STATE).read_text(encoding="utf-8"))
 
     def digest(self) -> str:
-        """Of everything in it, as its manifest has it."""
+        """Digest of all files, from the manifest."""
         return json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))["digest"]
 
     def damage(self) -> str | None:
-        """What is wrong with it; None where every file is as it was written."""
+        """Description of the first damage; None if every file is as it was written."""
         try:
             manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
             files: dict[str, dict[str, Any]] = manifest["files"]
             if manifest["format"] != FORMAT:
                 return f"its format is {manifest['format']}, this version reads {FORMAT}"
             if manifest["digest"] != _digest_of_text(json.dumps(files, sort_keys=True)):
-                return f"{MANIFEST} is not as it was written"
+                return f"{MANIFEST} differs from what was written"
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
-        there = {str(path.relative_to(self.path)) for path in _files(self.path)} - {MANIFEST}
-        if missing := sorted(files.keys() - there):
+        present = {str(path.relative_to(self.path)) for path in _files(self.path)} - {MANIFEST}
+        if missing := sorted(files.keys() - present):
             return f"{len(missing)} of {len(files)} files are missing, first {missing[0]}"
         for name, written in files.items():
             path = self.path / name
@@ -67,95 +68,95 @@ class Checkpoint:
                 if path.stat().st_size != written["size"]:
                     return f"{name} has {path.stat().st_size:,} bytes, {written['size']:,} were written"
                 if _digest(path) != written["digest"]:
-                    return f"{name} is not as it was written (digest)"
+                    return f"{name} differs from what was written (digest)"
             except OSError as error:
                 return f"{name} cannot be read ({error})"
         return None
 
 
 class Checkpoints:
-    """The newest `keep` of a run; older ones are removed when a new one is whole."""
+    """The checkpoints in a run folder. The newest `keep` stay; older ones are removed after a new one is complete."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder, self._keep = folder, keep
 
     def all(self) -> list[Checkpoint]:
-        """Newest first."""
+        """All checkpoints, newest first."""
         if not self._folder.is_dir():
             return []
-        found = [Checkpoint(path) for path in self._folder.iterdir() if _NAME.fullmatch(path.name)]
-        return sorted(found, key=lambda checkpoint: -checkpoint.step)
+        checkpoints = [Checkpoint(path) for path in self._folder.iterdir() if _NAME.fullmatch(path.name)]
+        return sorted(checkpoints, key=lambda checkpoint: -checkpoint.step)
 
     def at(self, step: int) -> Checkpoint | None:
-        """That of after this step."""
+        """The checkpoint after this step, None if there is none."""
         return next((checkpoint for checkpoint in self.all() if checkpoint.step == step), None)
 
-    def newest_good(self, tell: Callable[[str], None], before: int | None = None) -> Checkpoint | None:
-        """The newest that is whole, of a step before that one if given; `tell` hears of each that is not whole."""
+    def newest_good(self, warn: Callable[[str], None], before: int | None = None) -> Checkpoint | None:
+        """The newest undamaged checkpoint, of a step less than `before` if given. `warn` gets each damage."""
         for checkpoint in self.all():
             if before is not None and checkpoint.step >= before:
                 continue
             damage = checkpoint.damage()
             if damage is None:
                 return checkpoint
-            tell(f"warning: {checkpoint.path} is damaged and left aside: {damage}")
+            warn(f"warning: {checkpoint.path} is damaged and skipped: {damage}")
         return None
 
     @asynccontextmanager
     async def writing(self, step: int, state: dict[str, Any]) -> AsyncIterator[Path]:
-        """A folder to write into; when the block ends well it is a checkpoint, else it is gone.
+        """Folder to write a checkpoint into. It becomes a checkpoint when the block ends, and is removed on an error.
 
         Raises:
-            RunFolderError: it cannot be written. Earlier checkpoints are as they were.
+            RunFolderError: it cannot be written. Earlier checkpoints are intact.
         """
         path = self._folder / f"step-{step:06d}"
-        aside = self._folder / f".{path.name}"
+        temporary = self._folder / f".{path.name}"
         try:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            yield aside
-            (aside / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-            _seal(aside)
-            if path.exists():  # of a life that is undone, or damaged
-                path.rename(aside.with_suffix(".old"))
-            aside.rename(path)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            yield temporary
+            (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+            _seal(temporary)
+            if path.exists():  # damaged, or of an undone step
+                path.rename(temporary.with_suffix(".old"))
+            temporary.rename(path)
             _sync(self._folder)
         except OSError as error:
             raise RunFolderError(
-                f"checkpoint {path} could not be written: {error}. Earlier checkpoints are intact; make room or mend "
-                "the disk, then resume."
+                f"checkpoint {path} could not be written: {error}. Earlier checkpoints are intact; free disk space or "
+                "repair the disk, then resume."
             ) from None
         finally:
-            for left in (aside, aside.with_suffix(".old")):
-                shutil.rmtree(left, ignore_errors=True)
+            for leftover in (temporary, temporary.with_suffix(".old")):
+                shutil.rmtree(leftover, ignore_errors=True)
         for old in self.all()[self._keep :]:
             shutil.rmtree(old.path, ignore_errors=True)
 
     def undo_after(self, step: int) -> None:
-        """Checkpoints of later steps belong to a life that is over: they are put aside under another name."""
+        """Rename the checkpoints of later steps to `undone-step-*`: the run repeats these steps."""
         for checkpoint in self.all():
             if checkpoint.step > step:
-                aside = checkpoint.path.with_name(f"undone-{checkpoint.path.name}")
-                shutil.rmtree(aside, ignore_errors=True)
-                checkpoint.path.rename(aside)
+                undone = checkpoint.path.with_name(f"undone-{checkpoint.path.name}")
+                shutil.rmtree(undone, ignore_errors=True)
+                checkpoint.path.rename(undone)
 
 
 def checkpoint_at(path: Path) -> Checkpoint:
     """The checkpoint in this folder.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: there is none in this folder, or it is damaged.
     """
     if not _NAME.fullmatch(path.name) or not path.is_dir():
         raise CheckpointError(f"{path} is no checkpoint: give a run folder, or a folder checkpoints/step-... in one.")
     checkpoint = Checkpoint(path)
     if (damage := checkpoint.damage()) is not None:
-        raise CheckpointError(f"{path} is damaged: {damage}. Resume from another; those of a run are beside it.")
+        raise CheckpointError(f"{path} is damaged: {damage}. Resume from another in the same folder.")
     return checkpoint
 
 
 def _seal(folder: Path) -> None:
-    """Write the manifest, and have everything on disk."""
+    """Write the manifest, and sync every file to disk."""
     paths = list(_files(folder))
     with ThreadPoolExecutor(4) as pool:
         digests = list(pool.map(_digest, paths))

@@ -1,7 +1,7 @@
-"""Digests of what a step computes, tensor by tensor, to tell whether another computation of it is the same.
+"""Digests of the tensors of a step, to decide whether a repetition of the step computes the same.
 
-A tensor is told in rows: one a response, one a parameter, one a rank, or one in all. The digest (XXH3, 128 bits) is
-there for accidents and differences; it is no protection from somebody who means harm.
+A tensor has one digest a response, a parameter or a rank, or a single one. The digest (XXH3, 128 bits) detects
+accidents and differences; it does not protect against deliberate changes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ORDER = (
     "exp_avg",
     "exp_avg_sq",
 )
-"""As they come to be: the first that differs is the nearest to the cause."""
+"""All tensors in the order of their computation: the first that differs is the closest to the cause."""
 
 ROWS = {
     "loss": "scalar",
@@ -54,47 +54,49 @@ ROWS = {
     "gradient": "rank",
     **dict.fromkeys(("updated_weights", "exp_avg", "exp_avg_sq"), "parameter"),
 }
-"""What a row is of; a response where it is not here."""
+"""The unit of a tensor's digests. Tensors that are not listed have one digest a response."""
 
 
 @dataclass(frozen=True)
 class DigestDifference:
-    """A tensor of which rows are not as recorded. `rows` are their names, in the order of the record."""
+    """A tensor with digests that differ from the recorded ones. `rows` are their names in the order of the record."""
 
     tensor: str
     rows: tuple[str, ...]
-    of: int  # rows there are
+    row_count: int  # of the tensor
 
     def __str__(self) -> str:
         kind = ROWS.get(self.tensor, "response")
         if kind == "scalar":
             return self.tensor
         return f"{self.tensor} of {kind} {self.rows[0]}" + (
-            f" and {len(self.rows) - 1} more of {self.of}" if len(self.rows) > 1 else f" alone, of {self.of}"
+            f" and {len(self.rows) - 1} more of {self.row_count}"
+            if len(self.rows) > 1
+            else f" alone, of {self.row_count}"
         )
 
 
 def hasher_of(kind: str, row_shape: Sequence[int]) -> xxhash.xxh3_128:
-    """For the bytes of values (N, *row_shape) of this NumPy type, in as many pieces as one likes."""
+    """Hasher for the bytes of values (N, *row_shape) of this NumPy type; the values may be added in pieces."""
     return xxhash.xxh3_128(f"{kind} {list(row_shape)}".encode())
 
 
 def digest_of(values: NDArray) -> str:
-    """Of values (N, ...)."""
+    """Digest of an array (N, ...)."""
     hasher = hasher_of(str(values.dtype), values.shape[1:])
     hasher.update(np.ascontiguousarray(values).data)
     return hasher.hexdigest()
 
 
-def exact(value: float) -> str:
-    """A number in place of a digest: all its bits, and readable."""
+def exact_text(value: float) -> str:
+    """Text of a number that stands in for a digest: readable, and different for different numbers."""
     return f"{value!r}"
 
 
-def inputs_of(example: TrainingExample) -> dict[str, NDArray]:
-    """All that a step takes from a example, by the name of the tensor."""
+def input_tensors(example: TrainingExample) -> dict[str, NDArray]:
+    """The tensors of an example that a step reads, by name."""
     rollout = example.rollout
-    found: dict[str, NDArray] = {
+    tensors: dict[str, NDArray] = {
         "prompt_tokens": rollout.prompt.tokens,
         "response_tokens": rollout.tokens_T,
         "rollout_logp": rollout.logp_T,
@@ -103,54 +105,56 @@ def inputs_of(example: TrainingExample) -> dict[str, NDArray]:
         "advantage": np.asarray([example.advantage], np.float64),
         "reward": np.asarray([example.reward], np.float64),
     }
-    return found if rollout.support_TK is None else found | {"engine_support": rollout.support_TK}
+    return tensors if rollout.support_TK is None else tensors | {"engine_support": rollout.support_TK}
 
 
-def scores_of(item: ScoredExample) -> dict[str, NDArray]:
-    found = {
+def score_tensors(item: ScoredExample) -> dict[str, NDArray]:
+    """The tensors that scoring adds to an example, by name."""
+    tensors = {
         "support_ids": item.support_TK,
         "reference_logp": item.reference_logp_TA,
         "teacher_logp": item.teacher_logp_TA,
     }
-    return {name: values for name, values in found.items() if values is not None}
+    return {name: values for name, values in tensors.items() if values is not None}
 
 
-def merged(parts: Iterable[Digests]) -> Digests:
-    """The rows of all of them, tensor by tensor."""
-    found: Digests = {}
+def merge_digests(parts: Iterable[Digests]) -> Digests:
+    """The union of several sets of digests, tensor by tensor."""
+    merged: Digests = {}
     for part in parts:
         for tensor, rows in part.items():
-            found.setdefault(tensor, {}).update(rows)
-    return found
+            merged.setdefault(tensor, {}).update(rows)
+    return merged
 
 
-def of_inputs(examples: Iterable[TrainingExample]) -> Digests:
-    return _by_tensor((example.id, inputs_of(example)) for example in examples)
+def input_digests(examples: Iterable[TrainingExample]) -> Digests:
+    """Digests of the inputs of some examples."""
+    return _by_tensor((example.id, input_tensors(example)) for example in examples)
 
 
-def of_step(scored: Sequence[ScoredExample], report: StepReport) -> Digests:
-    """Of a whole step, in order: what went in, what the teacher said, what the learners made of it."""
-    found = of_inputs(item.example for item in scored)
-    found |= _by_tensor((item.id, scores_of(item)) for item in scored)
-    found |= report.digests
+def step_digests(scored: Sequence[ScoredExample], report: StepReport) -> Digests:
+    """Digests of a step in order: its inputs, the teacher's scores, and the tensors of the learners."""
+    step = input_digests(item.example for item in scored)
+    step |= _by_tensor((item.id, score_tensors(item)) for item in scored)
+    step |= report.digests
     for tensor, metric in (("loss", "learner/loss"), ("gradient_norm", "learner/grad_norm")):
         if metric in report.metrics:
-            found[tensor] = {IN_ALL: exact(report.metrics[metric])}
-    return {tensor: found[tensor] for tensor in ORDER if tensor in found}
+            step[tensor] = {IN_ALL: exact_text(report.metrics[metric])}
+    return {tensor: step[tensor] for tensor in ORDER if tensor in step}
 
 
 def _by_tensor(rows: Iterable[tuple[str, dict[str, NDArray]]]) -> Digests:
-    found: Digests = {}
+    digests: Digests = {}
     for row, tensors in rows:
         for tensor, values in tensors.items():
-            found.setdefault(tensor, {})[row] = digest_of(values)
-    return found
+            digests.setdefault(tensor, {})[row] = digest_of(values)
+    return digests
 
 
-def differences(recorded: Mapping[str, Mapping[str, str]], found: Digests) -> Iterator[DigestDifference]:
-    """In the order in which tensors come to be. A row that is there in one alone differs."""
+def differences(recorded: Mapping[str, Mapping[str, str]], computed: Digests) -> Iterator[DigestDifference]:
+    """Differences of two sets of digests in the order of computation. A digest that only one set has differs."""
     for tensor in ORDER:
-        before, now = recorded.get(tensor, {}), found.get(tensor, {})
-        wrong = tuple(row for row in {**before, **now} if before.get(row) != now.get(row))
-        if wrong:
-            yield DigestDifference(tensor, wrong, len({**before, **now}))
+        before, now = recorded.get(tensor, {}), computed.get(tensor, {})
+        differing = tuple(row for row in {**before, **now} if before.get(row) != now.get(row))
+        if differing:
+            yield DigestDifference(tensor, differing, len({**before, **now}))

@@ -1,4 +1,4 @@
-"""The run folder: what a run leaves behind, and where."""
+"""The run folder: paths of the files of a run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ CONFIG = "config.yaml"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`config.yaml`, `metrics.jsonl`, `samples/`, `ledger.sqlite`, `checkpoints/`, `replay/`, `trace-step-*.json`,
-    `summary.json`, `report.html` and `student/`, a Hugging Face model folder."""
+    """Folder with `config.yaml`, `metrics.jsonl`, `samples/`, `ledger.sqlite`, `checkpoints/`, `replay/`,
+    `trace-step-*.json`, `summary.json`, `report.html` and `student/`, a Hugging Face model folder."""
 
     path: Path
 
     @classmethod
     def create(cls, config: Config) -> RunFolder:
-        """`output_dir/name`, or the first free `name-2`, `name-3`, ...: an earlier run is never overwritten."""
+        """Create `output_dir/name`, or the first free `name-2`, `name-3`, ...: an earlier run is never overwritten."""
         parent = Path(config.output_dir)
         candidates = [config.name] + [f"{config.name}-{i}" for i in range(2, 10_000)]
         for name in candidates:
@@ -43,17 +43,17 @@ class RunFolder:
 
     @classmethod
     def newest(cls, config: Config) -> RunFolder | None:
-        """Of this name in `output_dir`; None where there is none."""
+        """The newest run folder of this name in `output_dir`; None if there is none."""
         parent, name = Path(config.output_dir), re.compile(rf"{re.escape(config.name)}(?:-(\d+))?")
-        found = [path for path in parent.glob("*") if name.fullmatch(path.name) and (path / CONFIG).is_file()]
-        return cls(max(found, key=lambda path: (path / CONFIG).stat().st_mtime_ns)) if found else None
+        folders = [path for path in parent.glob("*") if name.fullmatch(path.name) and (path / CONFIG).is_file()]
+        return cls(max(folders, key=lambda path: (path / CONFIG).stat().st_mtime_ns)) if folders else None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Inside, this process alone runs in the folder.
+        """Hold the folder's lock: inside the block no other process runs in the folder.
 
         Raises:
-            ConfigError: another does.
+            ConfigError: another process holds the lock.
         """
         with self._lock.open("a", encoding="utf-8") as file:
             try:
@@ -63,7 +63,7 @@ class RunFolder:
             yield
 
     def in_use(self) -> bool:
-        """Whether a process on this machine, or one that shares its file locks, runs in the folder."""
+        """True if a process on this machine, or on one that shares its file locks, holds the folder's lock."""
         try:
             with self.locked():
                 return False
@@ -118,14 +118,16 @@ class RunFolder:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file that is whole at any time.
+    """Write a file atomically: a reader sees the old text or the new one.
 
     Raises:
-        RunFolderError: it cannot be written; what was there is as it was.
+        RunFolderError: it cannot be written; the old file is intact.
     """
-    aside = path.with_name(f".{path.name}.new")
+    temporary = path.with_name(f".{path.name}.new")
     try:
-        aside.write_text(text, encoding="utf-8")
-        aside.rename(path)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.rename(path)
     except OSError as error:
-        raise RunFolderError(f"{path} cannot be written: {error}. Make room or mend the disk, then resume.") from None
+        raise RunFolderError(
+            f"{path} cannot be written: {error}. Free disk space or repair the disk, then resume."
+        ) from None

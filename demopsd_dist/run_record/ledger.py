@@ -1,8 +1,8 @@
-"""The account of every sample: `ledger.sqlite` in the run folder, which is only ever added to.
+"""The ledger of a run: `ledger.sqlite` in the run folder, an append-only record of the events of every sample.
 
 A sample goes issued -> generated -> rewarded -> scored -> trained, or is dropped on the way for a stated reason. A run
-that starts, resumes or goes back to a checkpoint begins a new life after the step of that checkpoint; whatever earlier
-lives did beyond that step is undone by it. `audit.py` draws the account.
+that starts, resumes or goes back to a checkpoint begins a new *life* (a row of table `lives`) after the step of that
+checkpoint; the life undoes the later steps of earlier lives. `audit.py` checks the ledger.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CREATE TABLE steps (
     id INTEGER PRIMARY KEY, life INTEGER NOT NULL, step INTEGER NOT NULL, samples INTEGER NOT NULL,
     ended REAL NOT NULL);
 """
-ONLY_ADDED_TO = "".join(
+APPEND_ONLY = "".join(
     f"CREATE TRIGGER {table}_{verb} BEFORE {verb} ON {table} BEGIN SELECT RAISE(ABORT, 'only added to'); END;"
     for table in ("lives", "events", "steps")
     for verb in ("UPDATE", "DELETE")
@@ -35,6 +35,8 @@ ONLY_ADDED_TO = "".join(
 
 
 class LedgerEvent(Enum):
+    """Events of a sample, in the order in which they happen."""
+
     issued = "issued"
     generated = "generated"
     rewarded = "rewarded"
@@ -44,25 +46,25 @@ class LedgerEvent(Enum):
 
 
 class DropReason(Enum):
-    """Why a sample was not trained."""
+    """Reason that a sample was not trained."""
 
     no_example = "no example"  # nothing in its group to learn from
-    no_mark = "no mark"  # the user's own reward failed on it, and reward_errors is drop
-    late = "late"  # not there when the step's time for late groups was over
-    not_needed = "not needed"  # its step had enough groups with a signal without it
+    no_reward = "no mark"  # the user's own reward failed on it, and reward_errors is drop
+    late = "late"  # not finished within rollout.late_group_s
+    not_needed = "not needed"  # its step had enough other groups with a signal
 
 
 Row = tuple[int, int, str, str, int, int | None, int | None, int | None, int | None, str | None]
 
 
 class Ledger:
-    """Steps are counted from 1: a sample of step k is learned from by the k-th optimizer step.
+    """Writer of the ledger. Steps are counted from 1: the k-th optimizer step trains the samples of step k.
 
-    What is in flight when the process dies may lack its last lines, never its first: `issued` is on disk before a
-    sample is asked for, and a step's lines are before the step counts as done.
+    Samples in flight when the process dies may lack their last events, never their first: `issued` is on disk before a
+    sample is requested, and all events of a step are on disk before its row in `steps`.
 
     Raises:
-        RunFolderError: from every method, where the file cannot be written.
+        RunFolderError: from every method, if the file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,47 +76,48 @@ class Ledger:
             self._file.execute("PRAGMA journal_mode=WAL")
             self._file.execute("PRAGMA synchronous=NORMAL")
             if fresh:
-                self._file.executescript(SCHEMA + ONLY_ADDED_TO)
+                self._file.executescript(SCHEMA + APPEND_ONLY)
             (last,) = self._file.execute("SELECT coalesce(max(life), 0) FROM lives").fetchone()
         except sqlite3.Error as error:
             raise self._failed(error) from None
         self._life: int = last
 
     def begin(self, from_step: int, why: str) -> None:
-        """A new life, which goes on after `from_step`."""
-        self._waiting.clear()  # of the life before, whose steps beyond are undone
+        """Begin a new life after `from_step`."""
+        self._waiting.clear()  # events of the life before, of steps that are undone
         self._life += 1
         self._write("INSERT INTO lives VALUES (?, ?, ?, ?)", [(self._life, from_step, why, time.time())])
 
     def issued(self, step: int, prompts: Sequence[Prompt], samples: int) -> None:
-        self._note(step, LedgerEvent.issued, ((prompt.id, sample) for prompt in prompts for sample in range(samples)))
+        """Record that `samples` samples of each prompt are about to be requested; on disk at return."""
+        self._add(step, LedgerEvent.issued, ((prompt.id, sample) for prompt in prompts for sample in range(samples)))
         self._flush()
 
-    def generated(self, step: int, rollouts: Sequence[Rollout], unmarked: Sequence[Rollout] = ()) -> None:
-        """These have come and been marked; those `unmarked` have come and are dropped."""
-        for rollout in [*rollouts, *unmarked]:
+    def generated(self, step: int, rollouts: Sequence[Rollout], unrewarded: Sequence[Rollout] = ()) -> None:
+        """Record rollouts that were generated and rewarded, and those dropped because the reward failed on them."""
+        for rollout in [*rollouts, *unrewarded]:
             versions = int(rollout.version_T[0]), int(rollout.version_T[-1])
             name = rollout.prompt.id, rollout.sample
             self._waiting.append(
                 (self._life, step, LedgerEvent.generated.value, *name, rollout.attempt, rollout.worker, *versions, None)
             )
-        self._note(step, LedgerEvent.rewarded, _names(rollouts))
-        self.dropped(step, _names(unmarked), DropReason.no_mark)
+        self._add(step, LedgerEvent.rewarded, _names(rollouts))
+        self.dropped(step, _names(unrewarded), DropReason.no_reward)
 
     def scored(self, step: int, examples: Sequence[TrainingExample]) -> None:
-        self._note(step, LedgerEvent.scored, _names([example.rollout for example in examples]))
+        self._add(step, LedgerEvent.scored, _names([example.rollout for example in examples]))
 
     def dropped(self, step: int, samples: Iterable[tuple[str, int]], reason: DropReason) -> None:
-        self._note(step, LedgerEvent.dropped, samples, reason.value)
+        self._add(step, LedgerEvent.dropped, samples, reason.value)
 
     def trained(self, step: int, examples: Sequence[TrainingExample], samples: int) -> None:
-        """The step is done: it took these examples, of `samples` that were issued for it."""
-        self._note(step, LedgerEvent.trained, _names([example.rollout for example in examples]))
+        """Record that the step is done: it trained on these examples, of `samples` rollouts rewarded for it."""
+        self._add(step, LedgerEvent.trained, _names([example.rollout for example in examples]))
         self._flush((self._life, step, samples, time.time()))
 
     @property
     def position(self) -> int:
-        """Lines so far that are on disk."""
+        """Number of events that are on disk."""
         (position,) = self._file.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
         return int(position)
 
@@ -122,7 +125,7 @@ class Ledger:
         self._flush()
         self._file.close()
 
-    def _note(
+    def _add(
         self, step: int, event: LedgerEvent, samples: Iterable[tuple[str, int]], reason: str | None = None
     ) -> None:
         nothing = (None, None, None, None)
@@ -144,8 +147,8 @@ class Ledger:
 
     def _failed(self, error: sqlite3.Error) -> RunFolderError:
         return RunFolderError(
-            f"{self._path} cannot be written: {error}. Nothing is trained without an account; make room or mend the "
-            "disk, then resume from the last checkpoint."
+            f"{self._path} cannot be written: {error}. No step is trained without its ledger; free disk space or "
+            "repair the disk, then resume from the last checkpoint."
         )
 
 

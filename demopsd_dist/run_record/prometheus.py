@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from demopsd_dist.run_record.metric_glossary import ROOMS, find
+from demopsd_dist.run_record.metric_glossary import METRIC_GROUPS, find_metric
 from demopsd_dist.util.errors import ConfigError
 
 _PART = re.compile(r"_?\{(\w+)\}")
@@ -25,8 +25,8 @@ def exported(name: str) -> tuple[str, dict[str, str]]:
 
     Example: `exported("time/learn_s")` is `("demopsd_time_s", {"stage": "learn"})`.
     """
-    metric = find(name)
-    labels = {} if metric is None else metric.parts(name)
+    metric = find_metric(name)
+    labels = {} if metric is None else metric.labels(name)
     return _metric_name(name if metric is None else metric.name), labels
 
 
@@ -66,7 +66,7 @@ class Prometheus:
         from prometheus_client import Gauge
 
         if exported_name not in self._gauges:
-            metric = find(name)
+            metric = find_metric(name)
             about = name if metric is None else f"{metric.meaning} ({metric.unit})"
             self._gauges[exported_name] = Gauge(exported_name, about, ["run", *labels], registry=self._registry)
         return self._gauges[exported_name].labels(run=self._run, **labels)
@@ -81,7 +81,7 @@ def dashboard() -> dict[str, Any]:
     """A row for each room of the table of metrics, a panel for each metric, for the runs that are chosen above."""
     panels: list[dict[str, Any]] = []
     top = 0
-    for room, (about, metrics) in ROOMS.items():
+    for room, (about, metrics) in METRIC_GROUPS.items():
         panels.append({"type": "row", "title": f"{room}: {about}", "gridPos": {"x": 0, "y": top, "w": 24, "h": 1}})
         names = dict.fromkeys(_metric_name(metric.name) for metric in metrics)
         of_name = {_metric_name(metric.name): metric for metric in reversed(metrics)}

@@ -1,7 +1,8 @@
-"""Whole batches on disk, each with what came of it: `replay/step-000021/` in the run folder, for `launch.replay`.
+"""Replay batches: the inputs of a step and digests of its results, in `replay/step-000021/` of the run folder.
 
-`batch.parquet` holds what the step took in, a row a response; what it computed from that is in `record.json`, as
-digests. Neither can run code when it is read. A folder is complete or not there: it is written aside and renamed.
+`batch.parquet` holds the inputs, a row a response; `record.json` holds the digests of the tensors that the step
+computed. `launch.replay` repeats the step from them. Neither file can run code when it is read. A folder is written
+under a temporary name and renamed, so that it is complete or missing.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from demopsd_dist.data.records import BatchSize, Prompt, Question, Rollout, TrainingExample
-from demopsd_dist.run_record.digests import DigestDifference, Digests, differences, of_inputs
+from demopsd_dist.run_record.digests import Digests, differences, input_digests
 from demopsd_dist.util.code_digest import code_digest
 from demopsd_dist.util.errors import CheckpointError, DifferenceError, RunFolderError
 
@@ -35,8 +36,8 @@ SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),
         ("sample", pa.int32()),
-        ("part", pa.int32()),  # examples of one part were scored together
-        ("turn", pa.int32()),  # and in this order
+        ("part", pa.int32()),  # number of the scoring call
+        ("turn", pa.int32()),  # index in that call
         ("prompt_tokens", _INTS),
         ("response_tokens", _INTS),
         ("rollout_logp", _FLOATS),
@@ -51,92 +52,96 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ReplayRecord:
-    """What the step was done with, and what came of it."""
+    """Settings, circumstances and results of a recorded step."""
 
     step: int  # the first is 1
     config: str  # YAML
-    checkpoint: str | None  # digest of the manifest of the one before; None where the run began with this step
+    checkpoint: str | None  # digest of the checkpoint before the step; None for the first step of a run
     size: dict[str, int]
     learning_rate_factor: float
     metrics: dict[str, float]
     digests: Digests
-    surroundings: dict[str, str]  # of code and libraries
+    surroundings: dict[str, str]  # versions of code and libraries
 
 
 @dataclass(frozen=True)
 class ReplayBatch:
-    """Examples in the order of the batch; `parts` are the places of those that were scored together."""
+    """A recorded step: its examples in the order of the batch, and the indices of those in each scoring call."""
 
     record: ReplayRecord
     examples: list[TrainingExample]
-    parts: list[list[int]]
+    score_calls: list[list[int]]
 
     @property
     def size(self) -> BatchSize:
         return BatchSize(**self.record.size)
 
 
-def surroundings() -> dict[str, str]:
-    found = {"code": code_digest()}
+def code_versions() -> dict[str, str]:
+    """Digest of this code, and versions of the libraries whose arithmetic a step depends on."""
+    versions = {"code": code_digest()}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
-def folder_of(folder: Path, step: int) -> Path:
+def step_folder(folder: Path, step: int) -> Path:
     return folder / f"step-{step:06d}"
 
 
-def steps(folder: Path) -> list[int]:
-    """That are kept in `replay/` of a run."""
-    found = (_NAME.fullmatch(path.name) for path in folder.glob("step-*"))
-    return sorted(int(match[1]) for match in found if match)
+def recorded_steps(folder: Path) -> list[int]:
+    """The steps that have a replay batch in this folder."""
+    matches = (_NAME.fullmatch(path.name) for path in folder.glob("step-*"))
+    return sorted(int(match[1]) for match in matches if match)
 
 
-def keep_only(folder: Path, wanted: Iterable[int]) -> None:
-    """Remove all other steps."""
-    for step in set(steps(folder)) - set(wanted):
-        shutil.rmtree(folder_of(folder, step), ignore_errors=True)
+def remove_except(folder: Path, steps: Iterable[int]) -> None:
+    """Remove the replay batches of all steps but these."""
+    for step in set(recorded_steps(folder)) - set(steps):
+        shutil.rmtree(step_folder(folder, step), ignore_errors=True)
 
 
 def write(
-    folder: Path, record: ReplayRecord, examples: Sequence[TrainingExample], parts: Sequence[Sequence[str]]
+    folder: Path, record: ReplayRecord, examples: Sequence[TrainingExample], score_calls: Sequence[Sequence[str]]
 ) -> Path:
-    """
+    """Write the replay batch of a step and return its folder.
+
     Args:
-        parts: ids of the rollouts that were scored together, in that order.
+        score_calls: rollout ids of each scoring call, in the order of the call.
 
     Raises:
         RunFolderError: it cannot be written.
     """
-    path = folder_of(folder, record.step)
-    aside = path.with_name(f".{path.name}")
+    path = step_folder(folder, record.step)
+    temporary = path.with_name(f".{path.name}")
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        pq.write_table(_table(examples, parts), aside / BATCH, compression="zstd")
-        content = asdict(record) | {"batch": _digest((aside / BATCH).read_bytes())}
-        told = {"format": FORMAT, "digest": _digest_of_content(content), "content": content}
-        (aside / RECORD).write_text(json.dumps(told) + "\n", encoding="utf-8")
-        shutil.rmtree(path, ignore_errors=True)  # of a life that is undone
-        os.replace(aside, path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        pq.write_table(_table(examples, score_calls), temporary / BATCH, compression="zstd")
+        content = asdict(record) | {"batch": _digest((temporary / BATCH).read_bytes())}
+        document = {"format": FORMAT, "digest": _digest_of_content(content), "content": content}
+        (temporary / RECORD).write_text(json.dumps(document) + "\n", encoding="utf-8")
+        shutil.rmtree(path, ignore_errors=True)  # of an undone step
+        os.replace(temporary, path)
     except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise RunFolderError(f"{path} cannot be written: {error}. Make room or mend the disk, then resume.") from None
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RunFolderError(
+            f"{path} cannot be written: {error}. Free disk space or repair the disk, then resume."
+        ) from None
     return path
 
 
-def _table(examples: Sequence[TrainingExample], parts: Sequence[Sequence[str]]) -> pa.Table:
-    place = {name: (part, turn) for part, names in enumerate(parts) for turn, name in enumerate(names)}
+def _table(examples: Sequence[TrainingExample], score_calls: Sequence[Sequence[str]]) -> pa.Table:
+    position = {name: (call, turn) for call, names in enumerate(score_calls) for turn, name in enumerate(names)}
     rollouts = [example.rollout for example in examples]
     columns: dict[str, list[Any]] = {
         "prompt_id": [rollout.prompt.id for rollout in rollouts],
         "sample": [rollout.sample for rollout in rollouts],
-        "part": [place[rollout.id][0] for rollout in rollouts],
-        "turn": [place[rollout.id][1] for rollout in rollouts],
+        "part": [position[rollout.id][0] for rollout in rollouts],
+        "turn": [position[rollout.id][1] for rollout in rollouts],
         "prompt_tokens": [rollout.prompt.tokens for rollout in rollouts],
         "response_tokens": [rollout.tokens_T for rollout in rollouts],
         "rollout_logp": [rollout.logp_T for rollout in rollouts],
@@ -150,51 +155,50 @@ def _table(examples: Sequence[TrainingExample], parts: Sequence[Sequence[str]]) 
 
 
 def read(folder: Path, step: int) -> ReplayBatch:
-    """
+    """Read the replay batch of a step.
+
     Raises:
-        CheckpointError: it is not there, or its record is damaged.
-        DifferenceError: the batch is not the one that was kept; names the tensor.
+        CheckpointError: there is none, or its record is damaged.
+        DifferenceError: the batch differs from the recorded one; names the tensor.
     """
-    path = folder_of(folder, step)
+    path = step_folder(folder, step)
     content = _content(path / RECORD)
     digest = content.pop("batch")
     record = ReplayRecord(**content)
     columns = {name: _column(path / BATCH, name) for name in SCHEMA.names}
     examples = _examples(columns)
-    if (first := next(differences(_of_inputs(record.digests), of_inputs(examples)), None)) is not None:
-        raise _not_as_kept(path / BATCH, first)
+    if (first := next(differences(_input_digests(record.digests), input_digests(examples)), None)) is not None:
+        raise DifferenceError(f"first that differs: {first}. {path / BATCH} is not the batch of that step.")
     if _digest((path / BATCH).read_bytes()) != digest:
-        raise DifferenceError(f"{path / BATCH} is not as it was written, beside the values of its tensors.")
-    return ReplayBatch(record, examples, _parts(columns))
+        raise DifferenceError(f"{path / BATCH} differs from what was written, but not in the values of its tensors.")
+    return ReplayBatch(record, examples, _score_calls(columns))
 
 
-def _of_inputs(digests: Digests) -> Digests:
+def _input_digests(digests: Digests) -> Digests:
     return {tensor: rows for tensor, rows in digests.items() if tensor in SCHEMA.names}
-
-
-def _not_as_kept(path: Path, first: DigestDifference) -> DifferenceError:
-    return DifferenceError(f"first that differs: {first}. {path} is not the batch of that step.")
 
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if told["format"] != FORMAT:
-            raise CheckpointError(f"{path} has format {told['format']}; this version reads {FORMAT}.")
-        if told["digest"] != _digest_of_content(told["content"]):
-            raise CheckpointError(f"{path} is not as it was written (digest). What it says cannot be compared with.")
-        return told["content"]
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["format"] != FORMAT:
+            raise CheckpointError(f"{path} has format {document['format']}; this version reads {FORMAT}.")
+        if document["digest"] != _digest_of_content(document["content"]):
+            raise CheckpointError(
+                f"{path} differs from what was written (digest). The step cannot be compared with it."
+            )
+        return document["content"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error}).") from None
 
 
 def _column(path: Path, name: str) -> list[Any]:
-    """One at a time, so that damage has the name of a tensor."""
+    """One column; each is read alone, so that an error can name the damaged tensor."""
     try:
         return pq.read_table(path, columns=[name], schema=SCHEMA).column(name).to_pylist()
     except (OSError, ValueError, pa.ArrowException) as error:
-        told = " ".join(str(error).split())
-        raise DifferenceError(f"first that differs: {name}. It cannot be read from {path} ({told}).") from None
+        reason = " ".join(str(error).split())
+        raise DifferenceError(f"first that differs: {name}. It cannot be read from {path} ({reason}).") from None
 
 
 def _examples(columns: dict[str, list[Any]]) -> list[TrainingExample]:
@@ -202,7 +206,7 @@ def _examples(columns: dict[str, list[Any]]) -> list[TrainingExample]:
 
 
 def _example(row: dict[str, Any]) -> TrainingExample:
-    """Nobody marks it or reads its text again, so it comes back without."""
+    """An example from a row. A replay does not reward it, so the text and the question are left empty."""
 
     def ids(name: str) -> np.ndarray:
         return np.asarray(row[name] or (), np.int32)
@@ -222,11 +226,11 @@ def _example(row: dict[str, Any]) -> TrainingExample:
     return TrainingExample(rollout, row["reward"], row["advantage"], ids("privileged_tokens"))
 
 
-def _parts(columns: dict[str, list[Any]]) -> list[list[int]]:
-    found: dict[int, dict[int, int]] = {}
-    for place, (part, turn) in enumerate(zip(columns["part"], columns["turn"], strict=True)):
-        found.setdefault(part, {})[turn] = place
-    return [[places[turn] for turn in sorted(places)] for _, places in sorted(found.items())]
+def _score_calls(columns: dict[str, list[Any]]) -> list[list[int]]:
+    calls: dict[int, dict[int, int]] = {}
+    for index, (call, turn) in enumerate(zip(columns["part"], columns["turn"], strict=True)):
+        calls.setdefault(call, {})[turn] = index
+    return [[indices[turn] for turn in sorted(indices)] for _, indices in sorted(calls.items())]
 
 
 def _digest(data: bytes) -> str:

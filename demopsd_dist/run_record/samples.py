@@ -54,14 +54,17 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "student_logp": ("list<list<float>>", "student's log-probability of each candidate"),
     "reference_logp": ("list<list<float>>", "reference's log-probability of each candidate; null without a reference"),
     "teacher_logp": ("list<list<float>>", "teacher's log-probability of each candidate; null without a teacher"),
-    "target_logp": ("list<list<float>>", "log-probability under the target, DemoPSD's barycenter; null without a teacher"),
+    "target_logp": (
+        "list<list<float>>",
+        "log-probability under the target, DemoPSD's barycenter; null without a teacher",
+    ),
 }
 """Type and meaning of each column."""
 _DISTRIBUTIONS = {"alpha": "demopsd/alpha", "disagreement": "demopsd/disagreement_nats"}
 
 
 def choose_recorded(cfg: Config, step: int, rollouts: Sequence[Rollout]) -> list[str]:
-    """Ids of the rollouts of a step to record, chosen by the seed; none if the step is not due. `step` counts from 0."""
+    """Ids of the rollouts of a step to record, chosen by the seed; none if it is not due. `step` counts from 0."""
     every = cfg.samples.every_steps
     if not every or step % every:
         return []
@@ -145,7 +148,7 @@ def _token_columns(cfg: Config, rollout: Rollout, table: TokenRecord | None, tex
         "target_logp": table.target_logp_TC,
     }
     columns = {name: value.tolist() for name, value in values.items() if value is not None}
-    return row | columns | {"candidate_texts": [texts.texts_token_columns(ids_C) for ids_C in table.candidate_TC]}
+    return row | columns | {"candidate_texts": [texts.texts_of_tokens(ids_C) for ids_C in table.candidate_TC]}
 
 
 def file_path(folder: Path, step: int) -> Path:

@@ -1,7 +1,7 @@
-"""Where a run's figures go: `metrics.jsonl` always, and what `sinks` asks for beside it.
+"""Metric sinks beside `metrics.jsonl`, as the settings `sinks.*` select them.
 
-A sink takes the figures of a step or an evaluation as plain numbers under their names in `metrics.py`. What a sink
-needs is imported when it is opened, so that nobody else pays for it.
+A sink gets the metrics of a step or an evaluation as numbers by name (`metric_glossary.py`). The package of a sink is
+imported when the sink is opened.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.prometheus import Prometheus
 from demopsd_dist.util.errors import ConfigError
 
-Figures = Mapping[str, float]
+Metrics = Mapping[str, float]
 
 
 class Sink(Protocol):
-    def write(self, step: int, figures: Figures) -> None:
-        """What is known of a step, in one or several calls. A run that goes back to a checkpoint does steps again."""
+    """A destination of metrics."""
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        """Write metrics of a step. A step may have several calls, and a rollback repeats steps."""
         ...
 
     def close(self) -> None: ...
@@ -30,24 +32,24 @@ def is_installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def check_sinks(config: Config, there: Callable[[str], bool] = is_installed) -> None:
-    """Before anything starts.
+def check_sinks(config: Config, is_installed: Callable[[str], bool] = is_installed) -> None:
+    """Check that the packages of the selected sinks are installed.
 
     Raises:
-        ConfigError: a sink is asked for whose package is not installed; it names the command that does.
+        ConfigError: a package is missing; names the command that installs it.
     """
-    asked = config.sinks
+    sinks = config.sinks
     for key, module, package, value in (
-        ("tensorboard", "tensorboard", "tensorboard", "true" if asked.tensorboard else None),
-        ("wandb", "wandb", "wandb", None if asked.wandb is WandbMode.off else asked.wandb.value),
-        ("prometheus_port", "prometheus_client", "prometheus-client", asked.prometheus_port),
+        ("tensorboard", "tensorboard", "tensorboard", "true" if sinks.tensorboard else None),
+        ("wandb", "wandb", "wandb", None if sinks.wandb is WandbMode.off else sinks.wandb.value),
+        ("prometheus_port", "prometheus_client", "prometheus-client", sinks.prometheus_port),
     ):
-        if value is not None and not there(module):
+        if value is not None and not is_installed(module):
             raise ConfigError(f"sinks.{key}={value} needs a package that is not installed: pip install {package}.")
 
 
 def open_sinks(config: Config, folder: RunFolder) -> list[Sink]:
-    """Those that the config asks for beside `metrics.jsonl`."""
+    """Open the sinks that the config selects."""
     sinks: list[Sink] = []
     if config.sinks.tensorboard:
         sinks.append(TensorBoard(folder))
@@ -66,8 +68,8 @@ class TensorBoard:
 
         self._writer = SummaryWriter(str(folder.path / "tensorboard"))
 
-    def write(self, step: int, figures: Figures) -> None:
-        for name, value in figures.items():
+    def write(self, step: int, metrics: Metrics) -> None:
+        for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
@@ -75,7 +77,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of that service; offline it is a folder `wandb/` in the run folder, for `wandb sync`."""
+    """A Weights & Biases run; offline it is a folder `wandb/` in the run folder, for `wandb sync`."""
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
         import wandb
@@ -93,20 +95,20 @@ class WeightsAndBiases:
             settings=wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True),
         )
 
-    def write(self, step: int, figures: Figures) -> None:
-        self._run.log(dict(figures), step=step)
+    def write(self, step: int, metrics: Metrics) -> None:
+        self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
         self._run.finish()
-        self._wandb.teardown()  # waits for its process to write what it has: ours are ended soon after
+        self._wandb.teardown()  # waits for its process to write everything: the driver soon ends its child processes
 
 
-def numbers_of(record: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """The numbers in a nested record, `{"mean": {"average": 0.4}}` as `{prefix/mean/average: 0.4}`."""
-    found: dict[str, float] = {}
+def flatten_numbers(record: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """The numbers in a nested record by path: `{"mean": {"average": 0.4}}` becomes `{prefix/mean/average: 0.4}`."""
+    numbers: dict[str, float] = {}
     for name, value in record.items():
         if isinstance(value, Mapping):
-            found |= numbers_of(value, f"{prefix}/{name}")
+            numbers |= flatten_numbers(value, f"{prefix}/{name}")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[f"{prefix}/{name}"] = float(value)
-    return found
+            numbers[f"{prefix}/{name}"] = float(value)
+    return numbers

@@ -1,7 +1,7 @@
-"""The alarm: figures that leave their bands and stay out are the first signs of a collapse. Pure.
+"""Detection of policy collapse: metrics that stay outside their bands (settings `alarm.*`). Pure.
 
 Self-distillation can end the policy's exploration long before accuracy shows it: entropy falls towards 0, responses
-shrink to a bare answer or never end, gradients grow. None of it is an error to the code, so it must be watched for.
+shrink to a bare answer or never end, gradients grow. None of these raises an error, so the metrics are monitored.
 """
 
 from __future__ import annotations
@@ -18,33 +18,37 @@ METRICS = {
     "logp_diff_nats": "mismatch/logp_diff_max",
     "reward": "rollout/reward_mean",
 }
-"""The figure that each band of the settings is for."""
+"""The metric that each band in the settings is for."""
 
 
 @dataclass(frozen=True)
 class CollapseVerdict:
-    """Example: `CollapseVerdict(AlarmAction.stop, "alarm after step 12: policy/entropy_nats=0.001 is below ...", since=10)`"""
+    """The action to take after a step, and why.
+
+    Example: `CollapseVerdict(AlarmAction.stop, "alarm after step 12: policy/entropy_nats=0.001 is ...", since=10)`
+    """
 
     action: AlarmAction
     message: str
-    since: int  # the first step of those that were outside
+    since: int  # the first of the steps with a metric outside its band
 
 
 class CollapseMonitor:
-    """State: for each figure since when it is outside its band, and how often the run went back.
+    """Counts the consecutive steps that each metric is outside its band, and the rollbacks of the run.
 
-    Example: `verdict = CollapseMonitor(cfg.alarm).look(state.step, metrics)`
+    Example: `verdict = CollapseMonitor(cfg.alarm).check(state.step, metrics)`
     """
 
     def __init__(self, settings: AlarmConfig) -> None:
         self._settings = settings
-        self._outside: dict[str, list[int]] = {}  # by band, the steps in a row
+        self._outside: dict[str, list[int]] = {}  # band -> consecutive steps outside it
         self.rollbacks = 0
 
-    def look(self, step: int, metrics: Mapping[str, float]) -> CollapseVerdict | None:
-        """What is to be done after this step. A warning, and a rollback, begin the count anew."""
+    def check(self, step: int, metrics: Mapping[str, float]) -> CollapseVerdict | None:
+        """The action to take after this step, None if every metric is fine. A warning or a rollback resets the
+        counts."""
         settings = self._settings
-        wrong: list[str] = []
+        faults: list[str] = []
         since = step
         for name, metric in METRICS.items():
             band = getattr(settings, name)
@@ -55,15 +59,15 @@ class CollapseMonitor:
             self._outside[name] = steps
             if side and len(steps) >= settings.after_steps:
                 since = min(since, steps[0])
-                wrong.append(
-                    f"{metric}={metrics[metric]:.4g} is {side} alarm.{name}={_told(band)}, and has been out of it for "
-                    f"{len(steps)} steps, from step {steps[0]} on"
+                faults.append(
+                    f"{metric}={metrics[metric]:.4g} is {side} alarm.{name}={_format_band(band)}, and has been out of "
+                    f"it for {len(steps)} steps, from step {steps[0]} on"
                 )
-        if not wrong:
+        if not faults:
             return None
         self._outside.clear()
         message = (
-            f"alarm after step {step}: {'; '.join(wrong)}. If that is healthy here, widen the band or set it to null."
+            f"alarm after step {step}: {'; '.join(faults)}. If that is healthy here, widen the band or set it to null."
         )
         if settings.action is not AlarmAction.rollback:
             return CollapseVerdict(settings.action, message, since)
@@ -76,12 +80,12 @@ class CollapseMonitor:
 
     @property
     def learning_rate_factor(self) -> float:
-        """Of the configured learning rate, after the rollbacks so far."""
+        """Factor on the configured learning rate, after the rollbacks so far."""
         return self._settings.rollback_learning_rate_factor**self.rollbacks
 
 
 def _outside(value: float, low: float | None, high: float | None) -> str:
-    """On which side of the band; empty inside. What is no number is outside of every band."""
+    """Side of the band that the value is on; empty if inside. NaN is outside of every band."""
     if low is not None and value < low:
         return "below"
     if high is not None and value > high:
@@ -89,6 +93,6 @@ def _outside(value: float, low: float | None, high: float | None) -> str:
     return "" if value == value else "outside"
 
 
-def _told(band: list[float | None]) -> str:
+def _format_band(band: list[float | None]) -> str:
     low, high = ("null" if bound is None else f"{bound:g}" for bound in band)
     return f"[{low}, {high}]"

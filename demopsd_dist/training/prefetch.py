@@ -1,4 +1,4 @@
-"""Batches in flight, bounded: the one place that decides how stale a rollout may be."""
+"""Prefetching of step batches. The number of batches in flight bounds the staleness of every rollout."""
 
 from __future__ import annotations
 
@@ -12,43 +12,45 @@ T = TypeVar("T")
 
 
 class PrefetchQueue(Generic[T]):
-    """Step k's batch is begun once step k - ahead - 1 has been learned and published.
+    """Batches of the next steps, built in the background.
 
-    So it is sampled from weights at most `ahead` versions older than those it updates; `ahead=0` is on-policy.
+    The batch of step k is started once the weights of step k - ahead - 1 are published. It is therefore sampled from
+    weights at most `ahead` versions older than those it updates; `ahead=0` is on-policy.
     """
 
-    def __init__(self, produce: Callable[[int], Awaitable[T]], first_step: int, ahead: int, last_step: int) -> None:
-        self._produce = produce
+    def __init__(self, build: Callable[[int], Awaitable[T]], first_step: int, ahead: int, last_step: int) -> None:
+        self._build = build
         self._next, self._last = first_step, last_step
         self._in_flight: deque[asyncio.Task[T]] = deque()
         for _ in range(ahead + 1):
-            self.admit()
+            self.start_next()
 
-    def admit(self) -> None:
-        """Begin one more step's batch, unless the run needs no more."""
+    def start_next(self) -> None:
+        """Start to build one more batch, unless every remaining step has one."""
         if self._next < self._last:
             self._in_flight.append(asyncio.ensure_future(self._run(self._next)))
             self._next += 1
 
-    async def take(self) -> T:
-        """The oldest batch in flight, when it is done."""
+    async def next_batch(self) -> T:
+        """Wait for the oldest batch in flight and return it."""
         return await self._in_flight.popleft()
 
     async def close(self) -> None:
+        """Cancel the batches in flight."""
         for task in self._in_flight:
             task.cancel()
         await asyncio.gather(*self._in_flight, return_exceptions=True)
 
     async def _run(self, step: int) -> T:
-        return await self._produce(step)
+        return await self._build(step)
 
 
 @asynccontextmanager
 async def open_prefetch_queue(
-    produce: Callable[[int], Awaitable[T]], *, first_step: int, last_step: int, ahead: int
+    build: Callable[[int], Awaitable[T]], *, first_step: int, last_step: int, ahead: int
 ) -> AsyncIterator[PrefetchQueue[T]]:
-    """A queue over steps `first_step .. last_step - 1`; what is still in flight at the end is cancelled."""
-    queue = PrefetchQueue(produce, first_step, ahead, last_step)
+    """A queue over steps `first_step .. last_step - 1`; batches that are in flight at the end are cancelled."""
+    queue = PrefetchQueue(build, first_step, ahead, last_step)
     try:
         yield queue
     finally:

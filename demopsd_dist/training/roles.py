@@ -1,4 +1,4 @@
-"""The system's nouns. The driver knows these four roles and nothing behind them: Ray actors in `workers/`, stand-ins in
+"""The four roles that the training loop calls. Ray actor groups in `workers/` implement them, and stand-ins in
 `testing.py`."""
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from demopsd_dist.run_record.timeline import Track
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. `seed` and a rollout's id fix its tokens, whichever worker draws them and in whatever company."""
+    """Sampling parameters. `seed` and a rollout's id fix its tokens, whichever worker samples them and beside whichever
+    other requests."""
 
     samples: int
     temperature: float
@@ -25,69 +26,75 @@ class Sampling:
 
 
 class Rollouts(Protocol):
-    def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncIterator[tuple[int, list[Rollout]]]:
-        """Each prompt's `sampling.samples` responses as soon as they are all there, with the prompt's index.
+    """Rollout workers: sample responses with the weights that were published last."""
 
-        A caller that stops early closes the iterator, and what is still being sampled is dropped.
+    def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncIterator[tuple[int, list[Rollout]]]:
+        """The `sampling.samples` responses of each prompt, with the prompt's index, in the order in which they finish.
+
+        A caller that stops early closes the iterator; responses that are still being sampled are dropped.
         """
         ...
 
-    def figures(self) -> dict[str, float]:
-        """What the workers did since the last call, for the metrics."""
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the workers since the last call."""
         ...
 
     async def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
-        """`sampling.samples` responses for each prompt, in the order of the prompts."""
+        """Sample `sampling.samples` responses for each prompt, in the order of the prompts."""
         ...
 
 
 class Teacher(Protocol):
+    """Teacher workers: score examples with frozen or averaged copies of the student's weights."""
+
     async def score(
         self, examples: Sequence[TrainingExample], supports_TK: Sequence[Tokens] | None, forwards: Forwards
     ) -> list[ScoredExample]:
-        """Log-probabilities on each example's support: without and with the privileged view, as `forwards` asks.
+        """Log-probabilities on each example's support, without and with the privileged view, as `forwards` requires.
 
-        Without `supports_TK` it is the reference's own top k.
+        Without `supports_TK` the support is the reference's own top k.
         """
         ...
 
-    def figures(self) -> dict[str, float]:
-        """What the workers did since the last call, for the metrics."""
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the workers since the last call."""
         ...
 
     async def save(self, folder: Path) -> None:
-        """Put the weights that are the teacher's alone into a folder that is made for them."""
+        """Write the weights that only the teacher has into `folder`, which is created."""
         ...
 
     async def load(self, folder: Path) -> None:
-        """Take up what `save` put there, in a teacher that has just been started."""
+        """Read the weights that `save` wrote, into a teacher that has just been started."""
         ...
 
 
 class Learners(Protocol):
+    """Learner ranks: train the student. `dp_size` is the number of data-parallel ranks."""
+
     dp_size: int
 
     async def support(self, examples: Sequence[TrainingExample]) -> list[Tokens] | None:
         """The method's support ids (T, K) at every response token of each example, in order; None where the teacher
-        chooses them."""
+        chooses the support."""
         ...
 
     async def step(self, batch: TrainBatch) -> StepReport:
-        """Loss, backward, one optimizer step.
+        """Compute the loss and its gradient, and take one optimizer step.
 
         Raises:
-            NonFiniteLossError: on every rank alike, before the step.
-            LostStateError: a rank is gone.
+            NonFiniteLossError: the loss is not finite; every rank raises it, before the step.
+            LostStateError: a rank has died.
         """
         ...
 
     async def save(self, folder: Path) -> None:
-        """Put weights, optimizer and step into a folder that is made for them; it fits any number of ranks and any
-        ZeRO stage."""
+        """Write weights, optimizer state and step into `folder`, which is created. Any number of ranks at any ZeRO
+        stage can load it."""
         ...
 
     async def load(self, folder: Path) -> None:
-        """Take up what `save` put there, in learners that have just been started."""
+        """Read the state that `save` wrote, into learners that have just been started."""
         ...
 
     async def export(self, folder: Path) -> None:
@@ -96,15 +103,17 @@ class Learners(Protocol):
 
 
 class WeightPublishing(Protocol):
-    async def publish(self, version: int, *, moved: bool = True) -> None:
-        """Bring the learners' weights to the rollout workers, and to the teacher, which applies its EMA.
+    """Publishing of the learners' weights to rollout workers and teacher."""
 
-        Version 0 resets the teacher to the student. `moved=False` says that the step learned nothing: then only the
-        version is new. Returns when every receiver has confirmed.
+    async def publish(self, version: int, *, moved: bool = True) -> None:
+        """Send the learners' weights to the rollout workers, and to the teacher, which updates its EMA.
+
+        Version 0 resets the teacher to the student. `moved=False` means that the step changed no weights, and only the
+        version is new. Returns when every receiver has acknowledged.
 
         Raises:
-            WeightSyncError: what arrived is not what was sent.
-            LostStateError: a learner or the teacher is gone.
+            WeightSyncError: the weights that arrived differ from those sent.
+            LostStateError: a learner or the teacher has died.
         """
         ...
 
@@ -115,10 +124,11 @@ async def no_tracks(start_s: float) -> list[Track]:
 
 @dataclass(frozen=True)
 class Roles:
-    """The roles, and what starts learners and teacher anew where one of them was lost: from the model folder, their
-    `load` and a publish to follow. Rollout workers are replaced by themselves.
+    """The four roles of a run, with two operations on their workers.
 
-    `tracks` tells what each worker was busy with since a moment of the driver's monotonic clock.
+    `restart` starts learners and teacher anew from the model folder after one of them was lost; the caller then calls
+    their `load` and publishes. Rollout workers are replaced without the driver. `tracks` gives the spans of each worker
+    since a time of the driver's monotonic clock.
     """
 
     rollouts: Rollouts

@@ -1,16 +1,17 @@
-"""What a run is made of: where it stands, what it learns, and who and what takes part."""
+"""A run: its settings, method, roles, task and records, and the state that training advances."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from demopsd_dist.config import Config
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import Prompt
 from demopsd_dist.data.rewards import Reward
+from demopsd_dist.methods import MethodSpec
 from demopsd_dist.run_record.checkpoints import Checkpoints
 from demopsd_dist.run_record.ledger import Ledger
 from demopsd_dist.run_record.log import RunLog
@@ -22,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stands. `step` counts the training steps done and is the version of the learners' weights."""
+    """Progress of a run. `step` counts the training steps done, and is the version of the learners' weights."""
 
     step: int = 0
     samples: int = 0
@@ -32,12 +33,13 @@ class RunState:
         return self.step
 
     def after(self, samples: int) -> RunState:
+        """The state after one more step, of so many samples."""
         return replace(self, step=self.step + 1, samples=self.samples + samples)
 
 
 @dataclass(frozen=True)
 class Task:
-    """What to learn and how to mark it."""
+    """The prompts to train and evaluate on, the builder of privileged prompts, and the reward."""
 
     train: Sequence[Prompt]
     test: Sequence[Prompt]
@@ -47,35 +49,52 @@ class Task:
 
 
 class StopRequest:
-    """A wish from outside, a signal for example, that the run end well and soon."""
+    """A request from outside, such as a signal, that the run save its state and end."""
 
     def __init__(self) -> None:
-        self._asked = asyncio.Event()
+        self._event = asyncio.Event()
 
-    def ask(self) -> None:
-        self._asked.set()
+    def request(self) -> None:
+        self._event.set()
 
     @property
-    def asked(self) -> bool:
-        return self._asked.is_set()
+    def requested(self) -> bool:
+        return self._event.is_set()
 
-    async def before(self, work: Awaitable[T]) -> T | None:
-        """What the work gives; or None, and the work cancelled, as soon as the run is asked to stop, if it has not
-        been before."""
-        working, asked = asyncio.ensure_future(work), asyncio.ensure_future(self._asked.wait())
+    async def until_stopped(self, work: Awaitable[T]) -> T | None:
+        """Result of the work; None, with the work cancelled, as soon as a stop is requested or if it was before."""
+        working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self._event.wait())
         try:
-            await asyncio.wait([working, asked], return_when=asyncio.FIRST_COMPLETED)
-            return None if asked.done() else working.result()
+            await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+            return None if stopping.done() else working.result()
         finally:
-            asked.cancel()
+            stopping.cancel()
             if not working.done():
                 working.cancel()
                 await asyncio.gather(working, return_exceptions=True)
 
 
+StageHook = Callable[[str, int, Any], Awaitable[None]]
+"""Called when a step reaches a stage, with the stage's name, the step's number and the object at hand:
+
+* `learn`: the `StepBatch`, before it is packed for the learners;
+* `record`: the learners' `StepReport`, before anything of the step is recorded;
+* `checkpoint`: the folder that the checkpoint is written to, before learners and teacher write into it.
+
+Tests observe steps and plant faults with it: it may change the object, or raise.
+"""
+
+
+async def no_hook(stage: str, step: int, content: Any) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Run:
+    """Everything that the training loop works with. All of it is fixed for the run; `RunState` is what advances."""
+
     cfg: Config
+    method: MethodSpec
     roles: Roles
     task: Task
     log: RunLog
@@ -83,3 +102,12 @@ class Run:
     checkpoints: Checkpoints
     alarm: CollapseMonitor
     stop: StopRequest = field(default_factory=StopRequest)
+    on_stage: StageHook = no_hook
+
+    def is_due(self, every_steps: int, state: RunState) -> bool:
+        """True after every `every_steps` steps and after the last; never where it is 0."""
+        return every_steps > 0 and (state.step % every_steps == 0 or state.step == self.cfg.steps)
+
+    def is_saved(self, state: RunState) -> bool:
+        """True where the state can be had again: from a checkpoint, or before step 1 from the model folder."""
+        return state.step == 0 or self.checkpoints.at(state.step) is not None

@@ -8,7 +8,7 @@ from demopsd_dist.config import LearnerConfig, Schedule
 
 
 def learning_rate(settings: LearnerConfig, step: int, steps: int) -> float:
-    """Of training step `step`, counted from 1, of `steps`: linear from 0 in the warm-up, then along the schedule."""
+    """Learning rate of training step `step` of `steps`, counted from 1: linear warm-up from 0, then the schedule."""
     if step <= settings.warmup_steps:
         return settings.learning_rate * step / settings.warmup_steps
     done = min(1.0, (step - settings.warmup_steps) / max(steps - settings.warmup_steps, 1))

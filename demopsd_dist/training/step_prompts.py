@@ -71,7 +71,7 @@ def groups_with_signal(cfg: Config, groups: Sequence[RewardedGroup]) -> list[Rew
 
 
 def prompts_of_step(prompts: Sequence[Prompt], cfg: Config, step: int) -> list[Prompt]:
-    """The prompts of a step, all different. Each epoch has a permutation of its own and drops an incomplete last step."""
+    """The prompts of a step, all different. Each epoch is a new permutation and drops an incomplete last step."""
     per_step = cfg.rollout.prompts_per_step
     epoch, step_of_epoch = divmod(step, len(prompts) // per_step)
     indices = question_order(len(prompts), cfg.seed, epoch)

@@ -1,4 +1,4 @@
-"""The loop itself, with stand-ins for the roles: who is asked what, in which order, and how stale a rollout may be."""
+"""The training loop with stand-ins for the roles: order of the calls, staleness, recorded metrics, errors."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.run_record.sinks import open_sinks
 from demopsd_dist.testing import StandInLearners, World, stand_in_roles
 from demopsd_dist.training.coalesce import Coalescer
-from demopsd_dist.training.recovery import train_with_recovery
 from demopsd_dist.training.prefetch import open_prefetch_queue
+from demopsd_dist.training.recovery import train_with_recovery
 from demopsd_dist.training.run import RunState, Task
 from demopsd_dist.training.step_prompts import prompts_of_step
 from demopsd_dist.util.errors import CollapseError, RewardError, WorkerError
@@ -43,7 +43,9 @@ def task() -> Task:
     return build_task(config, MODEL_DIR, load_data(config.data).questions)[0]
 
 
-class Run:
+class DriverRun:
+    """A training run with stand-ins, from start to end, with a sound ledger."""
+
     def __init__(self, folder: Path, task: Task, *words: str, **world: Any) -> None:
         self.config: Config = load(DEMO, [*SMALL, f"output_dir={folder}", *words])
         self.world = World(**world)
@@ -77,7 +79,7 @@ class Run:
 
 
 def test_on_policy_order_of_events(tmp_path: Path, task: Task) -> None:
-    run = Run(tmp_path, task, "steps=3", "leakage.every_steps=2")
+    run = DriverRun(tmp_path, task, "steps=3", "leakage.every_steps=2")
     evaluations = [("sample", 0), ("sample", 0)]  # test and ood
     expected = [("publish", 0), *evaluations]
     for step in range(3):
@@ -90,34 +92,34 @@ def test_on_policy_order_of_events(tmp_path: Path, task: Task) -> None:
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
 def test_no_rollout_is_older_than_ahead_and_the_bound_is_used(tmp_path: Path, task: Task, ahead: int) -> None:
-    run = Run(tmp_path, task, "steps=8", f"rollout.ahead={ahead}")
+    run = DriverRun(tmp_path, task, "steps=8", f"rollout.ahead={ahead}")
     assert max(run.ages()) == ahead
     assert all(age >= 0 for age in run.ages())
     sampled = [who for who, _ in run.world.diary].count("sample")
     assert sampled == 8 + 4, "no batch beyond the last step, and two evaluations of two sets"
 
 
-def test_a_step_without_lessons_moves_no_weights(tmp_path: Path, task: Task) -> None:
-    run = Run(tmp_path, task, "steps=2", skill=0.0)
+def test_a_step_without_examples_moves_no_weights(tmp_path: Path, task: Task) -> None:
+    run = DriverRun(tmp_path, task, "steps=2", skill=0.0)
     assert [batch.token_count for batch in run.batches] == [0, 0]
     assert run.world.unmoved == [1, 2]
     assert run.summary["active_fraction"] == 0
     assert run.console.getvalue().count("nothing to learn from") == 2
-    assert "for example: question " in run.console.getvalue()
+    assert "example: question " in run.console.getvalue()
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_every_step_learns_its_own_prompts(tmp_path: Path, task: Task, ahead: int) -> None:
-    run = Run(tmp_path, task, "steps=9", f"rollout.ahead={ahead}")
+    run = DriverRun(tmp_path, task, "steps=9", f"rollout.ahead={ahead}")
     for step, batch in enumerate(run.batches):
-        mine = {prompt.id for prompt in prompts_of_step(task.train, run.config, step)}
+        own = {prompt.id for prompt in prompts_of_step(task.train, run.config, step)}
         learned = {item.prompt.id for item in batch.items}
         assert learned
-        assert learned <= mine
+        assert learned <= own
 
 
-def test_grpo_learns_from_every_group_that_differs_and_asks_the_teacher_nothing(tmp_path: Path, task: Task) -> None:
-    run = Run(tmp_path, task, "steps=3", "method=grpo", skill=0.2)
+def test_grpo_learns_from_every_group_with_a_signal_and_needs_no_teacher(tmp_path: Path, task: Task) -> None:
+    run = DriverRun(tmp_path, task, "steps=3", "method=grpo", skill=0.2)
     sizes = [len(batch.items) for batch in run.batches]
     assert 0 < min(sizes) < 24, "some groups of four agree: those cost nothing"
     for batch in run.batches:
@@ -130,37 +132,37 @@ def test_grpo_learns_from_every_group_that_differs_and_asks_the_teacher_nothing(
 
 @pytest.mark.parametrize("skill", [0.05, 0.4])
 def test_dynamic_sampling_fills_a_step_with_groups_that_differ(tmp_path: Path, task: Task, skill: float) -> None:
-    """Of 40 questions, 6 a step: as many again as are missing, at most four times, never one twice in a step."""
-    run = Run(tmp_path, task, "steps=3", "method=grpo", "grpo.variant=dapo", skill=skill)
+    """A step of 6 of 40 questions replaces those without a signal, in at most four rounds, with questions new to it."""
+    run = DriverRun(tmp_path, task, "steps=3", "method=grpo", "grpo.variant=dapo", skill=skill)
     sampled = [who for who, _ in run.world.diary].count("sample") - 4
     assert 3 < sampled <= 12
     records = [json.loads(line) for line in run.folder.metrics.read_text().splitlines()]
-    asked = [int(record["rollout/samples"]) for record in records if "evaluation" not in record]
-    assert all(count > 24 for count in asked) if skill < 0.1 else max(asked) > 24
-    for batch, count in zip(run.batches, asked, strict=True):
+    sampled_counts = [int(record["rollout/samples"]) for record in records if "evaluation" not in record]
+    assert all(count > 24 for count in sampled_counts) if skill < 0.1 else max(sampled_counts) > 24
+    for batch, count in zip(run.batches, sampled_counts, strict=True):
         items = batch.items
         groups = {item.prompt.id for item in items}
         assert len(items) == 4 * len(groups) == batch.size.sequences
         assert len(groups) == 6 or count >= 4 * (6 + 3), "too few in all rounds"
         assert len({item.id for item in items}) == len(items)
-    again = Run(tmp_path, task, "steps=3", "method=grpo", "grpo.variant=dapo", skill=skill)
+    again = DriverRun(tmp_path, task, "steps=3", "method=grpo", "grpo.variant=dapo", skill=skill)
     assert [batch.token_count for batch in again.batches] == [batch.token_count for batch in run.batches]
 
 
-def test_an_epoch_visits_different_prompts_and_each_shuffles_anew(task: Task) -> None:
+def test_an_epoch_visits_different_prompts_in_an_order_of_its_own(task: Task) -> None:
     config = load(DEMO, SMALL)  # 40 questions, 6 a step: six steps an epoch, four questions left out of each
     epochs = [
         [prompt.id for s in range(6) for prompt in prompts_of_step(task.train, config, 6 * e + s)] for e in range(3)
     ]
-    for walk in epochs:
-        assert len(set(walk)) == 36
+    for epoch in epochs:
+        assert len(set(epoch)) == 36
     assert epochs[0] != epochs[1] != epochs[2]
-    assert {name for walk in epochs for name in walk} == {prompt.id for prompt in task.train}
+    assert {name for epoch in epochs for name in epoch} == {prompt.id for prompt in task.train}
     assert [p.id for p in prompts_of_step(task.train, config, 6)] == epochs[1][:6]
 
 
-def test_metrics_console_and_summary_tell_the_run(tmp_path: Path, task: Task) -> None:
-    run = Run(tmp_path, task, "steps=4", "evaluation.every_steps=2")
+def test_metrics_console_and_summary_of_a_run(tmp_path: Path, task: Task) -> None:
+    run = DriverRun(tmp_path, task, "steps=4", "evaluation.every_steps=2")
     records = [json.loads(line) for line in run.folder.metrics.read_text().splitlines()]
     assert [record["step"] for record in records if "evaluation" not in record] == [1, 2, 3, 4]
     assert [(r["step"], r["evaluation"]) for r in records if "evaluation" in r] == [
@@ -181,7 +183,7 @@ def test_metrics_console_and_summary_tell_the_run(tmp_path: Path, task: Task) ->
 
 def test_a_failing_role_ends_the_run_and_leaves_nothing_in_flight(tmp_path: Path, task: Task) -> None:
     with pytest.raises(WorkerError, match=r"lost 1 times without a step beyond 2 .*told to die"):
-        Run(tmp_path, task, "steps=8", "rollout.ahead=3", "limits.restarts=0", lost_at_steps=[2])
+        DriverRun(tmp_path, task, "steps=8", "rollout.ahead=3", "limits.restarts=0", lost_at_steps=[2])
     steps = [
         r
         for line in (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()
@@ -195,25 +197,22 @@ def test_a_reward_that_raises_ends_the_run_and_shows_the_sample(tmp_path: Path, 
         raise KeyError("no such unit")
 
     with pytest.raises(RewardError, match=r"reward=mine.broken failed at .*KeyError.*expected answer .*response of"):
-        Run(tmp_path, replace(task, reward=Reward("mine.broken", broken, lambda response: response)), "steps=2")
+        DriverRun(tmp_path, replace(task, reward=Reward("mine.broken", broken, lambda response: response)), "steps=2")
 
 
-def test_what_a_reward_fails_on_is_left_out_counted_and_accounted_for(tmp_path: Path, task: Task) -> None:
+def test_responses_that_the_reward_fails_on_are_left_out_and_counted(tmp_path: Path, task: Task) -> None:
     def picky(response: str, question: Question) -> float:
         if "no idea" in response and len(question.text) % 2:
             raise KeyError("no such unit")
         return float("no idea" not in response)
 
     reward = Reward("mine.picky", picky, lambda response: response, RewardErrors.drop)
-    run = Run(tmp_path, replace(task, reward=reward), "steps=3", "reward=mine.picky", "reward_errors=drop")
+    run = DriverRun(tmp_path, replace(task, reward=reward), "steps=3", "reward=mine.picky", "reward_errors=drop")
     steps = run.log_of_steps()
     assert all(step["rollout/reward_errors"] + step["rollout/samples"] == 24 for step in steps)
     missing = int(sum(step["rollout/reward_errors"] for step in steps))
     assert missing > 0
-    assert (
-        "of mine.picky's marks of step 1 are missing, the first since reward=mine.picky failed"
-        in run.console.getvalue()
-    )
+    assert "rewards of step 1 are missing, the first because reward=mine.picky failed" in run.console.getvalue()
     assert audit(run.folder).dropped[DropReason.no_reward.value] == missing
     assert run.summary["evaluation"]["test"]["reward_errors"] > 0
 
@@ -223,20 +222,20 @@ def test_a_reward_that_fails_on_all_responses_of_a_step_ends_the_run(tmp_path: P
         raise KeyError("no such unit")
 
     reward = Reward("mine.broken", broken, lambda response: response, RewardErrors.drop)
-    message = r"All 24 of mine.broken's marks of step 1 are missing, the first since .*KeyError"
+    message = r"All 24 rewards of step 1 are missing, the first because reward=mine.broken failed .*KeyError"
     with pytest.raises(RewardError, match=message):
-        Run(tmp_path, replace(task, reward=reward), "steps=2", "reward=mine.broken", "reward_errors=drop")
+        DriverRun(tmp_path, replace(task, reward=reward), "steps=2", "reward=mine.broken", "reward_errors=drop")
 
 
-def test_feedback_alone_makes_a_lesson(tmp_path: Path, task: Task) -> None:
-    """Nobody is right, so there is no sibling to show; the reward says to half of the responses what is wrong."""
+def test_feedback_alone_makes_an_example(tmp_path: Path, task: Task) -> None:
+    """No response is right, so there is no sibling to show; half of the responses get feedback from the reward."""
 
     def strict(response: str, question: Question) -> RewardResult:
         return RewardResult(0.0, "give a number" if len(response) % 2 else None)
 
-    told = replace(task, reward=Reward("tests.strict", strict, lambda response: response))
+    strict_task = replace(task, reward=Reward("tests.strict", strict, lambda response: response))
     words = ("steps=2", "reward=tests.strict", "privileged.feedback=true")
-    batches = Run(tmp_path, told, *words).batches
+    batches = DriverRun(tmp_path, strict_task, *words).batches
     examples = [item.example for batch in batches for item in batch.items]
     assert examples
     for example in examples:
@@ -246,14 +245,14 @@ def test_feedback_alone_makes_a_lesson(tmp_path: Path, task: Task) -> None:
 
 
 def test_an_evaluation_alone_and_the_early_answer(tmp_path: Path, task: Task) -> None:
-    """No step; test, out of distribution, and both sets with the response begun for the student."""
-    run = Run(tmp_path, task, "steps=0", "evaluation.at_start=false", "evaluation.early_answer_samples=2")
+    """A run without steps evaluates test, ood, and test and train with the beginning of an answer in the prompt."""
+    run = DriverRun(tmp_path, task, "steps=0", "evaluation.at_start=false", "evaluation.early_answer_samples=2")
     assert [who for who, _ in run.world.diary] == ["publish", *["sample"] * 4]
-    found = run.summary["evaluation"]
-    assert list(found) == ["test", "ood", "early/test", "early/train"]
-    assert [found[split]["samples"] for split in found] == [8, 8, 2, 2]
-    assert found["early/train"]["questions"] == found["test"]["questions"] == 8
-    assert found["early/test"]["example"]["response"].startswith("<answer>")
+    evaluations = run.summary["evaluation"]
+    assert list(evaluations) == ["test", "ood", "early/test", "early/train"]
+    assert [evaluations[split]["samples"] for split in evaluations] == [8, 8, 2, 2]
+    assert evaluations["early/train"]["questions"] == evaluations["test"]["questions"] == 8
+    assert evaluations["early/test"]["example"]["response"].startswith("<answer>")
     assert "accuracy_before" not in run.summary
 
 
@@ -263,7 +262,7 @@ def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:
     assert load(tmp_path / "demo-2" / "config.yaml") == config
 
 
-def test_feed_bounds_what_is_in_flight() -> None:
+def test_prefetching_bounds_the_batches_in_flight() -> None:
     started: list[int] = []
 
     async def produce(step: int) -> int:
@@ -274,15 +273,15 @@ def test_feed_bounds_what_is_in_flight() -> None:
     async def drive() -> None:
         async with open_prefetch_queue(produce, first_step=5, last_step=9, ahead=1) as queue:
             for step in range(5, 9):
-                assert await queue.take() == step
+                assert await queue.next_batch() == step
                 assert max(started) <= step + 1
-                queue.admit()
+                queue.start_next()
         assert started == [5, 6, 7, 8]
 
     asyncio.run(drive())
 
 
-def test_feed_passes_errors_on_and_cancels_the_rest() -> None:
+def test_prefetching_raises_errors_and_cancels_the_rest() -> None:
     ended: list[int] = []
 
     async def produce(step: int) -> int:
@@ -298,7 +297,7 @@ def test_feed_passes_errors_on_and_cancels_the_rest() -> None:
 
     async def drive() -> None:
         async with open_prefetch_queue(produce, first_step=0, last_step=4, ahead=2) as queue:
-            await queue.take()
+            await queue.next_batch()
 
     with pytest.raises(ValueError, match="no rollouts"):
         asyncio.run(drive())
@@ -306,19 +305,19 @@ def test_feed_passes_errors_on_and_cancels_the_rest() -> None:
 
 
 def test_a_late_group_is_dropped_and_counted(task: Task, tmp_path: Path) -> None:
-    """One group never comes: the step goes on without it once the others are there and the time is up."""
+    """One group never finishes: the step continues without it after rollout.late_group_s."""
     late = task.train[0].id
     words = ("steps=6", "rollout.prompts_per_step=10", "rollout.late_group_s=0.05")
-    run = Run(tmp_path, task, *words, never_done={late})
-    asked = [[prompt.id for prompt in prompts_of_step(task.train, run.config, step)] for step in range(6)]
-    assert sum(late in ids for ids in asked), "the test is about a group that was asked for"
-    for ids, batch, line in zip(asked, run.batches, run.log_of_steps(), strict=True):
+    run = DriverRun(tmp_path, task, *words, never_done={late})
+    requested = [[prompt.id for prompt in prompts_of_step(task.train, run.config, step)] for step in range(6)]
+    assert sum(late in ids for ids in requested), "the late group was requested"
+    for ids, batch, line in zip(requested, run.batches, run.log_of_steps(), strict=True):
         assert late not in {item.prompt.id for item in batch.items}
         assert line["rollout/groups"] == 10 - (late in ids)
 
 
-def test_finished_groups_are_worked_on_while_others_are_awaited() -> None:
-    """One call at a time, each on all that came meanwhile; results in the order of the calls; errors come out."""
+def test_items_that_arrive_during_a_call_share_the_next_call() -> None:
+    """One call at a time; results are in the order of the calls; errors are raised."""
     calls: list[list[int]] = []
 
     async def work(items: list[int]) -> int:
@@ -329,11 +328,11 @@ def test_finished_groups_are_worked_on_while_others_are_awaited() -> None:
         return sum(items)
 
     async def queue(items: list[int]) -> list[int]:
-        in_turn = Coalescer(work)
+        coalescer = Coalescer(work)
         for item in items:
-            in_turn.add(item)
+            coalescer.add(item)
             await asyncio.sleep(0.005)
-        return await in_turn.results()
+        return await coalescer.results()
 
     results = asyncio.run(queue(list(range(12))))
     assert sum(results) == sum(range(12))
@@ -343,42 +342,51 @@ def test_finished_groups_are_worked_on_while_others_are_awaited() -> None:
         asyncio.run(queue([13, 1]))
 
 
-def test_a_collapse_is_told_or_ends_the_run(tmp_path: Path, task: Task) -> None:
-    """Nobody is ever right: the reward stays below its band."""
+def test_a_collapse_is_reported_or_ends_the_run(tmp_path: Path, task: Task) -> None:
+    """No response is right: the reward stays below its band."""
     words = ("steps=5", "alarm.reward=[0.1, null]", "alarm.after_steps=2")
-    warned = Run(tmp_path, task, *words, skill=0.0)
+    warned = DriverRun(tmp_path, task, *words, skill=0.0)
     assert warned.state.step == 5
-    told = [line for line in warned.console.getvalue().splitlines() if line.startswith("warning: alarm")]
-    assert [line.partition(":")[2].partition(":")[0] for line in told] == [" alarm after step 2", " alarm after step 4"]
+    warnings = [line for line in warned.console.getvalue().splitlines() if line.startswith("warning: alarm")]
+    assert [line.partition(":")[2].partition(":")[0] for line in warnings] == [
+        " alarm after step 2",
+        " alarm after step 4",
+    ]
     with pytest.raises(
         CollapseError, match=r"alarm after step 2: rollout/reward_mean=0 is below alarm.reward=\[0.1, null\]"
     ):
-        Run(tmp_path, task, *words, "alarm.action=stop", skill=0.0)
-    healthy = Run(tmp_path, task, *words, "alarm.action=stop", skill=0.9)
+        DriverRun(tmp_path, task, *words, "alarm.action=stop", skill=0.0)
+    healthy = DriverRun(tmp_path, task, *words, "alarm.action=stop", skill=0.9)
     assert healthy.state.step == 5
 
 
-def test_batches_are_kept_where_a_checkpoint_stands_before_them(tmp_path: Path, task: Task) -> None:
-    """And go with it; that of the first step stays, for it begins from the model folder."""
-    run = Run(tmp_path, task, "steps=7", "checkpoint.every_steps=2", "checkpoint.keep=2")
-    assert replay_batch.recorded_steps(run.folder.replay) == [1, 7], "after step 7 the checkpoints of 6 and 7 are left"
-    found = replay_batch.read(run.folder.replay, 7)
-    assert [example.id for example in found.examples] == [
-        item.id for item in sorted(run.batches[6].items, key=lambda item: found_place(found, item))
-    ]
-    assert sorted(place for part in found.parts for place in part) == list(range(len(found.examples)))
-    assert found.record.digests["gradient"] == {"0": "of step 7"}
-    assert found.record.checkpoint == Checkpoint(run.folder.checkpoints / "step-000006").digest()
-    assert [batch.digest_request is not None for batch in run.batches] == [True, False, True, False, True, False, True]
-    assert not Run(tmp_path, task, "steps=2", "checkpoint.replayable=false").folder.replay.exists()
+def test_a_replay_batch_is_recorded_where_a_checkpoint_precedes_it(tmp_path: Path, task: Task) -> None:
+    """It is removed with the checkpoint. The batch of step 1 stays, because that step starts from the model folder."""
+    run = DriverRun(tmp_path, task, "steps=7", "checkpoint.every_steps=2", "checkpoint.keep=2")
+    assert replay_batch.recorded_steps(run.folder.replay) == [1, 7], "the checkpoints of steps 6 and 7 remain"
+    batch = replay_batch.read(run.folder.replay, 7)
+    recorded_ids = [example.id for example in batch.examples]
+    assert recorded_ids == sorted((item.id for item in run.batches[6].items), key=recorded_ids.index)
+    assert sorted(index for call in batch.score_calls for index in call) == list(range(len(batch.examples)))
+    assert batch.record.digests["gradient"] == {"0": "of step 7"}
+    assert batch.record.checkpoint == Checkpoint(run.folder.checkpoints / "step-000006").digest()
+    requested = [batch.digest_request is not None for batch in run.batches]
+    assert requested == [True, False, True, False, True, False, True]
+    assert not DriverRun(tmp_path, task, "steps=2", "checkpoint.replayable=false").folder.replay.exists()
 
 
-def found_place(found: replay_batch.ReplayBatch, item: Any) -> int:
-    return [example.id for example in found.examples].index(item.id)
+def test_a_batch_is_in_the_order_of_its_prompts_whatever_finishes_first(tmp_path: Path, task: Task) -> None:
+    run = DriverRun(tmp_path, task, "steps=3")
+    for step in (1,):
+        batch = replay_batch.read(run.folder.replay, step)
+        prompt_ids = [prompt.id for prompt in prompts_of_step(task.train, run.config, step - 1)]
+        keys = [(prompt_ids.index(e.rollout.prompt.id), e.rollout.sample) for e in batch.examples]
+        assert keys == sorted(keys)
+        assert [e.id for e in batch.examples] != [batch.examples[i].id for call in batch.score_calls for i in call]
 
 
 def test_a_profiled_step_has_a_timeline(tmp_path: Path, task: Task) -> None:
-    run = Run(tmp_path, task, "steps=3", "profile.steps=[2]")
+    run = DriverRun(tmp_path, task, "steps=3", "profile.steps=[2]")
     assert [path.name for path in run.folder.path.glob("trace-*")] == ["trace-step-000002.json"]
     trace = json.loads(run.folder.trace(2).read_text())
     names = {event["pid"]: event["args"]["name"] for event in trace["traceEvents"] if event["name"] == "process_name"}

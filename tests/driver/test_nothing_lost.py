@@ -1,4 +1,4 @@
-"""Going back, stopping and resuming with stand-ins: the same batches, and an account that adds up or says what not."""
+"""Recovery, stopping and resuming with stand-ins: the same batches are trained, and the ledger has every sample."""
 
 from __future__ import annotations
 
@@ -15,66 +15,68 @@ from rich.console import Console
 from benchmarks.chaos.campaign import task_of_chaos
 from benchmarks.chaos.simulated_faults import survive
 from demopsd_dist.config import load
-from demopsd_dist.data.records import TrainBatch
+from demopsd_dist.data.records import StepReport, TrainBatch
 from demopsd_dist.run_record.audit import AuditReport, audit
 from demopsd_dist.run_record.checkpoints import Checkpoint, Checkpoints
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.ledger import DropReason, Ledger
 from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.testing import StandInLearners, World, stand_in_roles
-from demopsd_dist.training import loop
-from demopsd_dist.training.loop import restore, train_with_recovery
-from demopsd_dist.training.run import Run, RunState, Task
+from demopsd_dist.training.checkpointing import restore
+from demopsd_dist.training.recovery import train_with_recovery
+from demopsd_dist.training.run import RunState, StageHook, Task, no_hook
+from demopsd_dist.training.step_batch import StepBatch
 from demopsd_dist.util.errors import CollapseError, RunFolderError
 from launch import audit as audit_command
-from launch._task import run_of
+from launch._task import compose_run
 from tests.driver.test_loop import DEMO, SMALL
 from tests.driver.test_loop import task as task  # a fixture
 
 WORDS = ("steps=8", "checkpoint.every_steps=3", "evaluation.at_start=false", "leakage.every_steps=0")
 
 
-def names(batch: TrainBatch) -> list[tuple[str, bytes]]:
-    """What a batch holds, and what the teacher was shown for it."""
+def content_of(batch: TrainBatch) -> list[tuple[str, bytes]]:
+    """Rollout ids and privileged prompts of a batch."""
     return sorted((item.id, item.example.privileged_tokens.tobytes()) for item in batch.items)
 
 
-class Whole:
-    """A run in its folder, gone through in one or several processes' worth of `go`."""
+class RecordedRun:
+    """A run in its folder. Each call of `go` is one process that starts or resumes it."""
 
     def __init__(self, output: Path, task: Task, *words: str) -> None:
         self.config = load(DEMO, [*SMALL, *WORDS, f"output_dir={output}", *words])
         self.task = task
         self.folder = RunFolder.create(self.config)
-        self.said = StringIO()
+        self.console = StringIO()
         self.learned: dict[int, list[tuple[str, bytes]]] = {}  # by step, the last time it was done
+        self.learning_rate_factors: list[float] = []  # of each step in order, repeated steps included
 
-    def go(self, *, stop_after: int | None = None, resume: bool = False, **world: Any) -> RunState:
+    def go(
+        self, *, stop_after: int | None = None, resume: bool = False, fault: StageHook = no_hook, **world: Any
+    ) -> RunState:
+        """Train until the end or the step `stop_after`, with a fault planted at the stages of the steps."""
         roles = stand_in_roles(World(**world))
         learners = roles.learners
         assert isinstance(learners, StandInLearners)
 
-        async def work(run: Run) -> RunState:
+        async def on_stage(stage: str, step: int, content: Any) -> None:
+            if stage == "record":
+                self.learned[step] = content_of(learners.batches[-1])
+                self.learning_rate_factors.append(learners.batches[-1].learning_rate_factor)
+                if step == stop_after:
+                    run.stop.request()
+            await fault(stage, step, content)
+
+        async def work() -> RunState:
             state = RunState()
             if resume:
                 state = await restore(run, run.checkpoints.newest_good(run.log.note))
-            step = learners.step
-
-            async def watched(batch: TrainBatch) -> Any:
-                number = learners.steps + 1
-                report = await step(batch)
-                self.learned[number] = names(batch)
-                if number == stop_after:
-                    run.stop.ask()
-                return report
-
-            learners.step = watched  # type: ignore[method-assign]
             return await train_with_recovery(run, state, "resumed" if resume else "started")
 
-        with RunLog(self.folder, self.config.steps, Console(file=self.said, width=200)) as log:
-            run = run_of(self.config, roles, self.task, log)
+        with RunLog(self.folder, self.config.steps, Console(file=self.console, width=200)) as log:
+            run = compose_run(self.config, roles, self.task, log, on_stage)
             try:
-                return asyncio.run(work(run))
+                return asyncio.run(work())
             finally:
                 run.ledger.close()
 
@@ -85,121 +87,121 @@ class Whole:
     def checkpoints(self) -> list[Checkpoint]:
         return Checkpoints(self.folder.checkpoints, keep=2).all()
 
-    def account(self) -> AuditReport:
+    def audit(self) -> AuditReport:
         return audit(self.folder)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, task: Task) -> Whole:
-    run = Whole(tmp_path_factory.mktemp("undisturbed"), task)
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, task: Task) -> RecordedRun:
+    run = RecordedRun(tmp_path_factory.mktemp("undisturbed"), task)
     assert run.go() == RunState(step=8, samples=8 * 24)
     return run
 
 
 def test_a_lost_learner_goes_back_to_the_checkpoint_and_learns_the_same(
-    tmp_path: Path, task: Task, undisturbed: Whole
+    tmp_path: Path, task: Task, undisturbed: RecordedRun
 ) -> None:
-    run = Whole(tmp_path, task)
+    run = RecordedRun(tmp_path, task)
     assert run.go(lost_at_steps=[1, 5, 5, 7]) == RunState(step=8, samples=8 * 24)
     assert run.learned == undisturbed.learned
     assert run.steps_on_record() == list(range(1, 9))
-    account = run.account()
-    assert account.sound
-    assert [from_step for _, from_step, _ in account.lives] == [0, 0, 3, 3, 6]
-    assert account.undone == (1 + 2 + 2 + 1) * 24
-    assert (account.trained, account.dropped) == (undisturbed.account().trained, undisturbed.account().dropped)
+    report = run.audit()
+    assert report.sound
+    assert [from_step for _, from_step, _ in report.lives] == [0, 0, 3, 3, 6]
+    assert report.undone == (1 + 2 + 2 + 1) * 24
+    assert (report.trained, report.dropped) == (undisturbed.audit().trained, undisturbed.audit().dropped)
     undone = (run.folder.path / "metrics-undone.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in undone] == [1, 4, 5, 4, 5, 7]
-    assert "goes on after step 3" in run.said.getvalue()
+    assert "continues after step 3" in run.console.getvalue()
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
-def test_a_run_that_is_stopped_resumes_where_it_was(tmp_path: Path, task: Task, undisturbed: Whole, ahead: int) -> None:
-    run = Whole(tmp_path, task, f"rollout.ahead={ahead}")
+def test_a_run_that_is_stopped_resumes_where_it_was(
+    tmp_path: Path, task: Task, undisturbed: RecordedRun, ahead: int
+) -> None:
+    run = RecordedRun(tmp_path, task, f"rollout.ahead={ahead}")
     assert run.go(stop_after=4).step == 4
     assert [checkpoint.step for checkpoint in run.checkpoints()] == [4, 3]
     assert run.go(resume=True) == RunState(step=8, samples=8 * 24)
-    assert run.account().sound
+    assert run.audit().sound
     assert run.steps_on_record() == list(range(1, 9))
     if not ahead:
         assert run.learned == undisturbed.learned
 
 
-def test_a_torn_checkpoint_is_left_aside_loudly(tmp_path: Path, task: Task, undisturbed: Whole) -> None:
-    run = Whole(tmp_path, task)
+def test_a_torn_checkpoint_is_left_aside_loudly(tmp_path: Path, task: Task, undisturbed: RecordedRun) -> None:
+    run = RecordedRun(tmp_path, task)
     run.go(stop_after=7)
     newest = run.checkpoints()[0]
     assert newest.step == 7
     file = newest.path / "learner" / "steps.json"
     file.write_bytes(file.read_bytes()[:-1] + b"9")
-    assert not run.account().sound
+    assert not run.audit().sound
     assert run.go(resume=True).step == 8
-    assert "step-000007 is damaged and left aside: learner/steps.json is not as it was written" in run.said.getvalue()
-    assert [from_step for _, from_step, _ in run.account().lives] == [0, 6]
-    assert run.account().sound
+    assert (
+        "step-000007 is damaged and skipped: learner/steps.json differs from what was written" in run.console.getvalue()
+    )
+    assert [from_step for _, from_step, _ in run.audit().lives] == [0, 6]
+    assert run.audit().sound
     assert run.learned == undisturbed.learned
 
 
-def test_a_doubled_sample_is_noticed(
-    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    packed = loop.packed
+async def double_a_sample(stage: str, step: int, batch: Any) -> None:
+    if stage == "learn":
+        assert isinstance(batch, StepBatch)
+        batch.scored.append(batch.scored[0])
 
-    def doubled(run: Run, rollouts: Any, **named: Any) -> TrainBatch:
-        rollouts.scored.append(rollouts.scored[0])
-        return packed(run, rollouts, **named)
 
-    run = Whole(tmp_path, task, "steps=2")
-    monkeypatch.setattr(loop, "packed", doubled)
-    run.go()
+def test_a_doubled_sample_is_noticed(tmp_path: Path, task: Task, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RecordedRun(tmp_path, task, "steps=2")
+    run.go(fault=double_a_sample)
     assert audit_command.main([str(run.folder.path)]) == 1
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     name = run.learned[1][0][0]
-    assert "FAULT: 2 samples were trained more than once: " in said
-    assert name.partition("#")[0].split("/")[0] in said
+    assert "FAULT: 2 samples were trained more than once: " in printed
+    assert name.partition("#")[0].split("/")[0] in printed
 
 
-def test_a_lost_sample_is_noticed(tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was scored, and the learner never got it."""
-    packed = loop.packed
+async def lose_a_sample(stage: str, step: int, batch: Any) -> None:
+    if stage == "learn":
+        assert isinstance(batch, StepBatch)
+        del batch.scored[0]
 
-    def short(run: Run, rollouts: Any, **named: Any) -> TrainBatch:
-        del rollouts.scored[0]
-        return packed(run, rollouts, **named)
 
-    run = Whole(tmp_path, task, "steps=2")
-    monkeypatch.setattr(loop, "packed", short)
-    run.go()
-    (fault,) = run.account().faults
-    assert fault.what == "samples are lost: neither trained nor dropped"
+def test_a_lost_sample_is_noticed(tmp_path: Path, task: Task) -> None:
+    """A sample that was scored, and that the learner never got."""
+    run = RecordedRun(tmp_path, task, "steps=2")
+    run.go(fault=lose_a_sample)
+    (fault,) = run.audit().faults
+    assert fault.description == "samples are lost: neither trained nor dropped"
     assert len(fault.names) == 2
 
 
 def test_a_step_that_is_done_twice_is_noticed(tmp_path: Path, task: Task) -> None:
-    run = Whole(tmp_path, task, "steps=2")
+    run = RecordedRun(tmp_path, task, "steps=2")
     run.go()
     with sqlite3.connect(run.folder.ledger) as ledger:
         ledger.execute("INSERT INTO steps SELECT NULL, life, step, samples, ended FROM steps WHERE step = 1")
-    faults = {fault.what: fault.names for fault in run.account().faults}
+    faults = {fault.description: fault.names for fault in run.audit().faults}
     assert faults["steps were done more than once"] == ["1"]
-    assert any("ledger disagree" in what for what in faults)
+    assert any("ledger disagree" in description for description in faults)
 
 
 def test_a_sample_dropped_without_a_reason_is_noticed(tmp_path: Path, task: Task) -> None:
-    run = Whole(tmp_path, task, "steps=1")
+    run = RecordedRun(tmp_path, task, "steps=1")
     run.go()
     with sqlite3.connect(run.folder.ledger) as ledger:
         ledger.execute(
             "INSERT INTO events SELECT NULL, life, step, 'dropped', prompt, sample, NULL, NULL, NULL, NULL, NULL "
             "FROM events WHERE event = 'trained' LIMIT 1"
         )
-    whats = {fault.what for fault in run.account().faults}
-    assert "samples were both trained and dropped" in whats
-    assert "samples were dropped without a known reason" in whats
+    descriptions = {fault.description for fault in run.audit().faults}
+    assert "samples were both trained and dropped" in descriptions
+    assert "samples were dropped without a known reason" in descriptions
 
 
-def test_the_ledger_is_only_added_to(tmp_path: Path, task: Task) -> None:
-    run = Whole(tmp_path, task, "steps=1")
+def test_the_ledger_is_append_only(tmp_path: Path, task: Task) -> None:
+    run = RecordedRun(tmp_path, task, "steps=1")
     run.go()
     with sqlite3.connect(run.folder.ledger) as ledger:
         for change in ("DELETE FROM events", "UPDATE events SET event = 'trained'", "DELETE FROM steps"):
@@ -207,7 +209,7 @@ def test_the_ledger_is_only_added_to(tmp_path: Path, task: Task) -> None:
                 ledger.execute(change)
 
 
-def test_what_was_asked_for_is_on_disk_before_it_is_sampled(tmp_path: Path, task: Task) -> None:
+def test_requested_samples_are_on_disk_before_they_are_sampled(tmp_path: Path, task: Task) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
     ledger.begin(0, "started")
     ledger.issued(1, task.train[:2], 4)
@@ -218,71 +220,56 @@ def test_what_was_asked_for_is_on_disk_before_it_is_sampled(tmp_path: Path, task
     ledger.close()
 
 
-def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
-    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = Whole(tmp_path, task)
-    saved = StandInLearners.save
+async def fill_the_disk(stage: str, step: int, folder: Any) -> None:
+    if stage == "checkpoint" and step > 3:
+        raise OSError(28, "No space left on device")
 
-    async def full(self: StandInLearners, folder: Path) -> None:
-        if self.steps > 3:
-            raise OSError(28, "No space left on device")
-        await saved(self, folder)
 
-    monkeypatch.setattr(StandInLearners, "save", full)
+def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tmp_path: Path, task: Task) -> None:
+    run = RecordedRun(tmp_path, task)
     with pytest.raises(RunFolderError, match=r"step-000006 could not be written: .*No space left"):
-        run.go()
+        run.go(fault=fill_the_disk)
     assert [path.name for path in run.folder.checkpoints.iterdir()] == ["step-000003"]
-    monkeypatch.undo()
     assert run.go(resume=True).step == 8
-    assert run.account().sound
+    assert run.audit().sound
 
 
 def test_dozens_of_random_faults_lose_and_double_nothing(tmp_path: Path) -> None:
-    steps, made = 40, task_of_chaos()  # about 45 faults would strike: chance alone hardly leaves 10 of 25 over
-    calm = survive(0, seed=-1, task=made, output=tmp_path, steps=steps)
+    steps, task = 40, task_of_chaos()  # about 45 faults are expected: at least 15 of 25 strike almost surely
+    calm = survive(0, seed=-1, task=task, output=tmp_path, steps=steps)
     assert calm.account.sound
     for seed in (100, 101):
-        found = survive(25, seed, made, tmp_path, steps, ahead=seed % 2)
+        found = survive(25, seed, task, tmp_path, steps, ahead=seed % 2)
         assert found.struck.total() > 15
-        damaged = [fault for fault in found.account.faults if fault.what.startswith("checkpoint is damaged")]
+        damaged = [fault for fault in found.account.faults if fault.description.startswith("checkpoint is damaged")]
         assert found.account.faults == damaged, "nothing but what a fault tore and no resume has met since"
         assert len(damaged) <= found.struck["torn checkpoint"]
-        assert found.account.again > 0
+        assert found.account.resampled > 0
         assert found.learned == calm.learned
 
 
-def test_the_alarm_takes_the_run_back_with_a_smaller_learning_rate(
-    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From step 5 on the reward falls out of its band until the learning rate is a quarter: back to the checkpoint
-    before, twice, and then on. A third time would end the run."""
-    factors: list[tuple[int, float]] = []
-    reported = loop.step_metrics
+def test_a_collapse_takes_the_run_back_with_a_smaller_learning_rate(tmp_path: Path, task: Task) -> None:
+    """From step 5 on the reward is below its band while the learning rate is above a limit. The run goes back to the
+    checkpoint twice and then continues with a quarter of the learning rate; a third rollback would end it."""
 
-    def collapsing(step: Any, state: RunState) -> dict[str, float]:
-        factor = factors[-1][1]
-        return reported(step, state) | ({"rollout/reward_mean": 0.0} if state.step >= 5 and factor > limit else {})
+    def collapse_above(limit: float, run: RecordedRun) -> StageHook:
+        async def collapse(stage: str, step: int, report: Any) -> None:
+            if stage == "record" and step >= 5 and run.learning_rate_factors[-1] > limit:
+                assert isinstance(report, StepReport)
+                report.metrics["rollout/reward_mean"] = 0.0
 
-    packed = loop.packed
+        return collapse
 
-    def noted(run: Run, rollouts: Any, **named: Any) -> TrainBatch:
-        batch = packed(run, rollouts, **named)
-        factors.append((len(factors), batch.learning_rate_factor))
-        return batch
-
-    monkeypatch.setattr(loop, "step_metrics", collapsing)
-    monkeypatch.setattr(loop, "packed", noted)
     words = ("alarm.reward=[0.01, null]", "alarm.after_steps=2", "alarm.action=rollback", "alarm.max_rollbacks=2")
-    limit = 0.3
-    run = Whole(tmp_path / "once", task, *words)
-    assert run.go().step == 8
-    assert [from_step for _, from_step, _ in run.account().lives] == [0, 3, 3]
-    assert run.account().sound
-    assert sorted({factor for _, factor in factors}) == [0.25, 0.5, 1.0]
+    run = RecordedRun(tmp_path / "once", task, *words)
+    assert run.go(fault=collapse_above(0.3, run)).step == 8
+    assert [from_step for _, from_step, _ in run.audit().lives] == [0, 3, 3]
+    assert run.audit().sound
+    assert sorted(set(run.learning_rate_factors)) == [0.25, 0.5, 1.0]
     assert (
-        "went back: alarm after step 6: rollout/reward_mean=0 is below alarm.reward=[0.01, null]" in run.said.getvalue()
+        "went back: alarm after step 6: rollout/reward_mean=0 is below alarm.reward=[0.01, null]"
+        in run.console.getvalue()
     )
-    limit = 0.0
+    again = RecordedRun(tmp_path / "again", task, *words)
     with pytest.raises(CollapseError, match=r"gone back alarm.max_rollbacks=2 times"):
-        Whole(tmp_path / "again", task, *words).go()
+        again.go(fault=collapse_above(0.0, again))

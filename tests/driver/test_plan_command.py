@@ -1,4 +1,4 @@
-"""The planner on the command line, and its way of putting stages together against the driver itself."""
+"""Tests of `launch.plan`, and of the planner's combination of stages against the real driver."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.common.timed_runs import task_of
-from benchmarks.plan.simulated_steps import DEMO, FIVE, simulated_step
+from benchmarks.plan.simulated_steps import DEMO, FIVE_GPUS, simulated_step
 from demopsd_dist.config import load
 from demopsd_dist.planning.roofline import STAGES
 from demopsd_dist.planning.step_time import step_seconds
 from demopsd_dist.planning.workload import Split
 from demopsd_dist.training.run import Task
 from launch.plan import main
-from tests.unit.planning.example_jobs import example_workload
+from tests.unit.planning.example_workloads import example_workload
 
 NODE = str(DEMO.with_name("node_8gpu.yaml"))
 EVENLY = [(i + 1) / 8 for i in range(8)]
@@ -29,38 +29,38 @@ def task() -> Task:
 @pytest.mark.parametrize("on_publish", ["wait", "keep"])
 @pytest.mark.parametrize("done", [[1.0] * 8, EVENLY], ids=["at once", "evenly"])
 @pytest.mark.parametrize("stages", [(10, 1, 4, 6, 1, 0.1), (5, 1, 2, 12, 1, 0.1), (4, 1, 14, 6, 2, 0.1)])
-def test_stages_are_put_together_as_the_driver_does(
+def test_stages_are_combined_as_the_driver_does(
     stages: tuple[float, ...], done: list[float], on_publish: str, ahead: int, task: Task
 ) -> None:
-    """The driver runs for real, on a clock that jumps from event to event, with roles that sleep."""
+    """Step time as planned, and of the real driver with roles that sleep, on a clock that skips waits."""
     seconds = dict(zip(STAGES, stages, strict=True))
     split = Split(2, 1, 2, ahead)
-    planned = step_seconds(example_workload(f"rollout.on_publish={on_publish}"), split, FIVE, seconds, tuple(done))
+    planned = step_seconds(example_workload(f"rollout.on_publish={on_publish}"), split, FIVE_GPUS, seconds, tuple(done))
     simulated = simulated_step(split, seconds, done, task, waits=on_publish == "wait")
     assert planned == pytest.approx(simulated, rel=0.03)
 
 
-def test_a_plan_tells_memory_time_the_best_split_and_what_it_costs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_has_memory_time_the_best_split_and_its_cost(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([NODE, "--gpus", "8xh100", "--hours", "12", "--price", "2"]) == 0
-    said = capsys.readouterr().out
-    for part in (
+    output = capsys.readouterr().out
+    for text in (
         "4.02e9 parameters, bfloat16",
         "2 rollout, 2 teacher, 4 learner, ahead 0:",
         "96 device-hours, 192 at 2 each",
         "KV cache",
-        "the loss without fusing would hold",
+        "without the fused loss: ",
         "Splits of these devices, the fastest first:",
-        "Take the first with: rollout.num_workers=",
+        "Settings of the fastest split: rollout.num_workers=",
         "efficiencies assumed, not measured",
     ):
-        assert part in said
+        assert text in output
 
 
-def test_a_config_that_does_not_fit_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([NODE, "--gpus", "8xh100", "rollout.tensor_parallel=8"]) == 1, "no split has room for it"
+def test_a_config_that_does_not_fit_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([NODE, "--gpus", "8xh100", "rollout.tensor_parallel=8"]) == 1, "no split fits it"
     assert main([NODE, "--gpus", "8xl40s", "learner.zero_stage=1", "learner.activation_checkpointing=false"]) == 1
-    said = capsys.readouterr().out
-    assert "DOES NOT FIT: learner needs" in said
+    output = capsys.readouterr().out
+    assert "DOES NOT FIT: learner needs" in output
     assert main([NODE, "--gpus", "4xh100"]) == 1
     assert "DOES NOT FIT: the roles claim 8 devices; there are 4." in capsys.readouterr().out
 
@@ -68,9 +68,9 @@ def test_a_config_that_does_not_fit_is_told_so(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([NODE, "--gpus", "8xb300"], "no figures for b300"),
+        ([NODE, "--gpus", "8xb300"], "no rates are known for b300"),
         ([str(DEMO), "--gpus", "8xh100"], "the config is for CPU"),
-        ([NODE, "--gpus", "8xh100", "model.path=models/unknown"], "none of the models that can be planned without"),
+        ([NODE, "--gpus", "8xh100", "model.path=models/unknown"], "not a model whose shape is known: "),
         ([str(DEMO), "--gpus", "2xcpu"], "A cpu is known only from a calibration: add --calibrate FILE.json."),
         ([NODE, "--gpus", "8xh100", "--calibrate", "none.json"], "--calibrate none.json: No such file or directory."),
         ([NODE, "--gpus", "8xh100", "--right", "1.5"], "--right 1.5 must be from 0 to 1."),
@@ -81,6 +81,6 @@ def test_wrong_input_is_refused_in_a_line(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert main(words) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert message in output
+    assert output.count("\n") == 1

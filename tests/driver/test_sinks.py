@@ -1,4 +1,4 @@
-"""Where figures go: the same numbers in every sink, under names that are in the table of metrics."""
+"""Sinks of metrics: every sink gets the same numbers, under names that are in the glossary."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from demopsd_dist.training.run import Task
 from demopsd_dist.util.errors import ConfigError, DataError
 from launch import report
 from launch.watch import watch
-from tests.driver.test_loop import DEMO, Run, task
+from tests.driver.test_loop import DEMO, DriverRun, task
 
 __all__ = ["task"]
 
 
-def test_every_metric_of_a_run_is_in_the_table(tmp_path: Path, task: Task) -> None:
-    run = Run(tmp_path, task, "steps=2", "leakage.every_steps=1")
+def test_every_metric_of_a_run_is_in_the_glossary(tmp_path: Path, task: Task) -> None:
+    run = DriverRun(tmp_path, task, "steps=2", "leakage.every_steps=1")
     names = {name for line in run.log_of_steps() for name in line} - {"step"}
     assert len(names) > 20
-    assert [name for name in sorted(names) if metric_glossary.find(name) is None] == []
+    assert [name for name in sorted(names) if metric_glossary.find_metric(name) is None] == []
 
 
 def test_samples_of_a_run(tmp_path: Path, task: Task) -> None:
-    """Every second step; as many as asked; those learned from with their tokens."""
-    run = Run(tmp_path, task, "steps=3", "samples.every_steps=2", "samples.responses=10", skill=0.15)
+    """Samples of every second step, as many as requested; training examples have the values of their tokens."""
+    run = DriverRun(tmp_path, task, "steps=3", "samples.every_steps=2", "samples.responses=10", skill=0.15)
     files = samples.files(run.folder.samples)
     assert [path.name for path in files] == ["step-000001.parquet", "step-000003.parquet"]
     rows = samples.read(files[1])
@@ -48,23 +48,23 @@ def test_samples_of_a_run(tmp_path: Path, task: Task) -> None:
     assert "time/samples_s" not in run.log_of_steps()[1]
 
 
-def test_tensorboard_has_the_figures(tmp_path: Path, task: Task) -> None:
+def test_tensorboard_has_the_metrics(tmp_path: Path, task: Task) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed: make setup")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = Run(tmp_path, task, "steps=2", "sinks.tensorboard=true")
+    run = DriverRun(tmp_path, task, "steps=2", "sinks.tensorboard=true")
     events = EventAccumulator(str(run.folder.path / "tensorboard"))
     events.Reload()
-    found = {event.step: event.value for event in events.Scalars("rollout/reward_mean")}
-    assert found == pytest.approx({line["step"]: line["rollout/reward_mean"] for line in run.log_of_steps()})
+    recorded = {event.step: event.value for event in events.Scalars("rollout/reward_mean")}
+    assert recorded == pytest.approx({line["step"]: line["rollout/reward_mean"] for line in run.log_of_steps()})
     accuracy = [(event.step, event.value) for event in events.Scalars("evaluation/test/mean/average")]
     assert [step for step, _ in accuracy] == [0, 2]
     assert accuracy[-1][1] == pytest.approx(run.summary["accuracy_after"]["average"])
 
 
-def test_wandb_offline_has_the_figures(tmp_path: Path, task: Task) -> None:
+def test_wandb_offline_has_the_metrics(tmp_path: Path, task: Task) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed: make setup")
-    run = Run(tmp_path, task, "steps=2", "sinks.wandb=offline")
+    run = DriverRun(tmp_path, task, "steps=2", "sinks.wandb=offline")
     (written,) = (run.folder.path / "wandb").glob("offline-run-*/run-*.wandb")
     assert b"rollout/reward_mean" in written.read_bytes()
     assert b"evaluation/test/mean/average" in written.read_bytes()
@@ -76,19 +76,19 @@ def test_a_sink_without_its_package_names_the_command() -> None:
         ("sinks.wandb=offline", "sinks.wandb=offline needs a package that is not installed: pip install wandb."),
     ):
         with pytest.raises(ConfigError, match=message):
-            sinks.check_sinks(load(DEMO, [word]), there=lambda package: False)
-    sinks.check_sinks(load(DEMO), there=lambda package: False)
+            sinks.check_sinks(load(DEMO, [word]), is_installed=lambda package: False)
+    sinks.check_sinks(load(DEMO), is_installed=lambda package: False)
 
 
-def test_watch_says_what_the_run_said(tmp_path: Path, task: Task) -> None:
-    run = Run(tmp_path, task, "steps=3")
+def test_watch_prints_the_lines_of_the_run(tmp_path: Path, task: Task) -> None:
+    run = DriverRun(tmp_path, task, "steps=3")
     run.folder.write_summary(run.summary)
     file = StringIO()
     assert watch(run.folder, Console(file=file, width=200, soft_wrap=True, highlight=False)) == 0
-    said, seen = run.console.getvalue().splitlines(), file.getvalue().splitlines()
-    assert seen[: len(said)] == said
-    assert seen[len(said)].startswith("step 3  ")
-    assert any(line.startswith("expected ") for line in seen[len(said) :])
+    printed, watched = run.console.getvalue().splitlines(), file.getvalue().splitlines()
+    assert watched[: len(printed)] == printed
+    assert watched[len(printed)].startswith("step 3  ")
+    assert any(line.startswith("expected ") for line in watched[len(printed) :])
 
 
 def test_a_folder_of_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,7 +99,7 @@ def test_a_folder_of_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_the_report_of_a_run(tmp_path: Path, task: Task, capsys: pytest.CaptureFixture[str]) -> None:
-    run = Run(tmp_path, task, "steps=2")
+    run = DriverRun(tmp_path, task, "steps=2")
     assert report.main([str(run.folder.path)]) == 0
     assert f"{run.folder.report} (" in capsys.readouterr().out
     page = run.folder.report.read_text(encoding="utf-8")

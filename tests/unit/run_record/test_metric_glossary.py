@@ -17,11 +17,13 @@ def test_the_page_is_up_to_date() -> None:
 
 
 def test_each_name_is_there_once_in_its_room() -> None:
-    for room, (_, table) in metric_glossary.ROOMS.items():
+    for room, (_, table) in metric_glossary.METRIC_GROUPS.items():
         assert all(metric.name.startswith(f"{room}/") for metric in table)
-    for metric in metric_glossary.table():
+    for metric in metric_glossary.all_metrics():
         if "{" not in metric.name:
-            assert [other.name for other in metric_glossary.table() if other.names(metric.name)] == [metric.name]
+            assert [other.name for other in metric_glossary.all_metrics() if other.matches(metric.name)] == [
+                metric.name
+            ]
 
 
 @pytest.mark.parametrize(
@@ -34,10 +36,10 @@ def test_each_name_is_there_once_in_its_room() -> None:
     ],
 )
 def test_a_recorded_name_has_its_entry(name: str, entry: str) -> None:
-    found = metric_glossary.find(name)
+    found = metric_glossary.find_metric(name)
     assert found is not None
     assert found.name == entry
 
 
 def test_an_unknown_name_has_none() -> None:
-    assert metric_glossary.find("demopsd/gamma_mean") is None
+    assert metric_glossary.find_metric("demopsd/gamma_mean") is None

@@ -15,14 +15,15 @@ import torch
 from safetensors.torch import save_file
 
 from demopsd_dist.config import load, to_yaml
-from demopsd_dist.data.records import ScoredExample, StepReport
+from demopsd_dist.data.records import BatchSize, ScoredExample, StepReport
 from demopsd_dist.objective import DemoPSD, TokenViews, fused_loss, reduced
 from demopsd_dist.run_record import digests, replay_batch
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.util.errors import CheckpointError, ConfigError, DifferenceError
 from launch import replay
 from tests.unit.run_record.sample_rows import packed, scored
-from workers.learner.observers.step_digests import DISTRIBUTIONS, DOT, OTHER, OWN, ResponseDigests, products
+from workers.learner.loss_inputs import LossInputs
+from workers.learner.observers.step_digests import DISTRIBUTIONS, DOT, OTHER, OWN, ResponseDigests, gradient_products
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 RECORD = replay_batch.ReplayRecord(
@@ -33,7 +34,7 @@ RECORD = replay_batch.ReplayRecord(
     learning_rate_factor=0.5,
     metrics={"learner/loss": 0.1},
     digests={},
-    surroundings=replay_batch.surroundings(),
+    surroundings=replay_batch.code_versions(),
 )
 
 
@@ -52,7 +53,7 @@ def batch(seed: int = 0) -> list[ScoredExample]:
 
 def keep(folder: Path, items: list[ScoredExample], step: int = 1) -> Path:
     report = StepReport({"learner/loss": 0.1, "learner/grad_norm": 2.0}, stepped=True)
-    record = replace(RECORD, step=step, digests=digests.of_step(items, report))
+    record = replace(RECORD, step=step, digests=digests.step_digests(items, report))
     return replay_batch.write(
         folder, record, [item.example for item in items], [["physics/3#0"], ["biology/2#0", "physics/1#0"]]
     )
@@ -64,11 +65,13 @@ def test_a_batch_comes_back_as_it_was(tmp_path: Path) -> None:
     found = replay_batch.read(tmp_path, 1)
     assert found.parts == [[2], [1, 0]]
     assert found.record.learning_rate_factor == 0.5
-    assert digests.of_inputs(found.examples) == digests.of_inputs(item.example for item in items)
+    assert digests.input_digests(found.examples) == digests.input_digests(item.example for item in items)
     engine = [
         replace(item.example, rollout=replace(item.example.rollout, support_TK=item.support_TK)) for item in items
     ]
-    again = replay_batch.write(tmp_path, replace(RECORD, digests=digests.of_inputs(engine)), engine, found_parts(items))
+    again = replay_batch.write(
+        tmp_path, replace(RECORD, digests=digests.input_digests(engine)), engine, found_parts(items)
+    )
     support = replay_batch.read(tmp_path, 1).examples[1].rollout.support_TK
     assert support is not None
     np.testing.assert_array_equal(support, items[1].support_TK)
@@ -130,15 +133,23 @@ def test_the_first_difference_is_the_nearest_to_the_cause() -> None:
     assert [d.tensor for d in digests.differences(recorded, {})] == ["alpha", "loss", "gradient"]
 
 
-def test_what_a_witness_says_does_not_depend_on_the_slices() -> None:
-    """And is the digest of what the method saw; a response of another micro-batch changes nothing."""
+def test_response_digests_do_not_depend_on_the_slices() -> None:
+    """Digests of a response's values; a response of another micro-batch changes nothing."""
     items = batch()
     generator = torch.Generator().manual_seed(0)
     hidden = {item.id: torch.randn(len(item.support_TK), 8, generator=generator) for item in items}
     weight_VH = torch.randn(50, 8, generator=generator)
 
     def seen(some: list[ScoredExample], slice_tokens: int) -> digests.Digests:
-        response_digests = ResponseDigests(some)
+        response_digests = ResponseDigests()
+        inputs = LossInputs.from_examples(
+            some,
+            aggregation="token_mean",
+            size=BatchSize(1, 1),
+            max_tokens=300,
+            version=0,
+            device=torch.device("cpu"),
+        )
         hidden_NH = torch.cat([hidden[item.id] for item in some]).requires_grad_()
         ids_NK = torch.arange(3).expand(len(hidden_NH), 3)
         values_NA = torch.cat([torch.from_numpy(item.teacher_logp_TA).log_softmax(-1) for item in some])
@@ -146,7 +157,7 @@ def test_what_a_witness_says_does_not_depend_on_the_slices() -> None:
         def loss_of(part):
             views = TokenViews(part.student_logp_NA, values_NA[part.tokens], values_NA[part.tokens].flip(-1))
             loss = reduced(DemoPSD(), views)
-            response_digests.see(part, views, loss, part.entropy())
+            response_digests.see(inputs, part, views, loss)
             return loss.loss
 
         fused_loss(hidden_NH, weight_VH, ids_NK, loss_of, slice_tokens=slice_tokens)
@@ -164,7 +175,7 @@ def test_what_a_witness_says_does_not_depend_on_the_slices() -> None:
 def test_products_of_two_gradients(tmp_path: Path) -> None:
     one, two = ([torch.randn(n) for n in (30, 1, 7)] for _ in range(2))
     save_file({f"{i:06d}": part for i, part in enumerate(two)}, tmp_path / "gradient.safetensors")
-    sums = products(one, tmp_path / "gradient.safetensors")
+    sums = gradient_products(one, tmp_path / "gradient.safetensors")
     flat_one, flat_two = torch.cat(one), torch.cat(two)
     cosine = sums[DOT] / (sums[OWN] * sums[OTHER]) ** 0.5
     assert cosine == pytest.approx(float(torch.cosine_similarity(flat_one, flat_two, 0)), abs=1e-6)
@@ -193,7 +204,9 @@ def test_what_cannot_be_replayed_is_said(folder: RunFolder, tmp_path: Path) -> N
 
 def test_only_what_is_made_of_the_same_tokens_may_be_set(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     items = batch()
-    record = replace(RECORD, config=to_yaml(load(folder.config)), digests=digests.of_inputs(i.example for i in items))
+    record = replace(
+        RECORD, config=to_yaml(load(folder.config)), digests=digests.input_digests(i.example for i in items)
+    )
     replay_batch.write(folder.replay, record, [item.example for item in items], found_parts(items))
     for words, message in (
         ("rollout.temperature=0.5", "--set rollout.temperature: tokens and weights are as they were"),

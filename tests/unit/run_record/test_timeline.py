@@ -14,10 +14,10 @@ from demopsd_dist.run_record.timeline import (
     Span,
     Spans,
     Track,
-    clock,
-    offset_of,
-    rows_of,
-    trace_of,
+    clock_offset,
+    nested_rows,
+    read_clock,
+    trace_events,
 )
 
 spans = st.builds(lambda start, length: Span("x", start, start + length), st.integers(0, 30), st.integers(0, 20))
@@ -25,7 +25,7 @@ spans = st.builds(lambda start, length: Span("x", start, start + length), st.int
 
 @given(st.lists(spans, max_size=20))
 def test_in_a_row_none_overlaps_half(given: list[Span]) -> None:
-    rows = rows_of(given)
+    rows = nested_rows(given)
     assert sorted(span for row in rows for span in row) == sorted(given)
     for row in rows:
         for i, one in enumerate(row):
@@ -35,7 +35,7 @@ def test_in_a_row_none_overlaps_half(given: list[Span]) -> None:
 
 
 def test_what_is_under_way_is_told_as_far_as_it_is() -> None:
-    told = Spans(most=2)
+    told = Spans(max_spans=2)
     for name in ("first", "second", "third"):
         with told.span(name):
             pass
@@ -45,16 +45,16 @@ def test_what_is_under_way_is_told_as_far_as_it_is() -> None:
 
 
 def test_clocks_of_one_machine_are_one_and_of_another_are_measured() -> None:
-    assert offset_of(1.0, clock(), 9.0) == ClockOffset(0.0, 0.0)
-    assert offset_of(100.0, ClockReading("another", 1101.5), 103.0) == ClockOffset(1000.0, 1.5)
-    track = Track.told("learner 0", [Span("step", 1101.0, 1102.0)], ClockOffset(1000.0, 1.5))
+    assert clock_offset(1.0, read_clock(), 9.0) == ClockOffset(0.0, 0.0)
+    assert clock_offset(100.0, ClockReading("another", 1101.5), 103.0) == ClockOffset(1000.0, 1.5)
+    track = Track.from_process("learner 0", [Span("step", 1101.0, 1102.0)], ClockOffset(1000.0, 1.5))
     assert track == Track("learner 0", [Span("step", 101.0, 102.0)], 1.5)
 
 
 def test_the_trace_has_a_process_for_each_and_only_the_step() -> None:
     driver = Track("driver", [Span("before", 1.0, 2.0), Span("learn", 9.5, 11.0), Span("score", 10.0, 12.0)])
     learner = Track("learner 0", [Span("step", 10.0, 10.5)], 0.002)
-    trace = trace_of([driver, learner], 3, 9.0, 20.0)
+    trace = trace_events([driver, learner], 3, 9.0, 20.0)
     events = [event for event in trace["traceEvents"] if event["ph"] == "X"]
     assert [(e["name"], e["pid"], e["tid"]) for e in events] == [("learn", 1, 1), ("score", 1, 2), ("step", 2, 1)]
     assert (events[2]["ts"], events[2]["dur"]) == (pytest.approx(1e6), pytest.approx(5e5))

@@ -1,4 +1,4 @@
-"""The alarm speaks when a figure has been outside its band for so many steps in a row, and says which and how far."""
+"""The collapse monitor reports a metric that stays outside its band, with its value, band and steps."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ HEALTHY = {
 
 
 def verdicts(settings: AlarmConfig, entropies: list[float | None]) -> list[int]:
-    """Steps after which the alarm speaks; None is a step that lacks the figure."""
+    """Steps after which there is a verdict; None is a step without the metric."""
     alarm = CollapseMonitor(settings)
     figures = [HEALTHY if value is None else {**HEALTHY, ENTROPY: value} for value in entropies]
-    for place, value in enumerate(entropies):
+    for index, value in enumerate(entropies):
         if value is None:
-            figures[place] = {name: figure for name, figure in HEALTHY.items() if name != ENTROPY}
-    return [step for step, metrics in enumerate(figures, start=1) if alarm.look(step, metrics) is not None]
+            figures[index] = {name: figure for name, figure in HEALTHY.items() if name != ENTROPY}
+    return [step for step, metrics in enumerate(figures, start=1) if alarm.check(step, metrics) is not None]
 
 
 @pytest.mark.parametrize(
-    ("entropies", "spoken"),
+    ("entropies", "reported"),
     [
         ([0.1, 0.1, 0.1, 0.1], []),
         ([0.1, 0.001, 0.001, 0.1, 0.001, 0.001], []),
@@ -47,14 +47,16 @@ def verdicts(settings: AlarmConfig, entropies: list[float | None]) -> list[int]:
     ],
     ids=["inside", "never three in a row", "three", "again after three more", "one without", "nan", "open end", "edge"],
 )
-def test_it_speaks_after_so_many_steps_in_a_row(entropies: list[float | None], spoken: list[int]) -> None:
-    assert verdicts(AlarmConfig(), entropies) == spoken
+def test_a_verdict_follows_after_steps_consecutive_steps_outside(
+    entropies: list[float | None], reported: list[int]
+) -> None:
+    assert verdicts(AlarmConfig(), entropies) == reported
 
 
-def test_it_names_figure_value_band_and_steps() -> None:
+def test_the_message_names_metric_value_band_and_steps() -> None:
     alarm = CollapseMonitor(AlarmConfig(after_steps=2, action=AlarmAction.stop, reward=[0.1, 0.9]))
-    assert alarm.look(11, {**HEALTHY, ENTROPY: 0.004, "rollout/reward_mean": 0.95}) is None
-    verdict = alarm.look(12, {**HEALTHY, ENTROPY: 0.00012345, "rollout/reward_mean": 1.0, "learner/grad_norm": 1e9})
+    assert alarm.check(11, {**HEALTHY, ENTROPY: 0.004, "rollout/reward_mean": 0.95}) is None
+    verdict = alarm.check(12, {**HEALTHY, ENTROPY: 0.00012345, "rollout/reward_mean": 1.0, "learner/grad_norm": 1e9})
     assert verdict == CollapseVerdict(
         AlarmAction.stop,
         "alarm after step 12: policy/entropy_nats=0.0001234 is below alarm.entropy_nats=[0.005, null], and has been "
@@ -64,7 +66,7 @@ def test_it_names_figure_value_band_and_steps() -> None:
     )
 
 
-def test_rollbacks_are_counted_and_end() -> None:
+def test_rollbacks_are_counted_and_limited() -> None:
     settings = AlarmConfig(
         after_steps=1, action=AlarmAction.rollback, max_rollbacks=2, rollback_learning_rate_factor=0.25
     )
@@ -72,21 +74,21 @@ def test_rollbacks_are_counted_and_end() -> None:
     factors: list[float] = []
     for step in (5, 9):
         assert alarm.learning_rate_factor == 0.25 ** len(factors)
-        verdict = alarm.look(step, {ENTROPY: 0.0})
+        verdict = alarm.check(step, {ENTROPY: 0.0})
         assert verdict is not None
         assert verdict.action is AlarmAction.rollback
         factors.append(alarm.learning_rate_factor)
     assert factors == [0.25, 0.0625]
-    last = alarm.look(13, {ENTROPY: 0.0})
+    last = alarm.check(13, {ENTROPY: 0.0})
     assert last is not None
     assert last.action is AlarmAction.stop
     assert last.message.endswith("The run has gone back alarm.max_rollbacks=2 times.")
     assert alarm.learning_rate_factor == 0.0625
 
 
-def test_no_band_no_alarm() -> None:
+def test_a_metric_without_a_band_is_ignored() -> None:
     alarm = CollapseMonitor(AlarmConfig(entropy_nats=None, response_tokens=None, grad_norm=None, after_steps=1))
-    assert alarm.look(1, dict.fromkeys(METRICS.values(), float("nan"))) is None
+    assert alarm.check(1, dict.fromkeys(METRICS.values(), float("nan"))) is None
 
 
 @given(
@@ -95,11 +97,13 @@ def test_no_band_no_alarm() -> None:
     low=st.none() | st.floats(allow_nan=False),
     high=st.none() | st.floats(allow_nan=False),
 )
-def test_inside_is_inside(name: str, value: float, low: float | None, high: float | None) -> None:
+def test_only_a_value_inside_its_band_has_no_verdict(
+    name: str, value: float, low: float | None, high: float | None
+) -> None:
     bands = {**dict.fromkeys(METRICS, None), name: [low, high]}
-    spoke = CollapseMonitor(AlarmConfig(after_steps=1, **bands)).look(1, {METRICS[name]: value})  # type: ignore[arg-type]
+    verdict = CollapseMonitor(AlarmConfig(after_steps=1, **bands)).check(1, {METRICS[name]: value})  # type: ignore[arg-type]
     inside = (low is None or value >= low) and (high is None or value <= high) and value == value
-    assert (spoke is None) == inside
+    assert (verdict is None) == inside
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The learning rate of each step: golden numbers, and what must hold for every schedule."""
+"""The learning rate of each step: golden numbers, and properties of every schedule."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def test_warm_up_then_the_schedule(schedule: str, after: list[float]) -> None:
 @pytest.mark.parametrize("schedule", list(Schedule))
 @pytest.mark.parametrize("warmup_steps", [0, 1, 11, 12, 50])
 def test_it_rises_and_falls_once_within_its_bounds(schedule: Schedule, warmup_steps: int) -> None:
-    found = rates(schedule.value, warmup_steps)
+    values = rates(schedule.value, warmup_steps)
     turn = min(warmup_steps, STEPS)
-    assert found[:turn] == sorted(found[:turn])
-    assert found[turn:] == sorted(found[turn:], reverse=True)
-    assert 0 < min(found) <= max(found) <= 8.0
+    assert values[:turn] == sorted(values[:turn])
+    assert values[turn:] == sorted(values[turn:], reverse=True)
+    assert 0 < min(values) <= max(values) <= 8.0
     if warmup_steps < STEPS:
-        assert found[-1] == pytest.approx(8.0 if schedule is Schedule.constant else 2.0)
+        assert values[-1] == pytest.approx(8.0 if schedule is Schedule.constant else 2.0)
 
 
 def test_a_fraction_of_one_is_constant_and_of_zero_ends_at_nothing() -> None:

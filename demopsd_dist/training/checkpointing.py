@@ -1,0 +1,55 @@
+"""Saving a run's state to a checkpoint and restoring it."""
+
+from __future__ import annotations
+
+from demopsd_dist.config import to_yaml
+from demopsd_dist.run_record import replay_batch
+from demopsd_dist.run_record.checkpoints import Checkpoint
+from demopsd_dist.training.run import Run, RunState
+
+
+async def save(run: Run, state: RunState) -> None:
+    """Write a checkpoint with all state that this run cannot compute again."""
+    content = {
+        "step": state.step,
+        "samples": state.samples,
+        "ledger_position": run.ledger.position,
+        "rollbacks": run.alarm.rollbacks,
+        "config": to_yaml(run.cfg),
+    }
+    with run.log.timed("checkpoint"):
+        async with run.checkpoints.writing(state.step, content) as folder:
+            await run.on_stage("checkpoint", state.step, folder)
+            await run.roles.learners.save(folder / "learner")
+            await run.roles.teacher.save(folder / "teacher")
+    saved_steps = {checkpoint.step for checkpoint in run.checkpoints.all()}
+    replay_batch.remove_except(run.log.folder.replay, {1, *(step + 1 for step in saved_steps)})
+
+
+async def save_if_due(run: Run, state: RunState) -> None:
+    """Save after every `checkpoint.every_steps` steps, and after the last."""
+    if run.is_due(run.cfg.checkpoint.every_steps, state):
+        await save(run, state)
+
+
+async def save_if_stopped(run: Run, state: RunState) -> None:
+    """Save where a requested stop ended the run after a step that has no checkpoint."""
+    if run.stop.requested and not run.is_saved(state):
+        await save(run, state)
+
+
+async def restore(run: Run, checkpoint: Checkpoint | None) -> RunState:
+    """Load learners, teacher and log from a checkpoint; without one, the state is that before step 1.
+
+    Learners and teacher have just been started.
+    """
+    state = RunState()
+    if checkpoint is not None:
+        content = checkpoint.state()
+        state = RunState(content["step"], content["samples"])
+        run.alarm.rollbacks = max(run.alarm.rollbacks, content["rollbacks"])
+        await run.roles.learners.load(checkpoint.path / "learner")
+        await run.roles.teacher.load(checkpoint.path / "teacher")
+    run.checkpoints.undo_after(state.step)
+    run.log.roll_back(state.step)
+    return state

@@ -1,0 +1,58 @@
+"""Evaluations of a run: which prompts are evaluated, how they are sampled, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from demopsd_dist.config import Config
+from demopsd_dist.data.leakage_signs import ANSWER_OPEN, early_answer_prompts
+from demopsd_dist.data.records import Prompt
+from demopsd_dist.training.evaluate import evaluate
+from demopsd_dist.training.roles import Sampling
+from demopsd_dist.training.run import Run, RunState, Task
+from demopsd_dist.training.step_prompts import evaluation_sampling
+
+
+@dataclass(frozen=True)
+class EvaluationSplit:
+    """Prompts that are evaluated together, under the name that their metrics are recorded under."""
+
+    name: str
+    prompts: Sequence[Prompt]
+    sampling: Sampling
+    response_prefix: str = ""  # already in the prompts; counts as part of each response
+
+
+async def evaluate_splits(run: Run, state: RunState) -> None:
+    """Evaluate every split and record the results, unless a stop is requested first.
+
+    Every evaluation of a run has the same questions and the same random numbers, so that only the weights differ.
+    """
+    await run.stop.until_stopped(_evaluate_splits(run, state))
+
+
+async def _evaluate_splits(run: Run, state: RunState) -> None:
+    for split in evaluation_splits(run.cfg, run.task):
+        with run.log.timed("evaluate"):
+            result = await evaluate(
+                run.roles.rollouts, split.prompts, split.sampling, run.task.reward, split.response_prefix
+            )
+        run.log.write_evaluation(state.step, split.name, result)
+
+
+async def evaluate_if_due(run: Run, state: RunState) -> None:
+    """Evaluate after every `evaluation.every_steps` steps, except after the last, which has an evaluation anyway."""
+    if run.is_due(run.cfg.evaluation.every_steps, state) and state.step < run.cfg.steps:
+        await evaluate_splits(run, state)
+
+
+def evaluation_splits(cfg: Config, task: Task) -> Iterator[EvaluationSplit]:
+    """The splits of one evaluation that have prompts."""
+    sampling = evaluation_sampling(cfg)
+    splits = [EvaluationSplit("test", task.test, sampling), EvaluationSplit("ood", task.ood, sampling)]
+    if early := cfg.evaluation.early_answer_samples:
+        for name, prompts in (("test", task.test), ("train", task.train[: len(task.test)])):
+            forced = early_answer_prompts(prompts, task.prompts.tokenizer)
+            splits.append(EvaluationSplit(f"early/{name}", forced, replace(sampling, samples=early), ANSWER_OPEN))
+    return (split for split in splits if split.prompts)

@@ -1,0 +1,109 @@
+"""Records of a finished step: samples, replay batch, metrics line, timeline and the check for collapse."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from demopsd_dist.config import AlarmAction, to_yaml
+from demopsd_dist.data.records import StepReport
+from demopsd_dist.run_record import digests, replay_batch, samples
+from demopsd_dist.run_record.folder import replace_text
+from demopsd_dist.run_record.timeline import Track, to_json, trace_events
+from demopsd_dist.training.run import Run, RunState
+from demopsd_dist.training.step_batch import StepBatch
+from demopsd_dist.util.errors import CollapseError, GoBackError
+
+
+async def record_step(run: Run, state: RunState, batch: StepBatch, report: StepReport) -> None:
+    """Record everything that a step leaves in the run folder, then check its metrics for collapse.
+
+    Raises:
+        CollapseError, GoBackError: see `check_collapse`.
+        RunFolderError: a record cannot be written.
+    """
+    await run.on_stage("record", state.step, report)
+    record_samples(run, state, batch, report)
+    record_replay_batch(run, state, batch, report)
+    run.log.write_step(state.step, step_metrics(batch, state) | report.metrics)
+    await record_timeline(run, state)
+    check_collapse(run, state)
+
+
+def record_samples(run: Run, state: RunState, batch: StepBatch, report: StepReport) -> None:
+    """Write the step's recorded rollouts to the run folder, and show one of them in the live view."""
+    if batch.recorded_ids:
+        with run.log.timed("samples"):
+            tokenizer = run.task.prompts.tokenizer
+            rows = samples.sample_rows(
+                run.cfg, state.step, batch.recorded_ids, batch.groups, batch.scored, report.token_records, tokenizer
+            )
+            samples.write(run.log.folder.samples, state.step, rows)
+            run.log.show_sample(rows[0])
+
+
+def record_replay_batch(run: Run, state: RunState, batch: StepBatch, report: StepReport) -> None:
+    """Write the step's inputs and the digests of its tensors, where the learners computed digests."""
+    if not report.digests:
+        return
+    with run.log.timed("replay"):
+        checkpoint = run.checkpoints.at(state.step - 1)
+        record = replay_batch.ReplayRecord(
+            step=state.step,
+            config=to_yaml(run.cfg),
+            checkpoint=None if checkpoint is None else checkpoint.digest(),
+            size=asdict(batch.size),
+            learning_rate_factor=run.alarm.learning_rate_factor,
+            metrics=report.metrics,
+            digests=digests.step_digests(batch.scored, report),
+            surroundings=replay_batch.code_versions(),
+        )
+        replay_batch.write(run.log.folder.replay, record, batch.examples, batch.score_calls)
+
+
+async def record_timeline(run: Run, state: RunState) -> None:
+    """Write the spans of driver and workers in this step, where `profile.steps` names it."""
+    if state.step not in run.cfg.profile.steps:
+        return
+    start_s, end_s = run.log.last_step_s
+    tracks = [Track("driver", run.log.spans.since(start_s)), *await run.roles.tracks(start_s)]
+    path = run.log.folder.trace(state.step)
+    replace_text(path, to_json(trace_events(tracks, state.step, start_s, end_s)))
+    run.log.note(f"timeline of step {state.step} in {path}: open it in ui.perfetto.dev")
+
+
+def check_collapse(run: Run, state: RunState) -> None:
+    """Check the metrics of the last step, and do what `alarm.action` asks for where they are out of their bands.
+
+    Raises:
+        CollapseError: the run is to stop.
+        GoBackError: the run is to go back to a checkpoint.
+    """
+    verdict = run.alarm.check(state.step, run.log.steps[-1])
+    if verdict is None:
+        return
+    if verdict.action is AlarmAction.stop:
+        raise CollapseError(verdict.message)
+    if verdict.action is AlarmAction.rollback:
+        raise GoBackError(verdict.message, verdict.since)
+    run.log.note(f"warning: {verdict.message}")
+
+
+def step_metrics(batch: StepBatch, state: RunState) -> dict[str, float]:
+    """The driver's metrics of a step: rewards, lengths and ages of its rollouts. `state` is that after the step."""
+    rollouts = batch.rollouts
+    tokens = [len(rollout.tokens_T) for rollout in rollouts]
+    return {
+        "rollout/reward_mean": sum(sum(group.rewards) for group in batch.groups) / len(rollouts),
+        "rollout/response_tokens_mean": sum(tokens) / len(rollouts),
+        "rollout/truncated_fraction": sum(rollout.truncated for rollout in rollouts) / len(rollouts),
+        "rollout/samples": float(len(rollouts)),
+        "rollout/tokens": float(sum(tokens)),
+        "rollout/groups_differing_fraction": sum(group.has_signal for group in batch.groups) / len(batch.groups),
+        "rollout/learned_fraction": len(batch.scored) / len(rollouts),
+        "rollout/learned_tokens": float(sum(example.response_length_tokens for example in batch.examples)),
+        "rollout/reward_errors": float(sum(len(group.failures) for group in batch.groups)),
+        "rollout/groups": float(len(batch.groups)),
+        "policy/age_steps_max": float(state.step - 1 - min(rollout.oldest_version for rollout in rollouts)),
+        "policy/age_steps_mean": state.step - 1 - sum(int(r.version_T.sum()) for r in rollouts) / sum(tokens),
+        **batch.metrics,
+    }
