@@ -1,1 +1,1 @@
-"""The planner against measured and published steps: `python -m benchmarks.plan`."""
+"""Predictions of the planner compared with measured and published steps: `python -m benchmarks.plan`."""

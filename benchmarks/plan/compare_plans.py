@@ -1,10 +1,10 @@
-"""The planner, checked: `python -m benchmarks.plan [--cases NAME ...] [--rounds 4] [--only-report]`
+"""Planner benchmark: `python -m benchmarks.plan [--cases NAME ...] [--rounds 4] [--only-report]`
 
 Runs small cases on real engines on this machine's cores: models with random weights to calibrate on, and the demo and
-models of other sizes to predict (`plan_cases.py`). The report compares every prediction with what was measured, the
-splits of two cores with each other, the planner's way of putting stages together with a simulation of the same driver
-(`plan_simulated.py`), and its figures for GPUs with what others have published (`plan_published.py`). A case that is
-named is run again; without names all that are not there yet are. The file of figures is one to calibrate from:
+models of other sizes to predict (`measured_cases.py`). The page compares every prediction with its measurement, the
+splits of two cores with each other, the planner's combination of stages with a simulation of the real driver
+(`simulated_steps.py`), and its predictions for GPUs with published ones (`published_steps.py`). Named cases are run
+again; without names, all cases without a result. The results file is also a calibration:
 `python -m launch.plan CONFIG --gpus 2xcpu --calibrate benchmarks/results/plan-cpu.json`.
 """
 
@@ -37,28 +37,28 @@ COPIED_BYTES = 256 << 20
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="some of: " + "; ".join(case.name for case in CASES))
-    parser.add_argument("--rounds", type=int, default=4, help="after the first; the fastest counts")
-    parser.add_argument("--only-report", action="store_true")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--rounds", type=int, default=4, help="rounds after the first; the fastest counts")
+    parser.add_argument("--only-report", action="store_true", help="run no case, only write the page")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of plan-cpu.json and plan-cpu.md")
     args = parser.parse_args()
     raw = args.out / "plan-cpu.json"
-    found: Row = json.loads(raw.read_text()) if raw.exists() else {"fleet": asdict(this_machine()), "measured": []}
-    there = {row["name"] for row in found["measured"]}
+    results: Row = json.loads(raw.read_text()) if raw.exists() else {"cluster": asdict(this_machine()), "measured": []}
+    done = {row["name"] for row in results["measured"]}
     for case in [] if args.only_report else CASES:
-        if case.name in (args.cases or ()) or (args.cases is None and case.name not in there):
+        if case.name in (args.cases or ()) or (args.cases is None and case.name not in done):
             with fenced():
                 row = run(case, args.rounds)
-            found["measured"] = [old for old in found["measured"] if old["name"] != case.name] + [row]
-            found["measured"].sort(key=lambda row: [case.name for case in CASES].index(row["name"]))
+            results["measured"] = [old for old in results["measured"] if old["name"] != case.name] + [row]
+            results["measured"].sort(key=lambda row: [case.name for case in CASES].index(row["name"]))
             args.out.mkdir(parents=True, exist_ok=True)
-            raw.write_text(json.dumps(found, indent=2) + "\n")
+            raw.write_text(json.dumps(results, indent=2) + "\n")
             print(case.name, {stage: round(value, 3) for stage, value in row["seconds"].items()}, flush=True)
-    found |= {"simulated": list(simulations()), "published": list(published())}
-    save(args.out, "plan-cpu", found, list(report(found)))
+    results |= {"simulated": list(simulations()), "published": list(published())}
+    save(args.out, "plan-cpu", results, list(report(results)))
 
 
 def this_machine() -> DeviceCluster:
-    """A core's rates, each core busy: products of matrices, and copies, of which every byte is read and written."""
+    """Measure the rates of a core while all are busy: matrix products, and copies, which read and write every byte."""
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
     tflops = {dtype: product_flops(dtype) / 1e12 / cores for dtype in (torch.float32, torch.bfloat16)}
@@ -72,7 +72,7 @@ def this_machine() -> DeviceCluster:
         tf32_tflops=tflops[torch.float32],
         float32_tflops=tflops[torch.float32],
         memory_gb_per_s=moved,
-        link_gb_per_s=moved / 2,  # ranks read what others wrote
+        link_gb_per_s=moved / 2,  # a rank writes, another reads
         host_gb_per_s=moved,
         network_gb_per_s=1.0,
         shared=True,
@@ -81,12 +81,13 @@ def this_machine() -> DeviceCluster:
 
 
 def product_flops(dtype: torch.dtype) -> float:
+    """Operations a second of a matrix product, on all cores."""
     matrix = torch.randn(PRODUCT, PRODUCT).to(dtype)
     return best_rate(lambda: matrix @ matrix, 2.0 * PRODUCT**3)
 
 
 def best_rate(work: Callable[[], Any], amount: float, times: int = 12) -> float:
-    """Of several tries the fastest: others may be at work here."""
+    """Rate of the fastest of several tries, as other processes may use the machine too."""
 
     def seconds() -> Iterator[float]:
         for _ in range(times):

@@ -1,4 +1,5 @@
-"""Cases for the planner, run on real engines: seconds of each stage by itself, GiB of each role, seconds of a step."""
+"""Cases of the planner benchmark, run on real engines: seconds of each stage by itself, GiB of each role, seconds of a
+step."""
 
 from __future__ import annotations
 
@@ -45,14 +46,16 @@ TWO_THREADS = ["rollout.num_workers=1", "rollout.threads=2", "learner.num_worker
 
 @dataclass(frozen=True)
 class MeasuredCase:
+    """Settings of one case."""
+
     name: str
     model: str
     words: tuple[str, ...]
     prompts: int
     group: int
     tokens: int  # of a response, at most
-    fits: bool  # its figures may be fitted to; else they are only predicted
-    split_of: str = ""  # the job of which it is one of several splits
+    fits: bool  # part of the fit; else only predicted
+    split_of: str = ""  # name of the workload, where the case is one of several splits of it
 
     @property
     def steps(self) -> int:
@@ -66,7 +69,7 @@ class MeasuredCase:
         return load(DEMO, words)
 
 
-def case(
+def sized_case(
     model: str, words: Sequence[str], prompts: int, group: int, tokens: int, suffix: str, fits: bool = True
 ) -> MeasuredCase:
     return MeasuredCase(f"{model} {suffix}", model, tuple(words), prompts, group, tokens, fits)
@@ -75,21 +78,21 @@ def case(
 STEPS, STEPS_OF_A_SPLIT = 5, 10
 ZERO_0 = ["learner.zero_stage=0"]
 CASES = [
-    case("3M", [], 16, 8, 48, "two and two"),
-    case("3M", [*ONE, *ZERO_0], 12, 8, 12, "one and one"),
-    case("10M", [], 12, 4, 96, "two and two"),
-    case("10M", [*TWO_THREADS, *ZERO_0], 12, 4, 20, "two threads"),
-    case("30M", [], 6, 8, 32, "two and two"),
-    case("30M", [*ONE, *ZERO_0], 3, 4, 64, "one and one"),
-    case("60M", ["learner.zero_stage=3"], 6, 4, 20, "two and two, ZeRO-3"),
-    case("60M", [*TWO_THREADS, "learner.zero_stage=1"], 4, 4, 40, "two threads"),
-    case("250M", [*TWO_THREADS, *ZERO_0], 3, 4, 24, "two threads"),
-    case("minisci", [], 24, 8, 64, "demo", fits=False),
-    case("100M", [], 6, 4, 32, "two and two", fits=False),
-    case("500M", [*TWO_THREADS, *ZERO_0], 2, 4, 24, "two threads", fits=False),
-    case("500M", [*TWO_THREADS, *ZERO_0, "model.lora_rank=16"], 2, 4, 24, "two threads, LoRA", fits=False),
+    sized_case("3M", [], 16, 8, 48, "two and two"),
+    sized_case("3M", [*ONE, *ZERO_0], 12, 8, 12, "one and one"),
+    sized_case("10M", [], 12, 4, 96, "two and two"),
+    sized_case("10M", [*TWO_THREADS, *ZERO_0], 12, 4, 20, "two threads"),
+    sized_case("30M", [], 6, 8, 32, "two and two"),
+    sized_case("30M", [*ONE, *ZERO_0], 3, 4, 64, "one and one"),
+    sized_case("60M", ["learner.zero_stage=3"], 6, 4, 20, "two and two, ZeRO-3"),
+    sized_case("60M", [*TWO_THREADS, "learner.zero_stage=1"], 4, 4, 40, "two threads"),
+    sized_case("250M", [*TWO_THREADS, *ZERO_0], 3, 4, 24, "two threads"),
+    sized_case("minisci", [], 24, 8, 64, "demo", fits=False),
+    sized_case("100M", [], 6, 4, 32, "two and two", fits=False),
+    sized_case("500M", [*TWO_THREADS, *ZERO_0], 2, 4, 24, "two threads", fits=False),
+    sized_case("500M", [*TWO_THREADS, *ZERO_0, "model.lora_rank=16"], 2, 4, 24, "two threads, LoRA", fits=False),
 ]
-"""Models to calibrate on are of other sizes than those to predict."""
+"""Cases; the models of the fit have other sizes than the predicted ones."""
 SPLITS = (  # of the demo on two cores: engines x threads, threads of the teacher, ranks x threads, ahead
     ((2, 1), 2, (2, 1), 0),
     ((2, 1), 2, (2, 1), 1),
@@ -120,42 +123,45 @@ CASES += [split_case(*split) for split in SPLITS]
 
 
 def coin(response: str, question: Question) -> float:
-    """Three of four right, by a hash: a model that knows nothing is then taught as one that knows something. Nearly all
-    responses have a right sibling, so that steps are alike."""
+    """Reward by a hash of the response, right for three of four: a model with random weights then learns like a trained
+    one. Nearly all responses have a right sibling, so that steps are alike."""
     return float(hashlib.blake2b(response.encode(), digest_size=1).digest()[0] % 4 > 0)
 
 
-def run(of: MeasuredCase, rounds: int) -> Row:
-    """The case as `MeasuredRun`, and its step as the driver does it: a row of the results."""
+def run(case: MeasuredCase, rounds: int) -> Row:
+    """Run a case: a row of the results, with the fields of `MeasuredRun` and the step time of the driver."""
     with ExitStack() as stack:
-        folder = MODEL_DIR if of.model == "minisci" else stack.enter_context(model_folder(of.model))
-        config = of.config(folder)
+        folder = MODEL_DIR if case.model == "minisci" else stack.enter_context(model_folder(case.model))
+        config = case.config(folder)
         task = build_task(config, folder, load_data(config.data).questions)[0]
         session.join(config)
         actors = RayActors(config, folder)
         stack.callback(actors.stop)
         roles = asyncio.run(actors.start())
-        step_s = settled_s([metrics["perf/step_s"] for metrics in train_timed(config, roles, task).steps], config, of)
+        step_s = settled_s([metrics["perf/step_s"] for metrics in train_timed(config, roles, task).steps], config, case)
         seconds, groups, examples = asyncio.run(stages(config, roles, task, rounds))
         memory, _ = asyncio.run(peak_gib_by_role(actors))
         workload = workload_of(config, shape_of(str(folder)), traffic_of(groups, examples))
-    measured = MeasuredRun(of.name, workload, split_of(config, workload), seconds, memory)
-    return {**asdict(measured), "step_s": step_s, "fits": of.fits, "split_of": of.split_of}
+    measured = MeasuredRun(case.name, workload, split_of(config, workload), seconds, memory)
+    return {**asdict(measured), "step_s": step_s, "fits": case.fits, "split_of": case.split_of}
 
 
-def settled_s(steps_s: Sequence[float], config: Config, of: MeasuredCase) -> float:
-    """Of the steps after the first the fastest; of a split their mean: ahead of the learners one step's time is
-    another's, and those at both ends have less to do."""
+def settled_s(steps_s: Sequence[float], config: Config, case: MeasuredCase) -> float:
+    """Seconds of the fastest step after the first; of a split, their mean, as steps overlap with `ahead`. The steps at
+    both ends have less to do and do not count."""
     ahead = config.rollout.ahead
     counted = steps_s[1 + ahead : len(steps_s) - ahead]
-    return statistics.mean(counted) if of.split_of else min(counted)
+    return statistics.mean(counted) if case.split_of else min(counted)
 
 
 async def stages(
     config: Config, roles: Roles, task: Task, rounds: int
 ) -> tuple[dict[str, float], list[list[Rollout]], list[TrainingExample]]:
-    """The fastest of the rounds after the first: each stage by itself, on a machine that others may use too."""
-    found: dict[str, list[float]] = {}
+    """Seconds of each stage by itself, the fastest of the rounds after the first, as the machine is shared.
+
+    Returns also the last round's rollout groups and examples.
+    """
+    rounds_s: dict[str, list[float]] = {}
     for turn in range(rounds + 1):
         clock = time.monotonic()
         spent: dict[str, float] = {}
@@ -169,27 +175,27 @@ async def stages(
             task.train[: config.rollout.prompts_per_step], train_sampling(config, turn)
         )
         lap("sample")
-        marked = [reward_group(group, task.reward) for group in groups]
-        taught = examples_from_siblings(marked, task.prompts, exclude_own_success=True, seed=str(turn))
+        rewarded = [reward_group(group, task.reward) for group in groups]
+        batch_examples = examples_from_siblings(rewarded, task.prompts, exclude_own_success=True, seed=str(turn))
         lap("driver")
-        supports = await roles.learners.support(taught.examples)
+        supports = await roles.learners.support(batch_examples.examples)
         lap("support")
-        scored = await roles.teacher.score(taught.examples, supports, resolve_method(config).forwards)
+        scored = await roles.teacher.score(batch_examples.examples, supports, resolve_method(config).forwards)
         lap("score")
         sizes = (config.learner.micro_batch_tokens, config.model.tree_tokens)
-        batch = pack(scored, taught.size, roles.learners.dp_size, *sizes)
+        batch = pack(scored, batch_examples.size, roles.learners.dp_size, *sizes)
         lap("driver")
         await roles.learners.step(batch)
         lap("learn")
         await roles.weights.publish(config.steps + turn + 1)
         lap("publish")
         for stage, value in spent.items() if turn else ():
-            found.setdefault(stage, []).append(value)
-    return {stage: min(values) for stage, values in found.items()}, groups, taught.examples
+            rounds_s.setdefault(stage, []).append(value)
+    return {stage: min(values) for stage, values in rounds_s.items()}, groups, batch_examples.examples
 
 
 def traffic_of(groups: Sequence[Sequence[Rollout]], examples: Sequence[TrainingExample]) -> Traffic:
-    """What a config does not say, as it was in this run."""
+    """Statistics of the data in this run."""
     rollouts = [rollout for group in groups for rollout in group]
     lengths = [len(rollout.tokens_T) for rollout in rollouts]
     by_question: dict[str, list[TrainingExample]] = {}
@@ -198,17 +204,17 @@ def traffic_of(groups: Sequence[Sequence[Rollout]], examples: Sequence[TrainingE
     own = sum(added for group in by_question.values() for _, added in new_nodes([one.student_input for one in group]))
     own -= sum(len(group[0].prompt.tokens) for group in by_question.values())
     siblings = len(examples) / len(by_question)
-    told_twice = 1 - own / sum(len(example.response_T) for example in examples)
+    repeated = 1 - own / sum(len(example.response_T) for example in examples)
     return Traffic(
         prompt_tokens=statistics.mean(len(group[0].prompt.tokens) for group in groups),
         response_tokens=statistics.mean(lengths),
         response_spread=statistics.pstdev(math.log(length) for length in lengths),
         solution_tokens=statistics.mean(len(one.privileged_tokens) - len(one.prompt.tokens) for one in examples),
         right_fraction=_right_fraction(len(examples) / len(rollouts), len(groups[0])),
-        shared_fraction=max(0.0, min(1.0, told_twice * siblings / max(siblings - 1, 1))),
+        shared_fraction=max(0.0, min(1.0, repeated * siblings / max(siblings - 1, 1))),
     )
 
 
 def _right_fraction(learned: float, size: int) -> float:
-    """Responses right, were they all alike, at which so many have a right sibling."""
+    """Fraction of right responses at which the fraction `learned` has a right sibling, with independent responses."""
     return 1 - (1 - min(learned, 0.999)) ** (1 / (size - 1))

@@ -1,6 +1,5 @@
-"""What others have published of on-policy runs on GPUs, beside the planner's figures for the same work. The planner has
-no calibration for GPUs, these systems are not this one, and what they do differs as `differs` says: a comparison of
-orders of magnitude."""
+"""Published step times of other on-policy systems on GPUs, beside the planner's predictions for the same work: a
+comparison of orders of magnitude. The planner has no calibration for GPUs, and the systems differ from this one."""
 
 from __future__ import annotations
 
@@ -10,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from demopsd_dist.config import load
-from demopsd_dist.planning.default_efficiencies import ASSUMED, STAGES
-from demopsd_dist.planning.forward_time import heaviest, learn_loads, support_loads
-from demopsd_dist.planning.hardware import DeviceCluster, fleet_of
+from demopsd_dist.planning.forward_time import learn_loads, slowest_load, support_loads
+from demopsd_dist.planning.hardware import DeviceCluster, parse_cluster
 from demopsd_dist.planning.model_shape import KNOWN
-from demopsd_dist.planning.roofline import Power
-from demopsd_dist.planning.sampling_time import sampled
-from demopsd_dist.planning.workload import Traffic, Workload, job_of
+from demopsd_dist.planning.roofline import ASSUMED, STAGES, Power
+from demopsd_dist.planning.sampling_time import sampling_time
+from demopsd_dist.planning.workload import Traffic, Workload, workload_of
 
 NODE = Path(__file__).parents[2] / "configs" / "node_8gpu.yaml"
 NEMO = "NVIDIA NeMo-RL, performance summary (GRPO, OpenMathInstruct-2, DGX H100, BF16)"
@@ -25,6 +23,8 @@ PROMPT_TOKENS = 130.0  # assumed, of a question of that data set
 
 @dataclass(frozen=True)
 class PublishedStep:
+    """Published settings and time of one step."""
+
     source: str
     model: str
     gpus: str
@@ -47,9 +47,10 @@ ROWS = (
 
 
 def published() -> Iterator[dict[str, Any]]:
+    """Rows of published and predicted step times."""
     for row in ROWS:
-        fleet = fleet_of(row.gpus)
-        seconds = planned(row, fleet)
+        cluster = parse_cluster(row.gpus)
+        seconds = planned_seconds(row, cluster)
         step_s = sum(seconds.values())
         yield {
             "source": row.source,
@@ -58,28 +59,32 @@ def published() -> Iterator[dict[str, Any]]:
             "published_step_s": row.step_s,
             "published_tokens_per_s_per_gpu": row.tokens_per_s_per_gpu,
             "planned_step_s": step_s,
-            "planned_tokens_per_s_per_gpu": row.samples * row.sequence_tokens / step_s / fleet.size,
+            "planned_tokens_per_s_per_gpu": row.samples * row.sequence_tokens / step_s / cluster.size,
             "planned_seconds": seconds,
             "ratio": step_s / row.step_s,
         }
 
 
-def planned(row: PublishedStep, fleet: DeviceCluster) -> dict[str, float]:
-    """All GPUs take part in every stage, one after the other, as these systems do on-policy: engines of several GPUs,
-    two forwards for log-probabilities (policy and reference), and training in several optimizer steps."""
-    job = _job(row)
-    engines = fleet.size // row.tensor_parallel
+def planned_seconds(row: PublishedStep, cluster: DeviceCluster) -> dict[str, float]:
+    """Predicted seconds by stage where all GPUs take part in one stage after the other, as these systems do on-policy:
+    engines of several GPUs, two forwards for log-probabilities (policy and reference), and training."""
+    workload = _workload(row)
+    engines = cluster.size // row.tensor_parallel
     sample = ASSUMED["sample"]
-    power = Power(fleet.device)
+    power = Power(cluster.device)
     seconds = dict.fromkeys(STAGES, 0.0)
-    seconds["sample"] = sample.seconds(sampled(job, Power(fleet.device, row.tensor_parallel), engines, sample).load)
+    seconds["sample"] = sample.seconds(
+        sampling_time(workload, Power(cluster.device, row.tensor_parallel), engines, sample).load
+    )
     forward, learn = ASSUMED["support"], ASSUMED["learn"]
-    seconds["support"] = 2 * forward.seconds(heaviest(support_loads(job, power, fleet.size, fleet), forward))
-    seconds["learn"] = learn.seconds(heaviest(learn_loads(job, power, fleet.size, fleet), learn))
+    seconds["support"] = 2 * forward.seconds(
+        slowest_load(support_loads(workload, power, cluster.size, cluster), forward)
+    )
+    seconds["learn"] = learn.seconds(slowest_load(learn_loads(workload, power, cluster.size, cluster), learn))
     return {stage: value for stage, value in seconds.items() if value}
 
 
-def _job(row: PublishedStep) -> Workload:
+def _workload(row: PublishedStep) -> Workload:
     traffic = Traffic(
         prompt_tokens=PROMPT_TOKENS,
         response_tokens=row.sequence_tokens - PROMPT_TOKENS,
@@ -88,7 +93,7 @@ def _job(row: PublishedStep) -> Workload:
     )
     words = ["method=grpo", f"rollout.group_size={row.group_size}", "rollout.max_response_tokens=4096"]
     words += [f"rollout.prompts_per_step={row.samples // row.group_size}", "model.tree_tokens=0"]
-    job = job_of(load(NODE, words), KNOWN[row.model], traffic)
+    workload = workload_of(load(NODE, words), KNOWN[row.model], traffic)
     return replace(
-        job, support_forward=True, checkpointing=False, engine_sequences=512, tensor_parallel=row.tensor_parallel
+        workload, support_forward=True, checkpointing=False, engine_sequences=512, tensor_parallel=row.tensor_parallel
     )

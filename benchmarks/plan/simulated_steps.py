@@ -1,6 +1,5 @@
-"""The planner's step against a discrete-event simulation: the real driver, with roles that sleep as long as planned, on
-a clock that jumps from one event to the next. No second of it is a measurement of an engine; what is checked is how the
-planner puts stages together."""
+"""Simulated step times beside the planner's: the real driver with roles that sleep for the planned seconds, on a clock
+that skips waits. No engine is measured; the comparison checks how the planner combines the stages."""
 
 from __future__ import annotations
 
@@ -46,67 +45,69 @@ DONE = {
     "evenly": [(i + 1) / 8 for i in range(8)],
     "one late": [0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 1.0],
 }
-FIVE = parse_cluster("5xh100")  # devices, one for each worker
+FIVE_GPUS = parse_cluster("5xh100")  # one for each worker
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
 
 class SkippingClock(selectors.SelectSelector):
-    """Instead of waiting for a timer it moves the clock there."""
+    """Selector that moves the clock forward instead of waiting for a timer."""
 
     now = 0.0
 
     def select(self, timeout: float | None = None) -> Any:
         if timeout is None:  # a thread is at work, and no timer is set
             return super().select(None)
-        found = super().select(0)
-        if not found:
+        events = super().select(0)
+        if not events:
             self.now += max(timeout, 0.0)
-        return found
+        return events
 
 
 class SkippingEventLoop(asyncio.SelectorEventLoop):
+    """Event loop on a skipping clock."""
+
     def __init__(self) -> None:
-        self._jumping = SkippingClock()
-        super().__init__(self._jumping)
+        self._clock = SkippingClock()
+        super().__init__(self._clock)
 
     def time(self) -> float:
-        return self._jumping.now
+        return self._clock.now
 
 
 @dataclass
-class SleepingWorkers:
-    """What the roles have to wait for each other for. On shared devices there is one pair of hands for all."""
+class WorkerLocks:
+    """Locks of the worker groups; on shared devices all roles share one."""
 
     rollouts: asyncio.Lock = field(default_factory=asyncio.Lock)
     teacher: asyncio.Lock = field(default_factory=asyncio.Lock)
     learners: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
-    def of(cls, split: Split) -> SleepingWorkers:
+    def for_split(cls, split: Split) -> WorkerLocks:
         one = asyncio.Lock()
         return cls(one, one, one) if split.shared else cls()
 
 
 @dataclass
 class SleepingRoles(Stateless):
-    """All four roles."""
+    """Stand-ins for all four roles that sleep for the planned seconds."""
 
     seconds: Mapping[str, float]
-    done: Sequence[float]  # shares of a batch's sampling at which groups are done
+    done: Sequence[float]  # shares of a batch's sampling time at which groups are done
     samples: int
-    hands: SleepingWorkers
-    waits: bool  # a publish for responses under way
+    locks: WorkerLocks
+    waits: bool  # a publish waits for responses that are being sampled
     dp_size: int = 8
     version: int = 0
-    ends: list[float] = field(default_factory=list)  # of the publishes
+    ends: list[float] = field(default_factory=list)  # times at which publishes ended
 
     async def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncIterator[tuple[int, list[Rollout]]]:
-        async with self.hands.rollouts:
-            begun, version = asyncio.get_running_loop().time(), self.version
-            for place, (prompt, share) in enumerate(zip(prompts, self.done, strict=True)):
-                end = begun + share * self.seconds["sample"]
+        async with self.locks.rollouts:
+            started, version = asyncio.get_running_loop().time(), self.version
+            for index, (prompt, share) in enumerate(zip(prompts, self.done, strict=True)):
+                end = started + share * self.seconds["sample"]
                 await asyncio.sleep(max(0.0, end - asyncio.get_running_loop().time()))
-                yield place, simulated_responses(prompt, sampling, version, 0)
+                yield index, simulated_responses(prompt, sampling, version, 0)
 
     async def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
         return [group async for _, group in self.stream(prompts, sampling)]
@@ -115,7 +116,7 @@ class SleepingRoles(Stateless):
         return {}
 
     async def support(self, examples: Sequence[TrainingExample]) -> list[Tokens]:
-        async with self.hands.learners:
+        async with self.locks.learners:
             await asyncio.sleep(self.seconds["support"] * len(examples) / self.samples)
         return [np.zeros((example.response_length_tokens, TOP_K), np.int32) for example in examples]
 
@@ -123,7 +124,7 @@ class SleepingRoles(Stateless):
         self, examples: Sequence[TrainingExample], supports_TK: Sequence[Tokens] | None, forwards: Forwards
     ) -> list[ScoredExample]:
         assert supports_TK is not None
-        async with self.hands.teacher:
+        async with self.locks.teacher:
             await asyncio.sleep(self.seconds["score"] * len(examples) / self.samples)
         return [
             ScoredExample(example, support_TK, *2 * [np.zeros((len(support_TK), TOP_K + 1), np.float32)])
@@ -131,13 +132,13 @@ class SleepingRoles(Stateless):
         ]
 
     async def step(self, batch: TrainBatch) -> StepReport:
-        async with self.hands.learners:
+        async with self.locks.learners:
             await asyncio.sleep(self.seconds["learn"] + self.seconds["driver"])
         return StepReport({"learner/loss": 0.0}, stepped=True)
 
     async def publish(self, version: int, *, moved: bool = True) -> None:
         if self.waits:
-            async with self.hands.rollouts:
+            async with self.locks.rollouts:
                 await asyncio.sleep(self.seconds["publish"])
         else:
             await asyncio.sleep(self.seconds["publish"])
@@ -151,7 +152,7 @@ class SleepingRoles(Stateless):
 def simulated_step(
     split: Split, seconds: Mapping[str, float], done: Sequence[float], task: Task, *, waits: bool, steps: int = 30
 ) -> float:
-    """Seconds from one publish to the next, in a run of the driver that has got into its stride."""
+    """Seconds from one publish to the next in a run of the driver, after warm-up."""
     words = [f"steps={steps}", f"rollout.ahead={split.ahead}", f"rollout.prompts_per_step={len(done)}"]
     words += ["evaluation.at_start=false", "leakage.every_steps=0", "checkpoint.every_steps=0"]
     config = load(DEMO, words)
@@ -159,11 +160,11 @@ def simulated_step(
 
     async def run(log: RunLog) -> SleepingRoles:
         samples = len(done) * config.rollout.group_size
-        sleeping = SleepingRoles(seconds, done, samples, SleepingWorkers.of(split), waits)
+        sleeping = SleepingRoles(seconds, done, samples, WorkerLocks.for_split(split), waits)
         roles = Roles(sleeping, sleeping, sleeping, sleeping, restart=never)
-        made = compose_run(config, roles, replace(task, test=[], ood=[]), log)
-        await train_with_recovery(made, RunState(), "started")
-        made.ledger.close()
+        simulated = compose_run(config, roles, replace(task, test=[], ood=[]), log)
+        await train_with_recovery(simulated, RunState(), "started")
+        simulated.ledger.close()
         return sleeping
 
     with TemporaryDirectory() as folder:
@@ -173,12 +174,12 @@ def simulated_step(
                 ends = loop.run_until_complete(run(log)).ends
             finally:
                 loop.close()
-    counted = ends[8 : steps - split.ahead]  # of the first and the last some have no one beside them
+    counted = ends[8 : steps - split.ahead]  # the first and the last steps have no batch beside them
     return (counted[-1] - counted[0]) / (len(counted) - 1)
 
 
 def simulations() -> Iterator[dict[str, Any]]:
-    """Some runs whose stages are of different length, beside the planner's step for each."""
+    """Rows of simulated and planned step times, for runs with stages of different lengths."""
     task = task_of(load(DEMO, ["data.minisci_train_size=256"]))
     workload = workload_of(load(DEMO), shape_of("minisci"), Traffic())
     for stages in RUNS:
@@ -186,16 +187,16 @@ def simulations() -> Iterator[dict[str, Any]]:
         for name, done in DONE.items():
             for ahead, waits in ((0, True), (1, True), (1, False)):
                 split = Split(2, 1, 2, ahead)
-                of = replace(workload, waits_on_publish=waits)
+                variant = replace(workload, waits_on_publish=waits)
                 yield {
                     "seconds": seconds,
                     "done": name,
                     "ahead": ahead,
                     "on_publish": "wait" if waits else "keep",
                     "simulated_s": simulated_step(split, seconds, done, task, waits=waits),
-                    "planned_s": step_seconds(of, split, FIVE, seconds, tuple(done)),
+                    "planned_s": step_seconds(variant, split, FIVE_GPUS, seconds, tuple(done)),
                 }
 
 
 async def never() -> None:
-    raise AssertionError("nothing dies here")
+    raise AssertionError("no simulated worker fails")

@@ -1,5 +1,5 @@
-"""A step's batch, drawn: lengths of responses, who is learned from, and the rows and padded_batches that the run's own
-packing makes of them. Nothing random but a fixed seed: the same job is always the same batch."""
+"""A drawn step batch: lengths of responses, the responses that are learned from, and their rows and micro-batches, laid
+out by the run's own packing. The seed is fixed: the same workload always gives the same batch."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from demopsd_dist.planning.workload import Traffic, Workload
 
 @dataclass(frozen=True)
 class DrawnResponse:
+    """One response, by its length alone."""
+
     group: int
     sample: int
     tokens: int
@@ -26,13 +28,13 @@ class DrawnResponse:
 
 @dataclass(frozen=True)
 class DrawnBatch:
-    """Rows of one forward, padded to the longest: `rows` lines of `length` tokens, `predicted` of them by the head."""
+    """Rows of one forward: `rows` rows padded to `length` tokens; the head predicts `predicted` tokens of them."""
 
     rows: int
     length: int
     responses: int
     predicted: int
-    masked: bool  # several responses in a row: attention looks at all pairs, else at half of them
+    masked: bool  # several responses in a row: attention computes all pairs, else half of them
 
     @property
     def tokens(self) -> int:
@@ -40,24 +42,24 @@ class DrawnBatch:
 
 
 @lru_cache(maxsize=64)
-def responses(job: Workload) -> tuple[DrawnResponse, ...]:
-    """All responses of a step, group after group."""
+def draw_responses(workload: Workload) -> tuple[DrawnResponse, ...]:
+    """Draw all responses of a step, group after group."""
     random_of = random.Random(0)
-    lengths = lengths_of(job.traffic, job.samples, job.max_response_tokens)
-    found = []
-    for group in range(job.prompts):
-        right = [i for i in range(job.group_size) if random_of.random() < job.traffic.right_fraction]
-        for sample in range(job.group_size):
+    lengths = draw_lengths(workload.traffic, workload.samples, workload.max_response_tokens)
+    drawn = []
+    for group in range(workload.prompts):
+        right = [i for i in range(workload.group_size) if random_of.random() < workload.traffic.right_fraction]
+        for sample in range(workload.group_size):
             others = [i for i in right if i != sample]
             solution = random_of.choice(others) if others else None
-            if not job.shows_solutions:  # learned from by advantage, as long as rewards differ
-                solution = sample if 0 < len(right) < job.group_size else None
-            found.append(DrawnResponse(group, sample, lengths[group * job.group_size + sample], solution))
-    return tuple(found)
+            if not workload.shows_solutions:  # learned from by advantage, as long as rewards differ
+                solution = sample if 0 < len(right) < workload.group_size else None
+            drawn.append(DrawnResponse(group, sample, lengths[group * workload.group_size + sample], solution))
+    return tuple(drawn)
 
 
-def lengths_of(traffic: Traffic, count: int, longest: int) -> list[int]:
-    """Log-normal, cut at `longest`, with the mean of the traffic after the cut."""
+def draw_lengths(traffic: Traffic, count: int, longest: int) -> list[int]:
+    """Draw log-normal lengths in tokens, cut at `longest`; their mean after the cut is that of the traffic."""
     draws = np.random.default_rng(0).standard_normal(count)
     mean = min(traffic.response_tokens, longest)
     low, high = math.log(max(mean, 1.0)) - 5.0, math.log(max(mean, 1.0)) + 5.0
@@ -68,54 +70,57 @@ def lengths_of(traffic: Traffic, count: int, longest: int) -> list[int]:
     return [max(1, round(value)) for value in np.minimum(np.exp(low + traffic.response_spread * draws), longest)]
 
 
-def learned(job: Workload) -> list[DrawnResponse]:
-    return [response for response in responses(job) if response.solution is not None]
+def learned_responses(workload: Workload) -> list[DrawnResponse]:
+    """Responses that are learned from."""
+    return [response for response in draw_responses(workload) if response.solution is not None]
 
 
 @dataclass(frozen=True)
 class DrawnLayout(RowLayout[DrawnResponse]):
-    """Rows as the run's `RowLayout` cuts them, from lengths alone: siblings share the prompt, the solution where they see
-    the same one, and the beginning of the response."""
+    """Row layout of the run from lengths alone: siblings share the prompt, the solution where it is the same one, and
+    the beginning of the response."""
 
-    job: Workload
-    solution: int  # tokens of it in a row; 0 for what the student sees
+    workload: Workload
+    solution: int  # its tokens in a row; 0 in the student's rows
 
     def _cut(self, group: list[DrawnResponse], bound: int) -> list[Row[DrawnResponse]]:
-        prompt = round(self.job.traffic.prompt_tokens)
+        prompt = round(self.workload.traffic.prompt_tokens)
         rows: list[Row[DrawnResponse]] = []
         before: DrawnResponse | None = None
         for item in sorted(group, key=lambda item: (self.solution and item.solution, item.sample)):
-            whole = prompt + self.solution + item.tokens - 1  # the last token is predicted, and goes into nothing
+            total = prompt + self.solution + item.tokens - 1  # the last token is predicted, and is no input
             shared = prompt
             if before is not None and (not self.solution or before.solution == item.solution):
-                alike = round(self.job.traffic.shared_fraction * min(item.tokens, before.tokens))
+                alike = round(self.workload.traffic.shared_fraction * min(item.tokens, before.tokens))
                 shared += self.solution + min(alike, item.tokens - 1)
             before = item
-            if rows and rows[-1].tokens + whole - shared <= bound:
-                rows[-1] = Row((*rows[-1].items, item), rows[-1].tokens + whole - shared)
+            if rows and rows[-1].tokens + total - shared <= bound:
+                rows[-1] = Row((*rows[-1].items, item), rows[-1].tokens + total - shared)
             else:
-                rows.append(Row((item,), whole))
+                rows.append(Row((item,), total))
         return rows
 
 
-def student_rows(job: Workload) -> DrawnLayout:
-    return _layout(job, 0)
+def student_layout(workload: Workload) -> DrawnLayout:
+    """Row layout of the student's and the reference's prompts."""
+    return _layout(workload, 0)
 
 
-def teacher_rows(job: Workload) -> DrawnLayout:
-    room = job.max_privileged_tokens - round(job.traffic.prompt_tokens)
-    return _layout(job, max(0, min(round(job.traffic.solution_tokens), room)))
+def teacher_layout(workload: Workload) -> DrawnLayout:
+    """Row layout of the privileged prompts; a solution is cut to `privileged.max_tokens`."""
+    longest = workload.max_privileged_tokens - round(workload.traffic.prompt_tokens)
+    return _layout(workload, max(0, min(round(workload.traffic.solution_tokens), longest)))
 
 
-def _layout(job: Workload, solution: int) -> DrawnLayout:
-    def unread(item: DrawnResponse) -> Tokens:
+def _layout(workload: Workload, solution: int) -> DrawnLayout:
+    def no_tokens(item: DrawnResponse) -> Tokens:
         raise AssertionError("a drawn response has no tokens")
 
-    return DrawnLayout(lambda item: item.group, unread, job.tree_tokens, job, solution)
+    return DrawnLayout(lambda item: item.group, no_tokens, workload.tree_tokens, workload, solution)
 
 
-def batches(rows: Sequence[Row[DrawnResponse]], padded_tokens: int) -> list[DrawnBatch]:
-    """The padded_batches of one worker."""
+def micro_batches(rows: Sequence[Row[DrawnResponse]], padded_tokens: int) -> list[DrawnBatch]:
+    """Micro-batches of one worker."""
     return [
         DrawnBatch(
             rows=len(padded_batch),
@@ -129,18 +134,19 @@ def batches(rows: Sequence[Row[DrawnResponse]], padded_tokens: int) -> list[Draw
 
 
 @lru_cache(maxsize=256)
-def learner_batches(job: Workload, ranks: int) -> tuple[tuple[DrawnBatch, ...], ...]:
-    """Of every rank, as the driver packs them."""
-    dealt = assign_rows(learned(job), student_rows(job), ranks)
-    return tuple(tuple(batches(rows, job.micro_batch_tokens)) for rows in dealt)
+def learner_batches(workload: Workload, ranks: int) -> tuple[tuple[DrawnBatch, ...], ...]:
+    """Micro-batches of every rank, as the driver packs them."""
+    assigned = assign_rows(learned_responses(workload), student_layout(workload), ranks)
+    return tuple(tuple(micro_batches(rows, workload.micro_batch_tokens)) for rows in assigned)
 
 
 @lru_cache(maxsize=256)
-def teacher_batches(job: Workload, replicas: int, *, privileged: bool) -> tuple[tuple[DrawnBatch, ...], ...]:
-    """Of every replica: siblings go to one by the student's rows, and are laid out by what the teacher sees."""
-    layout = teacher_rows(job) if privileged else student_rows(job)
-    dealt = assign_rows(learned(job), student_rows(job), replicas)
+def teacher_batches(workload: Workload, replicas: int, *, privileged: bool) -> tuple[tuple[DrawnBatch, ...], ...]:
+    """Micro-batches of every replica: assigned by the student's rows, so that siblings stay together, then laid out
+    with the prompts that this forward has."""
+    layout = teacher_layout(workload) if privileged else student_layout(workload)
+    assigned = assign_rows(learned_responses(workload), student_layout(workload), replicas)
     return tuple(
-        tuple(batches(layout.rows([item for row in rows for item in row.items]), job.teacher_batch_tokens))
-        for rows in dealt
+        tuple(micro_batches(layout.rows([item for row in rows for item in row.items]), workload.teacher_batch_tokens))
+        for rows in assigned
     )

@@ -1,4 +1,4 @@
-"""Support, scoring and learning: forwards over rows, with or without a backward, and the optimizer's step."""
+"""Work of support, scoring and learning: forwards over rows, with or without a backward, and the optimizer's step."""
 
 from __future__ import annotations
 
@@ -10,103 +10,118 @@ from demopsd_dist.planning.hardware import GB, DeviceCluster
 from demopsd_dist.planning.roofline import Coefficients, Load, Power
 from demopsd_dist.planning.workload import ELEMENT_BYTES, Workload
 
-LAYER_PASSES = 24  # over the hidden states of a layer, beside its products; torch writes every intermediate result
+LAYER_PASSES = (
+    24  # over the hidden states of a layer, beside its products; torch writes every intermediate result to memory
+)
 ATOM_PASSES = 6  # over float32 logits: temperature, normaliser, the tail's own, top k or gather
 LOSS_PASSES = 8  # the same in the fused loss, up to the gradient
-SLICE_TOKENS = {"cpu": 128, "cuda": 1024}  # of the fused loss, as the objective has them
-OPTIMIZER_BYTES = 92.0  # of a parameter, by torch's AdamW and clipping: an operation a pass, each reads and writes
-PACKED_BYTES = 4.0  # of a parameter and product: kernels of a CPU bring weights into their own order each time
+SLICE_TOKENS = {"cpu": 128, "cuda": 1024}  # of the fused loss, equal to the objective's
+OPTIMIZER_BYTES = 92.0  # a parameter, in torch's AdamW and clipping: one pass per operation, each reads and writes
+PACKED_BYTES = 4.0  # a parameter and product: CPU kernels repack the weights for every product
 GRADIENT_BYTES = 16.0  # of a parameter and micro-batch: its gradient written, and added to those before
 
 
 def slice_tokens(power: Power) -> int:
-    """Of the fused loss."""
+    """Tokens of one slice of the fused loss on this device."""
     return SLICE_TOKENS["cpu" if power.device.shared else "cuda"]
 
 
-def heaviest(loads: Sequence[Load], coefficients: Coefficients) -> Load:
+def slowest_load(loads: Sequence[Load], coefficients: Coefficients) -> Load:
+    """Load of the worker that takes longest."""
     return max(loads, key=coefficients.seconds, default=Load())
 
 
 @lru_cache(maxsize=256)
-def support_loads(job: Workload, power: Power, ranks: int, fleet: DeviceCluster) -> tuple[Load, ...]:
-    """By rank; nothing where the teacher or the engine names the support."""
-    if not job.support_forward:
+def support_loads(workload: Workload, power: Power, ranks: int, cluster: DeviceCluster) -> tuple[Load, ...]:
+    """Loads of the support's forward, by rank; none where the teacher or the engine chooses the support."""
+    if not workload.support_forward:
         return ()
-    shards = learner_batches(job, ranks)
-    gathered = Load(sent_s=gathered_s(job, ranks, fleet) * max(map(len, shards)))
+    shards = learner_batches(workload, ranks)
+    gathered = Load(sent_s=gather_s(workload, ranks, cluster) * max(map(len, shards)))
     return tuple(
-        _counted(job, [_forward(job, power, job.precision, batch, passes=2.0) for batch in rank], rank) + gathered
+        _with_calls(
+            workload, [_forward(workload, power, workload.precision, batch, passes=2.0) for batch in rank], rank
+        )
+        + gathered
         for rank in shards
     )
 
 
 @lru_cache(maxsize=256)
-def score_loads(job: Workload, power: Power, workers: int, fleet: DeviceCluster, shards: int = 1) -> tuple[Load, ...]:
-    """By worker. The copies are in float32. Those who share one gather layers and embedding at every
-    forward; the head stays."""
+def score_loads(
+    workload: Workload, power: Power, workers: int, cluster: DeviceCluster, shards: int = 1
+) -> tuple[Load, ...]:
+    """Loads of scoring, by worker, with float32 copies. Workers that share a copy gather its layers and embedding in
+    every forward; the head stays on each."""
     loads = [Load()] * workers
     if not workers:
         return ()
-    shape = job.shape
-    gathered_s = _moved_s(4.0 * (shape.stored + (0 if shape.tied else shape.head)), shards, fleet)
-    for privileged, times in ((False, job.reference_forwards), (True, job.teacher_forwards)):
-        of_each = teacher_batches(job, workers, privileged=privileged)
-        together = Load(sent_s=gathered_s * max(map(len, of_each)))
-        for worker, batches in enumerate(of_each):
-            forwards = [_forward(job, power, job.teacher_precision, batch, passes=ATOM_PASSES) for batch in batches]
+    shape = workload.shape
+    gathered_s = _ring_s(4.0 * (shape.stored + (0 if shape.tied else shape.head)), shards, cluster)
+    for privileged, times in ((False, workload.reference_forwards), (True, workload.teacher_forwards)):
+        batches_by_worker = teacher_batches(workload, workers, privileged=privileged)
+        exchange = Load(sent_s=gathered_s * max(map(len, batches_by_worker)))
+        for worker, batches in enumerate(batches_by_worker):
+            forwards = [
+                _forward(workload, power, workload.teacher_precision, batch, passes=ATOM_PASSES) for batch in batches
+            ]
             for _ in range(times):
-                loads[worker] += _counted(job, forwards, batches) + together
+                loads[worker] += _with_calls(workload, forwards, batches) + exchange
     return tuple(loads)
 
 
 @lru_cache(maxsize=256)
-def learn_loads(job: Workload, power: Power, ranks: int, fleet: DeviceCluster) -> tuple[Load, ...]:
-    """By rank: forward and backward of every micro-batch, gradients and weights to and from the others, one step."""
-    shards = learner_batches(job, ranks)
-    sent_s = _exchanged_s(job, ranks, fleet, max(map(len, shards)))
-    together = Load(weights_s=_optimizer_s(job, power, ranks), sent_s=sent_s, calls=1)
+def learn_loads(workload: Workload, power: Power, ranks: int, cluster: DeviceCluster) -> tuple[Load, ...]:
+    """Loads of learning, by rank: forward and backward of every micro-batch, the exchange of gradients and weights, and
+    one optimizer step."""
+    shards = learner_batches(workload, ranks)
+    sent_s = _communication_s(workload, ranks, cluster, max(map(len, shards)))
+    once = Load(weights_s=_optimizer_s(workload, power, ranks), sent_s=sent_s, calls=1)
     return tuple(
-        _counted(job, [_forward_backward(job, power, batch) for batch in shard], shard) + together for shard in shards
+        _with_calls(workload, [_forward_backward(workload, power, batch) for batch in shard], shard) + once
+        for shard in shards
     )
 
 
-def _counted(job: Workload, forwards: Sequence[Load], batches: Sequence[DrawnBatch]) -> Load:
+def _with_calls(workload: Workload, forwards: Sequence[Load], batches: Sequence[DrawnBatch]) -> Load:
+    """Sum of the forwards' loads, with their counts of calls, layers and responses."""
     calls = len(batches)
     responses = sum(batch.responses for batch in batches)
-    return sum(forwards, Load(calls=calls, layers=calls * job.shape.layers, items=responses))
+    return sum(forwards, Load(calls=calls, layers=calls * workload.shape.layers, items=responses))
 
 
-def _forward(job: Workload, power: Power, precision: str, batch: DrawnBatch, *, passes: float) -> Load:
+def _forward(workload: Workload, power: Power, precision: str, batch: DrawnBatch, *, passes: float) -> Load:
     size = ELEMENT_BYTES[precision]
-    shape = job.shape
+    shape = workload.shape
     logits = 4.0 * batch.predicted * shape.vocabulary
     head = power.seconds(precision, 2.0 * shape.head * batch.predicted, shape.head * size + logits)
-    return _layers(job, power, precision, batch, products=1) + Load(
+    return _layers(workload, power, precision, batch, products=1) + Load(
         float(head + power.seconds("float32", 0.0, passes * logits))
     )
 
 
-def _forward_backward(job: Workload, power: Power, batch: DrawnBatch) -> Load:
-    """A backward is two forwards: gradients of what went in, and of the weights where these are trained; attention has
-    none. With checkpointing the layers run a third time."""
-    shape, size = job.shape, job.element_bytes
+def _forward_backward(workload: Workload, power: Power, batch: DrawnBatch) -> Load:
+    """Load of a forward and a backward. The backward is two forwards, for gradients of inputs and of trained weights
+    (attention has no weights); with activation checkpointing the layers run once more."""
+    shape, size = workload.shape, workload.element_bytes
     slices = -(-batch.predicted // slice_tokens(power))
-    gradient = 2.0 * 4 * shape.head if job.precision == "float32" else (2.0 * 4 + 2 * size) * shape.head
-    products = 2 if job.adapters else 3
-    head_bytes = slices * (products * size * shape.head + (0.0 if job.adapters else gradient))
-    again = int(job.checkpointing)
-    layers = _layers(job, power, job.precision, batch, products=products + again, attentions=3 + again)
-    adapters = power.seconds(job.precision, 6.0 * job.adapters * batch.tokens, 0.0)
-    gradients = power.seconds("float32", 0.0, GRADIENT_BYTES * job.trained)
-    head = power.seconds(job.precision, 2.0 * products * shape.head * batch.predicted, head_bytes)
+    gradient = 2.0 * 4 * shape.head if workload.precision == "float32" else (2.0 * 4 + 2 * size) * shape.head
+    products = 2 if workload.adapters else 3
+    head_bytes = slices * (products * size * shape.head + (0.0 if workload.adapters else gradient))
+    again = int(workload.checkpointing)
+    layers = _layers(workload, power, workload.precision, batch, products=products + again, attentions=3 + again)
+    adapters = power.seconds(workload.precision, 6.0 * workload.adapters * batch.tokens, 0.0)
+    gradients = power.seconds("float32", 0.0, GRADIENT_BYTES * workload.trained)
+    head = power.seconds(workload.precision, 2.0 * products * shape.head * batch.predicted, head_bytes)
     loss = power.seconds("float32", 0.0, 4.0 * LOSS_PASSES * batch.predicted * shape.vocabulary)
     return layers + Load(float(adapters + head + loss), weights_s=float(gradients))
 
 
-def _layers(job: Workload, power: Power, precision: str, batch: DrawnBatch, products: int, attentions: int = 1) -> Load:
-    """So many times what a forward takes. A mask is looked at in full; without one half of the pairs are."""
-    shape, size = job.shape, ELEMENT_BYTES[precision]
+def _layers(
+    workload: Workload, power: Power, precision: str, batch: DrawnBatch, products: int, attentions: int = 1
+) -> Load:
+    """Load of the layers for several forwards. Attention computes all pairs with a mask, half of them without."""
+    shape, size = workload.shape, ELEMENT_BYTES[precision]
     pairs = batch.rows * batch.length**2 / (1 if batch.masked else 2)
     weights = power.seconds(precision, 2.0 * shape.active * batch.tokens, float(shape.stored * size))
     attention = power.seconds(precision, float(shape.pair_flops) * pairs, 0.0)
@@ -115,29 +130,30 @@ def _layers(job: Workload, power: Power, precision: str, batch: DrawnBatch, prod
     return Load(products * float(weights + rest), attentions * float(attention), products * float(packed))
 
 
-def _optimizer_s(job: Workload, power: Power, ranks: int) -> float:
-    """AdamW over a rank's own part of what is trained, or over all of it at stage 0."""
-    own = job.trained / (ranks if job.zero_stage else 1)
+def _optimizer_s(workload: Workload, power: Power, ranks: int) -> float:
+    """Seconds of AdamW over a rank's shard of the trained parameters; over all of them at ZeRO stage 0."""
+    own = workload.trained / (ranks if workload.zero_stage else 1)
     return float(power.seconds("float32", 0.0, OPTIMIZER_BYTES * own))
 
 
-def _exchanged_s(job: Workload, ranks: int, fleet: DeviceCluster, micro_batches: int) -> float:
-    """Ring collectives: each moves (n - 1)/n of the tensors through the slowest link of a rank.
+def _communication_s(workload: Workload, ranks: int, cluster: DeviceCluster, micro_batches: int) -> float:
+    """Seconds of a step's ring collectives: each moves (n - 1)/n of the tensors through the slowest link of a rank.
 
     Stages 0 and 1 reduce gradients once a step, stage 2 after every micro-batch; 1 and 2 gather the weights once. Stage
     3 gathers them for the forward and the backward of every micro-batch, and reduces gradients after it.
     """
-    times = {0: 2, 1: 2, 2: micro_batches + 1, 3: micro_batches}[job.zero_stage]
-    reduced_s = times * _moved_s(job.trained * job.element_bytes, ranks, fleet)
-    return reduced_s + 2 * micro_batches * gathered_s(job, ranks, fleet)
+    times = {0: 2, 1: 2, 2: micro_batches + 1, 3: micro_batches}[workload.zero_stage]
+    reduced_s = times * _ring_s(workload.trained * workload.element_bytes, ranks, cluster)
+    return reduced_s + 2 * micro_batches * gather_s(workload, ranks, cluster)
 
 
-def gathered_s(job: Workload, ranks: int, fleet: DeviceCluster) -> float:
-    """All weights, once: before anything is computed or published at stage 3, else never."""
-    return _moved_s(job.weights_bytes, ranks, fleet) if job.zero_stage == 3 else 0.0
+def gather_s(workload: Workload, ranks: int, cluster: DeviceCluster) -> float:
+    """Seconds to gather all weights once, as ZeRO stage 3 does before computing or publishing; 0 at other stages."""
+    return _ring_s(workload.weights_bytes, ranks, cluster) if workload.zero_stage == 3 else 0.0
 
 
-def _moved_s(size: float, ranks: int, fleet: DeviceCluster) -> float:
-    device = fleet.device
-    rate = device.link_gb_per_s if ranks <= fleet.per_node else min(device.link_gb_per_s, device.network_gb_per_s)
+def _ring_s(size: float, ranks: int, cluster: DeviceCluster) -> float:
+    """Seconds of one ring collective over `size` bytes."""
+    device = cluster.device
+    rate = device.link_gb_per_s if ranks <= cluster.per_node else min(device.link_gb_per_s, device.network_gb_per_s)
     return (ranks - 1) / ranks * size / (rate * GB)

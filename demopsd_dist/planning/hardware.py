@@ -1,5 +1,5 @@
-"""What devices can do at best, and how many there are. Figures are of the vendors' data sheets, dense, of the SXM
-boards where there are several; what a run reaches of them is for the efficiencies to say."""
+"""Table of devices with their peak rates, and the cluster to plan for. Rates are from the vendors' data sheets, dense,
+of the SXM boards where there are several; `roofline.py` has the share of them that a run reaches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEVICES_PER_NODE = 8
 
 @dataclass(frozen=True)
 class Device:
-    """One GPU, or one core of a CPU. Rates are each way; those of links and network are a device's share."""
+    """One GPU, or one CPU core. Rates are in one direction; link and network rates are one device's share."""
 
     name: str
     memory_gib: float  # usable, as the driver reports it
@@ -27,7 +27,7 @@ class Device:
     link_gb_per_s: float  # to another device of the node
     host_gb_per_s: float  # to the node's memory
     network_gb_per_s: float  # to another node
-    shared: bool = False  # its memory is the node's: all devices of it together have `memory_gib`
+    shared: bool = False  # CPU cores: all cores of the node together have `memory_gib`
 
     def flops(self, precision: str) -> float:
         return {"bfloat16": self.bfloat16_tflops, "tf32": self.tf32_tflops, "float32": self.float32_tflops}[
@@ -35,7 +35,7 @@ class Device:
         ] * 1e12
 
 
-# float32 is that of the plain units: PyTorch does not round operands to TF32 unless it is told to.
+# float32 is without tensor cores: PyTorch does not round operands to TF32 unless this is switched on.
 # H100, H200: NVIDIA H100 and H200 data sheets. A100 80GB: NVIDIA A100 data sheet. L40S: NVIDIA L40S data sheet.
 # H20: NVIDIA H20 figures as resellers print them (the paper's board). PCIe 5 and 4 x16: 64 and 32 GB/s each way.
 # Network: a DGX H100 has 400 Gb/s for each GPU, a DGX A100 200 Gb/s; for the L40S 100 Gb/s is an assumption.
@@ -53,7 +53,7 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class DeviceCluster:
-    """`nodes` alike, each with `per_node` devices."""
+    """Equal nodes, each with `per_node` devices."""
 
     device: Device
     nodes: int
@@ -64,30 +64,30 @@ class DeviceCluster:
         return self.nodes * self.per_node
 
 
-def fleet_of(text: str, measured: Mapping[str, Device] | None = None) -> DeviceCluster:
-    """`8xh100`, `4x8xh100` (nodes, devices a node, kind) or `2xcpu`. More than eight without nodes are eight a node.
+def parse_cluster(text: str, measured: Mapping[str, Device] | None = None) -> DeviceCluster:
+    """Parse `8xh100`, `4x8xh100` (nodes, devices a node, kind) or `2xcpu`. More than eight devices are eight a node.
 
     Args:
-        measured: devices that a calibration brings along, by name; `cpu` is known from one alone.
+        measured: devices of a calibration, by name; `cpu` is known only from one.
 
     Raises:
-        ConfigError: not of that form, or a kind that is in no table.
+        ConfigError: not of that form, or an unknown device.
     """
-    known = {**DEVICES, **(measured or {})}
-    found = re.fullmatch(r"(?:(\d+)x)?(\d+)x([a-z]\w*)", text.lower())
-    if not found or not int(found[2]) or (found[1] and not int(found[1])):
+    devices = {**DEVICES, **(measured or {})}
+    match = re.fullmatch(r"(?:(\d+)x)?(\d+)x([a-z]\w*)", text.lower())
+    if not match or not int(match[2]) or (match[1] and not int(match[1])):
         raise ConfigError(f"--gpus {text}: write 8xh100, or 4x8xh100 for 4 nodes with 8 each.")
-    if found[3] not in known:
-        hint = " A cpu is known only from a calibration: add --calibrate FILE.json." if found[3] == "cpu" else ""
-        raise ConfigError(f"--gpus {text}: no figures for {found[3]}; there are some for {', '.join(known)}.{hint}")
-    device, count = known[found[3]], int(found[2])
-    if found[1]:
-        return DeviceCluster(device, int(found[1]), count)
+    if match[3] not in devices:
+        hint = " A cpu is known only from a calibration: add --calibrate FILE.json." if match[3] == "cpu" else ""
+        raise ConfigError(f"--gpus {text}: no rates are known for {match[3]}, only for {', '.join(devices)}.{hint}")
+    device, count = devices[match[3]], int(match[2])
+    if match[1]:
+        return DeviceCluster(device, int(match[1]), count)
     if device.shared or count <= DEVICES_PER_NODE:
         return DeviceCluster(device, 1, count)
     if count % DEVICES_PER_NODE:
         raise ConfigError(
-            f"--gpus {text}: {count} are no whole number of nodes with {DEVICES_PER_NODE}. "
-            f"Write NODESxPERNODEx{found[3]}."
+            f"--gpus {text}: {count} is not a multiple of {DEVICES_PER_NODE} devices a node. "
+            f"Write NODESxPERNODEx{match[3]}."
         )
     return DeviceCluster(device, count // DEVICES_PER_NODE, DEVICES_PER_NODE)

@@ -1,7 +1,8 @@
-"""Steps that overlap, played through: batches are sampled and scored while the learners learn from the one before.
+"""Step time where steps overlap: batches are sampled and scored while the learners learn from the one before.
 
-A small discrete-event simulation. A process is a generator; it yields seconds to pass, a pair of hands to wait for, or
-a `SimulatedSignal`. It is written after `driver.py`, `queue.py` and `scoring.py`, and `benchmarks/plan/compare_plans.py` holds it against them.
+A small discrete-event simulation. A process is a generator; it yields seconds to pass, a worker group to acquire, or a
+signal to wait for. It follows `training/loop.py`, `training/prefetch.py` and `training/coalesce.py`;
+`benchmarks/plan/compare_plans.py` compares it with a run of the real driver.
 """
 
 from __future__ import annotations
@@ -12,21 +13,23 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 STEPS = 24
-SETTLED = 8  # steps until those before and after are alike
-SHOWN_GROUPS = 16  # that stand for all of a batch
+WARMUP_STEPS = 8  # steps until step times repeat
+SIMULATED_GROUPS = 16  # groups that represent a whole batch
 
 
 @dataclass
 class SimulatedWorkers:
-    """One at a time; first come, first served."""
+    """A worker group that one process uses at a time, in order of arrival."""
 
-    taken: bool = False
+    busy: bool = False
     queue: deque[Process] = field(default_factory=deque)
 
 
 @dataclass
 class SimulatedSignal:
-    given: bool = False
+    """An event that processes wait for; it fires once."""
+
+    fired: bool = False
     waiting: list[Process] = field(default_factory=list)
 
 
@@ -34,6 +37,8 @@ Process = Generator["float | SimulatedWorkers | SimulatedSignal", None, None]
 
 
 class SimulatedClock:
+    """Event loop: a clock and the processes that are due."""
+
     def __init__(self) -> None:
         self.now = 0.0
         self._due: list[tuple[float, int, Process]] = []
@@ -46,41 +51,41 @@ class SimulatedClock:
     def run(self) -> None:
         while self._due:
             self.now, _, process = heapq.heappop(self._due)
-            self._on(process)
+            self._advance(process)
 
-    def release(self, hands: SimulatedWorkers) -> None:
-        if hands.queue:
-            self.start(hands.queue.popleft())
+    def release(self, workers: SimulatedWorkers) -> None:
+        if workers.queue:
+            self.start(workers.queue.popleft())
         else:
-            hands.taken = False
+            workers.busy = False
 
-    def give(self, signal: SimulatedSignal) -> None:
-        signal.given = True
+    def fire(self, signal: SimulatedSignal) -> None:
+        signal.fired = True
         for process in signal.waiting:
             self.start(process)
         signal.waiting.clear()
 
-    def _on(self, process: Process) -> None:
-        """Let it go on until it has to wait."""
-        for wanted in process:
-            match wanted:
-                case SimulatedWorkers() if not wanted.taken:
-                    wanted.taken = True
+    def _advance(self, process: Process) -> None:
+        """Run a process until it has to wait."""
+        for request in process:
+            match request:
+                case SimulatedWorkers() if not request.busy:
+                    request.busy = True
                 case SimulatedWorkers():
-                    wanted.queue.append(process)
+                    request.queue.append(process)
                     return
-                case SimulatedSignal() if wanted.given:
+                case SimulatedSignal() if request.fired:
                     pass
                 case SimulatedSignal():
-                    wanted.waiting.append(process)
+                    request.waiting.append(process)
                     return
                 case _:
-                    self.start(process, wanted)
+                    self.start(process, request)
                     return
 
 
 class SimulatedRun:
-    """A run's batches, its scoring and its loop, with a pair of hands for each role."""
+    """A run's batches, its scoring and its training loop, with one worker group for each role."""
 
     def __init__(self, seconds: Mapping[str, float], done: Sequence[float], ahead: int, waits: bool) -> None:
         self.clock = SimulatedClock()
@@ -89,40 +94,40 @@ class SimulatedRun:
         self._scored = [SimulatedSignal() for _ in range(STEPS)]
         self.published: list[float] = []
 
-    def play(self) -> None:
+    def simulate(self) -> None:
         for step in range(self._ahead + 1):
-            self.clock.start(self._batch(step))
-        self.clock.start(self._loop())
+            self.clock.start(self._sample_batch(step))
+        self.clock.start(self._train())
         self.clock.run()
 
-    def _batch(self, step: int) -> Process:
-        come = deque[SimulatedSignal](SimulatedSignal() for _ in self._done)
-        self.clock.start(self._scoring(step, come))
+    def _sample_batch(self, step: int) -> Process:
+        arrivals = deque[SimulatedSignal](SimulatedSignal() for _ in self._done)
+        self.clock.start(self._score_batch(step, arrivals))
         yield self._engines
-        begun = self.clock.now
-        for share, signal in zip(self._done, tuple(come), strict=True):
-            yield max(0.0, begun + share * self._seconds["sample"] - self.clock.now)
-            self.clock.give(signal)
+        started = self.clock.now
+        for share, signal in zip(self._done, tuple(arrivals), strict=True):
+            yield max(0.0, started + share * self._seconds["sample"] - self.clock.now)
+            self.clock.fire(signal)
         self.clock.release(self._engines)
 
-    def _scoring(self, step: int, come: deque[SimulatedSignal]) -> Process:
-        """One call at a time, each on all that has come since."""
-        groups = len(come)
-        while come:
-            yield come[0]
-            yield 0.0  # what comes together goes together
-            taken = 0
-            while come and come[0].given:
-                come.popleft()
-                taken += 1
-            for stage, hands in (("support", self._learners), ("score", self._teacher)):
+    def _score_batch(self, step: int, arrivals: deque[SimulatedSignal]) -> Process:
+        """Score a batch, one call at a time, each on all groups that arrived since the last."""
+        groups = len(arrivals)
+        while arrivals:
+            yield arrivals[0]
+            yield 0.0  # groups that arrive together go into one call
+            count = 0
+            while arrivals and arrivals[0].fired:
+                arrivals.popleft()
+                count += 1
+            for stage, workers in (("support", self._learners), ("score", self._teacher)):
                 if self._seconds[stage]:
-                    yield hands
-                    yield self._seconds[stage] * taken / groups
-                    self.clock.release(hands)
-        self.clock.give(self._scored[step])
+                    yield workers
+                    yield self._seconds[stage] * count / groups
+                    self.clock.release(workers)
+        self.clock.fire(self._scored[step])
 
-    def _loop(self) -> Process:
+    def _train(self) -> Process:
         for step in range(STEPS):
             yield self._scored[step]
             yield self._learners
@@ -135,20 +140,21 @@ class SimulatedRun:
                 self.clock.release(self._engines)
             self.published.append(self.clock.now)
             if step + self._ahead + 1 < STEPS:
-                self.clock.start(self._batch(step + self._ahead + 1))
+                self.clock.start(self._sample_batch(step + self._ahead + 1))
 
 
 def overlapped_step_s(seconds: Mapping[str, float], done: Sequence[float], ahead: int, waits: bool) -> float:
-    """From one publish to the next, once the run has got into its stride.
+    """Seconds from one publish to the next, after warm-up.
 
     Args:
-        seconds: by stage, each by itself; `sample` and `score` of a whole batch.
+        seconds: of each stage by itself; `sample` and `score` of a whole batch.
         done: shares of `sample` at which its groups are done, rising.
+        ahead: batches sampled ahead of the learners.
         waits: a publish waits for the responses that are being sampled.
     """
-    few = min(SHOWN_GROUPS, len(done))
-    shown = [done[(i + 1) * len(done) // few - 1] for i in range(few)]
-    run = SimulatedRun(seconds, shown, ahead, waits)
-    run.play()
-    counted = run.published[SETTLED : STEPS - ahead]  # the last have no batch beside them
+    groups = min(SIMULATED_GROUPS, len(done))
+    thinned = [done[(i + 1) * len(done) // groups - 1] for i in range(groups)]
+    run = SimulatedRun(seconds, thinned, ahead, waits)
+    run.simulate()
+    counted = run.published[WARMUP_STEPS : STEPS - ahead]  # the last steps have no batch beside them
     return (counted[-1] - counted[0]) / (len(counted) - 1)

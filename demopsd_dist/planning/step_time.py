@@ -1,4 +1,4 @@
-"""A step: the stages put together as the driver does, with prompts ahead of the learners or without."""
+"""Plan of one split: seconds of each stage, and of a step that combines the stages as the driver does."""
 
 from __future__ import annotations
 
@@ -6,125 +6,146 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from demopsd_dist.planning.default_efficiencies import STAGES, Calibration
-from demopsd_dist.planning.forward_time import heaviest, learn_loads, score_loads, support_loads
-from demopsd_dist.planning.hardware import DeviceCluster
-from demopsd_dist.planning.memory_by_role import Footprint, footprints, shortfalls
+from demopsd_dist.planning.forward_time import gather_s, learn_loads, score_loads, slowest_load, support_loads
+from demopsd_dist.planning.hardware import GB, DeviceCluster
+from demopsd_dist.planning.memory_by_role import Footprint, memory_footprints, shortfalls
 from demopsd_dist.planning.overlap import overlapped_step_s
-from demopsd_dist.planning.publish_time import publish_load
-from demopsd_dist.planning.roofline import Load, Power
-from demopsd_dist.planning.sampling_time import sampled
+from demopsd_dist.planning.roofline import STAGES, Calibration, Load, Power
+from demopsd_dist.planning.sampling_time import sampling_time
 from demopsd_dist.planning.workload import Split, Workload
 
 CROWDING = 0.05  # of a step, for each process beyond the cores: the splits of benchmarks.plan, ahead of the learners
+PACK_PASSES = 3.0  # over the bytes of a bucket: read, written where the receivers find it, digested
+LOAD_PASSES = 5.0  # digested, read, written into the model, packed for its kernels: read and written again
+OBJECT_STORE_GB_PER_S = 5.0  # from node to node at best, through Ray's object store: assumed; launch.doctor measures it
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    job: Workload
+    """Prediction for one workload on one split of the devices."""
+
+    workload: Workload
     split: Split
-    seconds: Mapping[str, float]  # by stage, each by itself
-    done: tuple[float, ...]  # shares of `sample` at which groups are done
+    seconds: Mapping[str, float]  # of each stage by itself
     step_s: float
     memory: list[Footprint]
     shortfalls: list[str]
 
-    def told(self) -> str:
-        return self.split.told(self.job.tensor_parallel)
+    def label(self) -> str:
+        return self.split.label(self.workload.tensor_parallel)
 
     @property
     def samples_per_s(self) -> float:
-        return self.job.samples / self.step_s
-
-    @property
-    def response_tokens(self) -> float:
-        return self.job.samples * self.job.traffic.response_tokens
+        return self.workload.samples / self.step_s
 
 
-def plan(job: Workload, split: Split, fleet: DeviceCluster, calibration: Calibration) -> RunPlan:
-    loads, done = loads_of(job, split, fleet, calibration)
+def plan_run(workload: Workload, split: Split, cluster: DeviceCluster, calibration: Calibration) -> RunPlan:
+    """Predict seconds, memory and what does not fit."""
+    loads, done = stage_loads(workload, split, cluster, calibration)
     seconds = {stage: calibration.stages[stage].seconds(loads[stage]) for stage in STAGES}
-    memory = footprints(job, split, fleet, calibration.memory)
+    memory = memory_footprints(workload, split, cluster, calibration.memory)
     return RunPlan(
-        job,
+        workload,
         split,
         seconds,
-        done,
-        step_seconds(job, split, fleet, seconds, done),
+        step_seconds(workload, split, cluster, seconds, done),
         memory,
-        shortfalls(job, split, fleet, memory),
+        shortfalls(workload, split, cluster, memory),
     )
 
 
-def loads_of(
-    job: Workload, split: Split, fleet: DeviceCluster, calibration: Calibration
+def stage_loads(
+    workload: Workload, split: Split, cluster: DeviceCluster, calibration: Calibration
 ) -> tuple[dict[str, Load], tuple[float, ...]]:
-    """Each stage's load: of its slowest worker."""
+    """Load of each stage's slowest worker, and the shares of the sampling time at which groups are done."""
     stages = calibration.stages
     engine, teacher, learner = (
-        Power(fleet.device, _own(workers * threads, threads, fleet))
+        Power(cluster.device, _devices_per_worker(workers * threads, threads, cluster))
         for workers, threads in (
-            (split.rollout, split.rollout_threads * job.tensor_parallel),
+            (split.rollout, split.rollout_threads * workload.tensor_parallel),
             (split.teacher, split.teacher_threads),
             (split.learner, split.learner_threads),
         )
     )
-    others = job.of_narrow_engines
-    drawn = sampled(job, engine, split.rollout, stages["sample"])
+    forwards = workload.with_single_device_engines
+    sampling = sampling_time(workload, engine, split.rollout, stages["sample"])
     return {
-        "sample": drawn.load,
-        "support": heaviest(support_loads(others, learner, split.learner, fleet), stages["support"]),
-        "score": heaviest(score_loads(others, teacher, split.teacher, fleet, split.teacher_shards), stages["score"]),
-        "learn": heaviest(learn_loads(others, learner, split.learner, fleet), stages["learn"]),
-        "publish": publish_load(job, split, fleet),
-        "driver": Load(calls=1, items=job.samples),
-    }, drawn.done
+        "sample": sampling.load,
+        "support": slowest_load(support_loads(forwards, learner, split.learner, cluster), stages["support"]),
+        "score": slowest_load(
+            score_loads(forwards, teacher, split.teacher, cluster, split.teacher_shards), stages["score"]
+        ),
+        "learn": slowest_load(learn_loads(forwards, learner, split.learner, cluster), stages["learn"]),
+        "publish": publish_load(workload, split, cluster),
+        "driver": Load(calls=1, items=workload.samples),
+    }, sampling.done
 
 
-def _own(asked: int, threads: int, fleet: DeviceCluster) -> float:
-    """What a worker has of the devices: its threads, or less where its role asks for more than there are."""
-    return threads * min(1.0, fleet.size / max(asked, 1))
+def publish_load(workload: Workload, split: Split, cluster: DeviceCluster) -> Load:
+    """Load of a weight publish: the first learner packs the weights bucket by bucket, every receiver loads them.
+
+    Packing and loading overlap from bucket to bucket, except for the first and the last; receivers load at the same
+    time where each has processors of its own.
+    """
+    device = cluster.device
+    size = float(workload.weights_bytes)
+    gathered = gather_s(workload, split.learner, cluster)
+    buckets = max(1.0, size / (workload.bucket_mib * 2**20))
+    receivers = split.rollout + split.teacher
+    if device.shared:  # cores are shared as well as memory
+        at_once = max(1.0, (receivers + 1) / cluster.size)
+        seconds = (PACK_PASSES + LOAD_PASSES) * size / (device.memory_gb_per_s * GB) * at_once
+        return Load(seconds, sent_s=gathered, calls=1, layers=buckets, items=receivers)
+    out_s = size / (device.host_gb_per_s * GB)
+    sent_s = size / (OBJECT_STORE_GB_PER_S * GB) if cluster.nodes > 1 else 0.0
+    return Load(out_s + out_s / buckets, sent_s=gathered + sent_s, calls=1, layers=buckets, items=receivers)
+
+
+def _devices_per_worker(requested: int, threads: int, cluster: DeviceCluster) -> float:
+    """Devices of one worker: its threads, or fewer where its role requests more than there are."""
+    return threads * min(1.0, cluster.size / max(requested, 1))
 
 
 def step_seconds(
-    job: Workload, split: Split, fleet: DeviceCluster, seconds: Mapping[str, float], done: Sequence[float]
+    workload: Workload, split: Split, cluster: DeviceCluster, seconds: Mapping[str, float], done: Sequence[float]
 ) -> float:
-    """From one publish to the next.
+    """Seconds from one publish to the next.
 
-    Scoring runs beside sampling, and its tail alone is waited for; ahead of the learners, the next batch is sampled
-    while they learn. On shared devices no step is shorter than all that is done in it, on all devices together.
+    Scoring runs beside sampling, and the learners wait only for its tail; with `ahead`, the next batch is sampled
+    while they learn. On shared devices a step takes at least the device-seconds of all its stages over the devices.
     """
     if split.ahead:
-        step_s = overlapped_step_s(seconds, done, split.ahead, job.waits_on_publish)
+        step_s = overlapped_step_s(seconds, done, split.ahead, workload.waits_on_publish)
     else:
-        step_s = sum(seconds[stage] for stage in ("sample", "learn", "publish", "driver")) + tail_seconds(seconds, done)
-    return max(step_s, _done_together_s(job, split, fleet, seconds)) if split.shared else step_s
+        step_s = sum(seconds[stage] for stage in ("sample", "learn", "publish", "driver")) + scoring_tail_s(
+            seconds, done
+        )
+    return max(step_s, _shared_devices_s(workload, split, cluster, seconds)) if split.shared else step_s
 
 
-def _crowding(job: Workload, split: Split, fleet: DeviceCluster) -> float:
-    """How much longer all takes where more processes are at work than there are cores."""
-    at_work = split.rollout * job.tensor_parallel + split.teacher + split.learner
-    return 1 + CROWDING * max(0, at_work - fleet.size) if split.ahead and fleet.device.shared else 1.0
+def _crowding(workload: Workload, split: Split, cluster: DeviceCluster) -> float:
+    """Slowdown where more processes run at the same time than there are cores."""
+    processes = split.rollout * workload.tensor_parallel + split.teacher + split.learner
+    return 1 + CROWDING * max(0, processes - cluster.size) if split.ahead and cluster.device.shared else 1.0
 
 
-def _done_together_s(job: Workload, split: Split, fleet: DeviceCluster, seconds: Mapping[str, float]) -> float:
-    """Device-seconds of a step over the number of devices. On a GPU whoever is at work has all of it."""
-    devices = dict.fromkeys(STAGES, float(fleet.size))
-    if fleet.device.shared:
+def _shared_devices_s(workload: Workload, split: Split, cluster: DeviceCluster, seconds: Mapping[str, float]) -> float:
+    """Device-seconds of a step over the number of devices. A stage on a shared GPU has all of it."""
+    devices = dict.fromkeys(STAGES, float(cluster.size))
+    if cluster.device.shared:
         devices |= {
-            "sample": split.rollout * split.rollout_threads * job.tensor_parallel,
+            "sample": split.rollout * split.rollout_threads * workload.tensor_parallel,
             "support": split.learner * split.learner_threads,
             "score": split.teacher * split.teacher_threads,
             "learn": split.learner * split.learner_threads,
             "driver": 1,
         }
-    together_s = sum(seconds[stage] * min(1.0, devices[stage] / fleet.size) for stage in STAGES)
-    return together_s * _crowding(job, split, fleet)
+    total_s = sum(seconds[stage] * min(1.0, devices[stage] / cluster.size) for stage in STAGES)
+    return total_s * _crowding(workload, split, cluster)
 
 
-def tail_seconds(seconds: Mapping[str, float], done: Sequence[float]) -> float:
-    """How long scoring goes on after the last response. Whatever is there when it has hands free, it takes at once; the
-    learners name the support before."""
+def scoring_tail_s(seconds: Mapping[str, float], done: Sequence[float]) -> float:
+    """Seconds that support and scoring run on after the last response; each call scores all groups done by then."""
     if not done:
         return 0.0
     each = (seconds["support"] + seconds["score"]) / len(done)

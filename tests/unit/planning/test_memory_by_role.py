@@ -1,4 +1,4 @@
-"""Parameters and activations are counted as they are: against transformers' models and what autograd really keeps."""
+"""Tests of counted memory: parameters against transformers' models, activations against those that autograd saves."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from demopsd_dist.planning import forward_time
 from demopsd_dist.planning.drawn_batch import DrawnBatch
 from demopsd_dist.planning.hardware import DeviceCluster
 from demopsd_dist.planning.memory_by_role import (
-    footprints,
-    kept_bytes,
     learner_footprint,
-    plain_logits_gib,
+    memory_footprints,
     rollout_footprint,
+    saved_activation_bytes,
     shortfalls,
     teacher_footprint,
+    unfused_logits_gib,
 )
 from demopsd_dist.planning.model_shape import KNOWN, ModelShape, shape_from, shape_of
 from demopsd_dist.planning.roofline import Power
 from demopsd_dist.planning.workload import Split
 from demopsd_dist.util.errors import ConfigError
-from tests.unit.planning.example_jobs import SHAPE, fleet, gpu, job
-from workers.learner.lora import adapt
+from tests.unit.planning.example_workloads import SHAPE, example_workload, gpu, gpu_cluster
+from workers.learner.lora import add_adapters
 
 
 def test_the_planner_counts_the_slices_that_the_objective_makes() -> None:
@@ -76,37 +76,42 @@ def test_a_folder_is_read_and_a_name_is_known(tmp_path) -> None:
     settings = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 500}
     with pytest.raises(ConfigError, match=r"config.json has no intermediate_size"):
         shape_from(settings, "here")
-    with pytest.raises(ConfigError, match=r"none of the models that can be planned without: qwen3-0.6b"):
-        shape_of(str(tmp_path / "mine"))
+    with pytest.raises(ConfigError, match=r"not a model whose shape is known: qwen3-0.6b"):
+        shape_of(str(tmp_path / "own"))
 
 
 def test_activations_are_what_autograd_keeps() -> None:
-    """Of all layers, weights aside, each storage once; within a tenth."""
+    """Saved bytes of all layers without weights, each storage once, within a tenth."""
     torch.manual_seed(0)
     model, tokens = model_of(SHAPE), 300
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         hidden = model.get_decoder()(torch.arange(tokens)[None] % 500, use_cache=False).last_hidden_state
-    counted = kept_bytes(job(), DrawnBatch(rows=1, length=tokens, responses=1, predicted=0, masked=False))
-    assert sum(kept.values()) == pytest.approx(counted, rel=0.1)
+    counted = saved_activation_bytes(
+        example_workload(), DrawnBatch(rows=1, length=tokens, responses=1, predicted=0, masked=False)
+    )
+    assert sum(saved.values()) == pytest.approx(counted, rel=0.1)
     assert hidden.requires_grad
 
 
 def test_checkpointing_keeps_a_layers_input_and_one_layer() -> None:
     batch = DrawnBatch(rows=1, length=1000, responses=1, predicted=0, masked=False)
     deep = replace(SHAPE, layers=50)
-    plain, checkpointed = job(shape=deep), job("learner.activation_checkpointing=true", shape=deep)
-    assert kept_bytes(checkpointed, batch) < kept_bytes(plain, batch) / 5
+    plain, checkpointed = (
+        example_workload(shape=deep),
+        example_workload("learner.activation_checkpointing=true", shape=deep),
+    )
+    assert saved_activation_bytes(checkpointed, batch) < saved_activation_bytes(plain, batch) / 5
     inputs = 50 * 1000 * 64 * 4
-    assert kept_bytes(checkpointed, batch) == inputs + 2 * kept_bytes(
+    assert saved_activation_bytes(checkpointed, batch) == inputs + 2 * saved_activation_bytes(
         replace(plain, shape=replace(deep, layers=1)), batch
     )
 
@@ -114,11 +119,11 @@ def test_checkpointing_keeps_a_layers_input_and_one_layer() -> None:
 @pytest.mark.parametrize("targets", [(), ("q_proj", "down_proj")])
 @pytest.mark.parametrize("experts", [0, 4])
 def test_adapters_are_counted_as_peft_makes_them(targets: tuple[str, ...], experts: int) -> None:
-    """Experts are one tensor, which has none; and nothing but adapters is trained."""
+    """LoRA parameters are counted as PEFT creates them; experts are one tensor and get no adapters."""
     shape = replace(SHAPE, experts=experts, experts_per_token=experts // 2)
     model = model_of(shape, "Qwen3Moe" if experts else "Qwen3")
     chosen = targets[:1] if experts else targets
-    adapters = adapt(model, ModelConfig(lora_rank=8, lora_targets=list(chosen)))
+    adapters = add_adapters(model, ModelConfig(lora_rank=8, lora_targets=list(chosen)))
     trained = {id(parameter): parameter.numel() for parameter in model.parameters() if parameter.requires_grad}
     assert trained.keys() == {id(part) for adapter in adapters.values() for part in adapter.parts}
     assert shape.adapters(8, chosen) == sum(trained.values())
@@ -127,18 +132,20 @@ def test_adapters_are_counted_as_peft_makes_them(targets: tuple[str, ...], exper
 
 def test_adapters_of_unknown_size_are_not_planned_for() -> None:
     with pytest.raises(ConfigError, match=r"lora_targets=\['c_attn'\]: the planner knows the sizes of q_proj, "):
-        job("model.lora_rank=8", "model.lora_targets=[c_attn]")
+        example_workload("model.lora_rank=8", "model.lora_targets=[c_attn]")
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_adapters_alone_have_gradients_and_moments(stage: int) -> None:
-    of = replace(job("model.lora_rank=8"), zero_stage=stage, precision="bfloat16")
+    workload = replace(example_workload("model.lora_rank=8"), zero_stage=stage, precision="bfloat16")
     adapters, share = SHAPE.adapters(8), 1 if stage == 0 else 1 / 4
-    found = learner_footprint(of, Power(gpu()), 4)
-    assert (found.held["gradients"] + found.held["optimizer"]) * 2**30 == pytest.approx(12 * adapters * share)
+    footprint = learner_footprint(workload, Power(gpu()), 4)
+    assert (footprint.persistent["gradients"] + footprint.persistent["optimizer"]) * 2**30 == pytest.approx(
+        12 * adapters * share
+    )
     weights = 2 * (SHAPE.parameters + adapters) * (1 / 4 if stage == 3 else 1)
-    assert found.held["weights"] * 2**30 == pytest.approx(weights)
-    assert "gradient of the head" not in found.passing
+    assert footprint.persistent["weights"] * 2**30 == pytest.approx(weights)
+    assert "gradient of the head" not in footprint.transient
 
 
 @pytest.mark.parametrize(
@@ -153,78 +160,86 @@ def test_adapters_alone_have_gradients_and_moments(stage: int) -> None:
     ],
 )
 def test_what_a_rank_holds_by_zero_stage(stage: int, precision: str, bytes_a_parameter: float) -> None:
-    of = replace(job(), zero_stage=stage, precision=precision)
-    held = learner_footprint(of, Power(gpu()), 4).held
+    workload = replace(example_workload(), zero_stage=stage, precision=precision)
+    held = learner_footprint(workload, Power(gpu()), 4).persistent
     assert sum(held.values()) * 2**30 == pytest.approx(bytes_a_parameter * SHAPE.parameters)
 
 
 def test_processes_of_an_engine_share_its_weights_and_room() -> None:
-    of = replace(job(shape=KNOWN["qwen3-32b"]), precision="bfloat16", engine_tokens=8192, engine_memory_fraction=0.9)
-    small = fleet(8, memory_gib=45.0)
-    alone = shortfalls(of, Split(6, 0, 2), small, footprints(of, Split(6, 0, 2), small, {}))
+    workload = replace(
+        example_workload(shape=KNOWN["qwen3-32b"]), precision="bfloat16", engine_tokens=8192, engine_memory_fraction=0.9
+    )
+    small = gpu_cluster(8, memory_gib=45.0)
+    alone = shortfalls(workload, Split(6, 0, 2), small, memory_footprints(workload, Split(6, 0, 2), small, {}))
     assert any("GiB for keys and values" in reason for reason in alone)
-    shared = replace(of, tensor_parallel=2)
-    found = footprints(shared, Split(3, 0, 2), small, {})
-    assert found[0].held["weights"] == pytest.approx(footprints(of, Split(6, 0, 2), small, {})[0].held["weights"] / 2)
-    assert found[0].held["KV cache"] > 0
-    assert not [reason for reason in shortfalls(shared, Split(3, 0, 2), small, found) if "rollout" in reason]
-    assert "claim 9 devices" in shortfalls(shared, Split(3, 1, 2), small, found)[0]
-    uneven = shortfalls(replace(of, tensor_parallel=3), Split(1, 0, 2), small, found)
-    assert "64 attention heads cannot be shared out alike. Set it to one of 1, 2, 4, 8, 16, 32, 64." in uneven[0]
-    wide = replace(of, tensor_parallel=16)
-    assert "are on one node; it has 8 devices" in shortfalls(wide, Split(1, 0, 1), small, found)[0]
+    shared = replace(workload, tensor_parallel=2)
+    footprints = memory_footprints(shared, Split(3, 0, 2), small, {})
+    assert footprints[0].persistent["weights"] == pytest.approx(
+        memory_footprints(workload, Split(6, 0, 2), small, {})[0].persistent["weights"] / 2
+    )
+    assert footprints[0].persistent["KV cache"] > 0
+    assert not [reason for reason in shortfalls(shared, Split(3, 0, 2), small, footprints) if "rollout" in reason]
+    assert "claim 9 devices" in shortfalls(shared, Split(3, 1, 2), small, footprints)[0]
+    uneven = shortfalls(replace(workload, tensor_parallel=3), Split(1, 0, 2), small, footprints)
+    assert "64 attention heads cannot be split evenly. Set it to one of 1, 2, 4, 8, 16, 32, 64." in uneven[0]
+    wide = replace(workload, tensor_parallel=16)
+    assert "are on one node; it has 8 devices" in shortfalls(wide, Split(1, 0, 1), small, footprints)[0]
 
 
 def test_engines_that_sleep_leave_their_memory_to_the_learners() -> None:
-    """On a GPU that all share it is the most of either moment, not of both together; on CPU nothing is given back."""
-    of = replace(job(shape=KNOWN["qwen3-0.6b"]), precision="bfloat16", engine_memory_fraction=0.2, zero_stage=1)
+    """Need of a shared GPU: the larger of two moments, not their sum; on CPU sleeping frees nothing."""
+    workload = replace(
+        example_workload(shape=KNOWN["qwen3-0.6b"]), precision="bfloat16", engine_memory_fraction=0.2, zero_stage=1
+    )
     together = Split(1, 1, 1, shared=True)
 
     def reasons(asleep: bool, gib: float) -> list[str]:
-        each, place = replace(of, engines_sleep=asleep), fleet(1, memory_gib=gib)
-        return shortfalls(each, together, place, footprints(each, together, place, {}))
+        each, cluster = replace(workload, engines_sleep=asleep), gpu_cluster(1, memory_gib=gib)
+        return shortfalls(each, together, cluster, memory_footprints(each, together, cluster, {}))
 
     least = {asleep: next(gib for gib in range(1, 200) if not reasons(asleep, gib)) for asleep in (True, False)}
     assert least[True] < least[False]
-    said = " ".join(reasons(True, least[True] - 1))
-    assert "1 x rollout 0.0 + " in said
-    assert "while it learns; it has" in said
+    message = " ".join(reasons(True, least[True] - 1))
+    assert "1 x rollout 0.0 + " in message
+    assert "while it learns; it has" in message
     assert "while it" not in reasons(False, least[False] - 1)[0]
     cpu = DeviceCluster(replace(gpu(memory_gib=1.0), shared=True), 1, 1)
-    awake, asleep = (replace(of, engines_sleep=sleep) for sleep in (False, True))
-    found = footprints(of, together, cpu, {})
-    assert shortfalls(awake, together, cpu, found) == shortfalls(asleep, together, cpu, found) != []
+    awake, asleep = (replace(workload, engines_sleep=sleep) for sleep in (False, True))
+    footprints = memory_footprints(workload, together, cpu, {})
+    assert shortfalls(awake, together, cpu, footprints) == shortfalls(asleep, together, cpu, footprints) != []
 
 
 def test_teachers_share_a_copy() -> None:
-    """Each also has the embedding twice, once as it came, or two layers; and per copy the head and a norm."""
+    """Gathered weights: the embedding twice (flat and in place) or two layers, and a head and a norm per copy."""
     shape = KNOWN["qwen3-8b"]
-    of = replace(job(shape=shape), precision="bfloat16", teacher_copies=2)
-    alone, four = (teacher_footprint(of, Power(gpu()), 4, shards).held for shards in (1, 4))
+    workload = replace(example_workload(shape=shape), precision="bfloat16", teacher_copies=2)
+    alone, four = (teacher_footprint(workload, Power(gpu()), 4, shards).persistent for shards in (1, 4))
     assert four["weights"] == alone["weights"] / 4
     head = 151_936 * 4096
     layer = (shape.parameters - 2 * head - 4096) / 36
     assert head > 2 * layer
     assert four["gathered weights"] * 2**30 == pytest.approx(4 * (2 * head + 2 * (head + 4096)), rel=1e-6)
-    tied = replace(of, shape=replace(shape, tied=True))
-    held = teacher_footprint(tied, Power(gpu()), 4, 4).held
+    tied = replace(workload, shape=replace(shape, tied=True))
+    held = teacher_footprint(tied, Power(gpu()), 4, 4).persistent
     assert held["gathered weights"] * 2**30 == pytest.approx(4 * (head + layer + 2 * (head + 4096)), rel=1e-6)
     assert "gathered weights" not in alone
 
 
 def test_a_large_model_is_never_gathered_whole() -> None:
-    of = replace(job(shape=KNOWN["qwen3-32b"]), zero_stage=3, precision="bfloat16")
-    held = learner_footprint(of, Power(gpu()), 32).held
+    workload = replace(example_workload(shape=KNOWN["qwen3-32b"]), zero_stage=3, precision="bfloat16")
+    held = learner_footprint(workload, Power(gpu()), 32).persistent
     assert held["gathered weights"] * 2**30 == 2e9
 
 
 def test_an_engine_on_a_gpu_takes_its_share_and_no_more() -> None:
-    of = replace(job(shape=KNOWN["qwen3-8b"]), engine_memory_fraction=0.85, precision="bfloat16")
-    assert rollout_footprint(of, Power(gpu(80)), 2).gib == pytest.approx(0.85 * 80)
+    workload = replace(example_workload(shape=KNOWN["qwen3-8b"]), engine_memory_fraction=0.85, precision="bfloat16")
+    assert rollout_footprint(workload, Power(gpu(80)), 2).gib == pytest.approx(0.85 * 80)
 
 
 def test_logits_without_fusing_grow_with_the_micro_batch() -> None:
-    few, many = (plain_logits_gib(job(micro_batch_tokens=size, tree_tokens=0), 1) for size in (1000, 4000))
+    few, many = (
+        unfused_logits_gib(example_workload(micro_batch_tokens=size, tree_tokens=0), 1) for size in (1000, 4000)
+    )
     assert few == 4 * 4 * 500 * 40 * (1000 // 139) / 2**30  # rows of 139 tokens, 40 of them predicted
     assert many / few == (4000 // 139) / (1000 // 139)
 
@@ -233,7 +248,7 @@ def test_logits_without_fusing_grow_with_the_micro_batch() -> None:
     ("changes", "gib", "message"),
     [
         ({"shape": KNOWN["qwen3-8b"], "zero_stage": 1}, 40, "Set learner.zero_stage=3, or raise learner.num_workers."),
-        ({"shape": KNOWN["qwen3-8b"], "zero_stage": 3}, 30, "Raise learner.num_workers: ZeRO-3 shares all of it."),
+        ({"shape": KNOWN["qwen3-8b"], "zero_stage": 3}, 30, "Raise learner.num_workers: ZeRO-3 shards all of it."),
         (
             {"shape": KNOWN["qwen3-0.6b"], "micro_batch_tokens": 100_000, "group_size": 256},
             24,
@@ -253,12 +268,12 @@ def test_logits_without_fusing_grow_with_the_micro_batch() -> None:
     ],
 )
 def test_what_does_not_fit_is_said_with_the_way_out(changes: dict, gib: float, message: str) -> None:
-    of = replace(job(), precision="bfloat16", **changes)
-    split, place = Split(2, 1, 2), fleet(memory_gib=gib)
-    found = shortfalls(of, split, place, footprints(of, split, place, {}))
-    assert any(message in reason for reason in found), found
+    workload = replace(example_workload(), precision="bfloat16", **changes)
+    split, cluster = Split(2, 1, 2), gpu_cluster(memory_gib=gib)
+    reasons = shortfalls(workload, split, cluster, memory_footprints(workload, split, cluster, {}))
+    assert any(message in reason for reason in reasons), reasons
 
 
 def test_what_fits_is_not_complained_about() -> None:
-    of, split, place = job(), Split(2, 1, 2), fleet()
-    assert shortfalls(of, split, place, footprints(of, split, place, {})) == []
+    workload, split, cluster = example_workload(), Split(2, 1, 2), gpu_cluster()
+    assert shortfalls(workload, split, cluster, memory_footprints(workload, split, cluster, {})) == []

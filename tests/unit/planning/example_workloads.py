@@ -1,4 +1,4 @@
-"""A small job for tests of the planner, and hardware whose arithmetic can be done by hand."""
+"""Small workload for tests of the planner, and hardware whose arithmetic can be done by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from demopsd_dist.config import load
 from demopsd_dist.planning.hardware import Device, DeviceCluster
 from demopsd_dist.planning.model_shape import ModelShape
-from demopsd_dist.planning.workload import Traffic, Workload, job_of
+from demopsd_dist.planning.workload import Traffic, Workload, workload_of
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 SHAPE = ModelShape(layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, intermediate=192, vocabulary=500, tied=False)
@@ -17,8 +17,8 @@ ALIKE = Traffic(prompt_tokens=100, response_tokens=40, response_spread=0.0, solu
 ENDLESS = 1e9  # GB/s: only computation takes time
 
 
-def job(*words: str, traffic: Traffic = ALIKE, shape: ModelShape = SHAPE, **changes: Any) -> Workload:
-    return replace(job_of(load(DEMO, list(words)), shape, traffic), **changes)
+def example_workload(*words: str, traffic: Traffic = ALIKE, shape: ModelShape = SHAPE, **changes: Any) -> Workload:
+    return replace(workload_of(load(DEMO, list(words)), shape, traffic), **changes)
 
 
 def gpu(
@@ -27,5 +27,5 @@ def gpu(
     return Device("gpu", memory_gib, tflops, tflops, tflops, memory_gb_per_s, link, ENDLESS, ENDLESS)
 
 
-def fleet(size: int = 8, **device: float) -> DeviceCluster:
+def gpu_cluster(size: int = 8, **device: float) -> DeviceCluster:
     return DeviceCluster(gpu(**device), 1, size)
