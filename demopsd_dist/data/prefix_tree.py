@@ -1,4 +1,4 @@
-"""Sequences that begin alike, merged into one: what siblings share is computed once. Pure.
+"""Prefix trees: sequences that begin with the same tokens are merged, so that a shared prefix is computed once. Pure.
 
 The responses to one question share its prompt, and in a prefix tree each shared token is a single node. A forward over
 the nodes, in which a node sees its ancestors alone, gives every sequence the hidden states it has by itself, and its
@@ -18,25 +18,25 @@ from demopsd_dist.data.records import Tokens
 
 @dataclass(frozen=True)
 class PrefixTree:
-    """`paths[i]` are the nodes of sequence i, from its first token to its last."""
+    """Nodes of merged sequences; `paths[i]` are the nodes of sequence i, from its first token to its last."""
 
     tokens_L: NDArray[np.int64]
     depth_L: NDArray[np.int64]  # a node's position in its sequences
     paths: tuple[NDArray[np.int64], ...]
-    visible_LL: NDArray[np.bool_] | None  # [i, j]: i sees j; None for a chain, which is merely causal
+    visible_LL: NDArray[np.bool_] | None  # [i, j]: i sees j; None for a chain, where the mask is causal
 
 
 def build_prefix_tree(sequences: Sequence[Tokens]) -> PrefixTree:
-    """The prefix tree of some sequences; of one alone it is a chain."""
+    """Merge sequences into a prefix tree; one sequence alone gives a chain."""
     paths: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(sequences)
     tokens: list[Tokens] = []
     depths: list[NDArray[np.int64]] = []
     nodes = 0
-    above = np.zeros(0, np.int64)
+    path = np.zeros(0, np.int64)  # of the sequence before
     for index, shared in _sorted_with_shared(sequences):
         own = sequences[index][shared:]
-        above = np.concatenate([above[:shared], np.arange(nodes, nodes + len(own))])
-        paths[index] = above
+        path = np.concatenate([path[:shared], np.arange(nodes, nodes + len(own))])
+        paths[index] = path
         tokens.append(own)
         depths.append(np.arange(shared, shared + len(own)))
         nodes += len(own)
@@ -49,22 +49,24 @@ def build_prefix_tree(sequences: Sequence[Tokens]) -> PrefixTree:
 
 
 def new_nodes(sequences: Sequence[Tokens]) -> Iterator[tuple[int, int]]:
-    """(index, nodes it adds to those before it), in the order in which `build_prefix_tree` takes them."""
+    """Pairs (index of a sequence, number of nodes that it adds), in the order of `build_prefix_tree`."""
     return ((index, len(sequences[index]) - shared) for index, shared in _sorted_with_shared(sequences))
 
 
 def _sorted_with_shared(sequences: Sequence[Tokens]) -> Iterator[tuple[int, int]]:
-    """Indices in the order of the sequences' tokens, and how many first tokens each shares with the one before it:
-    with no other does it share more."""
+    """Pairs (index, length of the prefix shared with the sequence before), sorted by tokens.
+
+    In this order a sequence shares its longest prefix with the sequence directly before it.
+    """
     keys = [sequence.astype(">u4").tobytes() for sequence in sequences]
     before: Tokens | None = None
     for index in sorted(range(len(sequences)), key=keys.__getitem__):
         sequence = sequences[index]
-        yield index, 0 if before is None else _shared(before, sequence)
+        yield index, 0 if before is None else _common_prefix(before, sequence)
         before = sequence
 
 
-def _shared(one: Tokens, other: Tokens) -> int:
+def _common_prefix(one: Tokens, other: Tokens) -> int:
     common = min(len(one), len(other))
     differing = np.flatnonzero(one[:common] != other[:common])
     return int(differing[0]) if len(differing) else common

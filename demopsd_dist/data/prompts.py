@@ -1,9 +1,9 @@
-"""The two views of a question: the student's, and the teacher's that also shows a correct solution, feedback or both.
+"""Prompts of the student, and privileged prompts of the teacher with a correct solution, feedback or both.
 
-The template is filled by plain splitting at its placeholders, never by `format` or a template engine, so that braces,
-`$`, `%s` and LaTeX in questions and solutions go through untouched. Special tokens are special where the chat template
-puts them, and plain text wherever else they are written. Source: arXiv 2607.02502, section 4.4 (the wording
-follows SDPO's reprompt template).
+The template is filled by replacing its placeholders, never by `format` or a template engine, so that braces, `$`, `%s`
+and LaTeX in questions and solutions stay as they are. Special tokens are special where the chat template puts them,
+and plain text wherever else they are written. Source: arXiv 2607.02502, section 4.4 (the wording follows SDPO's
+reprompt template).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
 
 
 def fill(template: str, **values: str) -> str:
-    """Put each value at its placeholder; whatever it contains is never read as a placeholder.
+    """Replace each placeholder by its value; text in a value is never read as a placeholder.
 
     Placeholders are `{prompt}`, `{solution}` and `{feedback}`; one without a value stays as it is.
     """
@@ -39,33 +39,33 @@ def fill(template: str, **values: str) -> str:
 
 
 def strip_thinking(text: str) -> str:
-    """Drop `<think>...</think>` blocks; of an unclosed or unopened one, the thinking side. Linear in the text."""
+    """Drop `<think>...</think>` blocks, unclosed and unopened ones too. Linear in the text."""
     head, closed, tail = text.rpartition(_THINK_CLOSE)
     if closed and _THINK_OPEN not in head:
         return tail.strip()
-    kept: list[str] = []
+    remaining: list[str] = []
     position = 0
     while (start := text.find(_THINK_OPEN, position)) >= 0:
-        kept.append(text[position:start])
+        remaining.append(text[position:start])
         end = text.find(_THINK_CLOSE, start)
         if end < 0:
-            return "".join(kept).strip()
+            return "".join(remaining).strip()
         position = end + len(_THINK_CLOSE)
-    kept.append(text[position:])
-    return "".join(kept).strip()
+    remaining.append(text[position:])
+    return "".join(remaining).strip()
 
 
 @dataclass(frozen=True)
 class PromptBuilder:
-    """Questions to token ids, through the model's own chat template.
+    """Builder of prompts: questions to token ids, through the model's own chat template.
 
     Args:
         tokenizer: a Hugging Face fast tokenizer with a chat template.
-        template: holds `{prompt}` and `{solution}` once each, and `{feedback}` once where feedback is to be shown.
-        solution_template: what stands for `{solution}` in `template` where there is one; nothing where there is none.
-        feedback_template: the same of `{feedback}`.
+        template: holds `{prompt}` and `{solution}` once each, and `{feedback}` once if feedback is to be shown.
         max_privileged_tokens: bound of the teacher's prompt; the *solution* is cut from the right to fit it, then the
             feedback; the question and the closing instruction never are.
+        solution_template: text that replaces `{solution}` in `template`; without a solution, nothing does.
+        feedback_template: text that replaces `{feedback}` in `template`; without feedback, nothing does.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -75,87 +75,99 @@ class PromptBuilder:
     feedback_template: str = FEEDBACK_TEMPLATE
 
     def student(self, question: Question) -> Prompt:
+        """The student's prompt."""
         return Prompt(question, self._chat(question, question.text))
 
     def privileged(self, question: Question, solution: str | None, feedback: str | None = None) -> Tokens:
-        """The teacher's prompt. What does not fit is cut on the right, to the largest part that does; what is missing,
-        blank or cut to nothing leaves no heading behind."""
-        shown = {"solution": strip_thinking(solution or ""), "feedback": feedback or ""}
-        tokens = self._privileged(question, shown)
+        """The teacher's prompt.
+
+        Solution and feedback are cut on the right to the longest text that fits; a missing, blank or empty one leaves
+        no heading behind.
+        """
+        context = {"solution": strip_thinking(solution or ""), "feedback": feedback or ""}
+        tokens = self._privileged(question, context)
         for name in ("solution", "feedback"):
-            over, whole = len(tokens) - self.max_privileged_tokens, shown[name]
-            if over <= 0:
+            excess, text = len(tokens) - self.max_privileged_tokens, context[name]
+            if excess <= 0:
                 break
             pieces = self.tokenizer(
-                whole, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+                text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
             )
             ends = [0, *(end for _, end in pieces["offset_mapping"])]
-            keep = len(ends) - 1
-            while over > 0 and keep > 0:
-                keep = max(keep - over, 0)  # again where a cut word has become more tokens
-                shown[name] = whole[: ends[keep]]
-                tokens = self._privileged(question, shown)
-                over = len(tokens) - self.max_privileged_tokens
+            length = len(ends) - 1  # tokens of the text that remain
+            while excess > 0 and length > 0:
+                length = max(length - excess, 0)  # again where a cut word has become more tokens
+                context[name] = text[: ends[length]]
+                tokens = self._privileged(question, context)
+                excess = len(tokens) - self.max_privileged_tokens
         return tokens
 
-    def _privileged(self, question: Question, shown: dict[str, str]) -> Tokens:
+    def _privileged(self, question: Question, context: dict[str, str]) -> Tokens:
         templates = {"solution": self.solution_template, "feedback": self.feedback_template}
-        parts = {name: fill(templates[name], **{name: text}) if text.strip() else "" for name, text in shown.items()}
-        return self._chat(question, fill(self.template, prompt=question.text, **parts))
+        sections = {
+            name: fill(templates[name], **{name: text}) if text.strip() else "" for name, text in context.items()
+        }
+        return self._chat(question, fill(self.template, prompt=question.text, **sections))
 
     def _chat(self, question: Question, content: str) -> Tokens:
-        written = self._written((question.system or "", content))
-        messages = [{"role": "user", "content": _swapped(content, written)}]
+        """Token ids of a chat: the system message, if any, and `content` as the user's.
+
+        Special tokens in the texts are replaced by stand-ins before the chat template puts in its own, so that the
+        two can be told apart.
+        """
+        stand_ins = self._stand_ins((question.system or "", content))
+        messages = [{"role": "user", "content": _replace_all(content, stand_ins)}]
         if question.system is not None:
-            messages.insert(0, {"role": "system", "content": _swapped(question.system, written)})
+            messages.insert(0, {"role": "system", "content": _replace_all(question.system, stand_ins)})
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return np.asarray(self._ids(text, {stand_in: token for token, stand_in in written.items()}), dtype=np.int32)
+        originals = {stand_in: token for token, stand_in in stand_ins.items()}
+        return np.asarray(self._ids(text, originals), dtype=np.int32)
 
     @cached_property
-    def _special(self) -> dict[str, int]:
-        """Special tokens as they are written, the longest first, and their ids."""
+    def _special_ids(self) -> dict[str, int]:
+        """Ids of the special tokens by their text, the longest first."""
         added = self.tokenizer.added_tokens_decoder.items()
-        found = {token.content: id for id, token in added if token.special}
-        return dict(sorted(found.items(), key=lambda item: -len(item[0])))
+        special = {token.content: id for id, token in added if token.special}
+        return dict(sorted(special.items(), key=lambda item: -len(item[0])))
 
-    def _written(self, texts: Sequence[str]) -> dict[str, str]:
-        """The special tokens that are written out in these texts, each with a stand-in that none of them holds."""
-        tokens = [token for token in self._special if any(token in text for text in texts)]
-        stand_ins = (f"\ue000{i}\ue001" for i in count())
-        free = (stand_in for stand_in in stand_ins if not any(stand_in in text for text in texts))
-        return dict(zip(tokens, free, strict=False))
+    def _stand_ins(self, texts: Sequence[str]) -> dict[str, str]:
+        """Stand-ins for the special tokens that occur in these texts; no stand-in occurs in a text."""
+        tokens = [token for token in self._special_ids if any(token in text for text in texts)]
+        candidates = (f"\ue000{i}\ue001" for i in count())
+        unused = (candidate for candidate in candidates if not any(candidate in text for text in texts))
+        return dict(zip(tokens, unused, strict=False))
 
-    def _ids(self, text: str, stands_for: dict[str, str]) -> list[int]:
-        """Tokens of a rendered chat, with those tokens for the stand-ins that what they stand for has as plain text."""
-        if not stands_for:
+    def _ids(self, text: str, originals: dict[str, str]) -> list[int]:
+        """Token ids of a rendered chat, in which each stand-in is tokenized as the plain text of its original."""
+        if not originals:
             return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        whole = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        rendered = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids: list[int] = []
-        between: list[int] = []  # tokens since the last special one
+        pending: list[int] = []  # tokens since the last special one
         begin = 0
-        for token, (start, end) in zip(whole["input_ids"], whole["offset_mapping"], strict=True):
-            if self._special.get(text[start:end].strip()) != token:  # one for an unknown word may be special too
-                between.append(token)
+        for token, (start, end) in zip(rendered["input_ids"], rendered["offset_mapping"], strict=True):
+            if self._special_ids.get(text[start:end].strip()) != token:  # one for an unknown word may be special too
+                pending.append(token)
                 continue
-            ids += [*self._plain(text[begin:start], between, stands_for), token]
-            between, begin = [], end
-        return ids + self._plain(text[begin:], between, stands_for)
+            ids += [*self._plain_ids(text[begin:start], pending, originals), token]
+            pending, begin = [], end
+        return ids + self._plain_ids(text[begin:], pending, originals)
 
-    def _plain(self, text: str, tokens: list[int], stands_for: dict[str, str]) -> list[int]:
-        """`tokens` are those of the text as it is."""
-        meant = _swapped(text, stands_for)
-        if meant == text:
+    def _plain_ids(self, text: str, tokens: list[int], originals: dict[str, str]) -> list[int]:
+        """Token ids of a text between special tokens; `tokens` are those of the text with its stand-ins."""
+        original = _replace_all(text, originals)
+        if original == text:
             return tokens
-        found = self.tokenizer(meant, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        for token in stands_for.values():
-            if self._special[token] in found:
+        ids = self.tokenizer(original, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        for token in originals.values():
+            if self._special_ids[token] in ids:
                 raise DataError(
                     f"a text holds {token!r}, which this model's tokenizer cannot take as plain text. Take it out."
                 )
-        return found
+        return ids
 
 
-def _swapped(text: str, others: dict[str, str]) -> str:
-    for one, other in others.items():
-        text = text.replace(one, other)
+def _replace_all(text: str, replacements: dict[str, str]) -> str:
+    for old, new in replacements.items():
+        text = text.replace(old, new)
     return text

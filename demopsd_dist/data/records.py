@@ -1,4 +1,4 @@
-"""The records that travel between the roles. Frozen; a later stage makes a new type instead of filling in a field.
+"""Records that pass between the roles. Frozen; a later stage makes a new type instead of filling in a field.
 
     Question -> Prompt -> Rollout -> TrainingExample -> ScoredExample -> TrainBatch
 
@@ -49,9 +49,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled response. `logp_T` is the engine's own log-probability of each sampled token.
+    """One sampled response.
 
-    `version_T` are the weights that sampled each: weights may be published while a response is under way.
+    Attributes:
+        logp_T: the engine's own log-probability of each sampled token.
+        version_T: weight version that sampled each token: weights may be published during a response.
     """
 
     prompt: Prompt
@@ -62,7 +64,7 @@ class Rollout:
     truncated: bool  # hit the response limit
     version_T: Tokens
     worker: int
-    attempt: int = 1  # how often its prompt had been asked for, this time included
+    attempt: int = 1  # number of times its prompt was requested, this one included
     support_TK: Tokens | None = None  # the engine's most likely ids, where the support is `rollout`
 
     @property
@@ -98,11 +100,11 @@ class RewardResult:
 
 @dataclass(frozen=True)
 class TrainingExample:
-    """A rollout to learn from, with what its group says about it."""
+    """A rollout to learn from, with its reward, its advantage in its group, and the teacher's prompt."""
 
     rollout: Rollout
     reward: float
-    advantage: float  # of its reward over its group's
+    advantage: float  # its reward minus the mean of its group, perhaps scaled
     privileged_tokens: Tokens  # the teacher's prompt: question, solution, feedback; empty without a teacher
 
     @property
@@ -123,7 +125,7 @@ class TrainingExample:
 
     @property
     def student_input(self) -> Tokens:
-        """The tokens a forward reads to predict every response token: the last of them predicts nothing."""
+        """Input of the student's forward: prompt and response without its last token, which predicts nothing."""
         return forward_input(self.prompt.tokens, self.response_T)
 
     @property
@@ -132,14 +134,15 @@ class TrainingExample:
 
 
 def forward_input(prompt: Tokens, response_T: Tokens) -> Tokens:
+    """Input of a forward whose last T positions predict the response tokens."""
     return np.concatenate([prompt, response_T[:-1]])
 
 
 @dataclass(frozen=True)
 class ScoredExample:
-    """A example with the log-probabilities of its support, without and with the privileged view.
+    """An example with log-probabilities on its support, without and with the privileged view.
 
-    None where the method runs no such forward. A support without columns is the whole vocabulary.
+    A field is None where the method runs no such forward. A support without columns is the whole vocabulary.
     """
 
     example: TrainingExample
@@ -162,35 +165,34 @@ class ScoredExample:
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """What one optimizer step learns from: `shards[rank][micro_batch]` is a tuple of rows, perhaps empty.
+    """The batch of one optimizer step: `shards[rank][micro_batch]` is a tuple of rows, perhaps empty.
 
     A row holds examples of one question, which share a line of the forward. Every rank has the same number of
-    micro-batches, since ranks meet in collectives. The counts are global: each rank divides its sums by
-    them, so the loss does not depend on the cut.
+    micro-batches, since ranks must meet in collectives. The counts are global: each rank divides its sums by
+    them, so the loss does not depend on the sharding.
     """
 
     shards: tuple[tuple[tuple[tuple[ScoredExample, ...], ...], ...], ...]
     token_count: int  # response tokens in the shards
     size: BatchSize
     learning_rate_factor: float = 1.0  # of the schedule's learning rate
-    record_ids: frozenset[str] = frozenset()  # ids of the rollouts of which the learners are to give a `TokenRecord`
+    record_ids: frozenset[str] = frozenset()  # rollouts for which the learners return a `TokenRecord`
     digest_request: DigestRequest | None = None
 
     @property
     def items(self) -> list[ScoredExample]:
-        """All of them, in no order that means anything."""
+        """All examples, in no particular order."""
         return [item for rank in self.shards for micro_batch in rank for row in micro_batch for item in row]
-
-    @property
-    def examples(self) -> list[TrainingExample]:
-        """The examples of all shards, in no particular order."""
-        return [item.example for item in self.items]
 
 
 @dataclass(frozen=True)
 class DigestRequest:
-    """The learners are to give digests of all that they compute, and perhaps to write their gradient into a folder, or
-    to compare it with one that lies there. The folder is the same for all ranks."""
+    """Request for digests of all tensors that the learners compute in a step.
+
+    Attributes:
+        write_gradient_to: folder, the same for all ranks, into which each rank writes its gradient.
+        compare_gradient_with: folder of a written gradient to compare with.
+    """
 
     write_gradient_to: Path | None = None
     compare_gradient_with: Path | None = None
@@ -198,7 +200,10 @@ class DigestRequest:
 
 @dataclass(frozen=True)
 class BatchSize:
-    """What the loss is a mean of; more than is in the shards where some responses are known to have no gradient."""
+    """Size of the batch that the loss is a mean over.
+
+    It exceeds the shards where some responses are left out because their gradient is known to be zero.
+    """
 
     tokens: int
     sequences: int
@@ -209,27 +214,26 @@ class BatchSize:
 
 @dataclass(frozen=True)
 class TokenRecord:
-    """What the learners saw of one response: a value for each of its first T tokens, and what everyone says of C
-    candidates there. None where the method has no such view.
+    """Per-token values of one response from the learners: for its first T tokens, and for C candidates at each.
+
+    A log-probability is None where the method has no such view.
     """
 
     entropy_T: NDArray[np.float32]  # of the student over the whole vocabulary, nats
     loss_T: NDArray[np.float32]  # nats
     distributions: dict[str, NDArray[np.float32]]  # metric -> (T,), for DemoPSD alpha and disagreement
-    candidate_TC: Tokens  # ids, the likeliest to anybody first
+    candidate_TC: Tokens  # ids, by the highest probability that any view gives them
     student_logp_TC: NDArray[np.float32]
     reference_logp_TC: NDArray[np.float32] | None
     teacher_logp_TC: NDArray[np.float32] | None
-    target_logp_TC: NDArray[np.float32] | None  # what the student is taken to: DemoPSD's barycenter
+    target_logp_TC: NDArray[np.float32] | None  # the target of the student: DemoPSD's barycenter
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What the learner ranks say of one step: means over all response tokens of the batch."""
+    """Results of one step from all learner ranks: `metrics` are means over all response tokens of the batch."""
 
     metrics: dict[str, float]
     stepped: bool  # False where the batch held no token to learn from
     token_records: dict[str, TokenRecord] = field(default_factory=dict)  # by rollout id, for `TrainBatch.record_ids`
-    digests: dict[str, dict[str, str]] = field(
-        default_factory=dict
-    )  # tensor -> row -> digest, for `TrainBatch.digest_request`
+    digests: dict[str, dict[str, str]] = field(default_factory=dict)  # tensor -> row -> digest, if requested

@@ -1,4 +1,4 @@
-"""The embedded default: generated science questions and a small model that can half do them."""
+"""MiniSci, the embedded default: generated science questions, and a small model that answers about half of them."""
 
 from pathlib import Path
 

@@ -1,11 +1,11 @@
 """Train the embedded base model from scratch: `python -m demopsd_dist.minisci.build` (two cores, under 20 minutes).
 
-Supervised on worked solutions: first right ones; then, where there is no privileged context, half of them with one
-arithmetic slip. So the model has learned the calculation, and then that people slip: it samples wrong results. With a
-correct solution in the prompt (a quarter of the examples, in exactly the teacher's template) it is always right. That
-gap between a weak student and, in the same weights, a strong privileged teacher is what self-distillation needs. Free
-answers, not four options: a model of this size learns the arithmetic in minutes, but not to look up the letter of the
-right option.
+Training is supervised, on worked solutions: first right ones; then, without privileged context, half of them with one
+arithmetic slip. So the model learns the calculation and then to slip: it samples wrong results. With a correct
+solution in the prompt (a quarter of the examples, in exactly the teacher's template) the solution is always right.
+Self-distillation needs this gap between a weak student and, in the same weights, a strong privileged teacher. Answers
+are free, not one of four options: a model of this size learns the arithmetic in minutes, but not to look up the letter
+of the right option.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from demopsd_dist.data.rewards import answer_reward
 from demopsd_dist.minisci import MODEL_DIR, tasks
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
 
-PRIVILEGED_SHARE = 1 / 4  # of the examples
-RIGHT_SHARE = 0.6  # of the steps, before slips begin
+PRIVILEGED_FRACTION = 1 / 4  # of the examples
+RIGHT_FRACTION = 0.6  # of the steps, before slips begin
 EVALUATION_SAMPLES = 8
 
 
 def new_model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
-    """0.86M parameters. The head is not tied to the embedding (engines that pre-pack a tied head keep a stale copy)."""
+    """An untrained model of 0.86M parameters.
+
+    The head is not tied to the embedding: engines that pre-pack a tied head keep a stale copy.
+    """
     return Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=272,
@@ -55,6 +58,8 @@ def new_model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
 
 @dataclass(frozen=True)
 class Example:
+    """Tokens of one supervised example."""
+
     prompt_tokens: np.ndarray
     response_tokens: np.ndarray
 
@@ -62,18 +67,18 @@ class Example:
 class ExampleStream:
     """Endless supervised examples from MiniSci's training split."""
 
-    def __init__(self, builder: PromptBuilder, seed: int, slip_share: float) -> None:
+    def __init__(self, builder: PromptBuilder, seed: int, slip_fraction: float) -> None:
         self.builder = builder
         self.rng = random.Random(f"build/{seed}")
         self.problems = tasks.problems("train", seed)
-        self.slip_share = slip_share
+        self.slip_fraction = slip_fraction
         self.slips = False  # until the arithmetic is learned
 
     def student(self) -> Example:
-        """Without privileged context: right, or with one slip."""
+        """An example without privileged context: right, or with one slip."""
         while True:
             problem = next(self.problems)
-            slip = self.slips and self.rng.random() < self.slip_share
+            slip = self.slips and self.rng.random() < self.slip_fraction
             compute = tasks.slip_once(self.rng, problem.expression) if slip else tasks.calculate
             try:
                 solution = tasks.solution_text(*tasks.work_out(problem.expression, compute))
@@ -82,7 +87,7 @@ class ExampleStream:
             return self._example(self.builder.student(problem.question).tokens, solution)
 
     def privileged(self) -> Example:
-        """With the correct solution in the prompt: right."""
+        """An example with the correct solution in the prompt: always right."""
         problem = next(self.problems)
         solution = tasks.solution_text(*tasks.work_out(problem.expression))
         return self._example(self.builder.privileged(problem.question, solution), solution)
@@ -99,21 +104,22 @@ def response_loss_sum(model: Qwen3ForCausalLM, examples: list[Example]) -> torch
     width = max(map(len, rows))
     tokens_BL = torch.tensor(np.stack([np.pad(row, (0, width - len(row))) for row in rows]), dtype=torch.long)
     hidden_BLH = model.model(tokens_BL).last_hidden_state  # causal, padded on the right: no mask needed
-    where = [
+    positions = [
         (b, position) for b, e in enumerate(examples) for position in range(len(e.prompt_tokens) - 1, len(rows[b]) - 1)
     ]
-    b_N, position_N = torch.tensor(where).T
+    b_N, position_N = torch.tensor(positions).T
     logits_NV = model.lm_head(hidden_BLH[b_N, position_N])
     return torch.nn.functional.cross_entropy(logits_NV, tokens_BL[b_N, position_N + 1], reduction="sum")
 
 
 def train(model: Qwen3ForCausalLM, stream: ExampleStream, steps: int, batch: int, peak_learning_rate: float) -> None:
+    """Train for `steps` optimizer steps of `batch` examples, with a one-cycle learning rate."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak_learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_learning_rate, total_steps=steps, pct_start=0.05)
-    privileged = round(batch * PRIVILEGED_SHARE)
+    privileged = round(batch * PRIVILEGED_FRACTION)
     started = time.monotonic()
     for step in range(1, steps + 1):
-        stream.slips = step > RIGHT_SHARE * steps
+        stream.slips = step > RIGHT_FRACTION * steps
         parts = [
             [stream.student() for _ in range(batch - privileged)],
             [stream.privileged() for _ in range(privileged)],
@@ -155,8 +161,8 @@ def accuracy(
         )
         texts = tokenizer.batch_decode(responses[:, len(prompt) :], skip_special_tokens=True)
         per_field[question.field] += [answer_reward(text, question.answer) for text in texts]
-    scores = {field: float(np.mean(values)) for field, values in per_field.items()}
-    return {**scores, "average": float(np.mean(list(scores.values())))}
+    means = {field: float(np.mean(values)) for field, values in per_field.items()}
+    return {**means, "average": float(np.mean(list(means.values())))}
 
 
 def main() -> None:
@@ -179,7 +185,7 @@ def main() -> None:
     model = new_model(tokenizer)
     started = time.monotonic()
     train(model, ExampleStream(builder, args.seed, args.slip_share), args.steps, args.batch, args.learning_rate)
-    figures = {
+    metrics = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "train_s": round(time.monotonic() - started, 1),
         "test": accuracy(model, builder, "test", 80, privileged=False),
@@ -191,8 +197,8 @@ def main() -> None:
     model.generation_config.do_sample = True
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
-    (args.out / "BUILD.json").write_text(json.dumps({"settings": settings, "figures": figures}, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
+    (args.out / "BUILD.json").write_text(json.dumps({"settings": settings, "figures": metrics}, indent=2) + "\n")
+    print(json.dumps(metrics, indent=2))
 
 
 if __name__ == "__main__":

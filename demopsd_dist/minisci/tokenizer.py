@@ -1,4 +1,4 @@
-"""A byte-level tokenizer: a token a byte, and one for each chat and answer tag. Any UTF-8 text goes through."""
+"""A byte-level tokenizer: one token for each byte and for each chat and answer tag. It encodes any UTF-8 text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHAT_TEMPLATE = (
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Vocabulary: 256 bytes, then 5 chat tokens (special: never decoded to text) and 6 tags (decoded)."""
+    """Build the tokenizer: 256 bytes, then 5 chat tokens (special: never decoded to text) and 6 tags (decoded)."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -1,4 +1,4 @@
-"""The model's folder on disk: found and checked without loading anything."""
+"""Checks of the model's folder on disk, without loading weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from demopsd_dist.util.errors import ConfigError
 
 
 def model_folder(config: Config) -> Path:
-    """The model's folder on disk, after checking what can be known without loading it.
+    """The model's folder on disk, after all checks that need no loading.
 
     Raises:
         ConfigError: no such folder; no `config.json`, weights or tokenizer in it; prompts and responses longer than
@@ -20,6 +20,14 @@ def model_folder(config: Config) -> Path:
             `rollout.tensor_parallel`.
     """
     folder = MODEL_DIR if config.model.path == MINISCI else Path(config.model.path)
+    _check_files(config, folder)
+    settings = _read_settings(folder / "config.json")
+    _check_attention(config, folder, settings)
+    _check_lengths(config, settings.get("max_position_embeddings"))
+    return folder
+
+
+def _check_files(config: Config, folder: Path) -> None:
     if not folder.is_dir():
         raise ConfigError(
             f"model.path={config.model.path}: there is no such folder. Give a Hugging Face model folder (download one "
@@ -34,47 +42,9 @@ def model_folder(config: Config) -> Path:
             f"model.path={folder} has no tokenizer.json; save the tokenizer into it with "
             f"tokenizer.save_pretrained({str(folder)!r})."
         )
-    settings = _settings(folder / "config.json")
-    limit = settings.get("max_position_embeddings")
-    if config.model.tree_tokens and (kind := _other_attention(settings)):
-        raise ConfigError(
-            f"model.tree_tokens={config.model.tree_tokens} merges responses, which needs full attention in each layer; "
-            f"{folder} has {kind}. Set model.tree_tokens=0."
-        )
-    rollout = config.rollout
-    heads = settings.get("num_attention_heads") or 0  # not every model says how many it has
-    ways = tensor_parallel_sizes(heads, settings.get("num_key_value_heads") or heads)
-    if ways and rollout.tensor_parallel not in ways:
-        raise ConfigError(
-            f"rollout.tensor_parallel={rollout.tensor_parallel}: the attention heads of {folder} cannot be shared out "
-            f"alike. Set it to one of {', '.join(map(str, ways))}."
-        )
-    need = rollout.max_prompt_tokens + rollout.max_response_tokens
-    if limit is not None and need > limit:
-        raise ConfigError(
-            f"rollout.max_prompt_tokens={rollout.max_prompt_tokens} + rollout.max_response_tokens="
-            f"{rollout.max_response_tokens} = {need} tokens do not fit the model's context of {limit}. Lower "
-            f"rollout.max_response_tokens to {limit - rollout.max_prompt_tokens} or less."
-            if limit > rollout.max_prompt_tokens
-            else f"rollout.max_prompt_tokens={rollout.max_prompt_tokens} alone fills the model's context of {limit} "
-            f"tokens. Lower it to leave room for rollout.max_response_tokens={rollout.max_response_tokens}."
-        )
-    privileged = config.privileged.max_tokens + rollout.max_response_tokens
-    if limit is not None and privileged > limit:
-        raise ConfigError(
-            f"privileged.max_tokens={config.privileged.max_tokens} + rollout.max_response_tokens="
-            f"{rollout.max_response_tokens} = {privileged} tokens do not fit the model's context of {limit}. Lower "
-            f"privileged.max_tokens to {limit - rollout.max_response_tokens} or less."
-        )
-    if config.privileged.max_tokens < rollout.max_prompt_tokens:
-        raise ConfigError(
-            f"privileged.max_tokens={config.privileged.max_tokens} is below rollout.max_prompt_tokens="
-            f"{rollout.max_prompt_tokens}: the teacher must see at least the whole question. Raise it."
-        )
-    return folder
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -84,14 +54,58 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings
 
 
+def _check_attention(config: Config, folder: Path, settings: dict[str, Any]) -> None:
+    if config.model.tree_tokens and (kind := _other_attention(settings)):
+        raise ConfigError(
+            f"model.tree_tokens={config.model.tree_tokens} merges responses, which needs full attention in each layer; "
+            f"{folder} has {kind}. Set model.tree_tokens=0."
+        )
+    heads = settings.get("num_attention_heads") or 0  # not every model's config.json has it
+    sizes = tensor_parallel_sizes(heads, settings.get("num_key_value_heads") or heads)
+    if sizes and config.rollout.tensor_parallel not in sizes:
+        raise ConfigError(
+            f"rollout.tensor_parallel={config.rollout.tensor_parallel}: the attention heads of {folder} cannot be "
+            f"shared out alike. Set it to one of {', '.join(map(str, sizes))}."
+        )
+
+
+def _check_lengths(config: Config, context: int | None) -> None:
+    """Compare the longest prompts and responses with the model's context, where it is known."""
+    rollout = config.rollout
+    need = rollout.max_prompt_tokens + rollout.max_response_tokens
+    if context is not None and need > context:
+        raise ConfigError(
+            f"rollout.max_prompt_tokens={rollout.max_prompt_tokens} + rollout.max_response_tokens="
+            f"{rollout.max_response_tokens} = {need} tokens do not fit the model's context of {context}. Lower "
+            f"rollout.max_response_tokens to {context - rollout.max_prompt_tokens} or less."
+            if context > rollout.max_prompt_tokens
+            else f"rollout.max_prompt_tokens={rollout.max_prompt_tokens} alone fills the model's context of {context} "
+            f"tokens. Lower it to leave space for rollout.max_response_tokens={rollout.max_response_tokens}."
+        )
+    privileged = config.privileged.max_tokens + rollout.max_response_tokens
+    if context is not None and privileged > context:
+        raise ConfigError(
+            f"privileged.max_tokens={config.privileged.max_tokens} + rollout.max_response_tokens="
+            f"{rollout.max_response_tokens} = {privileged} tokens do not fit the model's context of {context}. Lower "
+            f"privileged.max_tokens to {context - rollout.max_response_tokens} or less."
+        )
+    if config.privileged.max_tokens < rollout.max_prompt_tokens:
+        raise ConfigError(
+            f"privileged.max_tokens={config.privileged.max_tokens} is below rollout.max_prompt_tokens="
+            f"{rollout.max_prompt_tokens}: the teacher must see at least the whole question. Raise it."
+        )
+
+
 def tensor_parallel_sizes(heads: int, kv_heads: int) -> list[int]:
-    """Numbers of processes among which vLLM can share out so many attention heads; those for keys and values may be
-    there several times."""
+    """Numbers of processes among which vLLM can divide this number of attention heads.
+
+    Heads for keys and values may be replicated.
+    """
     return [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
 
 
 def _other_attention(settings: dict[str, Any]) -> str | None:
-    """What some of the model's layers have instead of full attention, if any do."""
+    """The kinds of attention other than full attention in the model's layers, if there are any."""
     others = sorted(set(settings.get("layer_types") or ()) - {"full_attention"})
     if others:
         return ", ".join(others)

@@ -1,7 +1,7 @@
-r"""What a response gives as its answer, and when two answers are the same.
+r"""Extraction of the answer from a response, and comparison of two answers.
 
-Nothing here takes more than linear time, whatever a response holds: tags and boxes are found by string searches, and
-every loop and regular expression looks at a bounded piece. Thinking is part of a response and is read like the rest.
+All functions take linear time, for any response: tags and boxes are found by string searches, and every loop and
+regular expression reads a bounded piece. Thinking is part of a response and is read like the rest.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from decimal import Decimal, InvalidOperation
 _OPEN, _CLOSE = "<answer>", "</answer>"
 
 BOXES = 10
-"""`extract_boxed` tries as many boxes, from the last."""
+"""Number of boxes that `extract_boxed` tries, from the last."""
 BOX_CHARS = 2_000
-"""A longer box is not an answer."""
+"""Length of the longest box that is an answer."""
 TAIL_CHARS = 200
-"""`extract_letter` reads no more than the end of a response."""
+"""Number of characters at the end of a response that `extract_letter` reads."""
 
 _BRACE_AFTER = re.compile(r"\s{0,10}\{")
 _BRACE = re.compile(r"[{}]")
@@ -69,7 +69,7 @@ def extract_boxed(response: str) -> str | None:
     r"""The text inside the last `\boxed{...}` whose braces balance; None where there is none, or nothing inside.
 
     Escaped braces (`\{`, `\}`) are text, `\boxed 5` without a brace is no box, and of a box in a box the inner counts.
-    A box that is not closed is passed over for the one before it: the last `BOXES` are tried, `BOX_CHARS` long at most.
+    Where a box is not closed, the one before it counts: the last `BOXES` are tried, `BOX_CHARS` long at most.
 
     Example: `extract_boxed(r"\boxed{1}, rather \boxed{\frac{1}{2}}")` gives `r"\frac{1}{2}"`.
     """
@@ -82,13 +82,13 @@ def extract_boxed(response: str) -> str | None:
         if end < 0:
             return None
         brace = _BRACE_AFTER.match(text, end + len("\\boxed"))
-        if brace and (close := _closing(text, brace.end())) is not None:
+        if brace and (close := _closing_brace(text, brace.end())) is not None:
             return response[brace.end() : close].strip() or None
     return None
 
 
-def _closing(text: str, start: int) -> int | None:
-    """Where the brace opened just before `start` is closed."""
+def _closing_brace(text: str, start: int) -> int | None:
+    """Position of the brace that closes the one opened just before `start`."""
     depth = 1
     for match in _BRACE.finditer(text, start, min(len(text), start + BOX_CHARS + 1)):
         depth += 1 if match.group() == "{" else -1
@@ -98,7 +98,7 @@ def _closing(text: str, start: int) -> int | None:
 
 
 def extract_letter(response: str) -> str | None:
-    """The letter that the response's last line states as its answer; None where it states none, or two.
+    """The letter that the response's last line states as its answer; None where it states none or two.
 
     The last line that holds anything counts, and of it the last `TAIL_CHARS` characters, in this grammar (white space
     collapsed, full-width letters as plain ones, `**`, `__` and invisible characters dropped; words in either case):
@@ -115,7 +115,7 @@ def extract_letter(response: str) -> str | None:
     Example: `extract_letter("A car is fast.\\nThe answer is (B).")` gives `"B"`.
     """
     response = response.rstrip()
-    tail = _visible(unicodedata.normalize("NFKC", response[-TAIL_CHARS:])).replace("**", "").replace("__", "")
+    tail = _drop_invisible(unicodedata.normalize("NFKC", response[-TAIL_CHARS:])).replace("**", "").replace("__", "")
     lines = [" ".join(line.split()) for line in tail.splitlines()]
     while lines and not lines[-1]:
         lines.pop()
@@ -125,14 +125,14 @@ def extract_letter(response: str) -> str | None:
     claims = list(_CLAIM.finditer(line))
     if not claims:
         whole = len(lines) > 1 or len(response) <= TAIL_CHARS
-        return _upper(lone_letter(line)) if whole else None
-    letter = _upper(lone_letter(line[claims[-1].end() :]))
+        return _if_upper(lone_letter(line)) if whole else None
+    letter = _if_upper(lone_letter(line[claims[-1].end() :]))
     others = {match.group(1) for claim in claims if (match := _FIRST_LETTER.match(line, claim.end()))}
     return letter if others <= {letter} else None
 
 
 def extract_any(response: str) -> str | None:
-    r"""The last `<answer>` (of a box in it, the inside); else the last box; else the letter of the last line."""
+    r"""The last `<answer>` (the text inside its box, if any); else the last box; else the letter of the last line."""
     answer = extract_answer(response)
     if answer is not None:
         return extract_boxed(answer) or answer
@@ -141,7 +141,7 @@ def extract_any(response: str) -> str | None:
 
 
 def lone_letter(text: str) -> str | None:
-    r"""The one letter, A to Z in either case, that a text is made of once wrapping and closing punctuation are off.
+    r"""The letter, A to Z in either case, that remains of a text without wrapping and closing punctuation, else None.
 
     Wrapping is `( )`, `[ ]`, `{ }`, quotes, `*`, `_`, backticks, `$`, `\( \)`, `\boxed{}`, `\text{}`, `\textbf{}`,
     `\mathrm{}`, `\mathbf{}`; it must be there on both sides, but for `B)`. Closing punctuation is `.`, `!` and `。`.
@@ -165,8 +165,8 @@ def lone_letter(text: str) -> str | None:
     return None
 
 
-def same_answer(given: str, expected: str) -> bool:
-    r"""Whether an answer is the expected one. Equal after
+def same_answer(answer: str, expected: str) -> bool:
+    r"""Compare an answer with the expected one. They are the same if they are equal after
 
     * Unicode NFKC (full-width letters and digits are plain ones; look-alikes of other scripts stay different: a
       Cyrillic А is no A), superscripts as powers ("10²" is "10^2" and not "102"), minus signs and dashes as "-";
@@ -180,34 +180,34 @@ def same_answer(given: str, expected: str) -> bool:
     A single letter is the same bare or as `lone_letter` reads it: "(B).", "**B**" and r"\text{B}" are "B";
     "B: 12 m" is not.
 
-    An answer of more than twice the expected length, and 200 characters, is not it: normal forms of hostile text are
+    An answer longer than twice the expected one plus 200 characters is different: normal forms of hostile text are
     slow.
     """
-    given, expected = given.strip(), expected.strip()
-    if given == expected:
+    answer, expected = answer.strip(), expected.strip()
+    if answer == expected:
         return True
-    if len(given) > 2 * len(expected) + 200:
+    if len(answer) > 2 * len(expected) + 200:
         return False
-    given, expected = _normal(given), _normal(expected)
-    if given == expected:
-        return bool(given)
-    left, right = _number(given), _number(expected)
+    answer, expected = _normalize(answer), _normalize(expected)
+    if answer == expected:
+        return bool(answer)
+    left, right = _number(answer), _number(expected)
     if left is not None and right is not None:
         return left == right
-    letter = lone_letter(given)
+    letter = lone_letter(answer)
     return letter is not None and letter == lone_letter(expected)
 
 
-def _normal(text: str) -> str:
-    text = _SUPERSCRIPT.sub(lambda match: "^" + match.group(), _visible(text))
+def _normalize(text: str) -> str:
+    text = _SUPERSCRIPT.sub(lambda match: "^" + match.group(), _drop_invisible(text))
     return " ".join(unicodedata.normalize("NFKC", text).translate(_DASHES).casefold().split())
 
 
-def _visible(text: str) -> str:
+def _drop_invisible(text: str) -> str:
     return text if text.isascii() else "".join(c for c in text if unicodedata.category(c) != "Cf")
 
 
-def _upper(letter: str | None) -> str | None:
+def _if_upper(letter: str | None) -> str | None:
     return letter if letter is not None and letter.isupper() else None
 
 

@@ -56,7 +56,7 @@ BUILDERS = {
     "merging": PromptBuilder(merging_tokenizer()),
     "rstrip": PromptBuilder(merging_tokenizer(rstrip=True)),
 }
-SPECIAL = {name: list(builder._special) for name, builder in BUILDERS.items()}
+SPECIAL = {name: list(builder._special_ids) for name, builder in BUILDERS.items()}
 
 
 def ask(text: str, system: str | None = None) -> Question:
@@ -72,7 +72,7 @@ def by_template_alone(builder: PromptBuilder, question: Question, content: str) 
 
 
 def special_ids(builder: PromptBuilder, tokens: Tokens) -> list[int]:
-    return [token for token in tokens.tolist() if token in builder._special.values()]
+    return [token for token in tokens.tolist() if token in builder._special_ids.values()]
 
 
 @pytest.mark.parametrize("name", BUILDERS)
