@@ -99,11 +99,12 @@ def messages_of_the_code() -> Iterator[str]:
         yield (ROOT / name).read_text(encoding="utf-8")
 
 
-def test_the_messages_in_the_troubleshooting_page_are_in_the_code() -> None:
+@pytest.mark.parametrize(("page", "heading", "count"), [("troubleshooting", "### ", 21), ("weights", "| ", 8)])
+def test_the_messages_in_a_page_are_in_the_code(page: str, heading: str, count: int) -> None:
     """The text between the ellipses of a heading occurs, in this order, in one message of the code."""
-    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-    shown = re.findall(r"^### `(.+)`$", text, flags=re.MULTILINE)
-    assert len(shown) > 20
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8").rpartition("\n## Messages\n")[-1]
+    shown = re.findall(rf"^{re.escape(heading)}`([^`]+)`", text, flags=re.MULTILINE)
+    assert len(shown) >= count
     messages = "\0".join(messages_of_the_code())
     patterns = {message: "[^\0]*".join(map(re.escape, message.split("…"))) for message in shown}
     assert [message for message, pattern in patterns.items() if not re.search(pattern, messages)] == []
@@ -217,9 +218,9 @@ def test_submit_commands_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(shown) >= 4
     monkeypatch.chdir(ROOT)
     for command in shown:
-        arguments = submit.parsed(shlex.split(command)[3:])
+        arguments = submit.parse_arguments(shlex.split(command)[3:])
         if arguments.config:
-            assert "launch.train" in submit.entrypoint(arguments, submit.settings(arguments))
+            assert "launch.train" in submit.entrypoint(arguments, submit.load_settings(arguments))
 
 
 @pytest.mark.parametrize("program", ["plan", "doctor"])
