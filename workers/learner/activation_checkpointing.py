@@ -1,4 +1,4 @@
-"""Activation checkpointing: a layer keeps its input alone, and is computed again in the backward pass."""
+"""Activation checkpointing: only a layer's input is stored, and the layer is computed again in the backward pass."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from workers.forward import layers_of
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Every layer of a transformers model, whose `eval()` must have been called before.
+    """Checkpoint every layer of a transformers model, whose `eval()` must have been called before.
 
-    transformers checkpoints only layers in training mode. So the layer itself is put into it, not what it is made of,
-    and is in evaluation mode whenever it computes: no dropout comes to life.
+    transformers checkpoints only layers in training mode. So the layer itself is put into training mode, its submodules
+    are not, and it is in evaluation mode whenever it computes: dropout stays off.
 
     Raises:
         ConfigError: transformers cannot checkpoint the layers of this model.
@@ -35,6 +35,8 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 
 def _checkpointed(layer: nn.Module, compute: Callable[..., Any], *inputs: Any) -> Any:
+    """Compute a layer in evaluation mode, with its activations checkpointed."""
+
     def evaluated(*inputs: Any) -> Any:
         layer.training = False
         try:

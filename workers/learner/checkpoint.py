@@ -1,14 +1,14 @@
-"""The learners' state on disk, whole tensors by name: it fits any number of ranks and any ZeRO stage.
+"""Checkpoint of the learners: full tensors by name, for any number of ranks and any ZeRO stage.
 
-For each parameter its float32 value and AdamW's two moments, in safetensors files of about a gigabyte that the ranks
-share out between them. Saving and loading are collectives: every rank goes through all parameters, in order.
+For each parameter its float32 value and AdamW's two moments, in safetensors files of about a gigabyte; each file is
+written by one of the ranks. Saving and loading are collectives: every rank goes through all parameters, in order.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,47 +19,37 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from demopsd_dist.util.errors import CheckpointError
-from workers.learner.lora import Named
-from workers.learner.zero import full_shape, full_size
+from workers.weights.tensor_groups import FILE_BYTES, NamedParameters, full_shape, group_by_bytes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-FILE_BYTES = 1 << 30
 INDEX = "index.json"
 
 
-def files_of(named: Named) -> Sequence[Named]:
-    """The parameters of each file: consecutive ones, about FILE_BYTES together."""
-    files: list[list[tuple[str, Parameter]]] = [[]]
-    filled = 0
-    for name, parameter in named:
-        size = 4 * (1 + len(MOMENTS)) * full_size(parameter)
-        if files[-1] and filled + size > FILE_BYTES:
-            files.append([])
-            filled = 0
-        files[-1].append((name, parameter))
-        filled += size
-    return files
+def _file_groups(named: NamedParameters) -> Iterator[NamedParameters]:
+    """Split the parameters into those of each file: consecutive ones, about FILE_BYTES together."""
+    return group_by_bytes(named, FILE_BYTES, bytes_per_element=4 * (1 + len(MOMENTS)))
 
 
-def save(engine: Any, named: Named, folder: Path, version: int) -> None:
-    """
+def save(engine: Any, named: NamedParameters, folder: Path, version: int) -> None:
+    """Write a checkpoint. A collective.
+
     Args:
         named: the parameters that are trained.
-        folder: is there, and the same for all ranks.
+        folder: exists, and is the same for all ranks.
         version: training steps done.
     """
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     steps = optimizer_steps(engine)
-    for number, part in enumerate(files_of(named)):
-        mine = number % ranks == rank
-        kept: dict[str, Tensor] = {}
-        for name, parameter in part:
-            for key, tensor in whole_state(engine, parameter, with_moments=steps > 0):
-                if mine:
-                    kept[f"{name}/{key}"] = tensor.detach().cpu().clone()
-        if mine:
+    for number, group in enumerate(_file_groups(named)):
+        is_writer = number % ranks == rank
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in group:
+            for key, tensor in full_state(engine, parameter, with_moments=steps > 0):
+                if is_writer:
+                    tensors[f"{name}/{key}"] = tensor.detach().cpu().clone()
+        if is_writer:
             path = folder / f"weights-{number:05d}.safetensors"
-            save_file(kept, path)
+            save_file(tensors, path)
             _sync(path)
     if rank == 0:
         shapes = {name: list(full_shape(parameter)) for name, parameter in named}
@@ -68,11 +58,14 @@ def save(engine: Any, named: Named, folder: Path, version: int) -> None:
         _sync(folder / INDEX)
 
 
-def load(engine: Any, named: Named, folder: Path) -> int:
-    """Into an engine that has made no step yet; the training steps that were done.
+def load(engine: Any, named: NamedParameters, folder: Path) -> int:
+    """Load a checkpoint into an engine that has made no step yet. A collective.
+
+    Returns:
+        The training steps that it has made.
 
     Raises:
-        CheckpointError: it is of another model.
+        CheckpointError: the checkpoint is of another model.
     """
     index = json.loads((folder / INDEX).read_text())
     shapes = {name: list(full_shape(parameter)) for name, parameter in named}
@@ -84,17 +77,17 @@ def load(engine: Any, named: Named, folder: Path) -> int:
         )
     steps = index["optimizer_steps"]
     if steps:
-        begin_optimizer(engine, steps)
-    for number, part in enumerate(files_of(named)):
+        _init_optimizer_state(engine, steps)
+    for number, group in enumerate(_file_groups(named)):
         with safe_open(folder / f"weights-{number:05d}.safetensors", framework="pt") as file:
-            for name, parameter in part:
+            for name, parameter in group:
                 keys = ("value", *MOMENTS) if steps else ("value",)
-                put_state(engine, parameter, {key: file.get_tensor(f"{name}/{key}") for key in keys})
+                _load_state(engine, parameter, {key: file.get_tensor(f"{name}/{key}") for key in keys})
     return int(index["version"])
 
 
-def flats(engine: Any) -> list[Tensor]:
-    """What the optimizer really steps: this rank's flat pieces under ZeRO, else the parameters themselves."""
+def _stepped_tensors(engine: Any) -> list[Tensor]:
+    """Tensors that the optimizer really steps: this rank's flat pieces under ZeRO, else the parameters themselves."""
     optimizer = engine.optimizer
     for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
         if hasattr(optimizer, name):
@@ -102,43 +95,45 @@ def flats(engine: Any) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def inner(engine: Any) -> torch.optim.Optimizer:
+def torch_optimizer(engine: Any) -> torch.optim.Optimizer:
     """Torch's own optimizer, inside of ZeRO's or not."""
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
 def optimizer_steps(engine: Any) -> int:
-    """Steps that AdamW has made: those of which a gradient was all zero or refused do not count."""
-    states = inner(engine).state
+    """Number of steps that AdamW has made; one whose gradient was all zero, or that was refused, does not count."""
+    states = torch_optimizer(engine).state
     return max((int(state["step"]) for state in states.values() if "step" in state), default=0)
 
 
-def begin_optimizer(engine: Any, steps: int) -> None:
-    """AdamW's state as after so many steps, its moments still to be filled in."""
-    for flat in flats(engine):
+def _init_optimizer_state(engine: Any, steps: int) -> None:
+    """Create AdamW's state as after this number of steps, with moments of zero."""
+    for tensor in _stepped_tensors(engine):
         step = torch.tensor(float(steps))
-        inner(engine).state[flat] = {"step": step} | {key: torch.zeros_like(flat) for key in MOMENTS}
+        torch_optimizer(engine).state[tensor] = {"step": step} | {key: torch.zeros_like(tensor) for key in MOMENTS}
     link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
     if link is not None:
         link()
 
 
-def whole_state(engine: Any, parameter: Parameter, with_moments: bool) -> Iterator[tuple[str, Tensor]]:
-    """A parameter's float32 value and its moments. A collective."""
+def full_state(engine: Any, parameter: Parameter, with_moments: bool) -> Iterator[tuple[str, Tensor]]:
+    """Gather a parameter's float32 value and its moments as full tensors. A collective."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     sharded = hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
     yield "value", (safe_get_full_fp32_param(parameter) if sharded else parameter.data).view(full_shape(parameter))
     for key in MOMENTS if with_moments else ():
-        tensor = safe_get_full_optimizer_state(parameter, key) if sharded else inner(engine).state[parameter][key]
+        tensor = (
+            safe_get_full_optimizer_state(parameter, key) if sharded else torch_optimizer(engine).state[parameter][key]
+        )
         yield key, tensor.view(full_shape(parameter))
 
 
-def put_state(engine: Any, parameter: Parameter, state: dict[str, Tensor]) -> None:
-    """Each rank takes its piece; the working copy in the model is set too."""
+def _load_state(engine: Any, parameter: Parameter, state: dict[str, Tensor]) -> None:
+    """Set this rank's piece of a parameter's full state, and the working copy in the model."""
     value = state["value"].to(parameter.device)
     if hasattr(parameter, "ds_id"):
-        _put_in_shard(parameter, state)
+        _load_shard(parameter, state)
     elif hasattr(parameter, "_hp_mapping"):
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
@@ -149,11 +144,11 @@ def put_state(engine: Any, parameter: Parameter, state: dict[str, Tensor]) -> No
     else:
         parameter.data.copy_(value)
         for key in state.keys() - {"value"}:
-            inner(engine).state[parameter][key].copy_(state[key])
+            torch_optimizer(engine).state[parameter][key].copy_(state[key])
 
 
-def _put_in_shard(parameter: Any, state: dict[str, Tensor]) -> None:
-    """ZeRO-3: a rank holds an equal piece of the flat tensor, the last filled up with zeros."""
+def _load_shard(parameter: Any, state: dict[str, Tensor]) -> None:
+    """Set this rank's piece under ZeRO-3: ranks hold equal pieces of the flat tensor, the last filled up with zeros."""
     from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -161,14 +156,15 @@ def _put_in_shard(parameter: Any, state: dict[str, Tensor]) -> None:
     for key, tensor in state.items():
         flat = torch.zeros(piece * ranks)
         flat[: tensor.numel()] = tensor.reshape(-1)
-        mine = flat[piece * rank : piece * (rank + 1)].to(parameter.ds_tensor.device)
+        shard = flat[piece * rank : piece * (rank + 1)].to(parameter.ds_tensor.device)
         if key == "value":
-            safe_set_local_fp32_param(parameter, mine)
-            parameter.ds_tensor.data.copy_(mine)
+            safe_set_local_fp32_param(parameter, shard)
+            parameter.ds_tensor.data.copy_(shard)
         else:
-            safe_set_local_optimizer_state(parameter, mine, key)
+            safe_set_local_optimizer_state(parameter, shard, key)
 
 
 def _sync(path: Path) -> None:
+    """Flush a file to disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

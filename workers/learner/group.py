@@ -12,7 +12,7 @@ from demopsd_dist.data.packing import layout_by_question, shard_rows
 from demopsd_dist.data.records import StepReport, Tokens, TrainBatch, TrainingExample
 from demopsd_dist.methods import MethodSpec, SupportKind
 from demopsd_dist.objective import statistic
-from demopsd_dist.run_record.digests import merged
+from demopsd_dist.run_record.digests import merge_digests
 from demopsd_dist.util.errors import WeightSyncError, WorkerError
 from workers.actor_group import ActorGroup
 from workers.learner.rank_report import RankReport
@@ -107,7 +107,9 @@ class LearnerGroup:
         metrics = step_metrics(reports)
         self._refuse_mismatch(metrics.get("mismatch/logp_diff_max", 0.0))
         token_records = {name: record for report in reports for name, record in report.token_records.items()}
-        return StepReport(metrics, reports[0].stepped, token_records, merged(report.digests for report in reports))
+        return StepReport(
+            metrics, reports[0].stepped, token_records, merge_digests(report.digests for report in reports)
+        )
 
     def _refuse_mismatch(self, largest: float) -> None:
         allowed = self._config.weights.max_logp_diff

@@ -1,7 +1,6 @@
-"""LoRA (arXiv 2106.09685) by peft: a projection's weight W stays as it is, two narrow matrices beside it are trained.
+"""LoRA (arXiv 2106.09685) by peft: a projection's weight W is frozen, two narrow matrices beside it are trained.
 
-What engines, teacher and model folders see is the whole weight, W + scale B A: nothing behind the learners knows of
-adapters.
+Rollout engines, teacher and model folders get the merged weight, W + scale B A: only the learners know of adapters.
 """
 
 from __future__ import annotations
@@ -18,13 +17,12 @@ from torch.nn import Parameter
 
 from demopsd_dist.config import ModelConfig
 from demopsd_dist.util.errors import ConfigError
-
-Named = Sequence[tuple[str, Parameter]]
+from workers.weights.tensor_groups import NamedParameters
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """Beside one weight (O, I): A is (R, I) and B, zero at first, (O, R)."""
+    """Adapter of one weight (O, I): A is (R, I), and B, zero at first, is (O, R)."""
 
     a_RI: Parameter
     b_OR: Parameter
@@ -32,25 +30,27 @@ class Adapter:
 
     @property
     def parts(self) -> tuple[Parameter, Parameter]:
+        """Both matrices."""
         return self.a_RI, self.b_OR
 
     def merged(self, weight_OI: Tensor) -> Tensor:
-        """Added in float32, then rounded to the weight's own format."""
+        """Add the adapter to its weight in float32, then round to the weight's own format."""
         with torch.no_grad():
             return torch.addmm(weight_OI.float(), self.b_OR.float(), self.a_RI.float(), alpha=self.scale).to(weight_OI)
 
 
 Adapters = Mapping[str, Adapter]  # by the name of the weight
-_NAME = "default"  # peft's own, for the one set of them
+_NAME = "default"  # peft's name for the only set of adapters
 
 
-def adapt(model: Any, settings: ModelConfig) -> Adapters:
-    """Give a transformers model its adapters, in place; from then on they alone ask for gradients.
+def add_adapters(model: Any, settings: ModelConfig) -> Adapters:
+    """Add adapters to a transformers model, in place, and freeze its own weights.
 
-    Returns an empty mapping, and leaves the model as it is, where `model.lora_rank` is 0.
+    Returns:
+        Adapters by the name of their weight; empty, with the model unchanged, if `model.lora_rank` is 0.
 
     Raises:
-        ConfigError: a name of `model.lora_targets` fits no linear layer of the model, or the head.
+        ConfigError: a name in `model.lora_targets` matches no linear layer of the model, or matches the head.
     """
     if not settings.lora_rank:
         return {}
@@ -60,28 +60,31 @@ def adapt(model: Any, settings: ModelConfig) -> Adapters:
     _check_targets(model, settings.lora_targets)
     targets = settings.lora_targets or linear_layers(model)
     inject_adapter_in_model(_peft_config(settings, targets), model, adapter_name=_NAME)
-    found = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
-    return {f"{name}.weight": _adapter_of(module) for name, module in found.items()}
+    return {
+        f"{name}.weight": _adapter_of(module) for name, module in model.named_modules() if isinstance(module, Linear)
+    }
 
 
 def _adapter_of(module: Any) -> Adapter:
+    """Adapter of one of peft's layers."""
     return Adapter(module.lora_A[_NAME].weight, module.lora_B[_NAME].weight, float(module.scaling[_NAME]))
 
 
 def linear_layers(model: Any) -> list[str]:
-    """The last parts of the names of all linear layers, the head aside. peft's own "all-linear" would also take experts
-    that are fused into one tensor, which cannot be merged as others are."""
+    """Last parts of the names of all linear layers except the head. peft's own "all-linear" would also take experts
+    that are fused into one tensor, which cannot be merged in the same way."""
     head = model.get_output_embeddings()
-    found = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
-    return sorted({name.rpartition(".")[2] for name in found})
+    names = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
+    return sorted({name.rpartition(".")[2] for name in names})
 
 
 def _peft_config(settings: ModelConfig, targets: Sequence[str]) -> Any:
+    """peft's configuration, derived from our settings."""
     from peft import LoraConfig
 
     return LoraConfig(
         r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # whole or not, it is only divided
+        lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # a fraction is fine, it is only divided
         target_modules=list(targets),
         lora_dropout=0.0,  # rollouts, support and loss must see the same student
         base_model_name_or_path=settings.path,
@@ -90,35 +93,37 @@ def _peft_config(settings: ModelConfig, targets: Sequence[str]) -> Any:
 
 
 def _check_targets(model: Any, targets: Sequence[str]) -> None:
-    """peft leaves a name that fits nothing out without a word."""
+    """Refuse a target that matches nothing, which peft would ignore silently, or the head."""
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     head = {name for name, module in model.named_modules() if module is model.get_output_embeddings()}
     for target in targets:
-        fitting = {name for name in linear if name == target or name.endswith(f".{target}")}
-        if not fitting or fitting & head:
-            what = "is the head, which is not adapted" if fitting else "fits no linear layer"
+        matches = {name for name in linear if name == target or name.endswith(f".{target}")}
+        if not matches or matches & head:
+            problem = "is the head, which is not adapted" if matches else "fits no linear layer"
             raise ConfigError(
-                f"model.lora_targets: {target} {what} of {type(model).__name__}. Its linear layers are "
+                f"model.lora_targets: {target} {problem} of {type(model).__name__}. Its linear layers are "
                 f"{', '.join(linear_layers(model))}; an empty list takes them all."
             )
 
 
-def whole_names(named: Named) -> list[tuple[str, Parameter]]:
-    """The model's own parameters, by the names that they have without adapters."""
+def base_parameters(named: NamedParameters) -> list[tuple[str, Parameter]]:
+    """Select the model's own parameters, under the names that they have without adapters."""
     return [(name.replace(".base_layer.", "."), p) for name, p in named if ".lora_" not in name]
 
 
-def merged(tensors: Named | Sequence[tuple[str, Tensor]], adapters: Adapters) -> Iterator[tuple[str, Tensor]]:
-    """Whole weights, each made when it is asked for."""
+def merge_adapters(
+    tensors: NamedParameters | Sequence[tuple[str, Tensor]], adapters: Adapters
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights with their adapters merged, one at a time."""
     for name, tensor in tensors:
         yield name, adapters[name].merged(tensor) if name in adapters else tensor
 
 
 def save_adapters(folder: Path, tensors: Mapping[str, Tensor], settings: ModelConfig) -> None:
-    """A folder that `peft.PeftModel.from_pretrained(model, folder)` reads.
+    """Write a folder that `peft.PeftModel.from_pretrained(model, folder)` reads.
 
     Args:
-        tensors: by their names in the model that `adapt` has changed.
+        tensors: by their names in the model that `add_adapters` has changed.
     """
     folder.mkdir()
     adapted = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in tensors})

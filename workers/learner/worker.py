@@ -1,11 +1,11 @@
-"""LearnerWorker: one DeepSpeed ZeRO rank. Its shard of a batch -> the objective -> gradients -> a step."""
+"""LearnerWorker: one DeepSpeed ZeRO rank, which turns its shard of a batch into a loss, gradients and a step."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,73 +15,63 @@ import torch
 from torch import Tensor
 
 from demopsd_dist.config import Config, Transport
-from demopsd_dist.data.records import BatchSize, DigestRequest, Logp, ScoredExample, Tokens, TrainingExample
+from demopsd_dist.data.records import BatchSize, DigestRequest, ScoredExample, Tokens, TrainingExample
 from demopsd_dist.methods import objective_of, resolve_method
-from demopsd_dist.objective import TokenSlice, TokenViews, fused_loss, reduced, token_weight
+from demopsd_dist.objective import TokenSlice, fused_loss, reduced
 from demopsd_dist.training.schedule import learning_rate
 from demopsd_dist.util.errors import NonFiniteLossError
-from workers.cluster.ranks import MeetingPoint, Rank, meet_on
+from workers.cluster.ranks import MeetingPoint, Rank
 from workers.cluster.spans import Traced, traced
-from workers.forward import PaddedBatch, ResponseModel, give_back, in_slices, load_causal_lm, support_tensor
+from workers.forward import PaddedBatch, ResponseModel, in_slices, load_causal_lm, release_gpu_cache
 from workers.learner import checkpoint
 from workers.learner.activation_checkpointing import checkpoint_activations
-from workers.learner.lora import Adapters, Named, adapt, save_adapters, whole_names
+from workers.learner.export import export_model
+from workers.learner.lora import add_adapters, base_parameters
+from workers.learner.loss_inputs import LossInputs
+from workers.learner.observers.observer import Observer
 from workers.learner.observers.step_digests import StepDigests
-from workers.learner.observers.step_metrics import RankReport, StepMetrics
+from workers.learner.observers.step_metrics import StepMetrics
 from workers.learner.observers.token_recorder import TokenRecorder
-from workers.learner.zero import (
-    buckets_of,
-    deepspeed_config,
-    extensions_folder,
-    full_shape,
-    own_extensions,
-    whole,
-)
-from workers.weights.buckets import BucketRef, layout, pack_bucket
+from workers.learner.rank_report import RankReport
+from workers.learner.zero import deepspeed_config, full_tensors, join_process_group
+from workers.weights.buckets import BucketRef, SharedSegment, layout, pack_bucket
 from workers.weights.canary import LogpT
-from workers.weights.transports import PublishPlan, SharedSegment, outbox
+from workers.weights.tensor_groups import full_shape, group_by_bytes
+from workers.weights.transports import PublishPlan, create_outbox
 
 
 def environment(config: Config) -> dict[str, str]:
+    """Environment variables of a learner's process."""
     if config.learner.gpus_per_worker:
         return {}
     return {"OMP_NUM_THREADS": str(config.learner.threads), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
 class LearnerWorker(Traced, Rank):
-    """State: a shard of the student's weights and optimizer, and the number of training steps done."""
+    """Actor of one rank. State: a shard of the student's weights and optimizer, and the training steps done."""
 
     def __init__(self, rank: int, config: Config, model_folder: Path) -> None:
         super().__init__()
         self.rank = rank
         self._config = config
         self._folder = model_folder
-        self._recipe = resolve_method(config)
+        self._method = resolve_method(config)
         self._objective = objective_of(config)
-        self._ran: Counter[str] = Counter()
+        self._forward_counts: Counter[str] = Counter()
         self.version = 0
 
     def start(self, meeting_point: MeetingPoint) -> None:
         """Join the process group and hand the model to DeepSpeed."""
         settings = self._config.learner
-        os.environ |= {
-            "MASTER_ADDR": meeting_point[0],
-            "MASTER_PORT": str(meeting_point[1]),
-            "RANK": str(self.rank),
-            "LOCAL_RANK": "0",  # Ray shows each actor only its own GPU
-            "WORLD_SIZE": str(settings.num_workers),
-        }
-        meet_on(ray.util.get_node_ip_address())
+        self._device = torch.device("cuda" if settings.gpus_per_worker else "cpu")
+        join_process_group(settings, self.rank, meeting_point)
         import deepspeed
 
-        self._device = torch.device("cuda" if settings.gpus_per_worker else "cpu")
         if self._device.type == "cpu":
             torch.set_num_threads(settings.threads)
         torch.manual_seed(self._config.seed)
-        with own_extensions(extensions_folder()):
-            deepspeed.init_distributed("nccl" if settings.gpus_per_worker else "gloo", verbose=False)
         causal = load_causal_lm(self._folder, self._config.model.precision)
-        self._adapters = adapt(causal, self._config.model)
+        self._adapters = add_adapters(causal, self._config.model)
         model = ResponseModel(causal)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -93,26 +83,31 @@ class LearnerWorker(Traced, Rank):
         self._engine.eval()  # no dropout: rollouts, support and loss must see the same student
         if settings.activation_checkpointing:
             checkpoint_activations(causal)
-        named = list(causal.named_parameters())  # a tied tensor is there once
+        named = list(causal.named_parameters())  # a tied tensor is listed once
         self._trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
-        self._buckets = list(buckets_of(whole_names(named), self._config.weights.bucket_mib << 20))
+        self._buckets = list(group_by_bytes(base_parameters(named), self._config.weights.bucket_mib << 20))
 
     @traced
     def support(self, micro_batches: Sequence[Sequence[Sequence[TrainingExample]]]) -> list[list[Tokens]]:
-        """The student's top-k ids (T, K) at each response token; at most all but one, which the tail then is.
+        """Compute the student's top-k ids (T, K) at each response token; K is less than the vocabulary's size, so that
+        the tail has a token.
 
-        A micro-batch is a list of rows; its answer is a list of examples, row after row.
+        Args:
+            micro_batches: each a list of rows of examples.
+
+        Returns:
+            A list for each micro-batch: the ids of its examples, row after row.
         """
-        top_k = min(self._recipe.top_k or 0, self._engine.module.model.config.vocab_size - 1)
-        found = []
+        top_k = min(self._method.top_k or 0, self._engine.module.model.config.vocab_size - 1)
+        supports = []
         with torch.no_grad():
             for rows in micro_batches:
-                padded_batch = self._rectangle(rows)
-                ids_NK = self._engine(padded_batch, in_slices(lambda logits, _: logits.topk(top_k).indices.int()))
-                found.append(padded_batch.split(ids_NK) if rows else [])
-                self._ran["student/support"] += sum(map(len, rows))
-        give_back(self._config, self._device)
-        return found
+                batch = self._padded_batch(rows)
+                ids_NK = self._engine(batch, in_slices(lambda logits, _: logits.topk(top_k).indices.int()))
+                supports.append(batch.split(ids_NK) if rows else [])
+                self._forward_counts["student/support"] += sum(map(len, rows))
+        release_gpu_cache(self._config, self._device)
+        return supports
 
     @traced
     def step(
@@ -122,163 +117,151 @@ class LearnerWorker(Traced, Rank):
         size: BatchSize,
         learning_rate_factor: float = 1.0,
         record_ids: frozenset[str] = frozenset(),
-        trace: DigestRequest | None = None,
+        digest_request: DigestRequest | None = None,
     ) -> RankReport:
-        """Loss and backward for each micro-batch, then one optimizer step on all ranks together. Of the rollouts in
-        `record_ids` the report has single tokens, and of a step with a `trace` digests of all tensors.
+        """Run loss and backward for each micro-batch, then one optimizer step on all ranks together.
+
+        Args:
+            token_count: response tokens of all ranks' micro-batches.
+            size: tokens and responses that the loss is a mean of.
+            record_ids: rollouts of which the report has single tokens.
+            digest_request: asks for digests of all tensors; None for none.
 
         Raises:
-            NonFiniteLossError: on every rank, before the step, where any rank's loss is not finite.
+            NonFiniteLossError: on every rank, before the step, if any rank's loss is not finite.
         """
         self.version += 1
         if token_count == 0:  # the same on all ranks; a step would only decay weights and replay momentum
             return RankReport(stepped=False)
-        account = StepMetrics(None if trace is None else StepDigests(trace, self.rank))
+        metrics = StepMetrics(token_count)
+        samples = self._config.samples
+        token_recorder = TokenRecorder(
+            record_ids, self._objective, candidate_count=samples.candidates, max_tokens=samples.tokens
+        )
+        digests = None if digest_request is None else StepDigests(digest_request, self.rank)
+        observers: list[Observer] = [metrics, token_recorder, *([] if digests is None else [digests])]
+        self._accumulate_gradients(micro_batches, token_count, size, observers)
+        report = metrics.report()
+        report.token_records = token_recorder.token_records()
+        self._refuse_non_finite(report.sums.get("learner/loss", 0.0))
+        report.maxima["learner/learning_rate"] = self._set_learning_rate(learning_rate_factor)
+        report.maxima["learner/grad_norm"] = self._update_weights(digests)
+        if digests is not None:
+            with self.spans.span("digests"):
+                report.sums |= digests.sums
+                report.digests = digests.all_digests(self._engine, self._trained)
+        return report
+
+    def forward_counts(self) -> Counter[str]:
+        """Count the responses that went through each forward since the start: `student/support`, `student/gradient`."""
+        return self._forward_counts
+
+    def _accumulate_gradients(
+        self,
+        micro_batches: Sequence[Sequence[Sequence[ScoredExample]]],
+        token_count: int,
+        size: BatchSize,
+        observers: Sequence[Observer],
+    ) -> None:
+        """Run loss and backward for each micro-batch."""
         world_size = self._config.learner.num_workers
         for rows in micro_batches:
             with self.spans.span("forward"):
-                loss = self._loss(rows, token_count, size, account, record_ids)
+                loss = self._loss(rows, token_count, size, observers)
             with self.spans.span("backward"):
                 self._engine.backward(loss * world_size)  # DeepSpeed divides by it again
-            self._ran["student/gradient"] += sum(map(len, rows))
-        report = account.report()
-        self._refuse_non_finite(report.sums.get("learner/loss", 0.0))
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = report.maxima["learner/learning_rate"] = learning_rate_factor * learning_rate(
-                self._config.learner, self.version, self._config.steps
-            )
-        with self.spans.span("update"), account.gradient_seen(self._engine):
-            self._engine.step()
-        give_back(self._config, self._device)
-        norm = self._grad_norm if self._config.learner.zero_stage == 0 else self._engine.get_global_grad_norm()
-        self._refuse_infinite_gradient(float(norm))
-        report.maxima["learner/grad_norm"] = float(norm)
-        if account.tracer is not None:
-            with self.spans.span("digests"):
-                report.sums |= account.tracer.sums
-                report.digests = account.tracer.digests(self._engine, self._trained)
-        return report
-
-    def forwards_run(self) -> Counter[str]:
-        """Responses that went through each forward since the start: `student/support`, `student/gradient`."""
-        return self._ran
+            self._forward_counts["student/gradient"] += sum(map(len, rows))
 
     def _loss(
         self,
         rows: Sequence[Sequence[ScoredExample]],
         token_count: int,
         size: BatchSize,
-        account: StepMetrics,
-        record_ids: frozenset[str],
+        observers: Sequence[Observer],
     ) -> Tensor:
-        """The micro-batch's share of the global mean; what else it says goes into the account."""
-        batch = self._rectangle([[item.example for item in row] for row in rows])
-        scored = [item for row in rows for item in row]
-        if not scored:
+        """Compute the micro-batch's share of the global mean loss: inputs, then the loss, then the observers."""
+        batch = self._padded_batch([[item.example for item in row] for row in rows])
+        if not any(rows):
             return self._engine(batch, lambda hidden_NH, weight_VH, _: hidden_NH.sum() * 0.0 + weight_VH.sum() * 0.0)
-        support_NK = support_tensor([item.support_TK for item in scored], self._device)
-        reference_NA = self._values([item.reference_logp_TA for item in scored])
-        teacher_NA = self._values([item.teacher_logp_TA for item in scored])
-        rollout_logp_N = self._tensor([item.rollout.logp_T for item in scored])
-        length_B = torch.tensor(batch.lengths, device=self._device)
-        weight_B = token_weight(
-            self._recipe.aggregation.value,
-            length_B,
-            token_count=size.tokens,
-            sequence_count=size.sequences,
-            max_tokens=self._config.rollout.max_response_tokens,
-        )
-        weight_N = weight_B.float().repeat_interleave(length_B)
-        advantage_N = torch.tensor([item.example.advantage for item in scored], device=self._device)
-        advantage_N = advantage_N.repeat_interleave(length_B)
-        # Sampled from the weights of now. Older tokens differ because the student has moved.
-        fresh_N = self._tensor([item.rollout.version_T == self.version - 1 for item in scored])
-        any_fresh = bool(fresh_N.any())
-        samples = self._config.samples
-        token_recorder = TokenRecorder(
-            scored,
-            record_ids,
-            self._objective,
-            count=samples.candidates,
-            max_tokens=samples.tokens,
-            device=self._device,
-        )
-        account.token_recorders.append(token_recorder)
-        response_digests = None if account.tracer is None else account.tracer.response_digests(scored)
+        inputs = self._loss_inputs(rows, size)
 
         def loss_of(part: TokenSlice) -> Tensor:
-            tokens = part.tokens
-            difference_N = part.token_logp(batch.response_N[tokens]) - rollout_logp_N[tokens]
-            views = TokenViews(
-                part.student_logp_NA,
-                None if reference_NA is None else reference_NA[tokens],
-                None if teacher_NA is None else teacher_NA[tokens],
-                importance_ratio_BT=difference_N.clamp(-20.0, 20.0).exp(),
-                advantage_BT=advantage_N[tokens],
-                has_tail=support_NK is not None,
-            )
-            result = reduced(self._objective, views, weight_BT=weight_N[tokens], token_count=token_count)
-            account.add(result)
+            views = inputs.views(part)
+            result = reduced(self._objective, views, weight_BT=inputs.weight_N[part.tokens], token_count=token_count)
             with torch.no_grad():
-                entropy_N = part.entropy()
-                token_recorder.see(part, views, result, entropy_N, support_NK)
-                if response_digests is not None:
-                    response_digests.see(part, views, result, entropy_N)
-                account.more("policy/entropy_nats", entropy_N.sum() / token_count)
-                if any_fresh:
-                    stray_N = torch.where(fresh_N[tokens], difference_N.abs(), 0.0)
-                    account.largest("mismatch/logp_diff_max", stray_N.max())
+                for observer in observers:
+                    observer.see(inputs, part, views, result)
             return result.loss
 
-        return self._engine(
-            batch,
-            lambda hidden_NH, weight_VH, bias_V: fused_loss(
-                hidden_NH,
-                weight_VH,
-                support_NK,
-                loss_of,
-                bias_V=bias_V,
-                temperature=self._config.rollout.temperature,
-            ),
+        def head(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
+            temperature = self._config.rollout.temperature
+            return fused_loss(hidden_NH, weight_VH, inputs.support_NK, loss_of, bias_V=bias_V, temperature=temperature)
+
+        return self._engine(batch, head)
+
+    def _loss_inputs(self, rows: Sequence[Sequence[ScoredExample]], size: BatchSize) -> LossInputs:
+        """Collect the tensors that the loss of a micro-batch reads."""
+        return LossInputs.from_examples(
+            [item for row in rows for item in row],
+            aggregation=self._method.aggregation.value,
+            size=size,
+            max_tokens=self._config.rollout.max_response_tokens,
+            version=self.version - 1,
+            device=self._device,
         )
 
-    def _rectangle(self, rows: Sequence[Sequence[TrainingExample]]) -> PaddedBatch:
-        samples = [[(example.prompt.tokens, example.response_T) for example in row] for row in rows]
+    def _padded_batch(self, rows: Sequence[Sequence[TrainingExample]]) -> PaddedBatch:
+        """Pad rows of examples, with the student's prompts."""
+        samples = [[(example.prompt.tokens, example.rollout.tokens_T) for example in row] for row in rows]
         return PaddedBatch(samples, self._device)
 
-    def _values(self, arrays: Sequence[Logp | None]) -> Tensor | None:
-        """Several samples' values as one (N, A) tensor; None where the method has none of this kind."""
-        there = [values for values in arrays if values is not None]
-        return self._tensor(there).float() if there else None
+    def _set_learning_rate(self, factor: float) -> float:
+        """Set the learning rate of this step, and return it."""
+        rate = factor * learning_rate(self._config.learner, self.version, self._config.steps)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
 
-    def _tensor(self, arrays: Sequence[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(arrays)).to(self._device)
+    def _update_weights(self, digests: StepDigests | None) -> float:
+        """Make the optimizer step, and return the norm of the gradient before clipping.
+
+        Raises:
+            NonFiniteLossError: the norm is not finite.
+        """
+        with self.spans.span("update"), nullcontext() if digests is None else digests.capture_gradient(self._engine):
+            self._engine.step()
+        release_gpu_cache(self._config, self._device)
+        norm = self._grad_norm if self._config.learner.zero_stage == 0 else self._engine.get_global_grad_norm()
+        self._refuse_infinite_gradient(float(norm))
+        return float(norm)
 
     def _refuse_infinite_gradient(self, norm: float) -> None:
-        """The norm is the same on all ranks. DeepSpeed has skipped the step by itself, at stages 1 to 3."""
+        """Raise on every rank, as the norm is the same on all. At stages 1 to 3 DeepSpeed has skipped the step."""
         if not np.isfinite(norm):
             raise self._refusal(f"the gradient of step {self.version} is not finite")
 
     def _clip(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        """For ZeRO-0: its gradients are whole and reduced when the optimizer is about to step."""
+        """Clip the gradients at ZeRO-0, where they are full and reduced when the optimizer is about to step."""
         gradients = [p for group in optimizer.param_groups for p in group["params"]]
         self._grad_norm = torch.nn.utils.clip_grad_norm_(gradients, self._config.learner.max_grad_norm)
         self._refuse_infinite_gradient(float(self._grad_norm))
 
     def _refuse_non_finite(self, loss: float) -> None:
+        """Raise on every rank if any rank's loss is not finite. A collective."""
         flag = torch.tensor(float(np.isfinite(loss)), device=self._device)
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MIN)
         if not flag:
             raise self._refusal(f"the loss of step {self.version} is not finite (on rank {self.rank}: {loss})")
 
-    def _refusal(self, what: str) -> NonFiniteLossError:
+    def _refusal(self, problem: str) -> NonFiniteLossError:
+        """Error for a step that is refused."""
         rate = self._config.learner.learning_rate
         return NonFiniteLossError(
-            f"{what}; the step was refused on every rank. Lower learner.learning_rate ({rate:g})."
+            f"{problem}; the step was refused on every rank. Lower learner.learning_rate ({rate:g})."
         )
 
     def plan(self) -> PublishPlan:
-        """What every publish will bring."""
+        """Describe the buckets of every publish."""
         shapes = [[(name, full_shape(p), p.dtype) for name, p in bucket] for bucket in self._buckets]
         return PublishPlan(
             node=ray.get_runtime_context().get_node_id(),
@@ -287,27 +270,31 @@ class LearnerWorker(Traced, Rank):
         )
 
     def open_outbox(self, transport: Transport) -> SharedSegment | None:
-        """Before the first publish. Rank 0 sends; the answer is its shared memory, where that is the transport."""
+        """Open the outbox of rank 0, before the first publish.
+
+        Returns:
+            Its shared memory, if that is the transport; None on the other ranks.
+        """
         if self.rank:
             return None
-        self._outbox = outbox(transport, self.plan().sizes)
+        self._outbox = create_outbox(transport, self.plan().sizes)
         return self._outbox.segment
 
     @traced
     def gather(self, version: int, index: int) -> BucketRef | None:
-        """Gather a bucket of the whole weights: a collective under ZeRO-3, so all ranks are asked for all, in order.
-        Rank 0 sends it."""
+        """Gather a bucket of full weights, and send it from rank 0. A collective under ZeRO-3: all ranks must be called
+        for all buckets, in order."""
         self.version = version
-        with whole(self._buckets[index], self._config.learner.zero_stage, self._adapters) as tensors:
+        with full_tensors(self._buckets[index], self._config.learner.zero_stage, self._adapters) as tensors:
             if self.rank:
                 return None
             started = time.perf_counter()
-            bucket_ref = self._outbox.send(pack_bucket(version, index, tensors, self._outbox.room(index)))
+            bucket_ref = self._outbox.send(pack_bucket(version, index, tensors, self._outbox.buffer(index)))
             return replace(bucket_ref, packed_s=time.perf_counter() - started)
 
     @traced
-    def probe(self, tokens: Tokens) -> LogpT:
-        """The model's log-probability of each token after the first. A collective under ZeRO-3."""
+    def canary_logp(self, tokens: Tokens) -> LogpT:
+        """Compute the log-probability of each token after the first. A collective under ZeRO-3."""
         padded_batch = PaddedBatch([[(tokens[:1], tokens[1:])]], self._device)
 
         def logp_of(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
@@ -319,39 +306,22 @@ class LearnerWorker(Traced, Rank):
 
     @traced
     def save(self, folder: Path) -> None:
-        """Weights, optimizer and step, for any number of ranks and any ZeRO stage. A collective."""
+        """Save weights, optimizer and step, for any number of ranks and any ZeRO stage. A collective."""
         checkpoint.save(self._engine, self._trained, folder, self.version)
 
     def load(self, folder: Path) -> None:
-        """Take up what `save` wrote, before the first step. A collective."""
+        """Load a checkpoint, before the first step. A collective."""
         self.version = checkpoint.load(self._engine, self._trained, folder)
 
     def export(self, folder: Path) -> None:
-        """Rank 0 writes a Hugging Face model folder: weights, configuration and tokenizer; adapters also by themselves,
-        in a folder in it."""
-        state = self._kept(self._buckets, self._adapters)
-        own = self._kept([self._trained], {}) if self._adapters else {}
-        if self.rank == 0:
-            from transformers import AutoTokenizer
-
-            self._engine.module.model.save_pretrained(folder, state_dict=state)
-            AutoTokenizer.from_pretrained(self._folder).save_pretrained(folder)
-            if own:
-                save_adapters(folder / "adapter", own, self._config.model)
-            for path in folder.rglob("*.*"):  # safetensors writes for the owner alone
-                path.chmod(0o666 & ~_umask())
-
-    def _kept(self, buckets: Sequence[Named], adapters: Adapters) -> dict[str, Tensor]:
-        """Copies of whole tensors, on rank 0."""
-        state: dict[str, Tensor] = {}
-        for bucket in buckets:
-            with whole(bucket, self._config.learner.zero_stage, adapters) as tensors:
-                if self.rank == 0:
-                    state |= {name: tensor.detach().cpu().clone() for name, tensor in tensors}
-        return state
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        """Write a Hugging Face model folder on rank 0, with adapters also by themselves. A collective."""
+        export_model(
+            self._engine.module.model,
+            self._buckets,
+            self._trained,
+            self._adapters,
+            self._config,
+            tokenizer_folder=self._folder,
+            folder=folder,
+            rank=self.rank,
+        )

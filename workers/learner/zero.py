@@ -1,4 +1,4 @@
-"""DeepSpeed: our settings to its configuration, and whole tensors out of its shards."""
+"""DeepSpeed ZeRO: process group, configuration derived from our settings, and full tensors gathered from shards."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import ray
 import torch
 
-from demopsd_dist.config import Config, Precision
-from workers.learner.lora import Adapters, Named, merged
+from demopsd_dist.config import Config, LearnerConfig, Precision
+from workers.cluster.ranks import MeetingPoint, meet_on
+from workers.learner.lora import Adapters, merge_adapters
+from workers.weights.tensor_groups import NamedParameters
 
 
 def extensions_folder() -> Path:
-    """Where DeepSpeed's compiled extensions live: in the virtual environment that they were built for."""
+    """Folder of DeepSpeed's compiled extensions: in the virtual environment that they were built for."""
     return Path(sys.prefix) / "torch_extensions"
 
 
 def build_extensions() -> bool:
     """Compile DeepSpeed's CPU collectives, a small C++ extension that every first run would otherwise wait for.
 
-    Returns False where they cannot be built; DeepSpeed then goes without.
+    Returns:
+        False if they cannot be built; DeepSpeed then runs without them.
     """
     os.environ |= {"TORCH_EXTENSIONS_DIR": str(extensions_folder()), "DS_ACCELERATOR": "cpu"}
     shutil.rmtree(extensions_folder(), ignore_errors=True)  # an interrupted build leaves a lock
@@ -36,10 +40,10 @@ def build_extensions() -> bool:
 
 @contextmanager
 def own_extensions(built: Path) -> Iterator[None]:
-    """Inside, this process loads extensions from a copy of its own.
+    """Let this process load extensions from a copy of its own.
 
-    Loading takes a lock file in the folder, also where nothing is to compile; a process that is killed meanwhile leaves
-    it there, and every later one would wait for it until its start is given up.
+    Loading takes a lock file in the folder, even if there is nothing to compile; a process that is killed meanwhile
+    leaves it there, and every later one would wait for it until its start times out.
     """
     with TemporaryDirectory(prefix="demopsd-extensions-") as folder:
         if built.is_dir():
@@ -51,8 +55,24 @@ def own_extensions(built: Path) -> Iterator[None]:
             os.environ["TORCH_EXTENSIONS_DIR"] = str(built)
 
 
+def join_process_group(settings: LearnerConfig, rank: int, meeting_point: MeetingPoint) -> None:
+    """Set up DeepSpeed's process group with the other learner ranks."""
+    os.environ |= {
+        "MASTER_ADDR": meeting_point[0],
+        "MASTER_PORT": str(meeting_point[1]),
+        "RANK": str(rank),
+        "LOCAL_RANK": "0",  # Ray shows each actor only its own GPU
+        "WORLD_SIZE": str(settings.num_workers),
+    }
+    meet_on(ray.util.get_node_ip_address())
+    import deepspeed
+
+    with own_extensions(extensions_folder()):
+        deepspeed.init_distributed("nccl" if settings.gpus_per_worker else "gloo", verbose=False)
+
+
 def deepspeed_config(config: Config) -> dict[str, Any]:
-    """DeepSpeed's JSON, derived. Nothing in it is set by the user directly.
+    """DeepSpeed's JSON, derived from our settings. Nothing in it is set by the user directly.
 
     `managed_gradient_accumulation: false` leaves the number of micro-batches of a step to us: each `backward` adds to
     the gradients, `step` reduces and applies them. DeepSpeed averages over the ranks; the learner takes that into
@@ -62,54 +82,33 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        # At stage 0 DeepSpeed clips but does not tell the norm, so there the learner clips.
+        # At stage 0 DeepSpeed clips but does not return the norm, so there the learner clips.
         "gradient_clipping": config.learner.max_grad_norm if config.learner.zero_stage else 0.0,
         "zero_optimization": {"stage": config.learner.zero_stage, "overlap_comm": False},
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": config.model.precision is Precision.bfloat16},
-        "data_types": {"grad_accum_dtype": "fp32"},  # in bfloat16 the sum over micro-batches would lose the small ones
+        "data_types": {"grad_accum_dtype": "fp32"},  # a bfloat16 sum over micro-batches would lose small gradients
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
 
 
-def full_size(parameter: torch.nn.Parameter) -> int:
-    """Elements of the whole tensor. Under ZeRO-3 the parameter itself has shape [0]."""
-    return getattr(parameter, "ds_numel", parameter.numel())
-
-
-def full_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
-
-
-def buckets_of(named: Named, bucket_bytes: int) -> Iterator[Named]:
-    """Consecutive parameters, at most `bucket_bytes` together; a larger one alone. The same cut on every rank."""
-    bucket: list[tuple[str, torch.nn.Parameter]] = []
-    filled = 0
-    for name, parameter in named:
-        size = full_size(parameter) * parameter.element_size()
-        if bucket and filled + size > bucket_bytes:
-            yield bucket
-            bucket, filled = [], 0
-        bucket.append((name, parameter))
-        filled += size
-    if bucket:
-        yield bucket
-
-
 @contextmanager
-def whole(bucket: Named, zero_stage: int, adapters: Adapters) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
-    """The whole tensors of a bucket, with what adapters add to them. A collective under ZeRO-3: every rank must go
-    through all buckets, in order.
+def full_tensors(
+    group: NamedParameters, zero_stage: int, adapters: Adapters
+) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
+    """Gather the full tensors of a group of parameters, adapters merged. A collective under ZeRO-3: every rank must go
+    through all groups, in order.
 
-    The tensors are valid inside alone: copy them there.
+    The tensors are valid in this context only: copy them there.
     """
-    beside = [part for name, _ in bucket if name in adapters for part in adapters[name].parts]
-    with _gathered([*(parameter for _, parameter in bucket), *beside], zero_stage):
-        yield merged([(name, parameter.data) for name, parameter in bucket], adapters)
+    adapter_parameters = [part for name, _ in group if name in adapters for part in adapters[name].parts]
+    with _gathered([*(parameter for _, parameter in group), *adapter_parameters], zero_stage):
+        yield merge_adapters([(name, parameter.data) for name, parameter in group], adapters)
 
 
 def _gathered(parameters: list[torch.nn.Parameter], zero_stage: int) -> AbstractContextManager[Any]:
+    """Context in which the parameters are full on every rank."""
     if zero_stage < 3:
         return nullcontext()
     from deepspeed.runtime.zero import GatheredParameters

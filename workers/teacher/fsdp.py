@@ -1,10 +1,9 @@
-"""One copy of a model's weights among several workers: each keeps some rows of every tensor, and a layer is whole only
-while it computes (torch's FSDP2, `fully_shard`).
+"""Sharding of the teacher's weights by torch's FSDP2 (`fully_shard`): each worker holds some rows of every tensor, and
+a layer is gathered only while it computes.
 
-The forward is bit for bit that of whole weights: they are gathered as they are, and nothing is summed over workers. A
-forward is a collective, so workers that share a copy must run equally many.
-
-What FSDP is made of takes a second to import, so only those who share a copy do.
+The forward is bit for bit that of an unsharded model: weights are gathered unchanged, and nothing is summed over
+workers. A forward is a collective, so workers that share a copy must run equally many. FSDP takes a second to import,
+so it is imported only where a copy is shared.
 """
 
 from __future__ import annotations
@@ -25,8 +24,12 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-def join(device: torch.device, rank: int, ranks: int, shards: int, meeting_point: MeetingPoint) -> DeviceMesh:
-    """Meet the other workers. The answer are those that share a copy with this one: `shards` consecutive ranks."""
+def join_mesh(device: torch.device, rank: int, ranks: int, shards: int, meeting_point: MeetingPoint) -> DeviceMesh:
+    """Set up the process group of all teacher workers.
+
+    Returns:
+        The mesh of those that share a copy with this one: `shards` consecutive ranks.
+    """
     from torch.distributed.device_mesh import init_device_mesh
 
     host, port = meeting_point
@@ -36,29 +39,31 @@ def join(device: torch.device, rank: int, ranks: int, shards: int, meeting_point
     return init_device_mesh(device.type, (ranks // shards, shards), mesh_dim_names=("copies", "shards"))["shards"]
 
 
-def shared_model(folder: Path, mesh: DeviceMesh) -> ResponseModel:
-    """This worker's rows of a model in float32, on its device. At no time has it more than a layer of the others'.
+def load_sharded_model(folder: Path, mesh: DeviceMesh) -> ResponseModel:
+    """Load this worker's rows of a model in float32, on its device. It never holds more than one layer of other rows.
 
     Raises:
-        ConfigError: transformers does not tell the model's layers.
+        ConfigError: transformers does not know the model's layers.
     """
     from torch.distributed.fsdp import fully_shard
 
     causal = load_causal_lm(folder, None)
-    if any(buffer.dtype in (torch.bfloat16, torch.float16) for buffer in causal.buffers()):  # they lost digits
+    if any(
+        buffer.dtype in (torch.bfloat16, torch.float16) for buffer in causal.buffers()
+    ):  # rounded when they were loaded
         causal = load_causal_lm(folder, Precision.float32)
     model = ResponseModel(causal.eval().requires_grad_(False))
     layers = layers_of(model)
     if not layers:
         raise ConfigError(
-            f"teacher.shards={mesh.size()}: transformers does not tell the layers of {type(causal).__name__}. "
+            f"teacher.shards={mesh.size()}: transformers does not know the layers of {type(causal).__name__}. "
             "Set it to 1."
         )
     embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
-    apart = [] if embedding.weight is head.weight else [embedding]
-    for part in [*reversed(layers), *apart]:  # a layer inside of another one first
-        fully_shard(part.float(), mesh=mesh)
-    # The caller applies the head after the forward, so what is left stays whole until then.
+    untied = [] if embedding.weight is head.weight else [embedding]
+    for module in [*reversed(layers), *untied]:  # a layer inside of another one first
+        fully_shard(module.float(), mesh=mesh)
+    # The caller applies the head after the forward, so the remaining parameters stay gathered until then.
     fully_shard(model.float(), mesh=mesh, reshard_after_forward=False)
     dummy_forward(model, torch.device(mesh.device_type))  # FSDP sets itself up
     return model
@@ -66,43 +71,44 @@ def shared_model(folder: Path, mesh: DeviceMesh) -> ResponseModel:
 
 @torch.inference_mode()
 def dummy_forward(model: ResponseModel, device: torch.device) -> None:
-    """A forward that is a part of the others'."""
+    """Run a forward without work, so that this worker joins the all-gathers of those that share its copy."""
     model(PaddedBatch([], device), lambda *head: head)
 
 
-def most(mesh: DeviceMesh, count: int) -> int:
-    """The largest count of those who share a copy. A collective."""
+def max_over_ranks(mesh: DeviceMesh, count: int) -> int:
+    """Largest count among the workers that share a copy. A collective."""
     counts = torch.tensor(count, device=mesh.device_type)
     torch.distributed.all_reduce(counts, op=torch.distributed.ReduceOp.MAX, group=mesh.get_group())
     return int(counts)
 
 
 def parameters_of(model: ResponseModel) -> dict[str, nn.Parameter]:
-    """By name, as this worker holds them. What forwards have left whole is let go of first, and the account that FSDP
-    keeps of them for a backward."""
+    """Parameters by name, sharded if a copy is shared. Frees the parameters that a forward has left gathered, and the
+    state that FSDP keeps for a backward."""
     if reset := getattr(model, "reset_iter_state", None):
         reset()
     return dict(model.model.named_parameters())
 
 
-def rows_held(parameter: Tensor) -> slice | EllipsisType:
-    """Which rows of the whole tensor this worker holds: none of some, where there are fewer of them than workers."""
+def local_row_range(parameter: Tensor) -> slice | EllipsisType:
+    """Range of the full tensor's rows that this worker holds; empty if there are fewer rows than workers."""
     if (mesh := _mesh_of(parameter)) is None:
         return ...
-    each = -(-parameter.shape[0] // mesh.size())
-    start = mesh.get_local_rank() * each
-    return slice(start, start + each)
+    rows_per_rank = -(-parameter.shape[0] // mesh.size())
+    start = mesh.get_local_rank() * rows_per_rank
+    return slice(start, start + rows_per_rank)
 
 
-def held(parameter: Any) -> Tensor:
-    """Those rows."""
+def local_rows(parameter: Any) -> Tensor:
+    """Local rows of a sharded parameter; all of one that is not sharded."""
     return parameter if _mesh_of(parameter) is None else parameter.to_local()
 
 
-def whole(parameter: Any) -> Tensor:
-    """A collective of those who share a copy."""
+def full_tensor(parameter: Any) -> Tensor:
+    """Gather the full tensor. A collective of the workers that share a copy."""
     return parameter if _mesh_of(parameter) is None else parameter.full_tensor()
 
 
 def _mesh_of(parameter: Any) -> DeviceMesh | None:
+    """Mesh of a sharded parameter; None for one that is not sharded."""
     return getattr(parameter, "device_mesh", None)  # a tensor in shards, torch's DTensor, has one

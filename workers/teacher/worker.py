@@ -59,7 +59,7 @@ class TeacherWorker(Receiver, Rank):
         self._config = config
         self._folder = model_folder
         self._method = resolve_method(config)
-        self._forwards_run: Counter[str] = Counter()
+        self._forward_counts: Counter[str] = Counter()
         self.version = -1  # of the student's weights last received
         self._rates = {WeightSource.ema: config.teacher.ema_rate, WeightSource.live: 1.0, WeightSource.frozen: 0.0}
 
@@ -110,8 +110,8 @@ class TeacherWorker(Receiver, Rank):
 
     @traced
     def save(self, folder: Path) -> None:
-        """Save the EMA: initial weights are in the model folder, the student's own come with the next publish. All copies
-        are equal, so the workers of the first copy write, each some of the files."""
+        """Save the EMA: initial weights are in the model folder, the student's own come with the next publish. All
+        copies are equal, so the workers of the first copy write, each some of the files."""
         workers = self._config.teacher.shards
         if self.rank >= workers or (model := self._models.get(WeightSource.ema)) is None:
             return
@@ -169,7 +169,7 @@ class TeacherWorker(Receiver, Rank):
         reference: list[Logp] | list[None] = [None] * len(examples)
         teacher: list[Logp] | list[None] = [None] * len(examples)
         if forwards.reference is not None:
-            plain = [example.prompt.tokens for example in examples]
+            unprivileged = [example.prompt.tokens for example in examples]
             with self.spans.span("reference"):
                 supports_TK, reference = self._logp(
                     forwards.reference, "reference", unprivileged, examples, supports_TK
@@ -184,8 +184,8 @@ class TeacherWorker(Receiver, Rank):
         return list(zip(ids, reference, teacher, strict=True))
 
     def forward_counts(self) -> Counter[str]:
-        """Count the responses that went through each forward since the start: `reference/ema`, `teacher/ema` and so on."""
-        return self._forwards_run
+        """Count the responses of each forward since the start: `reference/ema`, `teacher/ema` and so on."""
+        return self._forward_counts
 
     @torch.inference_mode()
     def _logp(
@@ -248,7 +248,7 @@ class TeacherWorker(Receiver, Rank):
             frozen, live = (self._logits(model, view, padded_batch) for model in _models_of(weights))
             rate = self._config.teacher.trust_region_rate
             return lambda tokens: torch.lerp(frozen(tokens), live(tokens), rate)
-        self._forwards_run[f"{view}/{weights.value}"] += len(padded_batch.lengths)
+        self._forward_counts[f"{view}/{weights.value}"] += len(padded_batch.lengths)
         hidden_NH, weight_VH, bias_V = self._models[weights](padded_batch, lambda *head: head)
         return lambda tokens: linear(hidden_NH[tokens], weight_VH, bias_V)
 

@@ -1,4 +1,4 @@
-"""Activation checkpointing changes neither loss nor gradients, leaves dropout off, and refuses what it cannot do."""
+"""Activation checkpointing changes neither loss nor gradients, leaves dropout off, and refuses unknown models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from workers.learner.activation_checkpointing import checkpoint_activations
 
 
 def small_model() -> Qwen3ForCausalLM:
-    """Its dropout would be heard if it were on."""
+    """Model whose dropout would change the loss if it were on."""
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=50,
@@ -42,9 +42,9 @@ def test_loss_and_gradients_are_the_same() -> None:
     runs: Counter[str] = Counter()
     for name, layer in (("plain", plain.model.layers[1]), ("recomputing", recomputing.model.layers[1])):
         layer.mlp.register_forward_pre_hook(lambda *_, name=name: runs.update([name]))
-    found, expected = loss_and_gradients(recomputing), loss_and_gradients(plain)
-    assert len(found) == len(expected) == 1 + len(list(plain.parameters()))
-    for one, other in zip(found, expected, strict=True):
+    recomputed, expected = loss_and_gradients(recomputing), loss_and_gradients(plain)
+    assert len(recomputed) == len(expected) == 1 + len(list(plain.parameters()))
+    for one, other in zip(recomputed, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     assert runs == {"plain": 1, "recomputing": 2}
 

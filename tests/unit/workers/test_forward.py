@@ -1,4 +1,4 @@
-"""The shared forward: padding, merging and slicing change where things are computed, never what."""
+"""Shared forward: padding, merging of siblings and slicing change no result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def student() -> ResponseModel:
 
 @pytest.fixture(scope="module")
 def groups() -> list[list[Sample]]:
-    """Responses to two questions. In the first group one is another's beginning, and two are the same."""
+    """Responses to two questions. In the first group one response is a prefix of another, and two are the same."""
     rng = np.random.default_rng(0)
 
     def tokens(count: int) -> np.ndarray:
@@ -37,8 +37,8 @@ def groups() -> list[list[Sample]]:
     return [first, second]
 
 
-def alone(student: ResponseModel, samples: list[Sample]) -> Tensor:
-    """(N, V) logits, one sample at a time, by transformers itself."""
+def logits_one_by_one(student: ResponseModel, samples: list[Sample]) -> Tensor:
+    """Logits (N, V) of one sample at a time, by transformers itself."""
     rows = []
     for prompt, response in samples:
         tokens = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))[None]
@@ -57,7 +57,7 @@ def layouts(groups: list[list[Sample]]) -> dict[str, list[list[Sample]]]:
 def test_every_layout_gives_the_logits_of_one_at_a_time(student: ResponseModel, groups: list[list[Sample]]) -> None:
     samples = [sample for group in groups for sample in group]
     with torch.inference_mode():
-        expected = alone(student, samples)
+        expected = logits_one_by_one(student, samples)
         for name, rows in layouts(groups).items():
             batch = PaddedBatch(rows, CPU)
             torch.testing.assert_close(
@@ -79,8 +79,8 @@ def test_a_head_in_slices_gives_the_same(student: ResponseModel, groups: list[li
 
 
 def test_every_layout_gives_the_same_gradient(student: ResponseModel, groups: list[list[Sample]]) -> None:
-    """Through the fused loss: the mean log-probability of what was sampled, each token with a weight of its own."""
-    found: dict[str, dict[str, Tensor]] = {}
+    """Gradient of the fused loss: mean log-probability of the sampled tokens, each token with a weight of its own."""
+    gradients: dict[str, dict[str, Tensor]] = {}
     for name, rows in layouts(groups).items():
         batch = PaddedBatch(rows, CPU)
         weight_N = torch.linspace(-1.0, 2.0, len(batch.response_N)) / len(batch.response_N)
@@ -92,8 +92,10 @@ def test_every_layout_gives_the_same_gradient(student: ResponseModel, groups: li
         student(
             batch, lambda h, w, b, batch=batch, of=loss_of: fused_loss(h, w, batch.response_N[:, None], of)
         ).backward()
-        found[name] = {key: value.grad.clone() for key, value in student.named_parameters() if value.grad is not None}
-    for name, gradients in found.items():
-        assert len(gradients) == len(list(student.parameters()))
-        for key, value in gradients.items():
-            torch.testing.assert_close(value, found["padded"][key], atol=1e-5, rtol=1e-4, msg=f"{name}: {key}")
+        gradients[name] = {
+            key: value.grad.clone() for key, value in student.named_parameters() if value.grad is not None
+        }
+    for name, by_parameter in gradients.items():
+        assert len(by_parameter) == len(list(student.parameters()))
+        for key, value in by_parameter.items():
+            torch.testing.assert_close(value, gradients["padded"][key], atol=1e-5, rtol=1e-4, msg=f"{name}: {key}")

@@ -1,4 +1,4 @@
-"""What the learners tell of single tokens is what the loss saw there, however the batch is cut."""
+"""Token records hold the values that the loss had at each token, however the batch is cut into slices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from demopsd_dist.data.records import ScoredExample, TokenRecord
+from demopsd_dist.data.records import BatchSize, ScoredExample, TokenRecord
 from demopsd_dist.objective import (
     GRPO,
     SDPO,
@@ -23,23 +23,26 @@ from demopsd_dist.objective import (
     entropy,
     floored,
     fused_loss,
-    gate,
     reduced,
+    tanh_gate,
     target_of,
 )
 from tests.unit.run_record import sample_rows
+from workers.learner.loss_inputs import LossInputs
 from workers.learner.observers.token_recorder import TokenRecorder
 
-VOCABULARY, TOP_K, HIDDEN = 40, 6, 8
-LENGTHS = [5, 300, 7]  # over several slices of 128
+VOCABULARY, TOP_K, HIDDEN = 400, 6, 8
+MICRO_BATCHES = ({"q0": 5, "q1": 300}, {"q2": 7})  # response tokens by prompt; 300 are several slices of 128
 CPU = torch.device("cpu")
 
-
-def close(found: np.ndarray, expected: torch.Tensor) -> None:
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5, rtol=1e-4)
+Logits = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def test_candidates_are_the_likeliest_to_anybody_and_never_the_tail() -> None:
+def close(actual: np.ndarray, expected: torch.Tensor) -> None:
+    np.testing.assert_allclose(actual, expected.numpy(), atol=1e-5, rtol=1e-4)
+
+
+def test_candidates_are_the_likeliest_of_any_view_and_never_the_tail() -> None:
     one = torch.tensor([[0.5, 0.1, 0.05, 0.35]]).log()
     other = torch.tensor([[0.1, 0.05, 0.45, 0.4]]).log()
     assert candidates([one, other], 2, has_tail=True).tolist() == [[0, 2]]
@@ -47,70 +50,96 @@ def test_candidates_are_the_likeliest_to_anybody_and_never_the_tail() -> None:
     assert candidates([one, other], 9, has_tail=False).tolist() == [[0, 2, 3, 1]]
 
 
-Whole = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-def told(
-    method: Objective, count: int, max_tokens: int, names: set[str], most_values: int = 10_000
-) -> tuple[dict[str, TokenRecord], dict[str, Whole]]:
-    """Tables of a micro-batch of three responses; of each the student's logits, support, reference and teacher."""
-    torch.manual_seed(0)
-    total = sum(LENGTHS)
-    hidden_NH, head_VH = torch.randn(total, HIDDEN), torch.randn(VOCABULARY, HIDDEN).requires_grad_()
+def run_micro_batch(
+    lengths: dict[str, int], method: Objective, recorder: TokenRecorder, random: torch.Generator
+) -> dict[str, Logits]:
+    """Observe the loss of one micro-batch; each rollout's student logits, support, reference and teacher values."""
+    total = sum(lengths.values())
+    hidden_NH = torch.randn(total, HIDDEN, generator=random)
+    head_VH = torch.randn(VOCABULARY, HIDDEN, generator=random).requires_grad_()
     student_NV = hidden_NH @ head_VH.detach().T
     support_NK = student_NV.topk(TOP_K).indices
-    reference_NA, teacher_NA = (coarsen(torch.randn(total, VOCABULARY), support_NK) for _ in range(2))
-    scored = [sample_rows.scored(f"q{i}", 3, length) for i, length in enumerate(LENGTHS)]
-    assert all(isinstance(item, ScoredExample) for item in scored)
-    token_recorder = TokenRecorder(
-        scored, frozenset(names), method, count=count, max_tokens=max_tokens, device=CPU, most_values=most_values
+    reference_NA, teacher_NA = (coarsen(torch.randn(total, VOCABULARY, generator=random), support_NK) for _ in range(2))
+    cuts = torch.arange(total).split(list(lengths.values()))
+    scored = [
+        ScoredExample(
+            sample_rows.scored(name, 3, len(rows)).example,
+            support_NK[rows].int().numpy(),
+            reference_NA[rows].numpy(),
+            teacher_NA[rows].numpy(),
+        )
+        for name, rows in zip(lengths, cuts, strict=True)
+    ]
+    inputs = LossInputs.from_examples(
+        scored, aggregation="token_mean", size=BatchSize(total, len(scored)), max_tokens=300, version=0, device=CPU
     )
 
     def loss_of(part: TokenSlice) -> torch.Tensor:
-        views = TokenViews(part.student_logp_NA, reference_NA[part.tokens], teacher_NA[part.tokens])
-        found = reduced(method, views, token_count=total)
-        token_recorder.see(part, views, found, part.entropy(), support_NK)
-        return found.loss
+        views = inputs.views(part)
+        result = reduced(method, views, token_count=total)
+        recorder.see(inputs, part, views, result)
+        return result.loss
 
-    fused_loss(hidden_NH, head_VH, support_NK, loss_of)
-    cuts = torch.arange(total).split(LENGTHS)
-    whole = {f"q{i}#0": (student_NV[at], support_NK[at], reference_NA[at], teacher_NA[at]) for i, at in enumerate(cuts)}
-    return token_recorder.tables(), whole
+    fused_loss(hidden_NH, head_VH, inputs.support_NK, loss_of)
+    return {
+        f"{name}#0": (student_NV[rows], support_NK[rows], reference_NA[rows], teacher_NA[rows])
+        for name, rows in zip(lengths, cuts, strict=True)
+    }
 
 
-@pytest.mark.parametrize("most_values", [1, 10_000])
-def test_tables_are_what_the_loss_saw(most_values: int) -> None:
-    """Whether candidates are taken slice by slice or at once."""
+def record_tokens(
+    method: Objective, candidate_count: int, max_tokens: int, record_ids: set[str], max_buffered_values: int = 10_000
+) -> tuple[dict[str, TokenRecord], dict[str, Logits]]:
+    """Token records of a step of two micro-batches, and the tensors that went into its loss."""
+    recorder = TokenRecorder(
+        frozenset(record_ids),
+        method,
+        candidate_count=candidate_count,
+        max_tokens=max_tokens,
+        max_buffered_values=max_buffered_values,
+    )
+    random = torch.Generator().manual_seed(0)
+    logits: dict[str, Logits] = {}
+    for lengths in MICRO_BATCHES:
+        logits |= run_micro_batch(lengths, method, recorder, random)
+    return recorder.token_records(), logits
+
+
+@pytest.mark.parametrize("max_buffered_values", [1, 10_000])
+def test_records_hold_the_values_of_the_loss(max_buffered_values: int) -> None:
+    """The same if candidates are chosen slice by slice or once a micro-batch."""
     method = DemoPSD()
-    tables, whole = told(method, 4, 290, {"q0#0", "q1#0", "another#3"}, most_values)
-    assert {name: len(table.entropy_T) for name, table in tables.items()} == {"q0#0": 5, "q1#0": 290}
-    for name, table in tables.items():
-        student_TV, support_TK, reference_TA, teacher_TA = (part[:290] for part in whole[name])
+    record_ids = {"q0#0", "q1#0", "q2#0", "another#3"}
+    records, logits = record_tokens(method, 4, 290, record_ids, max_buffered_values)
+    assert {name: len(record.entropy_T) for name, record in records.items()} == {"q0#0": 5, "q1#0": 290, "q2#0": 7}
+    for name, record in records.items():
+        student_TV, support_TK, reference_TA, teacher_TA = (values[:290] for values in logits[name])
         student_TA = coarsen(student_TV, support_TK)
         s, r = floored(reference_TA, method.floor), floored(teacher_TA, method.floor)
         d = disagreement(s, r)
-        alpha = gate(d, method.alpha_max, method.gate_sensitivity)
-        close(table.entropy_T, entropy(student_TV))
-        close(table.distributions["demopsd/disagreement_nats"], d)
-        close(table.distributions["demopsd/alpha"], alpha)
-        place = candidates([student_TA, reference_TA, teacher_TA], 4, has_tail=True)
-        assert table.candidate_TC.tolist() == support_TK.gather(-1, place).tolist()
-        for found, logp in (
-            (table.student_logp_TC, student_TA),
-            (table.reference_logp_TC, reference_TA),
-            (table.teacher_logp_TC, teacher_TA),
-            (table.target_logp_TC, barycenter(s, r, alpha)),
+        alpha = tanh_gate(d, method.alpha_max, method.gate_sensitivity)
+        close(record.entropy_T, entropy(student_TV))
+        close(record.distributions["demopsd/disagreement_nats"], d)
+        close(record.distributions["demopsd/alpha"], alpha)
+        index = candidates([student_TA, reference_TA, teacher_TA], 4, has_tail=True)
+        assert record.candidate_TC.tolist() == support_TK.gather(-1, index).tolist()
+        assert record.candidate_TC.shape == (len(record.entropy_T), 4)
+        for recorded, logp in (
+            (record.student_logp_TC, student_TA),
+            (record.reference_logp_TC, reference_TA),
+            (record.teacher_logp_TC, teacher_TA),
+            (record.target_logp_TC, barycenter(s, r, alpha)),
         ):
-            assert found is not None
-            close(found, logp.gather(-1, place))
+            assert recorded is not None
+            close(recorded, logp.gather(-1, index))
 
 
-def test_nothing_is_told_where_nothing_is_asked() -> None:
-    assert told(DemoPSD(), 4, 10, set())[0] == {}
+def test_nothing_is_recorded_without_record_ids() -> None:
+    assert record_tokens(DemoPSD(), 4, 10, set())[0] == {}
 
 
 @pytest.mark.parametrize(("method", "has_target"), [(SDPO(), True), (GRPO(), False)])
-def test_a_method_without_barycenter_says_what_it_takes_the_student_to(method, has_target: bool) -> None:
+def test_target_of_a_method_without_barycenter_is_its_teacher(method, has_target: bool) -> None:
     logp = torch.tensor([[0.7, 0.3], [0.4, 0.6]]).log()
     views = TokenViews(logp.flip(0), None, logp)
     target = target_of(method, views)

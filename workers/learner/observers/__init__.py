@@ -1,1 +1,1 @@
-"""Observers of the loss: step metrics, token records and digests."""
+"""Observers of the loss: everything that is measured or recorded of a token, apart from the mathematics."""

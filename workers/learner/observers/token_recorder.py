@@ -1,109 +1,124 @@
-"""What the learners tell of single tokens, for the record: of a few responses, never of a whole batch."""
+"""Records of single tokens, for the samples that a run writes down: some responses, never a whole batch."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from demopsd_dist.data.records import ScoredExample, TokenRecord
+from demopsd_dist.data.records import TokenRecord
 from demopsd_dist.objective import Loss, Objective, TokenSlice, TokenViews, candidates, target_of
+from workers.learner.loss_inputs import LossInputs
 
-MOST_VALUES = 1 << 22  # log-probabilities kept whole before candidates are taken from them: many tokens at once
+MAX_BUFFERED_VALUES = 1 << 22  # log-probabilities of all atoms that are buffered before candidates are chosen from them
 _VIEWS = ("student", "reference", "teacher")
+_DISTRIBUTION = "distribution "  # prefix of a distribution's name among the columns
 
 
 class TokenRecorder:
-    """The tokens of one micro-batch to tell of: the first `max_tokens` of each response in `record_ids`.
+    """Observer that records the first `max_tokens` tokens of each response in `record_ids`.
 
-    `see` takes a slice of the micro-batch after the other, in order; what it keeps stays on the device until `tables`.
+    Of the atoms only `candidate_count` candidates are recorded. Values stay on the device until `token_records`.
     """
 
     def __init__(
         self,
-        scored: Sequence[ScoredExample],
         record_ids: frozenset[str],
-        method: Objective,
+        objective: Objective,
         *,
-        count: int,
+        candidate_count: int,
         max_tokens: int,
-        device: torch.device,
-        most_values: int = MOST_VALUES,
+        max_buffered_values: int = MAX_BUFFERED_VALUES,
     ) -> None:
-        self._method, self._count, self._most_values = method, count, most_values
-        self._lengths: dict[str, int] = {}
-        places: list[Tensor] = []
-        start = 0
-        for item in scored:
-            rollout = item.example.rollout
-            if rollout.id in record_ids:
-                self._lengths[rollout.id] = length = min(len(rollout.tokens_T), max_tokens)
-                places.append(torch.arange(start, start + length))
-            start += len(rollout.tokens_T)
-        self._place_N = torch.cat(places).to(device) if places else torch.zeros(0, dtype=torch.int64, device=device)
-        self._whole: dict[str, list[Tensor]] = defaultdict(list)  # (N, A) of each view, and (N, K) ids
-        self._seen: dict[str, list[Tensor]] = defaultdict(list)  # (N,) and (N, C)
+        self._record_ids, self._objective = record_ids, objective
+        self._candidate_count, self._max_tokens = candidate_count, max_tokens
+        self._max_buffered_values = max_buffered_values
+        self._inputs: LossInputs | None = None  # of the current micro-batch
+        self._position_N = torch.zeros(0, dtype=torch.int64)  # of the recorded tokens in the current micro-batch
+        self._lengths: dict[str, int] = {}  # recorded tokens by rollout id, in order
+        self._atoms: dict[str, list[Tensor]] = defaultdict(list)  # buffer: (N, A) of each view, and (N, K) support ids
+        self._columns: dict[str, list[Tensor]] = defaultdict(list)  # (N,) and (N, C)
         self._has_tail = True
 
     @torch.no_grad()
-    def see(
-        self, part: TokenSlice, views: TokenViews, loss: Loss, entropy_N: Tensor, support_NK: Tensor | None
-    ) -> None:
-        """Args: the slice, what the method saw of it and made of it, the student's entropies, the whole support."""
-        here_N = self._place_N[(self._place_N >= part.tokens.start) & (self._place_N < part.tokens.stop)]
-        if not len(here_N):
+    def see(self, inputs: LossInputs, part: TokenSlice, views: TokenViews, result: Loss) -> None:
+        """Record the tokens of one slice."""
+        if inputs is not self._inputs:
+            self._begin_micro_batch(inputs)
+        position_N = self._position_N
+        position_N = position_N[(position_N >= part.tokens.start) & (position_N < part.tokens.stop)]
+        if not len(position_N):
             return
-        row_N = here_N - part.tokens.start
-        self._seen["entropy"].append(entropy_N[row_N])
-        self._seen["loss"].append(loss.loss_BT.detach()[row_N])
-        for name, value in loss.distributions.items():
-            self._seen[f"distribution {name}"].append(value[row_N])
+        row_N = position_N - part.tokens.start
+        self._columns["entropy"].append(part.entropy_N[row_N])
+        self._columns["loss"].append(result.loss_BT.detach()[row_N])
+        for name, value in result.distributions.items():
+            self._columns[_DISTRIBUTION + name].append(value[row_N])
         logp = (views.student_logp_BTA, views.reference_logp_BTA, views.teacher_logp_BTA)
         for name, logp_NA in zip(_VIEWS, logp, strict=True):
             if logp_NA is not None:
-                self._whole[name].append(logp_NA.detach()[row_N])
-        if support_NK is not None:
-            self._whole["support"].append(support_NK[here_N])
+                self._atoms[name].append(logp_NA.detach()[row_N])
+        if inputs.support_NK is not None:
+            self._atoms["support"].append(inputs.support_NK[position_N])
         self._has_tail = views.has_tail
-        if sum(values.numel() for values in self._whole["student"]) > self._most_values:
-            self._choose()
+        if sum(values.numel() for values in self._atoms["student"]) > self._max_buffered_values:
+            self._choose_candidates()
 
-    def _choose(self) -> None:
-        """Of the views kept whole so far, the candidates alone."""
-        whole = {name: torch.cat(parts) for name, parts in self._whole.items() if parts}
-        self._whole.clear()
-        if not whole:
+    def _begin_micro_batch(self, inputs: LossInputs) -> None:
+        """Find the tokens to record in a micro-batch."""
+        self._choose_candidates()
+        self._inputs = inputs
+        positions: list[Tensor] = []
+        start = 0
+        for rollout_id, length in zip(inputs.rollout_ids, inputs.lengths, strict=True):
+            if rollout_id in self._record_ids:
+                self._lengths[rollout_id] = recorded = min(length, self._max_tokens)
+                positions.append(torch.arange(start, start + recorded))
+            start += length
+        position_N = torch.cat(positions) if positions else torch.zeros(0, dtype=torch.int64)
+        self._position_N = position_N.to(inputs.response_N.device)
+
+    def _choose_candidates(self) -> None:
+        """Replace the buffered atoms by the candidates among them."""
+        logp = {name: torch.cat(parts) for name, parts in self._atoms.items() if parts}
+        self._atoms.clear()
+        if not logp:
             return
-        support_NK = whole.pop("support", None)
-        place_NC = candidates(list(whole.values()), self._count, self._has_tail)
-        views = TokenViews(whole["student"], whole.get("reference"), whole.get("teacher"), has_tail=self._has_tail)
-        if (target_NA := target_of(self._method, views)) is not None:
-            whole["target"] = target_NA
-        self._seen["candidate"].append(place_NC if support_NK is None else support_NK.gather(-1, place_NC))
-        for name, logp_NA in whole.items():
-            self._seen[name].append(logp_NA.gather(-1, place_NC))
+        support_NK = logp.pop("support", None)
+        index_NC = candidates(list(logp.values()), self._candidate_count, self._has_tail)
+        views = TokenViews(logp["student"], logp.get("reference"), logp.get("teacher"), has_tail=self._has_tail)
+        if (target_NA := target_of(self._objective, views)) is not None:
+            logp["target"] = target_NA
+        self._columns["candidate"].append(index_NC if support_NK is None else support_NK.gather(-1, index_NC))
+        for name, logp_NA in logp.items():
+            self._columns[name].append(logp_NA.gather(-1, index_NC))
 
     @torch.no_grad()
-    def tables(self) -> dict[str, TokenRecord]:
-        """By rollout id."""
-        self._choose()
-        cut = {name: torch.cat(parts).cpu().split(list(self._lengths.values())) for name, parts in self._seen.items()}
+    def token_records(self) -> dict[str, TokenRecord]:
+        """Records of all slices so far, by rollout id."""
+        self._choose_candidates()
+        lengths = list(self._lengths.values())
+        split = {name: torch.cat(parts).cpu().split(lengths) for name, parts in self._columns.items()}
 
-        def of(index: int, name: str, to: Callable[[Tensor], Tensor] = Tensor.float):
-            return to(cut[name][index]).numpy().copy() if name in cut else None
+        def column(index: int, name: str, to: Callable[[Tensor], Tensor] = Tensor.float):
+            return to(split[name][index]).numpy().copy() if name in split else None
 
         return {
-            rollout: TokenRecord(
-                entropy_T=of(i, "entropy"),
-                loss_T=of(i, "loss"),
-                distributions={n.removeprefix("distribution "): of(i, n) for n in cut if n.startswith("distribution ")},
-                candidate_TC=of(i, "candidate", Tensor.int),
-                student_logp_TC=of(i, "student"),
-                reference_logp_TC=of(i, "reference"),
-                teacher_logp_TC=of(i, "teacher"),
-                target_logp_TC=of(i, "target"),
+            rollout_id: TokenRecord(
+                entropy_T=column(i, "entropy"),
+                loss_T=column(i, "loss"),
+                distributions={
+                    name.removeprefix(_DISTRIBUTION): column(i, name)
+                    for name in split
+                    if name.startswith(_DISTRIBUTION)
+                },
+                candidate_TC=column(i, "candidate", Tensor.int),
+                student_logp_TC=column(i, "student"),
+                reference_logp_TC=column(i, "reference"),
+                teacher_logp_TC=column(i, "teacher"),
+                target_logp_TC=column(i, "target"),
             )
-            for i, rollout in enumerate(self._lengths)
+            for i, rollout_id in enumerate(self._lengths)
         }
