@@ -1,10 +1,10 @@
-"""Replay: `python -m launch.replay RUN --step N [--set key=value ...]`
+"""Replay of a recorded step: `python -m launch.replay RUN --step N [--set key=value ...]`
 
-Does a step of a run again, from the checkpoint before it and the batch that was kept: support, teacher, loss, gradient
-and update, by the same workers. Compares every tensor with the record and names the first that differs. `--set` then
-does the same tokens with other settings of the method (docs/replay.md).
+Repeats a step of a run from the checkpoint before it and the recorded batch: support, teacher, loss, gradient and
+update, by the same workers. Compares every tensor with the record and names the first that differs. `--set` then runs
+the same tokens with other settings of the method (docs/replay.md).
 
-Exit code 0 where all is equal, 1 where something differs, 2 for wrong input, 130 when interrupted.
+Exit code 0 where all tensors are equal, 1 where something differs, 2 for wrong input, 130 when interrupted.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from demopsd_dist.training.roles import Roles
 
 ASKABLE = ("demopsd.*", "sdpo.*", "opsd.*", "grpo.*", "teacher.trust_region_rate")
-"""What may be set: what is made of the same tokens, in the same state."""
+"""Settings that `--set` may change: they keep tokens and weights as recorded."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,66 +49,72 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("--step", type=int, required=True, metavar="N", help="the first is 1")
-    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="what if it had been so")
+    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="another setting of the method")
     arguments = parser.parse_args(argv)
     return exit_code_of(lambda: replay(arguments.run, arguments.step, arguments.set))
 
 
 def replay(path: Path, step: int, words: Sequence[str]) -> int:
-    folder, batch, checkpoint = found(path, step)
-    config = config_of(batch, [])
-    asked = config_of(batch, words)
-    refuse_other_tokens(changes(config, asked))
+    """Repeat the step and compare it; with words repeat it again with those settings. The exit code."""
+    folder, batch, checkpoint = read_step(path, step)
+    config = recorded_config(batch, [])
+    changed = recorded_config(batch, words)
+    refuse_other_settings(changes(config, changed))
     model = model_folder(config)
-    for one in (config, asked):
+    for one in (config, changed):
         if one.ray_address is None:
             check_fits(one, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus(), wanted=core_bundles(one))
     print(heading(folder, batch, checkpoint))
-    for line in reservations(config, batch):
+    for line in caveats(config, batch):
         print(f"note: {line}")
     with fenced():
         from workers.cluster import session
 
         session.join(config, wanted=core_bundles(config))  # left, within a bound, by `fenced`
-        with room_for_gradient(folder) if words else nullcontext() as gradient:
-            trace = DigestRequest(write_gradient_to=gradient)
-            scored, report = asyncio.run(step_again(config, model, batch, checkpoint, trace))
-            equal = told(batch.record.digests, digests.step_digests(scored, report))
+        with gradient_folder(folder) if words else nullcontext() as gradient:
+            request = DigestRequest(write_gradient_to=gradient)
+            scored, report = asyncio.run(step_again(config, model, batch, checkpoint, request))
+            equal = print_comparison(batch.record.digests, digests.step_digests(scored, report))
             if words:
-                trace = DigestRequest(compare_gradient_with=gradient)
-                _, other = asyncio.run(step_again(asked, model, batch, checkpoint, trace))
-                print("\n".join(["", f"with {' '.join(words)}:", *compared(report.metrics, other.metrics)]))
+                request = DigestRequest(compare_gradient_with=gradient)
+                _, other = asyncio.run(step_again(changed, model, batch, checkpoint, request))
+                print("\n".join(["", f"with {' '.join(words)}:", *metric_table(report.metrics, other.metrics)]))
     return 0 if equal else 1
 
 
 @contextmanager
-def room_for_gradient(folder: RunFolder) -> Iterator[Path]:
-    """In the run folder, which all ranks share."""
+def gradient_folder(folder: RunFolder) -> Iterator[Path]:
+    """Temporary folder for a gradient inside the run folder, which all ranks share."""
     try:
-        made = TemporaryDirectory(prefix=".gradient-", dir=folder.replay)
+        temporary = TemporaryDirectory(prefix=".gradient-", dir=folder.replay)
     except OSError as error:
-        raise RunFolderError(f"{folder.replay}: --set needs room for a gradient there ({error.strerror}).") from None
-    with made as path:
+        raise RunFolderError(f"{folder.replay}: --set needs space for a gradient there ({error.strerror}).") from None
+    with temporary as path:
         yield Path(path).resolve()
 
 
-def found(path: Path, step: int) -> tuple[RunFolder, ReplayBatch, Checkpoint | None]:
-    """What a replay of this step needs; no checkpoint where the run began with it.
+def read_step(path: Path, step: int) -> tuple[RunFolder, ReplayBatch, Checkpoint | None]:
+    """Run folder, recorded batch and checkpoint of a step; no checkpoint where the run began with it.
 
     Raises:
-        ConfigError: this is no run folder.
-        CheckpointError: the step cannot be replayed; names those that can.
-        DifferenceError: what was kept of it has changed since.
+        ConfigError: `path` is no run folder.
+        CheckpointError: the step cannot be replayed; names the steps that can.
+        DifferenceError: the recorded batch or the checkpoint has changed since.
     """
     folder = RunFolder(path)
     if not folder.config.is_file():
         raise ConfigError(f"{path} is no run folder: it has no {folder.config.name}.")
     checkpoints = Checkpoints(folder.checkpoints, keep=1)
-    can = [there for there in replay_batch.recorded_steps(folder.replay) if there == 1 or checkpoints.at(there - 1)]
-    if step not in can:
+    recorded = replay_batch.recorded_steps(folder.replay)
+    replayable = [number for number in recorded if number == 1 or checkpoints.at(number - 1)]
+    if step not in replayable:
         raise CheckpointError(
             f"step {step} of {path} cannot be replayed: "
-            + (f"{why_not(folder, step)} Steps that can: {', '.join(map(str, can))}." if can else NOTHING_KEPT)
+            + (
+                f"{obstacle(step, recorded)} Steps that can: {', '.join(map(str, replayable))}."
+                if replayable
+                else NO_BATCH
+            )
         )
     batch = replay_batch.read(folder.replay, step)
     checkpoint = checkpoints.at(step - 1)
@@ -122,68 +128,70 @@ def found(path: Path, step: int) -> tuple[RunFolder, ReplayBatch, Checkpoint | N
     return folder, batch, checkpoint
 
 
-NOTHING_KEPT = (
+NO_BATCH = (
     "the run has kept no batch. With checkpoint.replayable=true it keeps that of the first step and of the step after "
     "each checkpoint."
 )
 
 
-def why_not(folder: RunFolder, step: int) -> str:
-    if step in replay_batch.recorded_steps(folder.replay):
+def obstacle(step: int, recorded: Sequence[int]) -> str:
+    """Reason why a step cannot be replayed."""
+    if step in recorded:
         return f"there is no checkpoint of step {step - 1}, the state that it began from."
     return "its batch was not kept; only that of a step after a checkpoint is, and of the first."
 
 
-def config_of(batch: ReplayBatch, words: Sequence[str]) -> Config:
-    """As it was at that step, with these words over it."""
+def recorded_config(batch: ReplayBatch, words: Sequence[str]) -> Config:
+    """Config of the recorded step, with `key=value` words over it."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(batch.record.config, encoding="utf-8")
         return load(path, words)
 
 
-def refuse_other_tokens(changed: dict[str, tuple[object, object]]) -> None:
-    """
+def refuse_other_settings(changed: dict[str, tuple[object, object]]) -> None:
+    """Refuse settings that would change tokens or weights, or split the same gradient otherwise.
+
     Raises:
-        ConfigError: a setting would have made other tokens or another state, or another cut of the same gradient.
+        ConfigError: names the first such setting.
     """
     wrong = [key for key in changed if not any(fnmatch(key, pattern) for pattern in ASKABLE)]
     if wrong:
         raise ConfigError(
-            f"--set {wrong[0]}: tokens and weights are as they were. What may be set: {', '.join(ASKABLE)}."
+            f"--set {wrong[0]}: tokens and weights stay as recorded. Settings that may change: {', '.join(ASKABLE)}."
         )
 
 
 async def step_again(
-    config: Config, model: Path, batch: ReplayBatch, checkpoint: Checkpoint | None, trace: DigestRequest
+    config: Config, model: Path, batch: ReplayBatch, checkpoint: Checkpoint | None, request: DigestRequest
 ) -> tuple[list[ScoredExample], StepReport]:
-    """The step with learners and teacher of its own."""
+    """Repeat the step with newly started learners and teacher, which end with it."""
     from workers.actors import LearnersAndTeacher
 
     core = LearnersAndTeacher(config, model)
     try:
-        return await stepped(config, await core.start(), batch, checkpoint, trace)
+        return await replay_step(config, await core.start(), batch, checkpoint, request)
     finally:
         core.stop()
 
 
-async def stepped(
-    config: Config, roles: Roles, batch: ReplayBatch, checkpoint: Checkpoint | None, trace: DigestRequest
+async def replay_step(
+    config: Config, roles: Roles, batch: ReplayBatch, checkpoint: Checkpoint | None, request: DigestRequest
 ) -> tuple[list[ScoredExample], StepReport]:
-    """Learners and teacher, which have just been started, as they were before the step; then the step."""
+    """Restore learners and teacher to their state before the step, then repeat it."""
     if checkpoint is not None:
         await roles.learners.load(checkpoint.path / "learner")
         await roles.teacher.load(checkpoint.path / "teacher")
     await roles.weights.publish(batch.record.step - 1)
-    scored = await scored_again(config, roles, batch)
+    scored = await score_again(config, roles, batch)
     learner = config.learner
     packed = pack(scored, batch.size, roles.learners.dp_size, learner.micro_batch_tokens, config.model.tree_tokens)
     factor = batch.record.learning_rate_factor
-    return scored, await roles.learners.step(replace(packed, learning_rate_factor=factor, digest_request=trace))
+    return scored, await roles.learners.step(replace(packed, learning_rate_factor=factor, digest_request=request))
 
 
-async def scored_again(config: Config, roles: Roles, batch: ReplayBatch) -> list[ScoredExample]:
-    """In the parts in which they were scored: who shares a forward decides how its sums are rounded."""
+async def score_again(config: Config, roles: Roles, batch: ReplayBatch) -> list[ScoredExample]:
+    """Score the batch in the recorded calls: the examples that share a forward determine how its sums are rounded."""
     scored: dict[int, ScoredExample] = {}
     for indices in batch.score_calls:
         examples = [batch.examples[index] for index in indices]
@@ -195,54 +203,57 @@ async def scored_again(config: Config, roles: Roles, batch: ReplayBatch) -> list
 
 
 def heading(folder: RunFolder, batch: ReplayBatch, checkpoint: Checkpoint | None) -> str:
+    """First line of the output: step, size and origin of the weights."""
     tokens = sum(example.response_length_tokens for example in batch.examples)
-    begun = "the model folder" if checkpoint is None else str(checkpoint.path)
+    origin = "the model folder" if checkpoint is None else str(checkpoint.path)
     return (
-        f"step {batch.record.step} of {folder.path}: {len(batch.examples)} responses, {tokens:,} tokens, from {begun}"
+        f"step {batch.record.step} of {folder.path}: {len(batch.examples)} responses, {tokens:,} tokens, from {origin}"
     )
 
 
-def reservations(config: Config, batch: ReplayBatch) -> list[str]:
-    """Why what differs may be no fault."""
+def caveats(config: Config, batch: ReplayBatch) -> list[str]:
+    """Reasons why a difference may be no fault."""
     notes = []
     if config.rollout.ahead:
         notes.append(
-            f"rollout.ahead={config.rollout.ahead}: the teacher may have scored with weights of before the checkpoint. "
-            "From support_ids on all may differ."
+            f"rollout.ahead={config.rollout.ahead}: the teacher may have scored with weights from before the "
+            "checkpoint. All tensors from support_ids on may differ."
         )
     elif not config.deterministic:
-        notes.append("deterministic=false: nothing promises equal rounding. It is the same where all kernels repeat.")
+        notes.append(
+            "deterministic=false: equal rounding is not guaranteed. It is equal where all kernels are deterministic."
+        )
     before, now = batch.record.surroundings, replay_batch.code_versions()
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if changed:
-        told = ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in changed)
-        notes.append(f"it was recorded with others: {told}.")
+        versions = ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in changed)
+        notes.append(f"the step was recorded with other versions: {versions}.")
     return notes
 
 
-def told(recorded: Digests, computed: Digests) -> bool:
-    """A line for each tensor, and the verdict: whether all are equal."""
-    wrong = {difference.tensor: difference for difference in digests.differences(recorded, computed)}
+def print_comparison(recorded: Digests, computed: Digests) -> bool:
+    """Print a line for each tensor and the result. True where all are equal."""
+    different = {difference.tensor: difference for difference in digests.differences(recorded, computed)}
     for tensor in {**recorded, **computed}:
         rows = recorded.get(tensor, {})
         kind = digests.ROWS.get(tensor, "response")
         count = rows.get(digests.IN_ALL, "") if kind == "scalar" else f"{len(rows)} {kind}{'s' * (len(rows) != 1)}"
-        state = "equal" if tensor not in wrong else f"{len(wrong[tensor].rows)} differ"
+        state = "equal" if tensor not in different else f"{len(different[tensor].rows)} differ"
         print(f"  {tensor:<18}{count:<24}{state}")
-    if not wrong:
+    if not different:
         print(f"all {len(computed)} tensors are equal")
         return True
-    print(f"first that differs: {next(iter(wrong.values()))}")
+    print(f"first that differs: {next(iter(different.values()))}")
     return False
 
 
-def compared(before: dict[str, float], after: dict[str, float]) -> list[str]:
-    """Loss, gradient, and whatever else another setting has changed."""
+def metric_table(before: dict[str, float], after: dict[str, float]) -> list[str]:
+    """Table of loss, gradient norm and every metric that the other settings have changed, for the terminal."""
     from workers.learner.observers.step_digests import DOT, OTHER, OWN
 
     always = ("learner/loss", "learner/grad_norm")
     names = [*always, *sorted(name for name in before.keys() & after.keys() if before[name] != after[name])]
-    lines = [f"  {'':<46}{'as it was':>12}{'so':>12}"]
+    lines = [f"  {'':<46}{'recorded':>12}{'changed':>12}"]
     lines += [
         f"  {name:<46}{before[name]:>12.6g}{after[name]:>12.6g}" for name in dict.fromkeys(names) if name in before
     ]

@@ -1,9 +1,9 @@
-"""Train on a cluster, from anywhere that reaches its head: `python -m launch.submit CONFIG --address http://HEAD:8265
-[key=value ...]`
+"""Training as a job of a cluster: `python -m launch.submit CONFIG --address http://HEAD:8265 [key=value ...]`
 
-Sends the code of this checkout through Ray's job API, runs `launch.train` with it on the head, joined to the cluster,
-and shows its output. The exit code is that of the run. Interrupted, it leaves the job as it is. With the job's name
-`--status` tells how it stands, `--logs` shows its output, and `--stop` asks it to stop: it saves, and can be resumed.
+Checks the settings here, sends the code of this checkout through Ray's job API, runs `launch.train` with it on the
+head, joined to the cluster, and prints its output. The exit code is that of the run (`ray job submit` has 1 for every
+failure). Interrupted, it leaves the job running. With the name of a job `--status` prints its state, `--logs` follows
+its output, and `--stop` asks it to stop: it saves, and can be resumed.
 """
 
 from __future__ import annotations
@@ -32,66 +32,70 @@ ADDRESS = "RAY_API_SERVER_ADDRESS"  # the variable that Ray's own commands read
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parsed(argv)
-    return exit_code_of(lambda: done(arguments))
+    arguments = parse_arguments(argv)
+    return exit_code_of(lambda: run_command(arguments))
 
 
-def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m launch.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", nargs="?", help="a YAML file of this checkout, for example configs/multi_node.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over those of the file")
-    parser.add_argument("--address", default=os.environ.get(ADDRESS), help=f"of the head's dashboard; else {ADDRESS}")
-    parser.add_argument("--python", default=sys.executable, help="on the head; default: the path of this one")
-    parser.add_argument("--resume", action="store_true", help="go on with the newest run of this name")
-    parser.add_argument("--detach", action="store_true", help="print the job's name, and do not follow it")
-    parser.add_argument("--status", metavar="JOB", help="how it stands")
-    parser.add_argument("--logs", metavar="JOB", help="its output, and what is added to it until it ends")
-    parser.add_argument("--stop", metavar="JOB", help="ask it to save and end")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
+    parser.add_argument(
+        "--address", default=os.environ.get(ADDRESS), help=f"of the head's dashboard; default: {ADDRESS}"
+    )
+    parser.add_argument("--python", default=sys.executable, help="Python on the head; default: the path of this one")
+    parser.add_argument("--resume", action="store_true", help="continue the newest run of this name")
+    parser.add_argument("--detach", action="store_true", help="print the job's name and do not follow its output")
+    parser.add_argument("--status", metavar="JOB", help="print the state of a job")
+    parser.add_argument("--logs", metavar="JOB", help="print the output of a job until it ends")
+    parser.add_argument("--stop", metavar="JOB", help="ask a job to save and end")
     arguments = parser.parse_intermixed_args(argv)
-    asked = [word for word in (arguments.config, arguments.status, arguments.logs, arguments.stop) if word]
-    if len(asked) != 1:
+    actions = [word for word in (arguments.config, arguments.status, arguments.logs, arguments.stop) if word]
+    if len(actions) != 1:
         parser.error("give a config to submit, or one of --status, --logs and --stop")
     if not arguments.address:
         parser.error(f"--address http://HEAD:8265 is needed, or {ADDRESS}")
     return arguments
 
 
-def done(arguments: argparse.Namespace) -> int:
-    config = settings(arguments) if arguments.config else None
+def run_command(arguments: argparse.Namespace) -> int:
+    """Submit a run, or ask for a submitted one; the exit code."""
+    config = load_settings(arguments) if arguments.config else None
     command = entrypoint(arguments, config) if config else ""
     from workers.cluster.jobs import JobClient
 
     jobs = JobClient(arguments.address)
     if arguments.status:
-        return status(jobs, arguments.status)
+        return print_status(jobs, arguments.status)
     if arguments.stop:
-        asked = jobs.stop(arguments.stop)
-        print(f"{arguments.stop} is asked to stop" if asked else f"{arguments.stop} has ended already")
+        stopping = jobs.stop(arguments.stop)
+        print(f"{arguments.stop} is asked to stop" if stopping else f"{arguments.stop} has ended already")
         return 0
     if config is None:
-        return followed(jobs, arguments.logs)
+        return follow(jobs, arguments.logs)
     name = jobs.submit(command, ROOT, {COMMIT: commit() or ""}, config.limits.stop_s)
     print(f"job {name}", flush=True)
-    return 0 if arguments.detach else followed(jobs, name)
+    return 0 if arguments.detach else follow(jobs, name)
 
 
-def settings(arguments: argparse.Namespace) -> Config:
+def load_settings(arguments: argparse.Namespace) -> Config:
+    """Settings of the run, joined to the cluster of the job."""
     return load(arguments.config, [*arguments.overrides, JOINS])
 
 
 def entrypoint(arguments: argparse.Namespace, config: Config) -> str:
-    """What the head runs.
+    """Command that the head runs.
 
     Raises:
-        ConfigError: it would not find there what the settings name.
+        ConfigError: the settings name something that does not exist on the head.
     """
     path = Path(arguments.config).resolve()
     if not path.is_relative_to(ROOT):
         raise ConfigError(f"{path} is not sent with the checkout {ROOT}. Put it into configs/ there.")
-    if set_here := [word for word in arguments.overrides if word.startswith("ray_address=")]:
-        raise ConfigError(f"{set_here[0]}: a job joins the cluster that it is sent to. Drop it.")
+    if addresses := [word for word in arguments.overrides if word.startswith("ray_address=")]:
+        raise ConfigError(f"{addresses[0]}: a job joins the cluster that it is sent to. Drop it.")
     refuse_relative_paths(config)
     words = [path.relative_to(ROOT).as_posix(), *arguments.overrides, JOINS]
     words += ["--resume"] * arguments.resume
@@ -99,38 +103,40 @@ def entrypoint(arguments: argparse.Namespace, config: Config) -> str:
 
 
 def refuse_relative_paths(config: Config) -> None:
-    """
+    """Refuse relative paths, which would lead into the folder of the job, which Ray removes.
+
     Raises:
-        ConfigError: a path of the settings would lead into the folder of the job, which Ray removes.
+        ConfigError: a path of the settings is relative.
     """
-    named = {"output_dir": config.output_dir, "model.path": config.model.path}
-    named |= {f"data.{split}": source for split in ("train", "test", "ood") if (source := getattr(config.data, split))}
-    for key, value in named.items():
+    paths = {"output_dir": config.output_dir, "model.path": config.model.path}
+    paths |= {f"data.{split}": source for split in ("train", "test", "ood") if (source := getattr(config.data, split))}
+    for key, value in paths.items():
         if value not in (MINISCI, SPLIT) and not value.startswith("hf:") and not Path(value).is_absolute():
             raise ConfigError(
-                f"{key}={value} is relative, and a job runs in a folder that the cluster removes. Give the whole path, "
-                "on storage that every node sees."
+                f"{key}={value} is relative, and a job runs in a folder that the cluster removes. Give the absolute "
+                "path, on storage that every node sees."
             )
 
 
-def status(jobs: JobClient, name: str) -> int:
-    job = jobs.look(name)
+def print_status(jobs: JobClient, name: str) -> int:
+    """Print the state of a job, with the last error of one that failed."""
+    job = jobs.state(name)
     print(f"{name} {job.status}" + (f" with exit code {job.exit_code}" if job.exit_code else ""))
     if job.status == "FAILED":
-        print(why(jobs, job))
+        print(failure_reason(jobs, job))
     return 0
 
 
-def followed(jobs: JobClient, name: str) -> int:
-    """Show its output until it ends; its exit code."""
+def follow(jobs: JobClient, name: str) -> int:
+    """Print the output of a job until it ends; the exit code of the run."""
 
-    async def show() -> None:
-        async for text in jobs.follow(name):
+    async def print_log() -> None:
+        async for text in jobs.follow_log(name):
             print(text, end="", flush=True)
 
     try:
-        asyncio.run(show())
-        job = jobs.settled(name)
+        asyncio.run(print_log())
+        job = jobs.final_state(name)
     except KeyboardInterrupt:
         print(f"\n{name} goes on; --stop {name} ends it", file=sys.stderr)
         return INTERRUPTED
@@ -142,15 +148,15 @@ def followed(jobs: JobClient, name: str) -> int:
     if not job.ended:
         print(f"{name} is {job.status}, and its log has ended", file=sys.stderr)
         return 1
-    print(f"{name} failed with exit code {job.exit_code or 1}: {why(jobs, job)}", file=sys.stderr)
+    print(f"{name} failed with exit code {job.exit_code or 1}: {failure_reason(jobs, job)}", file=sys.stderr)
     return job.exit_code or 1
 
 
-def why(jobs: JobClient, job: SubmittedJob) -> str:
-    """Its last error: of the run's output where it has run, of Ray where it could not begin."""
+def failure_reason(jobs: JobClient, job: SubmittedJob) -> str:
+    """Last error of a failed job: from the run's output where it ran, from Ray where it could not start."""
     from workers.cluster.jobs import last_error
 
-    return last_error(jobs.log(job.name)) if job.exit_code else " ".join(job.text.split())
+    return last_error(jobs.log(job.name)) if job.exit_code else " ".join(job.message.split())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Watch: `python -m launch.watch RUN`
+"""Progress of a run: `python -m launch.watch RUN`
 
-Follows a run from another shell, or looks at one that is done: its steps and evaluations a line each, and in a terminal
-how far it is, where the time goes, and a response that it sampled last. It ends when the run is done, or by Ctrl-C.
+Follows a run from another shell, or shows a finished one: a line for each step and evaluation, and in a terminal also
+the progress, the time by stage, and a response of the latest step. Ends when the run is done, or by Ctrl-C.
 Exit code 0; 2 where RUN is no run folder; 130 when interrupted.
 """
 
@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def watch(folder: RunFolder, console: Console) -> int:
+    """Print the run until it ends; the exit code."""
     if not folder.metrics.is_file():
         raise DataError(f"{folder.path} is no run folder: it has no metrics.jsonl. Give a folder below runs/.")
     progress = Progress(int(read_config(folder.path).get("steps", 0)))
@@ -48,8 +49,8 @@ def watch(folder: RunFolder, console: Console) -> int:
     tail = FileTail(folder.metrics)
     with live if console.is_terminal else nullcontext():
         while True:
-            done = folder.summary.is_file()  # before reading: what is written before it is then read
-            for record in tail.new():
+            done = folder.summary.is_file()  # checked before reading, so that lines written before it are read
+            for record in tail.new_records():
                 if line := line_of(record, progress):
                     console.print(line, markup=False)
             if (newest := newest_row(folder, progress.row)) is not None:
@@ -64,9 +65,10 @@ def watch(folder: RunFolder, console: Console) -> int:
 
 
 def line_of(record: dict[str, Any], progress: Progress) -> str | None:
-    """A line of `metrics.jsonl` as a reader sees it; a step moves the progress on."""
+    """A record of `metrics.jsonl` as a printed line; a step also advances the progress."""
     if "evaluation" in record:
-        return f"{record['evaluation']:>5} after step {record['step']}: {format_evaluation(evaluation_from_record(record))}"
+        accuracy = format_evaluation(evaluation_from_record(record))
+        return f"{record['evaluation']:>5} after step {record['step']}: {accuracy}"
     if "step" not in record:
         return None
     metrics = {name: value for name, value in record.items() if isinstance(value, int | float)}
@@ -74,32 +76,32 @@ def line_of(record: dict[str, Any], progress: Progress) -> str | None:
     return format_step(record["step"], progress.total_steps, metrics, progress.left_s)
 
 
-def newest_row(folder: RunFolder, known: samples.Row | None) -> samples.Row | None:
-    """A response of the latest step that kept some; None where that is the one known."""
+def newest_row(folder: RunFolder, shown: samples.Row | None) -> samples.Row | None:
+    """A response of the latest step with recorded samples; None where it is the one already shown."""
     files = samples.files(folder.samples)
-    if not files or (known is not None and files[-1] == samples.file_path(folder.samples, known["step"])):
+    if not files or (shown is not None and files[-1] == samples.file_path(folder.samples, shown["step"])):
         return None
     rows = samples.read(files[-1])
     return rows[0] if rows else None
 
 
 class FileTail:
-    """What is written to a file of JSON lines, as it comes."""
+    """Reader of the lines appended to a file of JSON lines."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._read = 0
+        self._position = 0
 
-    def new(self) -> Iterator[dict[str, Any]]:
-        """The whole lines since the last call. Where a run has gone back to a checkpoint, the file is shorter than it
-        was: then those after what is left."""
-        self._read = min(self._read, self._path.stat().st_size)
+    def new_records(self) -> Iterator[dict[str, Any]]:
+        """Records of the complete lines since the last call. A run that went back to a checkpoint has shortened the
+        file; reading then goes on at its end."""
+        self._position = min(self._position, self._path.stat().st_size)
         with self._path.open("rb") as file:
-            file.seek(self._read)
+            file.seek(self._position)
             for line in file:
                 if not line.endswith(b"\n"):
                     return
-                self._read += len(line)
+                self._position += len(line)
                 record = json.loads(line)
                 if isinstance(record, dict):
                     yield record

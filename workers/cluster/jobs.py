@@ -1,4 +1,4 @@
-"""Runs as jobs of a Ray cluster: submitted, followed and stopped over its job API."""
+"""Jobs of a Ray cluster over its job API: submission, state, log and stop."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from demopsd_dist.util.errors import ConfigError, WorkerError, one_line
-from workers.cluster.session import ANSWER_S, MODE, authenticate
+from workers.cluster.session import CONNECT_S, MODE, authenticate
 
-LEFT_OUT = (".git", ".ci", ".venv", "/tests/", "/docs/", "/benchmarks/")  # beside what .gitignore names
-LOGGERS = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")  # tell of every file
-SETTLED_S = 30.0  # for a job whose log has ended to say how
-LEEWAY_S = 15.0  # beyond limits.stop_s, for a run to end its processes
-LAST_LINES = 20
+EXCLUDED = (".git", ".ci", ".venv", "/tests/", "/docs/", "/benchmarks/")  # in addition to .gitignore
+LOGGERS = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")  # log a line for every file
+FINAL_STATE_S = 30.0  # time limit for the final state of a job whose log has ended
+LEEWAY_S = 15.0  # time beyond limits.stop_s for a run to end its processes
+LAST_LINES = 20  # lines at the end of a log that are searched for an error
 
 
 @dataclass(frozen=True)
 class SubmittedJob:
-    """How a job stands."""
+    """State of a job."""
 
     name: str
     status: str  # PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED
-    exit_code: int | None  # of the run, where it has ended by itself
-    text: str  # Ray's own words
+    exit_code: int | None  # exit code of the run, where it ended by itself
+    message: str  # from Ray
 
     @property
     def ended(self) -> bool:
@@ -38,7 +38,8 @@ class SubmittedJob:
 
 
 class JobClient:
-    """
+    """Client of a cluster's job API.
+
     Args:
         address: `http://host:port` of the head's dashboard.
 
@@ -54,7 +55,7 @@ class JobClient:
         authenticate(f"--address {address}")
         with self._answering():
             port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-            socket.create_connection((parts.hostname, port), timeout=ANSWER_S).close()
+            socket.create_connection((parts.hostname, port), timeout=CONNECT_S).close()
             from ray.job_submission import JobSubmissionClient
 
             for name in LOGGERS:
@@ -62,10 +63,10 @@ class JobClient:
             self._client = JobSubmissionClient(address)
 
     def submit(self, entrypoint: str, root: Path, environment: dict[str, str], stop_s: float) -> str:
-        """Send the checkout `root` and have the command run in it, on the head.
+        """Send the checkout `root` and run the command in it, on the head.
 
         Args:
-            stop_s: for the run to end well after it was asked to stop; Ray gives it so long, and some seconds more.
+            stop_s: seconds that the run needs to save and end after it was asked to stop; Ray waits some seconds more.
 
         Returns:
             The job's name.
@@ -73,39 +74,41 @@ class JobClient:
         wait_s = math.ceil(stop_s + LEEWAY_S)
         runtime = {
             "working_dir": str(root),
-            "excludes": list(LEFT_OUT),
+            "excludes": list(EXCLUDED),
             "env_vars": environment | {"RAY_JOB_STOP_WAIT_TIME_S": str(wait_s)},
         }
         with self._answering():
             return self._client.submit_job(entrypoint=entrypoint, runtime_env=runtime)
 
-    def look(self, name: str) -> SubmittedJob:
-        """
+    def state(self, name: str) -> SubmittedJob:
+        """State of a job.
+
         Raises:
             ConfigError: there is no such job.
         """
         with self._answering(name):
-            found: Any = self._client.get_job_info(name)
-            return SubmittedJob(name, found.status.value, found.driver_exit_code, found.message or "")
+            info: Any = self._client.get_job_info(name)
+            return SubmittedJob(name, info.status.value, info.driver_exit_code, info.message or "")
 
-    def settled(self, name: str) -> SubmittedJob:
-        """`look`, once the job has ended; or as it stands after a while."""
-        give_up = time.monotonic() + SETTLED_S
-        while not (job := self.look(name)).ended and time.monotonic() < give_up:
+    def final_state(self, name: str) -> SubmittedJob:
+        """State of a job once it has ended, or after `FINAL_STATE_S`."""
+        give_up = time.monotonic() + FINAL_STATE_S
+        while not (job := self.state(name)).ended and time.monotonic() < give_up:
             time.sleep(0.5)
         return job
 
     def log(self, name: str) -> str:
+        """Output of a job so far."""
         with self._answering(name):
             return self._client.get_job_logs(name)
 
     def stop(self, name: str) -> bool:
-        """Ask it to stop; False where it had ended already."""
+        """Ask a job to stop; False where it had ended already."""
         with self._answering(name):
             return self._client.stop_job(name)
 
-    async def follow(self, name: str) -> AsyncIterator[str]:
-        """Its log, from its beginning to its end, as it is written.
+    async def follow_log(self, name: str) -> AsyncIterator[str]:
+        """Output of a job from its beginning to its end, as it is written.
 
         Raises:
             WorkerError: the connection broke off. The job may go on.
@@ -115,12 +118,13 @@ class JobClient:
                 yield text
         except Exception as error:
             raise WorkerError(
-                f"{self._address}: the log of {name} broke off ({one_line(str(error))}). The job may go on: look with "
-                "--status."
+                f"{self._address}: the log of {name} broke off ({one_line(str(error))}). The job may still run: "
+                "check with --status."
             ) from None
 
     @contextmanager
     def _answering(self, name: str | None = None) -> Iterator[None]:
+        """Turn errors of Ray's client into a `ConfigError` with the fix."""
         from ray.exceptions import AuthenticationError
 
         try:
@@ -141,7 +145,7 @@ class JobClient:
 
 
 def last_error(log: str) -> str:
-    """The line of a log that says why the run has failed: its last `error:`, or else its last."""
+    """Line of a log with the reason of the failure: the last `error:` line, or else the last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in lines[-LAST_LINES:] if line.startswith("error:")]
     return (errors or lines or ["it wrote nothing"])[-1]

@@ -28,23 +28,23 @@ def test_a_step_done_again_is_equal_in_every_tensor(roles: RealRoles, task: Task
     try:
         with RunLog(folder, STEP) as log:
             go_through(config, roles.roles, replace(task, test=[], ood=[]), log)
-        _, batch, checkpoint = replay.found(folder.path, STEP)
+        _, batch, checkpoint = replay.read_step(folder.path, STEP)
         assert checkpoint is not None
         gradient = tmp_path / "gradient"
         gradient.mkdir()
 
         def again(config: Config, trace: DigestRequest) -> tuple[digests.Digests, StepReport]:
             roles.restart(config)
-            scored, report = asyncio.run(replay.stepped(config, roles.roles, batch, checkpoint, trace))
+            scored, report = asyncio.run(replay.replay_step(config, roles.roles, batch, checkpoint, trace))
             return digests.step_digests(scored, report), report
 
         computed, report = again(config, DigestRequest(write_gradient_to=gradient))
         assert set(computed) == set(digests.ORDER) - {"engine_support"}
         assert list(digests.differences(batch.record.digests, computed)) == []
-        asked = replay.config_of(batch, ["demopsd.alpha_max=0.5"])
+        asked = replay.recorded_config(batch, ["demopsd.alpha_max=0.5"])
         computed, other = again(asked, DigestRequest(compare_gradient_with=gradient))
         assert next(digests.differences(batch.record.digests, computed)).tensor == "alpha"
-        lines = replay.compared(report.metrics, other.metrics)
+        lines = replay.metric_table(report.metrics, other.metrics)
         assert any("demopsd/alpha_mean" in line for line in lines)
         assert 0.5 < float(lines[-1].split()[-1]) <= 1.0
     finally:

@@ -10,7 +10,7 @@ import pytest
 from demopsd_dist.util.code_digest import ROOT
 from demopsd_dist.util.errors import ConfigError
 from launch import submit
-from launch.submit import entrypoint, parsed, settings
+from launch.submit import entrypoint, load_settings, parse_arguments
 from workers.cluster.jobs import JobClient, last_error
 
 DEMO = str(ROOT / "configs" / "demo.yaml")
@@ -18,8 +18,8 @@ ADDRESS = "--address=http://head:8265"
 
 
 def sent(*words: str) -> str:
-    arguments = parsed([*words, ADDRESS])
-    return entrypoint(arguments, settings(arguments))
+    arguments = parse_arguments([*words, ADDRESS])
+    return entrypoint(arguments, load_settings(arguments))
 
 
 def test_the_head_runs_training_with_the_same_words() -> None:
@@ -32,7 +32,10 @@ def test_the_head_runs_training_with_the_same_words() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "output_dir=runs is relative, and a job runs in a folder that the cluster removes. Give the whole path"),
+        (
+            [],
+            "output_dir=runs is relative, and a job runs in a folder that the cluster removes. Give the absolute path",
+        ),
         (["output_dir=/r", "data.train=train.jsonl"], "data.train=train.jsonl is relative"),
         (["output_dir=/r", "model.path=models/m"], "model.path=models/m is relative"),
         (["output_dir=/r", "ray_address=head:6379"], "ray_address=head:6379: a job joins the cluster"),
@@ -53,7 +56,7 @@ def test_a_config_from_elsewhere_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [[], [DEMO, "--status=a"], ["--stop=a", "--logs=a"]])
 def test_one_thing_is_asked_for(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parsed([*words, ADDRESS])
+        parse_arguments([*words, ADDRESS])
     assert "give a config to submit, or one of --status, --logs and --stop" in capsys.readouterr().err
 
 

@@ -190,16 +190,16 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def test_what_cannot_be_replayed_is_said(folder: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no run folder"):
-        replay.found(tmp_path, 1)
+        replay.read_step(tmp_path, 1)
     with pytest.raises(CheckpointError, match="the run has kept no batch"):
-        replay.found(folder.path, 1)
+        replay.read_step(folder.path, 1)
     for step in (1, 21):
         keep(folder.replay, batch(), step)
     with pytest.raises(CheckpointError, match=r"batch was not kept; .* Steps that can: 1\."):
-        replay.found(folder.path, 7)
+        replay.read_step(folder.path, 7)
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 20, .* Steps that can: 1\."):
-        replay.found(folder.path, 21)
-    assert replay.found(folder.path, 1)[1].record.step == 1
+        replay.read_step(folder.path, 21)
+    assert replay.read_step(folder.path, 1)[1].record.step == 1
 
 
 def test_only_what_is_made_of_the_same_tokens_may_be_set(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,7 +209,7 @@ def test_only_what_is_made_of_the_same_tokens_may_be_set(folder: RunFolder, caps
     )
     replay_batch.write(folder.replay, record, [item.example for item in items], found_parts(items))
     for words, message in (
-        ("rollout.temperature=0.5", "--set rollout.temperature: tokens and weights are as they were"),
+        ("rollout.temperature=0.5", "--set rollout.temperature: tokens and weights stay as recorded"),
         ("demopsd.alpha_maks=0.5", "Did you mean demopsd.alpha_max?"),
         ("sdpo.top_k=3", "has no effect with method=demopsd"),
     ):
