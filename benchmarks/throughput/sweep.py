@@ -10,7 +10,7 @@ from typing import Any
 
 from demopsd_dist.config import Config, load
 from demopsd_dist.util.errors import ConfigError
-from workers.cluster.placement import bundles, processes_of
+from workers.cluster.placement import bundles, processes_per_worker
 
 WITHOUT = ("evaluation.at_start=false", "evaluation.every_steps=0", "checkpoint.every_steps=0", "leakage.every_steps=0")
 """What not every step does, so that a few steps are like all. Words of the user go over these."""
@@ -103,7 +103,7 @@ def devices(config: Config, cpus: float) -> dict[str, float]:
 
 def _devices_of(config: Config, role: str, cpus: float) -> float:
     settings = getattr(config, role)
-    count = settings.num_workers * processes_of(config, role)
+    count = settings.num_workers * processes_per_worker(config, role)
     return float(count * settings.gpus_per_worker or min(cpus, count * settings.threads))
 
 

@@ -1,4 +1,4 @@
-"""The code of every node that a run uses is that of its driver, or the run is refused by name of the node."""
+"""Code check: every node that a run uses must have the driver's code; a node with other code is refused by name."""
 
 from __future__ import annotations
 
@@ -18,47 +18,48 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from demopsd_dist.util import code_digest
 from demopsd_dist.util.errors import ConfigError, WorkerError
 
-_GONE = (NodeDiedError, TaskUnschedulableError)
-_same: set[str] = set()  # nodes known to have the driver's code, by Ray's id
+_NODE_LOST = (NodeDiedError, TaskUnschedulableError)
+_checked: set[str] = set()  # nodes that have the driver's code, by Ray's id
 
 
 async def refuse_other_code(nodes: Iterable[str], within_s: float) -> None:
-    """Ask those that have not been asked before; the driver's own has its code.
+    """Compare the code of nodes that were not checked before with the driver's; the driver's own node has it.
 
     Args:
         nodes: by Ray's id.
-        within_s: bound of the wait, seconds.
+        within_s: time limit, seconds.
 
     Raises:
-        ConfigError: the code of one differs, or no worker of this code can start there.
-        WorkerError: one did not answer.
+        ConfigError: a node's code differs, or no worker of this code can start there.
+        WorkerError: a node did not answer.
     """
-    unknown = sorted(set(nodes) - _same - {ray.get_runtime_context().get_node_id()})
-    if not unknown:
+    unchecked = sorted(set(nodes) - _checked - {ray.get_runtime_context().get_node_id()})
+    if not unchecked:
         return
-    with travelling(sys.modules[__name__], code_digest):
-        asked = {node: asyncio.wrap_future(pinned(_files, node).remote().future()) for node in unknown}
-    await asyncio.wait(asked.values(), timeout=within_s)
+    with pickled_by_value(sys.modules[__name__], code_digest):
+        answers = {node: asyncio.wrap_future(task_on_node(_file_digests, node).remote().future()) for node in unchecked}
+    await asyncio.wait(answers.values(), timeout=within_s)
     here = code_digest.file_digests()
     names = {node["NodeID"]: node_name(node) for node in ray.nodes()}
-    for node, answer in asked.items():
+    for node, answer in answers.items():
         name = names.get(node, node)
-        if not answer.done() or isinstance(answer.exception(), _GONE):
+        if not answer.done() or isinstance(answer.exception(), _NODE_LOST):
             answer.cancel()
-            raise WorkerError(f"{name} did not say within {within_s:g} s what code it has: it is gone, or hangs.")
+            raise WorkerError(f"{name} did not report its code within {within_s:g} s: it is gone, or hangs.")
         if isinstance(error := answer.exception(), RayError):
             last = str(error).strip().splitlines()[-1]
             raise ConfigError(
                 f"{name}: no worker of the run can start there. Bring {code_digest.ROOT} there as it is here. ({last})"
             )
         _refuse_other(name, here, answer.result())
-        _same.add(node)
+        _checked.add(node)
 
 
 def _refuse_other(name: str, here: dict[str, str], there: dict[str, str]) -> None:
-    """
+    """Compare digests of files, here and on a node.
+
     Raises:
-        ConfigError: these are not the digests of the files here.
+        ConfigError: they differ.
     """
     root = code_digest.ROOT
     if not there:
@@ -72,8 +73,8 @@ def _refuse_other(name: str, here: dict[str, str], there: dict[str, str]) -> Non
 
 
 @contextmanager
-def travelling(*modules: ModuleType) -> Iterator[None]:
-    """Inside, their functions are sent whole to where they run, which may have other code of that name, or none."""
+def pickled_by_value(*modules: ModuleType) -> Iterator[None]:
+    """Context in which the modules' functions travel with their code to a node that may have other code, or none."""
     for module in modules:
         ray.cloudpickle.register_pickle_by_value(module)
     try:
@@ -83,25 +84,25 @@ def travelling(*modules: ModuleType) -> Iterator[None]:
             ray.cloudpickle.unregister_pickle_by_value(module)
 
 
-def pinned(work: Any, node: str) -> Any:
-    """A task on that node, which claims nothing there."""
+def task_on_node(function: Any, node: str) -> Any:
+    """Ray task that runs the function on a node and claims no resources there."""
     strategy = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(work).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
+    return ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
 
 
 def node_name(node: dict[str, Any]) -> str:
-    """Of one of `ray.nodes()`: its host, or what it was named at `ray start`, and its address."""
-    address, named = node["NodeManagerAddress"], node["NodeName"]
-    return f"{node['NodeManagerHostname'] if named == address else named} ({address})"
+    """Host of one of `ray.nodes()`, or its name given at `ray start`, and its address."""
+    address, name = node["NodeManagerAddress"], node["NodeName"]
+    return f"{node['NodeManagerHostname'] if name == address else name} ({address})"
 
 
-def _files() -> dict[str, str]:
-    """Runs on the node: digests of the code that a worker of the run would import there."""
-    root = checkout()
+def _file_digests() -> dict[str, str]:
+    """Digests of the code that a worker of the run would import. Runs on the node."""
+    root = code_root()
     return code_digest.file_digests(root) if root else {}
 
 
-def checkout() -> Path | None:
-    """Where this process would import the project from."""
-    found = importlib.util.find_spec("demopsd_dist")
-    return Path(found.origin).parents[1] if found and found.origin else None
+def code_root() -> Path | None:
+    """Folder that this process would import the project from."""
+    spec = importlib.util.find_spec("demopsd_dist")
+    return Path(spec.origin).parents[1] if spec and spec.origin else None

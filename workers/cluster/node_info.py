@@ -1,7 +1,7 @@
-"""What every node of a cluster is and has: a task pinned to each, before a run claims anything.
+"""Node information: code, versions, devices, memory, clock and network of every node of a cluster.
 
-A node may have an old checkout, or none: what runs there travels with the task, and looks at the code that a worker of
-the run would import.
+Collected by a task pinned to each node, before a run claims anything. A node may have an old checkout, or none: the
+task's own code travels with it, and reads the code that a worker of the run would import.
 """
 
 from __future__ import annotations
@@ -16,47 +16,50 @@ import ray
 
 from demopsd_dist.util import code_digest
 from workers.cluster import code_check
-from workers.cluster.code_check import checkout, node_name, pinned, travelling
+from workers.cluster.code_check import code_root, node_name, pickled_by_value, task_on_node
 
 SENT_BYTES = 64 << 20
-ASKS = 3  # the one with the shortest way tells the clock best
+CLOCK_READINGS = 3  # the one with the shortest round trip is the most accurate
 
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """As the node itself says. `clock_s` is how far its clock is before ours, known to `clock_within_s`."""
+    """Information that a node reports on itself. `clock_s` is by how much its clock is ahead of the driver's, known to
+    `clock_within_s`."""
 
     name: str  # host and address
-    files: dict[str, str]  # of the code that it would run
+    files: dict[str, str]  # digests of the code that it would run
     versions: dict[str, str]
     cpus: int
     gpus: int
     memory_gib: float
     shared_memory_gib: tuple[float, float]  # total, free
-    missing: list[str]  # of the paths asked for
+    missing: list[str]  # of the required paths
     clock_s: float = 0.0
     clock_within_s: float = 0.0
 
 
 @dataclass(frozen=True)
-class NodeSurvey:
+class ClusterInfo:
+    """Information on all nodes of a cluster."""
+
     nodes: list[NodeInfo]
-    silent: list[str]  # nodes that did not answer in time, with what they said if they failed
-    gb_per_s: dict[tuple[str, str], float] = field(default_factory=dict)  # from a node to the next
+    silent: list[str]  # nodes without an answer in time, with their error if they failed
+    gb_per_s: dict[tuple[str, str], float] = field(default_factory=dict)  # network rate from a node to the next
     offered: dict[str, float] = field(default_factory=dict)  # CPU and GPU, as Ray counts them
 
 
-def survey(packages: Sequence[str], paths: Sequence[str], within_s: float) -> NodeSurvey:
-    """Ask every living node of the cluster that was joined.
+def collect_node_info(packages: Sequence[str], paths: Sequence[str], within_s: float) -> ClusterInfo:
+    """Collect information on every living node of the cluster that was joined.
 
     Args:
-        packages: whose versions to tell.
-        paths: what each node must see.
-        within_s: bound of each wait, seconds.
+        packages: packages whose versions are reported.
+        paths: paths that each node must see.
+        within_s: time limit of each wait, seconds.
     """
     alive = {node["NodeID"]: node_name(node) for node in sorted(ray.nodes(), key=node_name) if node["Alive"]}
-    with travelling(sys.modules[__name__], code_check, code_digest):
-        refs = {node: pinned(_account, node).remote(list(packages), list(paths)) for node in alive}
+    with pickled_by_value(sys.modules[__name__], code_check, code_digest):
+        refs = {node: task_on_node(_node_facts, node).remote(list(packages), list(paths)) for node in alive}
         answers = {node: _answer(ref, within_s) for node, ref in refs.items()}
         nodes, silent = [], []
         for node, answer in answers.items():
@@ -65,12 +68,12 @@ def survey(packages: Sequence[str], paths: Sequence[str], within_s: float) -> No
             else:
                 clock_s, clock_within_s = _clock(node, within_s)
                 nodes.append(NodeInfo(name=alive[node], clock_s=clock_s, clock_within_s=clock_within_s, **answer))
-        heard = [node for node in alive if not isinstance(answers[node], str)]
-        return NodeSurvey(nodes, silent, _rates(heard, alive, within_s), ray.cluster_resources())
+        answered = [node for node in alive if not isinstance(answers[node], str)]
+        return ClusterInfo(nodes, silent, _network_rates(answered, alive, within_s), ray.cluster_resources())
 
 
 def _answer(ref: Any, within_s: float) -> Any:
-    """The answer, or in words why there is none."""
+    """The task's result, or the reason that there is none."""
     try:
         return ray.get(ref, timeout=within_s)
     except ray.exceptions.GetTimeoutError:
@@ -80,8 +83,8 @@ def _answer(ref: Any, within_s: float) -> Any:
         return str(error).strip().splitlines()[-1]
 
 
-def _account(packages: list[str], paths: list[str]) -> dict[str, Any]:
-    """Runs on the node: the fields of `NodeInfo` but for its name and clock."""
+def _node_facts(packages: list[str], paths: list[str]) -> dict[str, Any]:
+    """Fields of `NodeInfo` without its name and clock. Runs on the node."""
     import os
     import platform
     import shutil
@@ -89,7 +92,7 @@ def _account(packages: list[str], paths: list[str]) -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
     from pathlib import Path
 
-    root = checkout()
+    root = code_root()
     versions = {"python": platform.python_version()}
     for name in packages:
         with suppress(PackageNotFoundError):
@@ -114,24 +117,25 @@ def _now() -> float:
 
 
 def _clock(node: str, within_s: float) -> tuple[float, float]:
-    """How far the node's clock is before ours, and how well that is known: it was read between asking and hearing."""
+    """Seconds by which the node's clock is ahead of this one, and their error: half of the shortest round trip."""
     best = (float("inf"), 0.0)
-    for _ in range(ASKS):
-        asked = time.time()
-        there = _answer(pinned(_now, node).remote(), within_s)
-        heard = time.time()
-        if isinstance(there, float):
-            best = min(best, (heard - asked, there - (asked + heard) / 2))
+    for _ in range(CLOCK_READINGS):
+        sent = time.time()
+        node_time = _answer(task_on_node(_now, node).remote(), within_s)
+        received = time.time()
+        if isinstance(node_time, float):
+            best = min(best, (received - sent, node_time - (sent + received) / 2))
     return best[1], best[0] / 2
 
 
-def _rates(nodes: Sequence[str], names: dict[str, str], within_s: float) -> dict[tuple[str, str], float]:
-    """Around the ring: one node puts an array into the object store, the next fetches it and says how long it took."""
+def _network_rates(nodes: Sequence[str], names: dict[str, str], within_s: float) -> dict[tuple[str, str], float]:
+    """GB/s around the ring of nodes: one puts an array into the object store, the next fetches it and reports how long
+    that took."""
     rates = {}
     for sender, receiver in zip(nodes, [*nodes[1:], *nodes[:1]], strict=True) if len(nodes) > 1 else ():
-        ref = pinned(_array, sender).remote(SENT_BYTES)
-        _answer(pinned(_settled, sender).remote([ref]), within_s)
-        seconds = _answer(pinned(_fetched, receiver).remote([ref]), within_s)
+        ref = task_on_node(_array, sender).remote(SENT_BYTES)
+        _answer(task_on_node(_wait_for, sender).remote([ref]), within_s)
+        seconds = _answer(task_on_node(_fetch_seconds, receiver).remote([ref]), within_s)
         if isinstance(seconds, float):
             rates[names[sender], names[receiver]] = SENT_BYTES / seconds / 1e9
     return rates
@@ -143,12 +147,13 @@ def _array(size: int) -> Any:
     return np.ones(size, np.uint8)
 
 
-def _settled(refs: list[Any]) -> None:
+def _wait_for(refs: list[Any]) -> None:
     ray.wait(refs, fetch_local=False)
 
 
-def _fetched(refs: list[Any]) -> float:
-    """In a list, so that Ray does not fetch it before the clock is started."""
+def _fetch_seconds(refs: list[Any]) -> float:
+    """Seconds that fetching an array takes. Its reference is in a list, so that Ray does not fetch it before the clock
+    is started."""
     started = time.perf_counter()
     ray.get(refs[0])
     return time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Who runs where: settings to resource bundles. Pure, so that a dry run and the real start agree."""
+"""Placement of roles: from settings to resource bundles. Pure, so that a dry run and the real start agree."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from demopsd_dist.util.errors import ConfigError
 
 @dataclass(frozen=True)
 class Bundle:
-    """What one actor claims of the cluster."""
+    """Resources of the cluster that one actor claims."""
 
     role: str
     rank: int
@@ -23,29 +23,30 @@ class Bundle:
 
     @property
     def label(self) -> dict[str, str]:
-        """As Ray takes it."""
+        """Node label in Ray's form."""
         return dict([self.nodes.split("=", 1)]) if self.nodes else {}
 
 
 def has_label(labels: Mapping[str, str], nodes: str | None) -> bool:
-    """Would Ray place a bundle with this `nodes` on a node with these labels?
+    """Whether Ray would place a bundle with this `nodes` on a node with these labels.
 
     Example: `has_label({"role": "learn"}, "role=in(learn,spare)")` is True.
     """
     if nodes is None:
         return True
     key, value = nodes.split("=", 1)
-    wanted = value.removeprefix("!")
-    among = wanted[3:-1].split(",") if wanted.startswith("in(") else [wanted]
-    return (labels.get(key) in among) is not value.startswith("!")
+    pattern = value.removeprefix("!")
+    values = pattern[3:-1].split(",") if pattern.startswith("in(") else [pattern]
+    return (labels.get(key) in values) is not value.startswith("!")
 
 
 def rollout_bundle(config: Config, rank: int) -> Bundle:
-    """All processes of an engine together, so that they come to lie on one node."""
+    """Bundle of one rollout worker: all processes of its engine, so that they are placed on one node."""
     return _bundle(config, "rollout", rank)
 
 
 def rollout_bundles(config: Config) -> list[Bundle]:
+    """One bundle a rollout worker."""
     return [rollout_bundle(config, rank) for rank in range(config.rollout.num_workers)]
 
 
@@ -55,7 +56,7 @@ def bundles(config: Config) -> list[Bundle]:
 
 
 def core_bundles(config: Config) -> list[Bundle]:
-    """Those who stay for the whole run: teacher workers if the method has a teacher, and learner ranks."""
+    """Bundles that stay for the whole run: teacher workers if the method has a teacher, and learner ranks."""
     has_teacher = bool(teacher_weights(resolve_method(config), config))  # some methods run no forward of a teacher
     teachers = config.teacher.num_workers if has_teacher else 0
     return [
@@ -64,91 +65,94 @@ def core_bundles(config: Config) -> list[Bundle]:
     ]
 
 
-def processes_of(config: Config, role: str) -> int:
-    """Of each worker of the role; each of them claims the role's CPUs and GPUs."""
+def processes_per_worker(config: Config, role: str) -> int:
+    """Processes of each worker of the role; each of them claims the role's CPUs and GPUs."""
     return config.rollout.tensor_parallel if role == "rollout" else 1
 
 
 def _bundle(config: Config, role: str, rank: int) -> Bundle:
-    settings, count = getattr(config, role), processes_of(config, role)
+    settings, count = getattr(config, role), processes_per_worker(config, role)
     return Bundle(role, rank, settings.cpus_per_worker * count, settings.gpus_per_worker * count, settings.nodes)
 
 
-def least_bundles(config: Config) -> list[Bundle]:
-    """Without which a training run does not begin."""
-    least = config.rollout.min_workers or config.rollout.num_workers
-    return [*rollout_bundles(config)[:least], *core_bundles(config)]
+def minimum_bundles(config: Config) -> list[Bundle]:
+    """Bundles without which a training run does not begin."""
+    workers = config.rollout.min_workers or config.rollout.num_workers
+    return [*rollout_bundles(config)[:workers], *core_bundles(config)]
 
 
 def check_fits(
     config: Config, cpus: float, gpus: float, wanted: list[Bundle] | None = None, where: str = "there"
 ) -> None:
-    """Refuse at once what would wait for ever. `wanted` is what a training run needs at least, unless given.
+    """Refuse a placement that would wait for ever.
 
     Args:
-        where: whose `cpus` and `gpus` these are, for the message.
+        wanted: bundles to place; by default the minimum of a training run.
+        where: the place that has `cpus` and `gpus`, for the message.
 
     Raises:
         ConfigError: the bundles together need more CPUs or GPUs than there are.
     """
     if wanted is None:
-        wanted = least_bundles(config)
-    for kind, unit, need, there in (
+        wanted = minimum_bundles(config)
+    for kind, unit, need, available in (
         ("cpus", "CPUs", sum(b.cpus for b in wanted), cpus),
         ("gpus", "GPUs", sum(b.gpus for b in wanted), gpus),
     ):
-        if need > there + 1e-9:
+        if need > available + 1e-9:
             terms = " + ".join(_term(config, kind, *claim) for claim in _by_role(wanted, kind))
             raise ConfigError(
-                f"{terms} need {need:g} {unit}; {where} are {there:g}. Lower a role's num_workers or {kind}_per_worker"
+                f"{terms} need {need:g} {unit}; {where} are {available:g}. Lower a role's num_workers or "
+                f"{kind}_per_worker"
                 + (" (roles that take turns may share a core: fractions are allowed)." if kind == "cpus" else ".")
             )
 
 
 def _term(config: Config, kind: str, role: str, count: int, share: float) -> str:
-    """`rollout.num_workers=2 x gpus_per_worker=1 x tensor_parallel=4`"""
-    processes = processes_of(config, role)
-    beside = f" x tensor_parallel={processes}" if processes > 1 else ""
-    return f"{role}.num_workers={count} x {kind}_per_worker={share / processes:g}{beside}"
+    """Text of a role's claim: `rollout.num_workers=2 x gpus_per_worker=1 x tensor_parallel=4`"""
+    processes = processes_per_worker(config, role)
+    parallel = f" x tensor_parallel={processes}" if processes > 1 else ""
+    return f"{role}.num_workers={count} x {kind}_per_worker={share / processes:g}{parallel}"
 
 
 def check_nodes(config: Config, nodes: Sequence[Mapping[str, Any]], wanted: list[Bundle] | None = None) -> None:
-    """`check_fits` for the nodes of a cluster together, and for those of each label that a role asks for.
+    """Run `check_fits` for all nodes of a cluster, and for the nodes of each label that a role requires.
 
     Args:
-        nodes: as `ray.nodes()` tells of them.
+        nodes: as `ray.nodes()` lists them.
 
     Raises:
-        ConfigError: as `check_fits`; or no living node has a label.
+        ConfigError: as for `check_fits`; or no living node has a label.
     """
-    wanted = least_bundles(config) if wanted is None else wanted
+    wanted = minimum_bundles(config) if wanted is None else wanted
     alive = [node for node in nodes if node["Alive"]]
     for nodes_wanted in dict.fromkeys([None, *(bundle.nodes for bundle in wanted)]):
         fitting = [node["Resources"] for node in alive if has_label(node.get("Labels", {}), nodes_wanted)]
-        there = [bundle for bundle in wanted if nodes_wanted in (None, bundle.nodes)]
+        labelled = [bundle for bundle in wanted if nodes_wanted in (None, bundle.nodes)]
         if nodes_wanted and not fitting:
             raise ConfigError(
-                f"{there[0].role}.nodes={nodes_wanted}: no node of the cluster has that label. Start one with "
+                f"{labelled[0].role}.nodes={nodes_wanted}: no node of the cluster has that label. Start one with "
                 "`ray start --labels` (docs/nodes.md), or drop it."
             )
-        _refuse_wider_than_a_node(config, there, fitting)
+        _refuse_wider_than_a_node(config, labelled, fitting)
         cpus, gpus = (sum(resources.get(kind, 0.0) for resources in fitting) for kind in ("CPU", "GPU"))
-        check_fits(config, cpus, gpus, there, f"on nodes with {nodes_wanted}" if nodes_wanted else "there")
+        check_fits(config, cpus, gpus, labelled, f"on nodes with {nodes_wanted}" if nodes_wanted else "there")
 
 
 def _refuse_wider_than_a_node(config: Config, wanted: list[Bundle], nodes: Sequence[Mapping[str, float]]) -> None:
-    """An engine's processes are on one node together."""
+    """Refuse a worker that no single node can hold: an engine's processes are on one node together."""
     for kind, unit in (("CPU", "cpus"), ("GPU", "gpus")):
-        most = max((resources.get(kind, 0.0) for resources in nodes), default=0.0)
+        largest = max((resources.get(kind, 0.0) for resources in nodes), default=0.0)
         for role, count, share in _by_role(wanted, unit):
-            if share > most + 1e-9:
+            if share > largest + 1e-9:
                 raise ConfigError(
                     f"{_term(config, unit, role, count, share)}: one worker needs {share:g} {kind}s on a node; no node "
-                    f"has more than {most:g}. Lower it."
+                    f"has more than {largest:g}. Lower it."
                 )
 
 
 def _by_role(wanted: list[Bundle], kind: str) -> list[tuple[str, int, float]]:
+    """Role, number of workers and claim of each."""
     roles = dict.fromkeys(bundle.role for bundle in wanted)
     return [
         (role, sum(b.role == role for b in wanted), next(getattr(b, kind) for b in wanted if b.role == role))
@@ -157,7 +161,7 @@ def _by_role(wanted: list[Bundle], kind: str) -> list[tuple[str, int, float]]:
 
 
 def table(config: Config) -> str:
-    """Who runs where, a line an actor."""
+    """Table of all actors and their claims, a line an actor."""
     lines = [
         f"  {b.role:<8} {b.rank}   {b.cpus:g} CPU   {b.gpus:g} GPU" + f"   {b.nodes}" * bool(b.nodes)
         for b in bundles(config)
@@ -166,10 +170,10 @@ def table(config: Config) -> str:
 
 
 def summary_of_roles(config: Config) -> str:
-    """`2 rollout, 1 teacher (ema), 2 learner (ZeRO-2)`"""
+    """Text of the roles: `2 rollout, 1 teacher (ema), 2 learner (ZeRO-2)`"""
     weights = "+".join(sorted(weights.value for weights in teacher_weights(resolve_method(config), config)))
     processes = config.rollout.tensor_parallel
-    parts = [f"{config.rollout.num_workers} rollout" + (f" (TP-{processes})" if processes > 1 else "")]
+    roles = [f"{config.rollout.num_workers} rollout" + (f" (TP-{processes})" if processes > 1 else "")]
     shared = f", {config.teacher.shards} a copy" if config.teacher.shards > 1 else ""
-    parts += [f"{config.teacher.num_workers} teacher ({weights}{shared})"] if weights else []
-    return ", ".join([*parts, f"{config.learner.num_workers} learner (ZeRO-{config.learner.zero_stage})"])
+    roles += [f"{config.teacher.num_workers} teacher ({weights}{shared})"] if weights else []
+    return ", ".join([*roles, f"{config.learner.num_workers} learner (ZeRO-{config.learner.zero_stage})"])

@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: one of our own on this machine, or one to join. Both ask for a token (docs/security.md)."""
+"""Ray cluster of a run: its own on this machine, or one that it joins. Both require a token (docs/security.md)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from workers.cluster.placement import Bundle, check_nodes
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 DISABLED = "disabled"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-ANSWER_S = 10.0
+CONNECT_S = 10.0
 WORKERS = {
     "worker_process_setup_hook": "demopsd_dist.util.die_with_parent.die_with_parent"
-}  # of every Ray worker of a run
-_OTHER_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # what Ray calls it; without it, it listens on loopback alone
+}  # runtime environment of every Ray worker of a run
+_OTHER_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # without it Ray listens on loopback alone
 
 
 def join(config: Config, wanted: list[Bundle] | None = None) -> None:
@@ -36,7 +36,7 @@ def join(config: Config, wanted: list[Bundle] | None = None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # 15 otherwise: on a busy machine a start took minutes
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # none that WORKERS has not set up
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # a prestarted worker would lack WORKERS
     import ray
 
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -44,20 +44,20 @@ def join(config: Config, wanted: list[Bundle] | None = None) -> None:
         _start()
     else:
         _connect(config.ray_address)
-    signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own, which exits without cleaning up
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own handler, which exits without cleaning up
     if config.ray_address is not None:
         check_nodes(config, ray.nodes(), wanted)
 
 
 def leave() -> None:
-    """End our Ray, or leave the cluster joined."""
+    """End the run's own Ray, or leave the cluster that it joined."""
     import ray
 
     ray.shutdown()
 
 
 def _start() -> None:
-    """With a token of its own, which no file holds: only the processes that Ray starts now have it."""
+    """Start Ray with a new token that no file holds: only the processes that Ray starts now have it."""
     import ray
 
     with _environment(TOKEN, secrets.token_hex(32)), _listening_to_other_nodes(False):
@@ -83,15 +83,15 @@ def _connect(address: str) -> None:
     if os.environ.get(MODE) != DISABLED:
         _refuse_without_token(what)
     try:
-        found = canonicalize_bootstrap_address_or_die(address) if address == "auto" else address
-        host, _, port = found.rpartition("/")[2].rpartition(":")
+        resolved = canonicalize_bootstrap_address_or_die(address) if address == "auto" else address
+        host, _, port = resolved.rpartition("/")[2].rpartition(":")
         # Ray itself would try for minutes where nothing answers, and for many seconds with a wrong token.
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
         with _listening_to_other_nodes(host not in LOOPBACK):
             _authenticate()
-            if not found.startswith("ray://"):
-                GcsClient(address=found)
-            ray.init(address=found, log_to_driver=False, logging_level="ERROR", runtime_env=WORKERS)
+            if not resolved.startswith("ray://"):
+                GcsClient(address=resolved)
+            ray.init(address=resolved, log_to_driver=False, logging_level="ERROR", runtime_env=WORKERS)
     except AuthenticationError:
         raise ConfigError(
             f"{what}: the cluster refuses the token. {TOKEN}, or the file that {TOKEN_PATH} names, or "
@@ -102,7 +102,8 @@ def _connect(address: str) -> None:
 
 
 def authenticate(what: str) -> None:
-    """For talks with a cluster that is not joined: by token, unless the environment says otherwise.
+    """Set up authentication for requests to a cluster that is not joined: by token, unless the environment says
+    otherwise.
 
     Args:
         what: the setting or option that names the cluster, with its value, for the message.
@@ -120,10 +121,10 @@ def _refuse_without_token(what: str) -> None:
         return
     path = Path(os.environ.get(TOKEN_PATH) or Path.home() / ".ray" / "auth_token")
     try:
-        found = path.read_text(encoding="utf-8").strip()
+        token = path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
-        found = ""
-    if not found:
+        token = ""
+    if not token:
         raise ConfigError(
             f"{what}: there is no token for it in {TOKEN} or {path}. Copy the one that its nodes were started "
             f"with to that file; for a cluster without tokens set {MODE}={DISABLED}."
@@ -131,8 +132,8 @@ def _refuse_without_token(what: str) -> None:
 
 
 def _authenticate() -> None:
-    """Unless the environment says otherwise, by token. Ray reads mode and token once, so it is told to read anew; not
-    in a process that has joined a cluster, which it needs the token of."""
+    """Set Ray to token authentication, unless the environment says otherwise. Ray reads mode and token once, so it is
+    made to read them again; not in a process that has joined a cluster, whose token it needs."""
     import ray
 
     if ray.is_initialized():
@@ -147,8 +148,8 @@ def _authenticate() -> None:
 
 @contextmanager
 def _listening_to_other_nodes(wanted: bool) -> Iterator[None]:
-    """Ray's own services, of those that start inside, on all interfaces, or on loopback alone. This process has read
-    the variable already, when it imported Ray."""
+    """Context in which Ray's services start on all interfaces, or on loopback alone. This process has read the variable
+    already, when it imported Ray."""
     from ray._private import ray_constants
 
     ray_constants.ENABLE_RAY_CLUSTER = wanted
@@ -157,15 +158,16 @@ def _listening_to_other_nodes(wanted: bool) -> Iterator[None]:
 
 
 def _private_folder() -> Path:
-    """For Ray's sockets and logs. Ray lets everybody write into its own folder, so it is one inside of another.
+    """Private folder for Ray's sockets and logs. Ray lets every user write into its own folder, so that is placed in a
+    private one.
 
     Raises:
-        ConfigError: others can enter that.
+        ConfigError: other users can enter the private folder.
     """
     folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / f"demopsd-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise ConfigError(
             f"{folder} must be a folder of yours that nobody else can enter. Remove it, or set RAY_TMPDIR."
         )

@@ -1,0 +1,55 @@
+"""The learner role in front of its ranks: support ids by the kind of support, and the metrics of a step."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from demopsd_dist.config import load
+from demopsd_dist.data.records import Tokens, TrainingExample
+from demopsd_dist.methods import resolve_method
+from demopsd_dist.util.errors import WorkerError
+from tests.unit.run_record.sample_rows import prompt, rollout
+from workers.actor_group import no_actors
+from workers.learner.group import LearnerGroup, step_metrics
+from workers.learner.rank_report import RankReport
+
+DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
+
+
+def example(name: str, support_TK: Tokens | None) -> TrainingExample:
+    """A training example whose rollout has these support ids."""
+    return TrainingExample(
+        replace(rollout(prompt(name)), support_TK=support_TK), 1.0, 0.0, np.arange(9, dtype=np.int32)
+    )
+
+
+def test_a_rollout_without_engine_support_is_refused_by_name() -> None:
+    """A missing support must not shift the supports of later examples."""
+    config = load(DEMO, ["demopsd.support=rollout", "demopsd.top_k=3"])
+    learners = LearnerGroup(no_actors("learner"), config, resolve_method(config))
+    ids = [np.full((4, 3), i, np.int32) for i in range(3)]
+    complete = [example(f"q{i}", ids_TK) for i, ids_TK in enumerate(ids)]
+    supports = asyncio.run(learners.support(complete))
+    assert supports is not None
+    assert [support_TK.tolist() for support_TK in supports] == [ids_TK.tolist() for ids_TK in ids]
+    gaps = [complete[0], example("gap", None), complete[2], example("later", None)]
+    with pytest.raises(
+        WorkerError, match=r"rollout gap/0 of rollout worker 0 has no support ids, .* same configuration"
+    ):
+        asyncio.run(learners.support(gaps))
+
+
+def test_metrics_of_the_ranks_are_put_together() -> None:
+    reports = [
+        RankReport(True, {"a": 1.0}, {"m": 2.0}, {"demopsd/alpha": np.array([0.0, 1.0])}),
+        RankReport(True, {"a": 2.0}, {"m": float("nan")}, {"demopsd/alpha": np.array([0.5])}),
+    ]
+    metrics = step_metrics(reports)
+    assert metrics["a"] == 3.0
+    assert np.isnan(metrics["m"])
+    assert metrics["demopsd/alpha_p50"] == 0.5
