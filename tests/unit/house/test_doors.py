@@ -187,6 +187,29 @@ def test_no_class_name_stands_twice() -> None:
     assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}
 
 
+def patched_names(path: Path) -> Iterator[str]:
+    """Targets of `monkeypatch.setattr` and `monkeypatch.delattr` in a file, with the module that they come from."""
+    homes = {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in ast.walk(syntax_tree(path))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    for node in ast.walk(syntax_tree(path)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("monkeypatch.setattr", "monkeypatch.delattr"):
+            target = ast.unparse(node.args[0]).strip("'\"")
+            name, _, rest = target.partition(".")
+            yield f"{homes.get(name, name)}.{rest}"
+
+
+def test_no_test_patches_the_project() -> None:
+    """Library functions may be replaced, such as `shutil.disk_usage`; code of the project has hooks instead."""
+    targets = {relative(path): list(patched_names(path)) for path in python_files("tests")}
+    assert any(targets.values())
+    projects = {path: [name for name in names if name.startswith(PRODUCTION)] for path, names in targets.items()}
+    assert {path: names for path, names in projects.items() if names} == {}
+
+
 def test_the_wheel_ships_the_library_alone() -> None:
     from setuptools import find_packages  # type: ignore[import-untyped]
 
