@@ -1,4 +1,4 @@
-"""Real engines under fire: processes killed, or stopped in their tracks, at chosen moments of a training run."""
+"""Faults planted in real engines: processes killed, or stopped by SIGSTOP, at chosen moments of a training run."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import psutil
 from rich.console import Console
 
+from benchmarks.common.timed_runs import DEMO, task_of
 from demopsd_dist.config import Config, load
-from demopsd_dist.data.sources import load_data
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.run_record.audit import AuditReport, audit
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.training.recovery import train_with_recovery
 from demopsd_dist.training.run import RunState
-from launch._task import build_task, compose_run
+from launch._task import compose_run
 from workers.actors import RayActors
+from workers.rollout.worker import RolloutWorker
 
-DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 STAGES = ("sample", "score", "learn", "publish_weights", "checkpoint")
 ROLES = ("rollout", "teacher", "learner")
-IN_IT_S = 0.05  # after the stage has begun
+DELAY_S = 0.05  # from the beginning of the stage to the signal
 SMALL = (
     "rollout.cpus_per_worker=0.1",
     "teacher.cpus_per_worker=0.1",
@@ -52,63 +51,89 @@ SMALL = (
 
 @dataclass(frozen=True)
 class PlantedFault:
+    """A signal to a process of a role, sent shortly after a stage has begun."""
+
     stage: str
     role: str
-    how: signal.Signals = signal.SIGKILL
+    signal: signal.Signals = signal.SIGKILL
 
     def __str__(self) -> str:
-        return f"{self.how.name} of a {self.role} process at {self.stage}"
+        return f"{self.signal.name} of a {self.role} process at {self.stage}"
 
 
 @dataclass
 class FaultEffect:
-    blow: PlantedFault
+    """Cost of a fault.
+
+    Attributes:
+        step: last step before the fault.
+        lost_s: seconds until the next fault, beyond the usual time of the steps gained by then.
+    """
+
+    fault: PlantedFault
     step: int
-    lost_s: float  # until the next blow, beyond what the steps gained by then usually take
+    lost_s: float
 
 
 class FaultInjector(RunLog):
-    """Strikes when a stage begins, at most once every `apart` steps."""
+    """A run log that sends each planted fault's signal when its stage begins, at most once every `STEPS_APART`.
 
-    blows: list[PlantedFault]
-    apart = 3
+    Attributes:
+        pending: faults to come, in order.
+        planted: each fault so far, with the last step and the time of the monotonic clock.
+        step_ends: number and end of each step, undone ones included.
+    """
+
+    STEPS_APART = 3
+    pending: list[PlantedFault]
 
     def __enter__(self) -> FaultInjector:
-        self.others = {process.pid for role in ROLES for process in actors(role)}  # of other runs
-        self.struck: list[tuple[PlantedFault, int, float]] = []
-        self.ends: list[tuple[int, float]] = []
+        self._processes_of_others = {process.pid for role in ROLES for process in role_processes(role)}
+        self.planted: list[tuple[PlantedFault, int, float]] = []
+        self.step_ends: list[tuple[int, float]] = []
         super().__enter__()
         return self
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
+        """Time a stage, and plant the next fault if it is due."""
         with super().timed(stage):
-            if self.blows and self.blows[0].stage == stage and self._rested():
-                blow = self.blows.pop(0)
-                self.struck.append((blow, self.last_step, time.monotonic()))
-                threading.Timer(IN_IT_S, self._strike, [blow]).start()
+            if self.pending and self.pending[0].stage == stage and self._is_due():
+                fault = self.pending.pop(0)
+                self.planted.append((fault, self.last_step, time.monotonic()))
+                threading.Timer(DELAY_S, self._send_signal, [fault]).start()
             yield
 
-    def step(self, step: int, metrics: dict[str, float]) -> None:
-        super().step(step, metrics)
-        self.ends.append((step, time.monotonic()))
+    def write_step(self, step: int, metrics: dict[str, float]) -> None:
+        """Record a step and its end."""
+        super().write_step(step, metrics)
+        self.step_ends.append((step, time.monotonic()))
 
-    def _rested(self) -> bool:
-        return self.last_step >= self.apart + (self.struck[-1][1] if self.struck else 0)
+    def effects(self) -> list[FaultEffect]:
+        """Cost of each planted fault, by the median time of a step."""
+        usual_s = sorted(metrics["perf/step_s"] for metrics in self.steps)[len(self.steps) // 2]
+        ends = [(step, when) for _, step, when in self.planted] + self.step_ends[-1:]
+        return [
+            FaultEffect(fault, step, max(ended - when - (gained - step) * usual_s, 0.0))
+            for (fault, step, when), (gained, ended) in zip(self.planted, ends[1:], strict=True)
+        ]
 
-    def _strike(self, blow: PlantedFault) -> None:
-        mine = [process.pid for process in actors(blow.role) if process.pid not in self.others]
-        os.kill(mine[0], blow.how)
+    def _is_due(self) -> bool:
+        return self.last_step >= self.STEPS_APART + (self.planted[-1][1] if self.planted else 0)
+
+    def _send_signal(self, fault: PlantedFault) -> None:
+        own = [process.pid for process in role_processes(fault.role) if process.pid not in self._processes_of_others]
+        os.kill(own[0], fault.signal)
 
 
-def actors(role: str) -> list[psutil.Process]:
-    """The living processes of this role that are descendants of this one."""
+def role_processes(role: str) -> list[psutil.Process]:
+    """Living processes of a role that descend from this one."""
     name = f"ray::{role.capitalize()}Worker"
     return [process for process in psutil.Process().children(recursive=True) if name in command_of(process)]
 
 
 def command_of(process: psutil.Process) -> str:
-    """Its command line; nothing where it has ended."""
+    """Command line of a process; empty if it has ended."""
     try:
         return " ".join(process.cmdline())
     except psutil.NoSuchProcess:
@@ -117,35 +142,52 @@ def command_of(process: psutil.Process) -> str:
 
 @dataclass
 class CampaignReport:
-    account: AuditReport
-    felt: list[FaultEffect]
-    said: str
+    """Result of a run with planted faults.
+
+    Attributes:
+        console: text on the run's console.
+        metrics: metrics of each step.
+    """
+
+    audit: AuditReport
+    effects: list[FaultEffect]
+    console: str
     metrics: list[dict[str, float]] = field(default_factory=list)
 
 
-def every_blow(seed: int, count: int) -> list[PlantedFault]:
-    """Each role at each stage, in an order of the seed's own; every fourth is a hang instead of a death, where a hang
-    is looked for (rollout workers)."""
-    blows = [PlantedFault(stage, role) for stage in STAGES for role in ROLES]
+def choose_faults(seed: int, count: int) -> list[PlantedFault]:
+    """A fault of each role at each stage, in random order. Every fourth of a rollout worker is a hang instead of a
+    death: only rollout workers are checked for hangs."""
+    faults = [PlantedFault(stage, role) for stage in STAGES for role in ROLES]
     rng = random.Random(seed)
-    rng.shuffle(blows)
-    blows = [blows[i % len(blows)] for i in range(count)]
+    rng.shuffle(faults)
+    faults = [faults[i % len(faults)] for i in range(count)]
     return [
-        replace(blow, how=signal.SIGSTOP) if blow.role == "rollout" and rng.random() < 0.25 else blow for blow in blows
+        replace(fault, signal=signal.SIGSTOP) if fault.role == "rollout" and rng.random() < 0.25 else fault
+        for fault in faults
     ]
 
 
-def under_fire(blows: Sequence[PlantedFault], *words: str, output: Path | None = None) -> CampaignReport:
-    """A run that goes on until the last blow is some steps behind it. Ray is there already."""
+def run_with_planted_faults(
+    faults: Sequence[PlantedFault],
+    *words: str,
+    output: Path | None = None,
+    rollout_class: type[RolloutWorker] = RolloutWorker,
+) -> CampaignReport:
+    """Train until some steps after the last fault. Ray must be running.
+
+    Args:
+        words: overrides of the config.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        steps = FaultInjector.apart * (len(blows) + 2)
+        steps = FaultInjector.STEPS_APART * (len(faults) + 2)
         config: Config = load(DEMO, [*SMALL, f"steps={steps}", f"output_dir={output or folder}", *words])
         model = model_folder(config)
-        task = build_task(config, model, load_data(config.data).questions)[0]
-        console = Console(file=StringIO(), width=10_000)
+        task = task_of(config)
+        text = StringIO()
 
-        async def go(log: FaultInjector) -> Any:
-            actors = RayActors(config, model, log.note)
+        async def train(log: FaultInjector) -> None:
+            actors = RayActors(config, model, log.note, rollout_class)
             try:
                 run = compose_run(config, await actors.start(), task, log)
                 await train_with_recovery(run, RunState(), "started")
@@ -153,16 +195,8 @@ def under_fire(blows: Sequence[PlantedFault], *words: str, output: Path | None =
             finally:
                 actors.stop()
 
-        with FaultInjector(RunFolder.create(config), config.steps, console) as log:
-            log.blows = list(blows)
-            asyncio.run(go(log))
-        assert not log.blows, f"never struck: {log.blows}"
-        usual_s = sorted(metrics["perf/step_s"] for metrics in log.steps)[len(log.steps) // 2]
-        marks = [(step, when) for _, step, when in log.struck] + log.ends[-1:]
-        felt = [
-            FaultEffect(blow, step, max(ended - when - (gained - step) * usual_s, 0.0))
-            for (blow, step, when), (gained, ended) in zip(log.struck, marks[1:], strict=True)
-        ]
-        file = console.file
-        assert isinstance(file, StringIO)
-        return CampaignReport(audit(log.folder), felt, file.getvalue(), log.steps)
+        with FaultInjector(RunFolder.create(config), config.steps, Console(file=text, width=10_000)) as log:
+            log.pending = list(faults)
+            asyncio.run(train(log))
+        assert not log.pending, f"the run ended before these faults were planted: {log.pending}"
+        return CampaignReport(audit(log.folder), log.effects(), text.getvalue(), log.steps)

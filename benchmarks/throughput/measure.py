@@ -41,7 +41,7 @@ from benchmarks.throughput.sweep import (
 from benchmarks.throughput.throughput_page import plot, report
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.models.model_folder import model_folder
-from demopsd_dist.run_record.console import clock
+from demopsd_dist.run_record.console import format_time
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.training.recovery import train_with_recovery
@@ -149,7 +149,7 @@ def fill(rows: Sequence[Row], points: Sequence[Point], rounds: int, warm_up: int
             left_s = (time.monotonic() - began) / done * (rounds * len(points) - done)
             print(
                 f"{said}{found['samples_per_s']:.1f} samples/s, {found['step_s']:.2f} s a step, started in "
-                f"{found['start_s']:.0f} s   {clock(left_s)} left",
+                f"{found['start_s']:.0f} s   {format_time(left_s)} left",
                 flush=True,
             )
 

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks.chaos.campaign import task_of_chaos
-from benchmarks.chaos.simulated_faults import survive
+from benchmarks.chaos.simulated_faults import fault_task, run_with_faults
 from demopsd_dist.config import load
 from demopsd_dist.data.records import StepReport, TrainBatch
 from demopsd_dist.run_record.audit import AuditReport, audit
@@ -235,16 +234,16 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tmp_path: Path
 
 
 def test_dozens_of_random_faults_lose_and_double_nothing(tmp_path: Path) -> None:
-    steps, task = 40, task_of_chaos()  # about 45 faults are expected: at least 15 of 25 strike almost surely
-    calm = survive(0, seed=-1, task=task, output=tmp_path, steps=steps)
-    assert calm.account.sound
+    steps, task = 40, fault_task()  # about 45 faults are expected: at least 15 of 25 strike almost surely
+    calm = run_with_faults(0, seed=-1, task=task, output=tmp_path, steps=steps)
+    assert calm.audit.sound
     for seed in (100, 101):
-        found = survive(25, seed, task, tmp_path, steps, ahead=seed % 2)
-        assert found.struck.total() > 15
-        damaged = [fault for fault in found.account.faults if fault.description.startswith("checkpoint is damaged")]
-        assert found.account.faults == damaged, "nothing but what a fault tore and no resume has met since"
-        assert len(damaged) <= found.struck["torn checkpoint"]
-        assert found.account.resampled > 0
+        found = run_with_faults(25, seed, task, tmp_path, steps, ahead=seed % 2)
+        assert found.planted.total() > 15
+        damaged = [fault for fault in found.audit.faults if fault.description.startswith("checkpoint is damaged")]
+        assert found.audit.faults == damaged, "nothing but what a fault tore and no resume has met since"
+        assert len(damaged) <= found.planted["torn checkpoint"]
+        assert found.audit.resampled > 0
         assert found.learned == calm.learned
 
 

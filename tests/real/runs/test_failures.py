@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from psutil import Process, wait_procs
 
-from benchmarks.chaos.real_faults import PlantedFault, under_fire
+from benchmarks.chaos.real_faults import PlantedFault, run_with_planted_faults
 from demopsd_dist.data.records import Prompt, Rollout
 from demopsd_dist.training.roles import Sampling
 from demopsd_dist.util.errors import WorkerError
@@ -36,15 +36,15 @@ def test_each_role_dies_and_the_run_goes_on(tmp_path: Path) -> None:
         PlantedFault("sample", "rollout", signal.SIGSTOP),
         PlantedFault("checkpoint", "learner"),
     ]
-    found = under_fire(blows, "teacher.num_workers=2", "teacher.shards=2", output=tmp_path / "fire")
-    assert found.account.faults == []
-    assert found.account.steps == len(found.metrics) == 3 * (len(blows) + 2)
-    assert found.account.again > 0, "some prompts were asked for again"
-    assert found.said.count("It is replaced, and its work done again.") == 3
-    assert "is back after" in found.said
-    assert found.said.count("start anew") == 3
-    assert "hangs: no answer within limits.silence_s=5 s" in found.said
-    calm = under_fire([], "steps=6", output=tmp_path / "calm")
+    found = run_with_planted_faults(blows, "teacher.num_workers=2", "teacher.shards=2", output=tmp_path / "fire")
+    assert found.audit.faults == []
+    assert found.audit.steps == len(found.metrics) == 3 * (len(blows) + 2)
+    assert found.audit.resampled > 0, "some prompts were asked for again"
+    assert found.console.count("It is replaced, and its work done again.") == 3
+    assert "is back after" in found.console
+    assert found.console.count("start anew") == 3
+    assert "hangs: no answer within limits.silence_s=5 s" in found.console
+    calm = run_with_planted_faults([], "steps=6", output=tmp_path / "calm")
     for fire, still in zip(found.metrics, calm.metrics, strict=False):
         assert fire["rollout/reward_mean"] == still["rollout/reward_mean"]
         assert fire["learner/loss"] == pytest.approx(still["learner/loss"], abs=1e-4)
@@ -55,6 +55,6 @@ def test_a_worker_that_fails_again_and_again_stops_the_run_with_its_history(tmp_
     words = ("limits.restarts=1", "rollout.num_workers=1", "rollout.tensor_parallel=2", "steps=1")
     before = engine_processes()
     with pytest.raises(WorkerError, match=r"(?s)rollout 0 failed 2 times \(limits.restarts=1\): .*2 out of luck"):
-        under_fire([], *words, output=tmp_path, rollout_class=FailingRollouts)
+        run_with_planted_faults([], *words, output=tmp_path, rollout_class=FailingRollouts)
     wait_procs([process for process in engine_processes() if process not in before], timeout=10)
     assert [process for process in engine_processes() if process not in before] == [], "they ended with the worker"
