@@ -48,10 +48,11 @@ def test_there_are_commands() -> None:
 @pytest.mark.parametrize("command", shown())
 def test_it_is_taken(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, *words = shlex.split(command)
-    assert importlib.util.find_spec(name), f"no program {name}"
+    program = importlib.util.find_spec(name)
+    assert program, f"no program {name}"
     if not words:  # the name of a program, in a sentence
         return
-    module = importlib.import_module(name)
+    module = importlib.import_module(f"{name}.__main__" if program.submodule_search_locations else name)
     for parse in ("parse_args", "parse_intermixed_args"):
         monkeypatch.setattr(argparse.ArgumentParser, parse, stopping(getattr(argparse.ArgumentParser, parse)))
     monkeypatch.setattr(sys, "argv", [name, *words])
