@@ -1,7 +1,7 @@
-"""Rollout workers added and taken away while a run goes on, by two small files in its folder.
+"""Rollout workers added to and removed from a running run, by two small files in its folder.
 
-`launch.scale` writes the wish, the run follows it and writes what came of it: that works wherever the run folder can be
-seen, and needs no open port.
+`launch.scale` writes a request, the run carries it out and writes the answer. That works wherever the run folder is
+visible, and needs no open port.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from demopsd_dist.run_record.folder import RunFolder, replace_text
 from demopsd_dist.util.errors import WorkerError
 from workers.rollout.pool import RolloutPool
 
-LOOK_S = 0.5
+POLL_S = 0.5
 
 
-def wish_file(folder: RunFolder) -> Path:
+def request_file(folder: RunFolder) -> Path:
     return folder.path / "rollout_workers.wish.json"
 
 
@@ -28,21 +28,21 @@ def answer_file(folder: RunFolder) -> Path:
     return folder.path / "rollout_workers.answer.json"
 
 
-def read(path: Path) -> dict[str, Any] | None:
-    """None where it is not there, or no JSON object."""
+def read_message(path: Path) -> dict[str, Any] | None:
+    """JSON object of a request or an answer; None where the file does not exist or holds none."""
     with suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found
+        message = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(message, dict):
+            return message
     return None
 
 
 @asynccontextmanager
-async def followed(folder: RunFolder, fleet: RolloutPool, say: Callable[[str], None]) -> AsyncIterator[None]:
-    """Inside, the number of rollout workers follows what is wished for."""
-    for left in (wish_file(folder), answer_file(folder)):
-        left.unlink(missing_ok=True)  # of an earlier life
-    following = asyncio.ensure_future(_follow(folder, fleet, say))
+async def scaled_on_request(folder: RunFolder, pool: RolloutPool, say: Callable[[str], None]) -> AsyncIterator[None]:
+    """Inside, the number of rollout workers follows the requests."""
+    for stale in (request_file(folder), answer_file(folder)):
+        stale.unlink(missing_ok=True)  # from before a resume
+    following = asyncio.ensure_future(_follow_requests(folder, pool, say))
     try:
         yield
     finally:
@@ -51,23 +51,23 @@ async def followed(folder: RunFolder, fleet: RolloutPool, say: Callable[[str], N
             await following
 
 
-async def _follow(folder: RunFolder, fleet: RolloutPool, say: Callable[[str], None]) -> None:
+async def _follow_requests(folder: RunFolder, pool: RolloutPool, say: Callable[[str], None]) -> None:
     done = None
     while True:
-        await asyncio.sleep(LOOK_S)
-        wish = read(wish_file(folder))
-        if wish is None or wish.get("id") == done:
+        await asyncio.sleep(POLL_S)
+        request = read_message(request_file(folder))
+        if request is None or request.get("id") == done:
             continue
-        done, workers = wish.get("id"), wish.get("workers")
+        done, workers = request.get("id"), request.get("workers")
         problem = None
         if not isinstance(workers, int) or workers < 1:
             problem = f"{workers!r} is no number of rollout workers: 1 or more are needed."
         else:
-            say(f"rollout workers: {workers} are wished for, {len(fleet.group)} serve")
+            say(f"rollout workers: {workers} are requested, {len(pool.group)} serve")
             try:
-                await fleet.resize(workers)
+                await pool.resize(workers)
             except WorkerError as error:
                 problem = str(error)
-        say(f"rollout workers: {len(fleet.group)} serve" + (f"; {problem}" if problem else ""))
-        answer = {"id": done, "workers": len(fleet.group), "problem": problem}
+        say(f"rollout workers: {len(pool.group)} serve" + (f"; {problem}" if problem else ""))
+        answer = {"id": done, "workers": len(pool.group), "problem": problem}
         replace_text(answer_file(folder), json.dumps(answer) + "\n")

@@ -1,4 +1,4 @@
-"""A training run from its folder to its summary: started, resumed, watched, stopped."""
+"""Session of a training run: start or resume, training, summary and report."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.run_record.sinks import open_sinks
 from demopsd_dist.training.checkpointing import restore
 from demopsd_dist.training.recovery import train_with_recovery
-from demopsd_dist.training.run import RunState, Task
+from demopsd_dist.training.run import Run, RunState, Task
 from demopsd_dist.util.errors import ConfigError
-from launch._scaling import followed
+from launch._scaling import scaled_on_request
 from launch._stopping import stopped_by_signals
 from launch._task import build_task, compose_run, over_long, provenance
 from workers.actors import RayActors
@@ -30,7 +30,7 @@ from workers.cluster.placement import summary_of_roles
 
 @dataclass(frozen=True)
 class RunStart:
-    """Where a run begins: in a folder of its own, or where an earlier life of it ended."""
+    """Starting point of a run: a new run folder, or one to resume in with the checkpoint and the changed settings."""
 
     folder: RunFolder
     resumes: bool = False
@@ -38,14 +38,15 @@ class RunStart:
     changed: Mapping[str, tuple[object, object]] = field(default_factory=dict)
 
 
-def resumed(config: Config, at: Path | None, allow_config_change: bool) -> RunStart:
-    """
+def find_resume_point(config: Config, at: Path | None, allow_config_change: bool) -> RunStart:
+    """Run folder and checkpoint to resume from.
+
     Args:
         at: a run folder, or a checkpoint in one; None is the newest run of this name.
 
     Raises:
-        ConfigError: there is none; or settings have changed that would change what is learned.
-        CheckpointError: the checkpoint that was named is damaged.
+        ConfigError: there is no such run; or settings have changed that would change what is learned.
+        CheckpointError: the named checkpoint is damaged.
     """
     checkpoint = None
     if at is None:
@@ -58,32 +59,32 @@ def resumed(config: Config, at: Path | None, allow_config_change: bool) -> RunSt
         checkpoint = checkpoint_at(at)
         folder = RunFolder(at.parents[1])
     before = load(folder.config)
-    wrong = changes_of_mathematics(before, config)
-    if wrong and not allow_config_change:
-        told = ", ".join(f"{key}: {old} -> {new}" for key, (old, new) in wrong.items())
+    conflicts = changes_of_mathematics(before, config)
+    if conflicts and not allow_config_change:
+        listed = ", ".join(f"{key}: {old} -> {new}" for key, (old, new) in conflicts.items())
         raise ConfigError(
-            f"{folder.path} was run with other settings, which change what is learned: {told}. Take those of the run, "
+            f"{folder.path} was run with other settings, which change what is learned: {listed}. Use those of the run, "
             "or add --allow-config-change."
         )
     return RunStart(folder, True, checkpoint, changes(before, config))
 
 
 def run(config: Config, model: Path, data: LoadedData, start: RunStart | None) -> bool:
-    """RunStart or join the cluster and go through the run. False where it was asked to stop before its end."""
+    """Train from the start or the resume point to the summary. False where the run was asked to stop before its end."""
     started = time.monotonic()
     task, skipped = build_task(config, model, data.questions)
     if start is None:
         start = RunStart(RunFolder.create(config))
     with start.folder.locked(), RunLog(start.folder, config.steps, sinks=open_sinks(config, start.folder)) as log:
         log.skipped = {str(split): count for split, count in skipped.items()}
-        introduce(log, config, data)
+        log_inputs(log, config, data)
         for key, (old, new) in start.changed.items():
             log.note(f"changed    {key}: {old} -> {new}")
         if start.changed:
             replace_text(start.folder.config, to_yaml(config))
         summary = asyncio.run(train_with_ray(config, model, task, log, start, started))
         if summary is None:
-            log.note(f"stopped after step {log.last_step} of {config.steps}; the same command with --resume goes on")
+            log.note(f"stopped after step {log.last_step} of {config.steps}; the same command with --resume continues")
             return False
         start.folder.write_summary(summary | data.summary())
         log.note(f"student in {start.folder.student}   figures in {start.folder.path / 'summary.json'}")
@@ -95,25 +96,26 @@ def run(config: Config, model: Path, data: LoadedData, start: RunStart | None) -
     return True
 
 
-def introduce(log: RunLog, config: Config, data: LoadedData) -> None:
+def log_inputs(log: RunLog, config: Config, data: LoadedData) -> None:
+    """Log run folder, seed, model, data sources and the questions left out."""
     log.note(f"run folder {log.folder.path}   seed {config.seed}   model {config.model.path}")
-    read = [
+    loaded = [
         f"{split} {source} ({len(data.questions[split])})"
         for split, source in describe_sources(config.data).items()
         if source
     ]
-    log.note("data       " + "   ".join(read))
+    log.note("data       " + "   ".join(loaded))
     for line in data.notes():
         log.note(line)
-    for split, asked in data.questions.items():
+    for split, questions in data.questions.items():
         if left_out := log.skipped.get(str(split)):
-            log.note(f"left out {left_out} of {len(asked)} {split} questions: {over_long(config, split)}")
+            log.note(f"left out {left_out} of {len(questions)} {split} questions: {over_long(config, split)}")
 
 
 async def train_with_ray(
     config: Config, model: Path, task: Task, log: RunLog, start: RunStart, started: float
 ) -> dict[str, Any] | None:
-    """The summary of a run that came to its end; None of one that was asked to stop."""
+    """Start the roles, train and export the student; the summary, or None where the run was asked to stop."""
     with log.timed("start_roles"):
         session.join(config)  # left, within a bound, by `fenced`
         actors = RayActors(config, model, log.note)
@@ -122,22 +124,8 @@ async def train_with_ray(
     log.note(f"roles ready after {ready_s:.0f} s: {summary_of_roles(config)}; weights by {actors.transport}")
     run = compose_run(config, roles, task, log)
     try:
-        with stopped_by_signals(run.stop, config.limits.stop_s, log.note):
-            try:
-                async with followed(log.folder, actors.pool, log.note):
-                    state, why = RunState(), "started"
-                    if start.resumes:
-                        checkpoint = start.checkpoint or run.checkpoints.newest_good(log.note)
-                        state = await restore(run, checkpoint)
-                        why = f"resumed after step {state.step}"
-                        log.note(why)
-                    await train_with_recovery(run, state, why)
-            except asyncio.CancelledError:
-                if not run.stop.requested:
-                    raise
-                log.note(f"warning: not done within limits.stop_s={config.limits.stop_s:g} s: the step is dropped")
-            if run.stop.requested:
-                return None
+        if not await train_until_stopped(run, actors, start):
+            return None
         with log.timed("export"):
             await roles.learners.export(log.folder.student)
         forwards = await actors.forward_counts()
@@ -155,7 +143,34 @@ async def train_with_ray(
     }
 
 
+async def train_until_stopped(run: Run, actors: RayActors, start: RunStart) -> bool:
+    """Train to the last step, following signals and `launch.scale`. False where the run was asked to stop."""
+    note, limit_s = run.log.note, run.cfg.limits.stop_s
+    with stopped_by_signals(run.stop, limit_s, note):
+        try:
+            async with scaled_on_request(run.log.folder, actors.pool, note):
+                state, reason = await first_state(run, start)
+                await train_with_recovery(run, state, reason)
+        except asyncio.CancelledError:
+            if not run.stop.requested:
+                raise
+            note(f"warning: not done within limits.stop_s={limit_s:g} s: the step is dropped")
+        return not run.stop.requested
+
+
+async def first_state(run: Run, start: RunStart) -> tuple[RunState, str]:
+    """State to train from, with the reason for the ledger: a new one, or that of the checkpoint to resume from."""
+    if not start.resumes:
+        return RunState(), "started"
+    checkpoint = start.checkpoint or run.checkpoints.newest_good(run.log.note)
+    state = await restore(run, checkpoint)
+    reason = f"resumed after step {state.step}"
+    run.log.note(reason)
+    return state, reason
+
+
 def closing_line(summary: dict) -> str:
+    """Accuracy and entropy before and after, as the last line of the log."""
     if "accuracy_after" not in summary:
         return f"done in {summary['wall_s']:.0f} s"
     if "accuracy_before" not in summary:

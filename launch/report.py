@@ -1,7 +1,7 @@
-"""Report: `python -m launch.report RUN [RUN ...] [--out FILE.html]`
+"""HTML report: `python -m launch.report RUN [RUN ...] [--out FILE.html]`
 
-Writes one page that shows a run, or several beside each other, and needs nothing else: no network and no server. Of one
-run it is `report.html` in its folder. Exit code 0 when written, 2 for wrong input.
+Writes one HTML file that shows a run, or compares several, and needs no network and no server. For one run it is
+`report.html` in the run folder. Exit code 0; 2 for wrong input.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
     parser.add_argument(
-        "--out", type=Path, help="the page; default: report.html in the run folder, or here for several"
+        "--out", type=Path, help="HTML file; default: report.html in the run folder, or here for several runs"
     )
     arguments = parser.parse_args(argv)
     return exit_code_of(lambda: run(arguments.runs, arguments.out))
 
 
 def run(folders: Sequence[Path], out: Path | None) -> int:
+    """Write the report and print its path; the exit code."""
     if len(set(folders)) < len(folders):
         raise ConfigError("a run folder is given twice. Give each once.")
     if out is None:

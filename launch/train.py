@@ -1,8 +1,8 @@
-"""Train: `python -m launch.train configs/demo.yaml [key=value ...] [--dry-run] [--resume | --resume-from PATH]`
+"""Training: `python -m launch.train configs/demo.yaml [key=value ...] [--dry-run] [--resume | --resume-from PATH]`
 
-Everything that can be wrong in settings, model folder and data is found before anything heavy is imported or started.
-Exit code 0 when the run is done, 2 for wrong input, 130 when interrupted, 1 for any other failure. Interrupted once, it
-saves and can be resumed; twice, it ends at once and can be resumed from its last checkpoint.
+Checks settings, model folder and data before anything heavy is imported or started. Exit code 0 when the run is done, 2
+for wrong input, 130 when interrupted, 1 for any other failure. Interrupted once, it saves and can be resumed; twice, it
+ends at once and can be resumed from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -27,24 +27,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m launch.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", help="a YAML file, for example configs/demo.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over those of the file")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and who runs where; stop")
-    again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on with the newest run of this name")
-    again.add_argument("--resume-from", type=Path, metavar="PATH", help="with that run folder, or from that checkpoint")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     parser.add_argument(
-        "--allow-config-change", action="store_true", help="resume though settings change what is learned"
+        "--dry-run", action="store_true", help="print the resolved settings and the placement of the roles, and stop"
+    )
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="continue the newest run of this name")
+    again.add_argument("--resume-from", type=Path, metavar="PATH", help="continue that run, or from that checkpoint")
+    parser.add_argument(
+        "--allow-config-change", action="store_true", help="resume although settings change what is learned"
     )
     parser.add_argument("--profile", type=int, metavar="STEP", help="write a timeline of that step into the run folder")
     arguments = parser.parse_intermixed_args(argv)
-    return exit_code_of(lambda: checked(arguments))
+    return exit_code_of(lambda: check_and_train(arguments))
 
 
-def checked(arguments: argparse.Namespace) -> int:
-    """Look at everything, then run it or say what would run."""
-    profiled = [] if arguments.profile is None else [f"profile.steps=[{arguments.profile}]"]
-    config = load(arguments.config, [*arguments.overrides, *profiled])
-    resolve_reward(config.reward, config.limits)  # a user's own is imported here, in the dry run too
+def check_and_train(arguments: argparse.Namespace) -> int:
+    """Check settings, model and data; then train, or print the dry run. The exit code."""
+    profile = [] if arguments.profile is None else [f"profile.steps=[{arguments.profile}]"]
+    config = load(arguments.config, [*arguments.overrides, *profile])
+    resolve_reward(config.reward, config.limits)  # imports a user's own reward, in the dry run too
     check_sinks(config)
     folder = model_folder(config)
     data = load_data(config.data)
@@ -55,16 +57,16 @@ def checked(arguments: argparse.Namespace) -> int:
         print(f"# model: {folder}")
         print("# questions: " + ", ".join(f"{len(data.questions[split])} {split}" for split in SPLITS))
         print("".join(f"# {line}\n" for line in data.notes()), end="")
-        print("# who runs where:\n" + "\n".join(f"#{line}" for line in table(config).splitlines()))
+        print("# placement of the roles:\n" + "\n".join(f"#{line}" for line in table(config).splitlines()))
         return 0
     from launch._processes import fenced
 
     with fenced():
-        from launch._training_run import resumed, run
+        from launch._training_run import find_resume_point, run
 
         start = None
         if arguments.resume or arguments.resume_from is not None:
-            start = resumed(config, arguments.resume_from, arguments.allow_config_change)
+            start = find_resume_point(config, arguments.resume_from, arguments.allow_config_change)
         if not run(config, folder, data, start):
             raise KeyboardInterrupt
     return 0
