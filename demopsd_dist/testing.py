@@ -1,6 +1,6 @@
-"""Stand-ins for every role, for tests of the driver alone. No engine, no model, no waiting.
+"""Stand-ins for the four roles, for tests of the driver without engines, models or waiting.
 
-`World` is what they share: the published version, and a diary of who was asked what, in order.
+They share a `World`: the published version, and a diary of the calls in order.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ TOP_K = 4
 
 @dataclass
 class World:
-    """State that the roles share. `skill` is the chance of a right answer at first; it grows with each version."""
+    """State that the stand-ins share. `skill` is the initial chance of a right answer; it grows with each version."""
 
     published: int = -1
-    diary: list[tuple[str, int]] = field(default_factory=list)  # (who, version or step)
+    diary: list[tuple[str, int]] = field(default_factory=list)  # (call, version or step)
     unmoved: list[int] = field(default_factory=list)  # versions published after a step that learned nothing
-    lost_at_steps: list[int] = field(default_factory=list)  # the learner dies at the first of these, then the next
+    lost_at_steps: list[int] = field(default_factory=list)  # each is one death of the learner, in order
     skill: float = 0.4
-    never_done: set[str] = field(default_factory=set)  # prompts whose groups never come
+    never_done: set[str] = field(default_factory=set)  # prompts whose groups never finish
 
     def chance(self) -> float:
         return min(self.skill * (1 + 0.25 * max(self.published, 0)), 0.95)
@@ -56,17 +56,17 @@ class StandInRollouts:
         version = self.world.published
         self.world.diary.append(("sample", version))
         await asyncio.sleep(0)
-        places = list(enumerate(prompts))
-        random.Random(sampling.seed).shuffle(places)  # whoever is done first
-        places.sort(key=lambda pair: pair[1].id in self.world.never_done)
-        for place, prompt in places:
+        indexed = list(enumerate(prompts))
+        random.Random(sampling.seed).shuffle(indexed)  # the order in which groups finish
+        indexed.sort(key=lambda pair: pair[1].id in self.world.never_done)
+        for index, prompt in indexed:
             if prompt.id in self.world.never_done:
                 await asyncio.sleep(3600)
-            yield place, [self._one(prompt, i, sampling, version) for i in range(sampling.samples)]
+            yield index, [self._one(prompt, i, sampling, version) for i in range(sampling.samples)]
 
     async def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
-        found = {place: group async for place, group in self.stream(prompts, sampling)}
-        return [found[place] for place in range(len(prompts))]
+        groups = {index: group async for index, group in self.stream(prompts, sampling)}
+        return [groups[index] for index in range(len(prompts))]
 
     def metrics(self) -> dict[str, float]:
         return {}
@@ -120,13 +120,13 @@ class StandInTeacher:
 
 
 def _values(support_TK: Tokens, seed: bytes) -> Logp:
-    """Some log-probabilities, the same for the same prompt."""
+    """Random log-probabilities that depend on the seed alone."""
     rng = np.random.default_rng(list(seed))
     return np.log(rng.dirichlet(np.ones(TOP_K + 1), len(support_TK))).astype(np.float32)
 
 
-def _table(item: ScoredExample) -> TokenRecord:
-    """As if the student said what the reference says."""
+def _token_record(item: ScoredExample) -> TokenRecord:
+    """A token record of a student that equals the reference."""
     tokens = item.example.response_length_tokens
     some_T = np.random.default_rng(tokens).random(tokens, dtype=np.float32)
     reference_TK, teacher_TK = (
@@ -150,8 +150,8 @@ def _table(item: ScoredExample) -> TokenRecord:
 class StandInLearners:
     world: World
     dp_size: int = 2
-    steps: int = 0  # done, those of a checkpoint included
-    batches: list[TrainBatch] = field(default_factory=list)  # all that came
+    steps: int = 0  # done, including those before a checkpoint
+    batches: list[TrainBatch] = field(default_factory=list)  # of all steps, repeated ones included
 
     async def support(self, examples: Sequence[TrainingExample]) -> list[Tokens]:
         ids = np.arange(97, 97 + TOP_K, dtype=np.int32)
@@ -161,17 +161,17 @@ class StandInLearners:
         self.world.diary.append(("step", self.steps))
         if self.world.lost_at_steps and self.steps == self.world.lost_at_steps[0]:
             self.world.lost_at_steps.pop(0)
-            raise LostStateError("the stand-in learner was told to die.")
+            raise LostStateError("the stand-in learner died as requested.")
         self.batches.append(batch)
         self.steps += 1
         if not batch.token_count:
             return StepReport({}, stepped=False)
         metrics = {"learner/loss": 1.0 / self.steps, "demopsd/alpha_mean": 0.05}
-        told = [item for item in batch.items if item.id in batch.record_ids]
-        tables = {item.id: _table(item) for item in told}
+        recorded = [item for item in batch.items if item.id in batch.record_ids]
+        token_records = {item.id: _token_record(item) for item in recorded}
         digests = {} if batch.digest_request is None else {"gradient": {"0": f"of step {self.steps}"}}
         metrics |= {"demopsd/disagreement_mean_nats": 0.03}
-        return StepReport(metrics, stepped=True, token_records=tables, digests=digests)
+        return StepReport(metrics, stepped=True, token_records=token_records, digests=digests)
 
     async def export(self, folder: Path) -> None:
         folder.mkdir()

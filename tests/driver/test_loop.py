@@ -182,7 +182,7 @@ def test_metrics_console_and_summary_of_a_run(tmp_path: Path, task: Task) -> Non
 
 
 def test_a_failing_role_ends_the_run_and_leaves_nothing_in_flight(tmp_path: Path, task: Task) -> None:
-    with pytest.raises(WorkerError, match=r"lost 1 times without a step beyond 2 .*told to die"):
+    with pytest.raises(WorkerError, match=r"lost 1 times without a step beyond 2 .*died as requested"):
         DriverRun(tmp_path, task, "steps=8", "rollout.ahead=3", "limits.restarts=0", lost_at_steps=[2])
     steps = [
         r

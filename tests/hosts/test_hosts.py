@@ -183,7 +183,7 @@ def test_a_host_that_is_cut_off_is_noticed_and_its_work_done_elsewhere(cluster: 
     assert not cluster.runs(other, "learner")
     cluster.hosts.cut(lost)
     began = time.monotonic()
-    cluster.wait_until("notice", lambda: "start anew" in cluster.said("log"), run, "log", NOTICED_S)
+    cluster.wait_until("notice", lambda: "are restarted" in cluster.said("log"), run, "log", NOTICED_S)
     print(f"noticed after {time.monotonic() - began:.1f} s")
     cluster.wait_until("others", lambda: cluster.runs(other, "learner"), run, "log", 60)
     assert run.wait(120) == 0, cluster.said("log")

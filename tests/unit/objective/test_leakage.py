@@ -111,7 +111,7 @@ def test_the_probe_chooses_responses_with_different_solutions() -> None:
     config = load(DEMO, ["leakage.contexts=3"])
     builder = PromptBuilder(byte_tokenizer())
     groups, scored = groups_and_scores(config, builder)
-    found = list(leakage_probe.probes(config, groups, scored))
+    found = list(leakage_probe.select_probes(config, groups, scored))
     assert [(p.family, p.item.id) for p in found] == [
         ("siblings", "q0#0"),
         ("answers", "q0#0"),
@@ -126,7 +126,8 @@ def test_the_probe_reports_both_families_and_m(words: list[str]) -> None:
     config = load(DEMO, words)
     builder = PromptBuilder(byte_tokenizer())
     groups, scored = groups_and_scores(config, builder)
-    found = asyncio.run(leakage_probe.measure(config, StandInTeacher(World()), builder, groups, scored))
+    method = resolve_method(config)
+    found = asyncio.run(leakage_probe.measure(config, method, StandInTeacher(World()), builder, groups, scored))
     for family in ("siblings", "answers"):
         assert found[f"leakage/{family}_contexts_mean"] == 2
         assert 0 < found[f"leakage/{family}_teacher_nats"] <= math.log(2)
@@ -136,6 +137,10 @@ def test_the_probe_reports_both_families_and_m(words: list[str]) -> None:
 
 
 def test_the_probe_is_due_at_its_steps_and_for_methods_with_a_teacher() -> None:
-    assert [step for step in range(7) if leakage_probe.due(load(DEMO, ["leakage.every_steps=3"]), step)] == [0, 3, 6]
-    assert not any(leakage_probe.due(load(DEMO, ["leakage.every_steps=0"]), step) for step in range(7))
-    assert not any(leakage_probe.due(load(DEMO, ["method=grpo"]), step) for step in range(7))
+    def due_steps(*words: str) -> list[int]:
+        config = load(DEMO, words)
+        return [step for step in range(7) if leakage_probe.is_due(config, resolve_method(config), step)]
+
+    assert due_steps("leakage.every_steps=3") == [0, 3, 6]
+    assert due_steps("leakage.every_steps=0") == []
+    assert due_steps("method=grpo") == []

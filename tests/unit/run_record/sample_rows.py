@@ -1,4 +1,4 @@
-"""Records for tests."""
+"""Builders of records for tests: prompts, rollouts, scored examples and batches."""
 
 from __future__ import annotations
 
@@ -37,6 +37,6 @@ def scored(name: str, prompt_length: int, response_length: int, atoms: int = 4) 
 
 
 def packed(items: list[ScoredExample], dp_size: int, micro_batch_tokens: int, tree_tokens: int = 2048) -> TrainBatch:
-    """A batch whose loss is a mean over what is in it."""
+    """A batch whose loss is a mean over its own examples."""
     size = BatchSize(sum(item.example.response_length_tokens for item in items), len(items))
     return pack(items, size, dp_size, micro_batch_tokens, tree_tokens)

@@ -1,4 +1,4 @@
-"""A checkpoint is whole, or known not to be: whatever byte is missing or other."""
+"""Checkpoints: complete or absent, and any changed or missing byte is detected."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def written(folder: Path, *steps: int, keep: int = 2) -> Checkpoints:
     return checkpoints
 
 
-def test_the_newest_are_kept_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_the_newest_checkpoints_stay_and_nothing_else(tmp_path: Path) -> None:
     checkpoints = written(tmp_path, 5, 10, 15)
     assert [one.step for one in checkpoints.all()] == [15, 10]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000010", "step-000015"]
@@ -40,43 +40,43 @@ def test_the_newest_are_kept_and_nothing_else_is_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped", "longer", "gone"])
-def test_any_damage_to_any_file_is_found(tmp_path: Path, how: str) -> None:
-    (whole,) = written(tmp_path / "run", 5).all()
+def test_any_damage_to_any_file_is_detected(tmp_path: Path, how: str) -> None:
+    (intact,) = written(tmp_path / "run", 5).all()
     rng = random.Random(how)
-    files = [path.relative_to(whole.path) for path in whole.path.rglob("*") if path.is_file()]
+    files = [path.relative_to(intact.path) for path in intact.path.rglob("*") if path.is_file()]
     assert len(files) == 4
     for name in files:
-        size = (whole.path / name).stat().st_size
-        places = range(size) if how in ("cut", "flipped") else range(1)
-        for place in places:
-            damaged = tmp_path / "damaged" / whole.path.name
-            shutil.copytree(whole.path, damaged)
+        size = (intact.path / name).stat().st_size
+        indices = range(size) if how in ("cut", "flipped") else range(1)
+        for index in indices:
+            damaged = tmp_path / "damaged" / intact.path.name
+            shutil.copytree(intact.path, damaged)
             content = bytearray((damaged / name).read_bytes())
             if how == "gone":
                 (damaged / name).unlink()
             else:
                 if how == "cut":
-                    del content[place:]
+                    del content[index:]
                 elif how == "flipped":
-                    content[place] ^= 1 << rng.randrange(8)
+                    content[index] ^= 1 << rng.randrange(8)
                 else:
                     content += b"\0"
                 (damaged / name).write_bytes(content)
-            found = Checkpoint(damaged).damage()
-            same = name.name == "manifest.json" and how != "gone" and _says_the_same(content, whole)
-            assert (found is None) == same, (name, place, found)
+            damage = Checkpoint(damaged).damage()
+            same = name.name == "manifest.json" and how != "gone" and _is_equivalent(content, intact)
+            assert (damage is None) == same, (name, index, damage)
             shutil.rmtree(damaged)
 
 
-def _says_the_same(content: bytes | bytearray, whole: Checkpoint) -> bool:
-    """A manifest may lose its last line end, or have another blank, and say what it said."""
+def _is_equivalent(content: bytes | bytearray, intact: Checkpoint) -> bool:
+    """True if a changed manifest still has the same content, as without its final line break."""
     try:
-        return json.loads(content) == json.loads((whole.path / "manifest.json").read_text())
+        return json.loads(content) == json.loads((intact.path / "manifest.json").read_text())
     except ValueError:
         return False
 
 
-def test_one_that_cannot_be_written_leaves_the_others(tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_written_leaves_the_others(tmp_path: Path) -> None:
     checkpoints = written(tmp_path, 5)
 
     async def fail() -> None:
@@ -89,22 +89,22 @@ def test_one_that_cannot_be_written_leaves_the_others(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step-000005"]
 
 
-def test_a_damaged_one_is_passed_over_loudly_and_refused_by_name(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_skipped_with_a_warning_and_refused_by_path(tmp_path: Path) -> None:
     checkpoints = written(tmp_path, 5, 10)
     newest = checkpoints.all()[0]
     (newest.path / "learner" / "weights").write_bytes(b"")
-    told: list[str] = []
-    good = checkpoints.newest_good(told.append)
+    warnings: list[str] = []
+    good = checkpoints.newest_good(warnings.append)
     assert good is not None
     assert good.step == 5
-    assert "step-000010 is damaged and left aside: learner/weights has 0 bytes, 300 were written" in told[0]
+    assert "step-000010 is damaged and skipped: learner/weights has 0 bytes, 300 were written" in warnings[0]
     with pytest.raises(CheckpointError, match="is damaged"):
         checkpoint_at(newest.path)
     with pytest.raises(CheckpointError, match="is no checkpoint"):
         checkpoint_at(tmp_path)
 
 
-def test_what_may_change_at_a_resume() -> None:
+def test_changed_settings_at_a_resume() -> None:
     before = load(DEMO, ["rollout.num_workers=1"])
     after = load(DEMO, ["rollout.num_workers=2", "learner.zero_stage=3", "learner.learning_rate=1e-5", "steps=80"])
     assert set(changes(before, after)) == {

@@ -1,4 +1,4 @@
-"""The table of metrics: complete, without doubles, and the page that is written from it."""
+"""The glossary of metrics: unique names, and the page that is generated from it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def test_the_page_is_up_to_date() -> None:
     assert (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8") == metric_glossary.page()
 
 
-def test_each_name_is_there_once_in_its_room() -> None:
-    for room, (_, table) in metric_glossary.METRIC_GROUPS.items():
-        assert all(metric.name.startswith(f"{room}/") for metric in table)
+def test_each_name_is_unique_and_in_its_group() -> None:
+    for group, (_, table) in metric_glossary.METRIC_GROUPS.items():
+        assert all(metric.name.startswith(f"{group}/") for metric in table)
     for metric in metric_glossary.all_metrics():
         if "{" not in metric.name:
             assert [other.name for other in metric_glossary.all_metrics() if other.matches(metric.name)] == [
@@ -36,9 +36,9 @@ def test_each_name_is_there_once_in_its_room() -> None:
     ],
 )
 def test_a_recorded_name_has_its_entry(name: str, entry: str) -> None:
-    found = metric_glossary.find_metric(name)
-    assert found is not None
-    assert found.name == entry
+    metric = metric_glossary.find_metric(name)
+    assert metric is not None
+    assert metric.name == entry
 
 
 def test_an_unknown_name_has_none() -> None:

@@ -1,4 +1,4 @@
-"""What is kept of a step comes back as it was, or is refused by the name of the tensor that is not."""
+"""Replay batches: read back as written, or refused with the name of the tensor that differs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def batch(seed: int = 0) -> list[ScoredExample]:
     return [one(name, length) for name, length in (("physics/1", 7), ("biology/2", 300), ("physics/3", 40))]
 
 
-def keep(folder: Path, items: list[ScoredExample], step: int = 1) -> Path:
+def write_batch(folder: Path, items: list[ScoredExample], step: int = 1) -> Path:
     report = StepReport({"learner/loss": 0.1, "learner/grad_norm": 2.0}, stepped=True)
     record = replace(RECORD, step=step, digests=digests.step_digests(items, report))
     return replay_batch.write(
@@ -59,18 +59,18 @@ def keep(folder: Path, items: list[ScoredExample], step: int = 1) -> Path:
     )
 
 
-def test_a_batch_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_batch_is_read_back_as_written(tmp_path: Path) -> None:
     items = batch()
-    keep(tmp_path, items)
-    found = replay_batch.read(tmp_path, 1)
-    assert found.parts == [[2], [1, 0]]
-    assert found.record.learning_rate_factor == 0.5
-    assert digests.input_digests(found.examples) == digests.input_digests(item.example for item in items)
+    write_batch(tmp_path, items)
+    read = replay_batch.read(tmp_path, 1)
+    assert read.score_calls == [[2], [1, 0]]
+    assert read.record.learning_rate_factor == 0.5
+    assert digests.input_digests(read.examples) == digests.input_digests(item.example for item in items)
     engine = [
         replace(item.example, rollout=replace(item.example.rollout, support_TK=item.support_TK)) for item in items
     ]
     again = replay_batch.write(
-        tmp_path, replace(RECORD, digests=digests.input_digests(engine)), engine, found_parts(items)
+        tmp_path, replace(RECORD, digests=digests.input_digests(engine)), engine, one_call(items)
     )
     support = replay_batch.read(tmp_path, 1).examples[1].rollout.support_TK
     assert support is not None
@@ -78,46 +78,46 @@ def test_a_batch_comes_back_as_it_was(tmp_path: Path) -> None:
     assert again == tmp_path / "step-000001"
 
 
-def found_parts(items: list[ScoredExample]) -> list[list[str]]:
+def one_call(items: list[ScoredExample]) -> list[list[str]]:
     return [[item.id for item in items]]
 
 
 def test_no_bit_of_a_batch_can_flip_unnoticed(tmp_path: Path) -> None:
-    path = keep(tmp_path, batch()) / replay_batch.BATCH
-    whole = path.read_bytes()
+    path = write_batch(tmp_path, batch()) / replay_batch.BATCH
+    intact = path.read_bytes()
     rng = random.Random(0)
-    said = []
-    for place in rng.sample(range(8 * len(whole)), 150):
-        damaged = bytearray(whole)
-        damaged[place // 8] ^= 1 << place % 8
+    messages = []
+    for bit in rng.sample(range(8 * len(intact)), 150):
+        damaged = bytearray(intact)
+        damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
         with pytest.raises(DifferenceError) as raised:
             replay_batch.read(tmp_path, 1)
-        said.append(str(raised.value))
-    named = [told for told in said if told.startswith("first that differs: ")]
+        messages.append(str(raised.value))
+    named = [message for message in messages if message.startswith("first that differs: ")]
     assert len(named) > 100
-    assert {told.split()[3].rstrip(".") for told in named} <= set(replay_batch.SCHEMA.names)
+    assert {message.split()[3].rstrip(".") for message in named} <= set(replay_batch.SCHEMA.names)
 
 
 def test_a_value_with_one_bit_flipped_is_named_with_its_response(tmp_path: Path) -> None:
-    path = keep(tmp_path, batch()) / replay_batch.BATCH
+    path = write_batch(tmp_path, batch()) / replay_batch.BATCH
     table = pq.read_table(path, schema=replay_batch.SCHEMA)
     logp = [np.asarray(row, np.float32) for row in table.column("rollout_logp").to_pylist()]
     logp[1].view(np.int32)[17] ^= 1
-    place = replay_batch.SCHEMA.get_field_index("rollout_logp")
+    column = replay_batch.SCHEMA.get_field_index("rollout_logp")
     pq.write_table(
-        table.set_column(place, replay_batch.SCHEMA.field(place), pa.array(logp, pa.list_(pa.float32()))), path
+        table.set_column(column, replay_batch.SCHEMA.field(column), pa.array(logp, pa.list_(pa.float32()))), path
     )
     with pytest.raises(DifferenceError, match="first that differs: rollout_logp of response biology/2#0 alone, of 3"):
         replay_batch.read(tmp_path, 1)
 
 
 def test_a_record_that_was_changed_is_refused(tmp_path: Path) -> None:
-    path = keep(tmp_path, batch()) / replay_batch.RECORD
-    told = json.loads(path.read_text())
-    told["content"]["metrics"]["learner/loss"] = 0.2
-    path.write_text(json.dumps(told))
-    with pytest.raises(CheckpointError, match="is not as it was written"):
+    path = write_batch(tmp_path, batch()) / replay_batch.RECORD
+    document = json.loads(path.read_text())
+    document["content"]["metrics"]["learner/loss"] = 0.2
+    path.write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match="differs from what was written"):
         replay_batch.read(tmp_path, 1)
     path.write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):
@@ -188,13 +188,13 @@ def folder(tmp_path: Path) -> RunFolder:
     return made
 
 
-def test_what_cannot_be_replayed_is_said(folder: RunFolder, tmp_path: Path) -> None:
+def test_a_step_that_cannot_be_replayed_is_refused_with_the_reason(folder: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no run folder"):
         replay.read_step(tmp_path, 1)
     with pytest.raises(CheckpointError, match="the run has kept no batch"):
         replay.read_step(folder.path, 1)
     for step in (1, 21):
-        keep(folder.replay, batch(), step)
+        write_batch(folder.replay, batch(), step)
     with pytest.raises(CheckpointError, match=r"batch was not kept; .* Steps that can: 1\."):
         replay.read_step(folder.path, 7)
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 20, .* Steps that can: 1\."):
@@ -202,12 +202,14 @@ def test_what_cannot_be_replayed_is_said(folder: RunFolder, tmp_path: Path) -> N
     assert replay.read_step(folder.path, 1)[1].record.step == 1
 
 
-def test_only_what_is_made_of_the_same_tokens_may_be_set(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_settings_that_need_the_same_tokens_may_be_set(
+    folder: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
     items = batch()
     record = replace(
         RECORD, config=to_yaml(load(folder.config)), digests=digests.input_digests(i.example for i in items)
     )
-    replay_batch.write(folder.replay, record, [item.example for item in items], found_parts(items))
+    replay_batch.write(folder.replay, record, [item.example for item in items], one_call(items))
     for words, message in (
         ("rollout.temperature=0.5", "--set rollout.temperature: tokens and weights stay as recorded"),
         ("demopsd.alpha_maks=0.5", "Did you mean demopsd.alpha_max?"),

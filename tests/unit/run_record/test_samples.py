@@ -1,4 +1,4 @@
-"""Samples on record: what is drawn, and that a file gives back what went in, to pandas too."""
+"""Recorded samples: their choice, and files that are read back as written, by pandas too."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ids_of(text: str) -> np.ndarray:
     return np.asarray(TOKENIZER(text, add_special_tokens=False)["input_ids"], np.int32)
 
 
-def test_as_many_are_drawn_as_asked_and_the_same_again() -> None:
+def test_the_choice_has_the_requested_size_and_is_repeatable() -> None:
     rollouts = [rollout(prompt(f"q{i}"), sample) for i in range(20) for sample in range(8)]
     once = samples.choose_recorded(config(), 3, rollouts)
     assert len(set(once)) == 16
@@ -42,7 +42,7 @@ def test_as_many_are_drawn_as_asked_and_the_same_again() -> None:
 
 
 @pytest.mark.parametrize("text", ["plain <answer>12</answer>", "5 °C – „über“ 🙂", "🙂°"])
-def test_texts_of_tokens_make_up_the_text(text: str) -> None:
+def test_texts_of_tokens_concatenate_to_the_text(text: str) -> None:
     ids = ids_of(text)
     texts = TokenTexts(TOKENIZER)
     pieces = texts.texts_of_sequence(ids)
@@ -50,14 +50,14 @@ def test_texts_of_tokens_make_up_the_text(text: str) -> None:
     assert "".join(pieces) == text == texts.text(ids)
 
 
-def test_a_cut_character_is_no_text() -> None:
+def test_an_incomplete_character_has_no_text() -> None:
     assert TokenTexts(TOKENIZER).texts_of_sequence(ids_of("a🙂")[:3]) == ["a", "\ufffd", ""]
 
 
 def step_rows(cfg: Config) -> list[samples.Row]:
-    asked = prompt("q", answer="7")
-    right = rollout(asked, 0, "<answer>7</answer>", length=6, version=2)
-    wrong = rollout(asked, 1, "<answer>8</answer>", length=4, version=2)
+    question = prompt("q", answer="7")
+    right = rollout(question, 0, "<answer>7</answer>", length=6, version=2)
+    wrong = rollout(question, 1, "<answer>8</answer>", length=4, version=2)
     values = np.log(np.full((4, 3), 1 / 3, np.float32))
     example = TrainingExample(wrong, 0.0, -0.5, ids_of("see 7"))
     scored = ScoredExample(example, np.zeros((4, 2), np.int32), values, values)
@@ -75,7 +75,7 @@ def step_rows(cfg: Config) -> list[samples.Row]:
     return samples.sample_rows(cfg, 5, ["q#1", "q#0"], [group], [scored], {"q#1": table}, TOKENIZER)
 
 
-def test_a_file_gives_back_what_went_in(tmp_path: Path) -> None:
+def test_a_file_is_read_back_as_written(tmp_path: Path) -> None:
     rows = step_rows(config("samples.tokens=3"))
     path = samples.write(tmp_path / "samples", 5, rows)
     assert path.name == "step-000005.parquet"

@@ -1,4 +1,4 @@
-"""The timeline of a step: everybody's spans by one clock, in rows that a viewer can show."""
+"""The timeline of a step: spans of all processes by one clock, in rows that a viewer can show."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ spans = st.builds(lambda start, length: Span("x", start, start + length), st.int
 
 
 @given(st.lists(spans, max_size=20))
-def test_in_a_row_none_overlaps_half(given: list[Span]) -> None:
-    rows = nested_rows(given)
-    assert sorted(span for row in rows for span in row) == sorted(given)
+def test_spans_of_a_row_are_disjoint_or_nested(all_spans: list[Span]) -> None:
+    rows = nested_rows(all_spans)
+    assert sorted(span for row in rows for span in row) == sorted(all_spans)
     for row in rows:
         for i, one in enumerate(row):
             for two in row[i + 1 :]:
@@ -34,24 +34,24 @@ def test_in_a_row_none_overlaps_half(given: list[Span]) -> None:
                 assert inside or two.start_s >= one.end_s
 
 
-def test_what_is_under_way_is_told_as_far_as_it_is() -> None:
-    told = Spans(max_spans=2)
+def test_open_spans_end_now() -> None:
+    recorded = Spans(max_spans=2)
     for name in ("first", "second", "third"):
-        with told.span(name):
+        with recorded.span(name):
             pass
-    with told.span("now"):
-        assert [span.name for span in told.since(0.0)] == ["second", "third", "now"]
-    assert told.since(time.monotonic()) == []
+    with recorded.span("now"):
+        assert [span.name for span in recorded.since(0.0)] == ["second", "third", "now"]
+    assert recorded.since(time.monotonic()) == []
 
 
-def test_clocks_of_one_machine_are_one_and_of_another_are_measured() -> None:
+def test_offset_of_a_clock_on_this_and_on_another_machine() -> None:
     assert clock_offset(1.0, read_clock(), 9.0) == ClockOffset(0.0, 0.0)
     assert clock_offset(100.0, ClockReading("another", 1101.5), 103.0) == ClockOffset(1000.0, 1.5)
     track = Track.from_process("learner 0", [Span("step", 1101.0, 1102.0)], ClockOffset(1000.0, 1.5))
     assert track == Track("learner 0", [Span("step", 101.0, 102.0)], 1.5)
 
 
-def test_the_trace_has_a_process_for_each_and_only_the_step() -> None:
+def test_the_trace_has_a_process_for_each_track_and_only_the_step() -> None:
     driver = Track("driver", [Span("before", 1.0, 2.0), Span("learn", 9.5, 11.0), Span("score", 10.0, 12.0)])
     learner = Track("learner 0", [Span("step", 10.0, 10.5)], 0.002)
     trace = trace_events([driver, learner], 3, 9.0, 20.0)
