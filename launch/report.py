@@ -26,10 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=Path, help="HTML file; default: report.html in the run folder, or here for several runs"
     )
     arguments = parser.parse_args(argv)
-    return exit_code_of(lambda: run(arguments.runs, arguments.out))
+    return exit_code_of(lambda: write(arguments.runs, arguments.out))
 
 
-def run(folders: Sequence[Path], out: Path | None) -> int:
+def write(folders: Sequence[Path], out: Path | None) -> int:
+    """Write the page and print its path; the exit code."""
     """Write the report and print its path; the exit code."""
     if len(set(folders)) < len(folders):
         raise ConfigError("a run folder is given twice. Give each once.")

@@ -1,4 +1,4 @@
-"""A run, or several beside each other, as one page that needs nothing else: no network, no server, no installation."""
+"""HTML report of one run or several, in one file that needs no network, no server and no installation."""
 
 from demopsd_dist.report.page import write_report
 

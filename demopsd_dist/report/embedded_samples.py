@@ -1,8 +1,8 @@
-"""Samples as the page holds them: small, and unpacked only when looked at.
+"""Blocks of samples inside the page: compressed, and decoded by the browser when a sample is opened.
 
-A block has some samples. It is a deflated string of bytes: the length of a JSON header (4 bytes, little-endian), the
-header, padding to 8 bytes, arrays. Values lie in arrays of 16-bit whole numbers, each with its scale: a probability to
-1/65535, a figure in nats to 1/65535 of the block's largest. base64 makes a block safe text in a page.
+A block is a deflated byte string: the length of a JSON header (4 bytes, little-endian), the header, padding to 8 bytes,
+the arrays. Values are 16-bit integers with a scale per array: probabilities in steps of 1/65535, values in nats in
+steps of 1/65535 of the block's maximum. base64 makes a block safe text in a page.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from numpy.typing import NDArray
 from demopsd_dist.run_record.samples import Row
 from demopsd_dist.util.printable import escape_control_chars
 
-SAMPLES = 64  # of a block
-FIGURES = ("rollout_logp", "entropy", "loss", "alpha", "disagreement")
+BLOCK_SAMPLES = 64
+MEASURES = ("rollout_logp", "entropy", "loss", "alpha", "disagreement")
 VIEWS = ("student", "reference", "teacher", "target")
-TEXTS = ("student_view", "privileged_view", "response", "feedback")
-MOST_CHARACTERS = 20_000
+TEXTS = ("question", "student_view", "privileged_view", "response", "feedback")
+MAX_CHARACTERS = 20_000
 _TOKEN_CHARACTERS = 80
-_FULL = 65_535
+_SCALE_MAX = 65_535
 
 
 def token_block(rows: Sequence[Row]) -> str:
-    """Tokens, figures and candidates of some samples.
+    """Block with tokens, measures and candidates of samples.
 
-    Arrays: `token` and `candidate` are places in the header's `texts`; `version`; one for each of `FIGURES` and of
-    `VIEWS`. Those of candidates have `candidates` values a token, where a sample has fewer, zeros.
+    Arrays: `token` and `candidate` are indices into the header's `texts`; `version`; one for each of `MEASURES` and of
+    `VIEWS`. Candidate arrays have `candidates` values a token, padded with zeros.
     """
-    texts = _Texts()
+    texts = _TextTable()
     width = max((len(ids[0]) for row in rows if (ids := row["candidate_ids"])), default=0)
-    token = [texts.place(text) for row in rows for text in row["token_texts"]]
+    token = [texts.index(text) for row in rows for text in row["token_texts"]]
     candidate = [
-        texts.place(text) for row in rows for texts_C in _padded(row, "candidate_texts", width, "") for text in texts_C
+        texts.index(text) for row in rows for texts_C in _padded(row, "candidate_texts", width, "") for text in texts_C
     ]
     arrays: dict[str, NDArray[Any]] = {
         "token": np.array(token, np.uint32),
@@ -47,63 +47,62 @@ def token_block(rows: Sequence[Row]) -> str:
         "version": np.array([version for row in rows for version in row["versions"]], np.uint32),
     }
     scales = {}
-    for name in FIGURES:
-        values = np.concatenate([np.abs(_figure(row, name)) for row in rows])
-        scales[name] = float(values.max(initial=0.0)) / _FULL or 1.0
+    for name in MEASURES:
+        values = np.concatenate([np.abs(_measure(row, name)) for row in rows])
+        scales[name] = float(values.max(initial=0.0)) / _SCALE_MAX or 1.0
         arrays[name] = _rounded(values / scales[name])
     for name in VIEWS:
         logp = [_padded(row, f"{name}_logp", width, -math.inf) for row in rows]
-        arrays[name] = _rounded(np.exp(np.concatenate([np.reshape(part, -1) for part in logp])) * _FULL)
-        scales[name] = 1 / _FULL
+        arrays[name] = _rounded(np.exp(np.concatenate([np.reshape(values, -1) for values in logp])) * _SCALE_MAX)
+        scales[name] = 1 / _SCALE_MAX
     header = {
         "texts": texts.texts,
         "candidates": width,
         "lengths": [len(row["token_ids"]) for row in rows],
-        "there": [[name for name in (*FIGURES, *VIEWS) if _has(row, name)] for row in rows],
+        "recorded": [[name for name in (*MEASURES, *VIEWS) if _has(row, name)] for row in rows],
         "scales": scales,
     }
-    return packed(header, arrays)
+    return encode_block(header, arrays)
 
 
 def text_block(rows: Sequence[Row]) -> str:
-    """What there is to read of some samples, and to search."""
-    asked = [row["question"] for row in rows]
-    header = {name: [_text(row[name]) for row in rows] for name in TEXTS}
-    return packed(header | {"question": [_text(text) for text in asked]}, {})
+    """Block with the texts of samples, to read and to search."""
+    return encode_block({name: [_text(row[name]) for row in rows] for name in TEXTS}, {})
 
 
-def packed(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
-    places, parts, offset = {}, [], 0
+def encode_block(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Compressed block as base64 text."""
+    layout, chunks, offset = {}, [], 0
     for name, values in arrays.items():
         raw = values.tobytes() + bytes(-values.nbytes % 8)
-        places[name] = [values.dtype.name, offset, len(values)]
+        layout[name] = [values.dtype.name, offset, len(values)]
         offset += len(raw)
-        parts.append(raw)
-    text = json.dumps({**header, "arrays": places}, ensure_ascii=False).encode()
+        chunks.append(raw)
+    text = json.dumps({**header, "arrays": layout}, ensure_ascii=False).encode()
     text += b" " * (-(4 + len(text)) % 8)
-    whole = len(text).to_bytes(4, "little") + text + b"".join(parts)
-    return base64.b64encode(zlib.compress(whole, 6)).decode("ascii")
+    block = len(text).to_bytes(4, "little") + text + b"".join(chunks)
+    return base64.b64encode(zlib.compress(block, 6)).decode("ascii")
 
 
-class _Texts:
-    """Each text once."""
+class _TextTable:
+    """Table of distinct texts."""
 
     def __init__(self) -> None:
-        self._place: dict[str, int] = {}
+        self._index: dict[str, int] = {}
 
-    def place(self, text: str) -> int:
-        return self._place.setdefault(text, len(self._place))
+    def index(self, text: str) -> int:
+        return self._index.setdefault(text, len(self._index))
 
     @property
     def texts(self) -> list[str]:
-        return [escape_control_chars(text, lines=True, max_chars=_TOKEN_CHARACTERS) for text in self._place]
+        return [escape_control_chars(text, lines=True, max_chars=_TOKEN_CHARACTERS) for text in self._index]
 
 
 def _has(row: Row, name: str) -> bool:
     return row[f"{name}_logp" if name in VIEWS else name] is not None
 
 
-def _figure(row: Row, name: str) -> NDArray[np.float64]:
+def _measure(row: Row, name: str) -> NDArray[np.float64]:
     values = row[name]
     return np.zeros(len(row["token_ids"])) if values is None else np.asarray(values, np.float64)
 
@@ -116,8 +115,8 @@ def _padded(row: Row, name: str, width: int, filling: Any) -> list[list[Any]]:
 
 
 def _rounded(values: NDArray[np.float64]) -> NDArray[np.uint16]:
-    return np.clip(np.rint(np.nan_to_num(values)), 0, _FULL).astype(np.uint16)
+    return np.clip(np.rint(np.nan_to_num(values)), 0, _SCALE_MAX).astype(np.uint16)
 
 
 def _text(text: str | None) -> str | None:
-    return None if text is None else escape_control_chars(text, lines=True, max_chars=MOST_CHARACTERS)
+    return None if text is None else escape_control_chars(text, lines=True, max_chars=MAX_CHARACTERS)

@@ -1,8 +1,8 @@
-"""The page itself: template, style and script from `assets/`, the data of the runs as inert text.
+"""HTML page of the report: template, style and script from `assets/`, and the data of the runs as inert text.
 
-Nothing of a run is ever markup. Data stands in script elements that no browser executes, with `<`, `>` and `&` as JSON
-escapes, and the script puts it into the page as text. The policy in the head lets the page load nothing and run only
-the style and the script whose digests it names.
+No text of a run becomes markup: data is in script elements that no browser executes, with `<`, `>` and `&` as JSON
+escapes, and the script inserts it as text. The page's Content-Security-Policy forbids loading anything and allows only
+the style and the script with the given digests.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from demopsd_dist.report import page_figures
-from demopsd_dist.report.embedded_samples import SAMPLES, packed, text_block, token_block
+from demopsd_dist.report import page_data
+from demopsd_dist.report.embedded_samples import BLOCK_SAMPLES, encode_block, text_block, token_block
 from demopsd_dist.report.read_run import RunFiles, read_run
 from demopsd_dist.run_record import samples
 from demopsd_dist.run_record.samples import Row
 from demopsd_dist.util.errors import DataError
 
 SCRIPTS = ("base.js", "chart.js", "curves.js", "overview.js", "tokens.js", "samples.js", "main.js")
-MOST_SAMPLES, MOST_TOKENS = 10_000, 500_000  # of a run; with more the page would be slow to open
+MAX_SAMPLES, MAX_TOKENS = 10_000, 500_000  # of a run; with more the page would be slow to open
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
@@ -33,7 +33,7 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     """Read the run folders and write the page.
 
     Raises:
-        DataError: a folder is none of a run; or the page cannot be written there.
+        DataError: a folder is not a run folder, or the page cannot be written.
     """
     text = page([read_run(folder) for folder in folders])
     try:
@@ -44,16 +44,17 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
 
 
 def page(runs: Sequence[RunFiles]) -> str:
+    """HTML text of the page."""
     style, script = _asset("style.css"), _script()
     policy = (
         f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)}; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
     blocks: list[str] = []
-    drawn = [page_figures.of_run(run) | _samples(run, number, blocks) for number, run in enumerate(runs)]
-    data = {"runs": drawn, "meanings": page_figures.meanings(drawn), "differences": page_figures.differences(runs)}
-    title = " and ".join(run["name"] for run in drawn)
-    parts = {
+    summaries = [page_data.run_data(run) | _add_samples(run, number, blocks) for number, run in enumerate(runs)]
+    data = {"runs": summaries, "meanings": page_data.meanings(summaries), "differences": page_data.differences(runs)}
+    title = " and ".join(run["name"] for run in summaries)
+    insertions = {
         "policy": policy,
         "title": _markup(title),
         "style": style,
@@ -61,34 +62,34 @@ def page(runs: Sequence[RunFiles]) -> str:
         "script": script,
     }
     text = _asset("page.html")
-    for name, part in parts.items():
+    for name, content in insertions.items():
         before, _, after = text.partition(f"<!--{name}-->")
-        text = before + part + after
+        text = before + content + after
     return text
 
 
-def _samples(run: RunFiles, number: int, blocks: list[str]) -> dict[str, Any]:
-    """The run's samples go into `blocks`; the answer tells how many there are, and of how many."""
+def _add_samples(run: RunFiles, number: int, blocks: list[str]) -> dict[str, Any]:
+    """Append the run's samples to `blocks`; the counts of samples and the tokens with the most disagreement."""
     index: list[dict[str, Any]] = []
-    token_recorder = page_figures.MostTellingTokens()
-    for place, rows in enumerate(_some_at_once(_rows(run) if run.sample_files else iter(()))):
+    disagreement = page_data.DisagreementByToken()
+    for block, rows in enumerate(_batches(_rows(run) if run.sample_files else iter(()))):
         for row in rows:
-            index.append(page_figures.index_entry(row))
-            token_recorder.add(row)
-        blocks.append(_block(f"tokens-{number}-{place}", token_block(rows)))
-        blocks.append(_block(f"texts-{number}-{place}", text_block(rows)))
+            index.append(page_data.index_entry(row))
+            disagreement.add(row)
+        blocks.append(_block(f"tokens-{number}-{block}", token_block(rows)))
+        blocks.append(_block(f"texts-{number}-{block}", text_block(rows)))
     columns = {name: [entry[name] for entry in index] for name in index[0]} if index else {}
-    blocks.append(_block(f"index-{number}", packed(columns, {})))
+    blocks.append(_block(f"index-{number}", encode_block(columns, {})))
     return {
         "samples": len(index),
-        "kept": sum(samples.count_rows_and_tokens(path)[0] for path in run.sample_files),
-        "block_samples": SAMPLES,
-        "token_recorder": token_recorder.table(),
+        "recorded": sum(samples.count_rows_and_tokens(path)[0] for path in run.sample_files),
+        "block_samples": BLOCK_SAMPLES,
+        "top_tokens": disagreement.top_tokens(),
     }
 
 
 def _rows(run: RunFiles) -> Iterator[Row]:
-    """All, or as many as the page is to hold, evenly over the run."""
+    """Sample rows of the run: all, or as many as a page may hold, evenly spaced."""
     rows, tokens = (sum(counts) for counts in zip(*map(samples.count_rows_and_tokens, run.sample_files), strict=True))
     file_every, row_every = thinning(len(run.sample_files), rows, tokens)
     for path in run.sample_files[::file_every]:
@@ -96,16 +97,16 @@ def _rows(run: RunFiles) -> Iterator[Row]:
 
 
 def thinning(files: int, rows: int, tokens: int) -> tuple[int, int]:
-    """Of how many files one is taken, and of how many rows in it, so that the page stays within its bounds."""
-    share = max(rows / MOST_SAMPLES, tokens / MOST_TOKENS, 1.0)
+    """Strides over files and over the rows of a file that keep the page within `MAX_SAMPLES` and `MAX_TOKENS`."""
+    share = max(rows / MAX_SAMPLES, tokens / MAX_TOKENS, 1.0)
     file_every = min(int(share), files)
-    taken = math.ceil(files / file_every)
-    return file_every, math.ceil(share * taken / files)
+    read = math.ceil(files / file_every)
+    return file_every, math.ceil(share * read / files)
 
 
-def _some_at_once(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    while some := list(islice(rows, SAMPLES)):
-        yield some
+def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    while batch := list(islice(rows, BLOCK_SAMPLES)):
+        yield batch
 
 
 def _block(name: str, content: str) -> str:
@@ -113,7 +114,7 @@ def _block(name: str, content: str) -> str:
 
 
 def _inert(data: Any) -> str:
-    """JSON that can stand inside a script element: nothing in it can end that."""
+    """JSON that is safe inside a script element: it cannot close the element."""
     return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_ESCAPES)
 
 

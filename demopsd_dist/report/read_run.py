@@ -1,4 +1,4 @@
-"""A run folder, read as it is: finished, still running, or cut off in the middle of a line."""
+"""Reader of a run folder that is finished, still being written, or cut off in the middle of a line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from demopsd_dist.util.errors import DataError
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run has recorded so far. `steps` and `evaluations` are the lines of `metrics.jsonl`, in order."""
+    """Records of a run so far. `steps` and `evaluations` are the lines of `metrics.jsonl`, in order."""
 
     name: str
     config: dict[str, Any]  # `learner.zero_stage` -> value
@@ -28,9 +28,10 @@ class RunFiles:
 
 
 def read_run(path: Path) -> RunFiles:
-    """
+    """Read a run folder.
+
     Raises:
-        DataError: the folder is none of a run.
+        DataError: the folder is not a run folder.
     """
     folder = RunFolder(path)
     if not folder.metrics.is_file():
@@ -42,7 +43,7 @@ def read_run(path: Path) -> RunFiles:
         if "evaluation" in line:
             evaluations[line["step"], line["evaluation"]] = line
         elif "step" in line:
-            steps[line["step"]] = line  # a run that went on from a checkpoint has some steps twice: the last counts
+            steps[line["step"]] = line  # a run that continued from a checkpoint has some steps twice: the last counts
     return RunFiles(
         name=path.resolve().name,
         config=read_config(path),
@@ -54,13 +55,13 @@ def read_run(path: Path) -> RunFiles:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The run's settings by their dotted names, as they were written: also those of an older version."""
+    """Settings of the run by dotted name, as written, including those of an older version."""
     config = path / "config.yaml"
-    return flat(OmegaConf.to_container(OmegaConf.load(config))) if config.is_file() else {}
+    return flatten(OmegaConf.to_container(OmegaConf.load(config))) if config.is_file() else {}
 
 
 def lines_of(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a JSON-lines file; one that is still being written is left out."""
+    """Records of a JSON-lines file, without a last line that is still being written."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             if line.endswith("\n"):
@@ -72,8 +73,8 @@ def lines_of(path: Path) -> Iterator[dict[str, Any]]:
                     yield record
 
 
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     """`{"learner": {"zero_stage": 2}}` as `{"learner.zero_stage": 2}`."""
     if not isinstance(node, dict):
         return {prefix[:-1]: node}
-    return {key: value for name, child in node.items() for key, value in flat(child, f"{prefix}{name}.").items()}
+    return {key: value for name, child in node.items() for key, value in flatten(child, f"{prefix}{name}.").items()}

@@ -1,4 +1,4 @@
-// Elements, numbers, and the data in this page. Nothing here or elsewhere turns text into markup.
+// Helpers: DOM elements, number formats, and access to the data in this page. No script turns text into markup.
 
 function el(tag, attributes = {}, ...children) {
   return fill(document.createElement(tag), attributes, children);
@@ -25,13 +25,13 @@ const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 const sum = (values) => values.reduce((total, value) => total + (value ?? 0), 0);
 const mean = (values) => {
-  const there = values.filter(isNumber);
-  return there.length ? sum(there) / there.length : null;
+  const numbers = values.filter(isNumber);
+  return numbers.length ? sum(numbers) / numbers.length : null;
 };
 const last = (values) => values.findLast(isNumber) ?? null;
-const largest = (values) => values.reduce((most, value) => (isNumber(value) && value > most ? value : most), -Infinity);
+const largest = (values) => values.reduce((maximum, value) => (isNumber(value) && value > maximum ? value : maximum), -Infinity);
 
-// 0.0249, 1.3e-5, 2,032: three digits, however large.
+// Three significant digits: 0.0249, 1.3e-5, 2,032.
 function short(value) {
   if (!isNumber(value)) return "–";
   const size = Math.abs(value);
@@ -44,7 +44,7 @@ function percent(value, digits = 1) {
   return isNumber(value) ? `${(100 * value).toFixed(digits)} %` : "–";
 }
 
-// A probability: 67.7, and <0.1 rather than 0.0.
+// A probability in percent: 67.7, and <0.1 instead of 0.0.
 function chance(value) {
   if (!isNumber(value)) return "–";
   if (value > 0 && value < 0.0005) return "<0.1";
@@ -64,9 +64,12 @@ const DATA = JSON.parse(byId("data").textContent);
 const RUNS = DATA.runs;
 const MANY = RUNS.length > 1;
 const COLOURS = 8;
-const colour = (place) => `var(--series-${(place % COLOURS) + 1})`;
+const colour = (index) => `var(--series-${(index % COLOURS) + 1})`;
+// Name of the distribution that the student learns towards: DemoPSD's is the barycenter.
+const targetName = (runs) => (runs.every((run) => run.config.method === "demopsd") ? "barycenter" : "target");
+const TARGET = targetName(RUNS);
 
-// A block of demopsd_dist/report/embedded_samples.py: its header, with the arrays in it under their names.
+// Decoded block of demopsd_dist/report/embedded_samples.py: its header, with the arrays by name.
 async function unpack(id) {
   const raw = atob(byId(id).textContent);
   const bytes = Uint8Array.from(raw, (character) => character.charCodeAt(0));
@@ -81,7 +84,7 @@ async function unpack(id) {
   return block;
 }
 
-// The same, each block at most once at a time, the latest few kept.
+// Cached decoded block; the cache has the latest 24.
 const opened = new Map();
 function block(id) {
   if (!opened.has(id)) {
@@ -96,11 +99,11 @@ function table(head, rows, attributes = {}) {
     "table",
     attributes,
     el("thead", {}, el("tr", {}, ...head.map((text) => el("th", { scope: "col" }, text)))),
-    el("tbody", {}, ...rows.map((cells) => el("tr", {}, ...cells.map((cell, place) => (place ? el("td", {}, cell) : el("th", { scope: "row" }, cell)))))),
+    el("tbody", {}, ...rows.map((cells) => el("tr", {}, ...cells.map((cell, column) => (column ? el("td", {}, cell) : el("th", { scope: "row" }, cell)))))),
   );
 }
 
-// A row of buttons of which one is chosen; arrow keys move the choice.
+// Radio buttons in a row; arrow keys move the choice.
 function choice(label, options, chosen, changed) {
   const name = `choice-${label.replace(/\W+/g, "-").toLowerCase()}`;
   const inputs = options.map(([value, text]) =>

@@ -1,23 +1,23 @@
-// One line chart: series over steps, with intervals, a pointer that reads them off, and the numbers as a table.
+// Line chart: series over steps with intervals, a cursor that shows values, and the values as a table.
 
-const CHART_HEIGHT = 190;
-const MARGIN = { left: 48, right: 12, top: 10, bottom: 24 };
+const CHART_HEIGHT = 216;
+const MARGIN = { left: 48, right: 12, top: 22, bottom: 38 };
 
-// series: [{name, colour, dash, points: [[x, y]], band: [[x, low, high]], dots}]
-function lineChart({ title, about, series, show = short, zero = false, log = false }) {
-  const there = series.filter((one) => one.points.length);
-  if (!there.length) return null;
+// series: [{name, colour, dash, points: [[x, y]], band: [[x, low, high]], dots}]; unit: name of the y axis, with its unit
+function lineChart({ title, about, series, unit, show = short, zero = false, log = false }) {
+  const drawable = series.filter((one) => one.points.length);
+  if (!drawable.length) return null;
   const plot = el("div", { class: "plot" });
   const tip = el("div", { class: "tip", role: "status", hidden: true });
   const numbers = el("details", { class: "numbers" }, el("summary", {}, "Numbers"));
   numbers.addEventListener("toggle", () => {
-    if (numbers.open && numbers.children.length === 1) numbers.append(el("div", { class: "scroll" }, numbersOf(there, show)));
+    if (numbers.open && numbers.children.length === 1) numbers.append(el("div", { class: "scroll" }, valueTable(drawable, show)));
   });
   const card = el(
     "figure",
     { class: "card chart" },
     el("figcaption", {}, el("h3", {}, title), el("p", {}, about)),
-    there.length > 1 ? legend(there) : null,
+    drawable.length > 1 ? legend(drawable) : null,
     plot,
     tip,
     numbers,
@@ -29,18 +29,18 @@ function lineChart({ title, about, series, show = short, zero = false, log = fal
   }).observe(plot);
 
   function draw(width) {
-    const frame = scales(there, width, zero, log);
+    const frame = scales(drawable, width, zero, log);
     const picture = svg("svg", {
       width,
       height: CHART_HEIGHT,
       viewBox: `0 0 ${width} ${CHART_HEIGHT}`,
       role: "img",
       tabindex: 0,
-      "aria-label": `${title}: ${there.map((one) => `${one.name} ${show(one.points.at(-1)[1])}`).join(", ")} at the end`,
+      "aria-label": `${title}: ${drawable.map((one) => `${one.name} ${show(one.points.at(-1)[1])}`).join(", ")} at the end`,
     });
-    axes(picture, frame, width, show);
-    for (const one of there) drawSeries(picture, one, frame);
-    pointer(picture, tip, there, frame, show);
+    axes(picture, frame, unit, show);
+    for (const one of drawable) drawSeries(picture, one, frame);
+    addCursor(picture, tip, drawable, frame, show);
     plot.replaceChildren(picture);
   }
   return card;
@@ -108,7 +108,7 @@ function decades(low, high) {
   }
 }
 
-function axes(picture, frame, width, show) {
+function axes(picture, frame, unit, show) {
   for (const tick of frame.yTicks) {
     const y = frame.y(tick);
     picture.append(
@@ -117,8 +117,12 @@ function axes(picture, frame, width, show) {
     );
   }
   for (const tick of frame.xTicks) {
-    picture.append(svg("text", { class: "tick", x: frame.x(tick), y: CHART_HEIGHT - 6, "text-anchor": "middle" }, String(tick)));
+    picture.append(svg("text", { class: "tick", x: frame.x(tick), y: CHART_HEIGHT - 20, "text-anchor": "middle" }, String(tick)));
   }
+  picture.append(
+    svg("text", { class: "tick", x: 0, y: 11 }, unit),
+    svg("text", { class: "tick", x: (MARGIN.left + frame.right) / 2, y: CHART_HEIGHT - 3, "text-anchor": "middle" }, "step"),
+  );
 }
 
 function drawSeries(picture, one, frame) {
@@ -139,7 +143,7 @@ function drawSeries(picture, one, frame) {
   }
 }
 
-function pointer(picture, tip, series, frame, show) {
+function addCursor(picture, tip, series, frame, show) {
   const xs = [...new Set(series.flatMap((one) => one.points.map(([x]) => x)))].sort((a, b) => a - b);
   const values = series.map((one) => new Map(one.points));
   const bands = series.map((one) => new Map((one.band ?? []).map(([x, ...bounds]) => [x, bounds])));
@@ -147,8 +151,8 @@ function pointer(picture, tip, series, frame, show) {
   picture.append(line);
   let at = -1;
 
-  function point(place) {
-    at = clamp(place, 0, xs.length - 1);
+  function moveTo(index) {
+    at = clamp(index, 0, xs.length - 1);
     const x = xs[at];
     line.setAttribute("d", `M${frame.x(x)} ${MARGIN.top}V${frame.bottom}`);
     const rows = series.flatMap((one, i) => {
@@ -173,7 +177,7 @@ function pointer(picture, tip, series, frame, show) {
     xs.forEach((one, i) => {
       if (Math.abs(frame.x(one) - x) < Math.abs(frame.x(xs[nearest]) - x)) nearest = i;
     });
-    point(nearest);
+    moveTo(nearest);
   });
   picture.addEventListener("pointerleave", leave);
   picture.addEventListener("blur", leave);
@@ -182,12 +186,12 @@ function pointer(picture, tip, series, frame, show) {
     if (event.key === "Escape") leave();
     if (!(event.key in moves)) return;
     event.preventDefault();
-    point(at < 0 && event.key === "ArrowLeft" ? xs.length - 1 : moves[event.key]);
+    moveTo(at < 0 && event.key === "ArrowLeft" ? xs.length - 1 : moves[event.key]);
   });
 }
 
-function numbersOf(series, show) {
+function valueTable(series, show) {
   const xs = [...new Set(series.flatMap((one) => one.points.map(([x]) => x)))].sort((a, b) => a - b);
   const values = series.map((one) => new Map(one.points));
-  return table(["step", ...series.map((one) => one.name)], xs.map((x) => [String(x), ...values.map((of) => (of.has(x) ? show(of.get(x)) : ""))]));
+  return table(["step", ...series.map((one) => one.name)], xs.map((x) => [String(x), ...values.map((byStep) => (byStep.has(x) ? show(byStep.get(x)) : ""))]));
 }

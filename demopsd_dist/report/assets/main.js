@@ -1,10 +1,10 @@
-// The page, put together: first what is seen first.
+// Entry point: draws the sections, the visible ones first.
 
 const THEMES = { auto: "Theme: as the system", light: "Theme: light", dark: "Theme: dark" };
 
 function showTheme() {
   const button = byId("theme");
-  let theme = remembered() ?? "auto";
+  let theme = storedTheme() ?? "auto";
   function apply() {
     if (theme === "auto") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = theme;
@@ -16,14 +16,14 @@ function showTheme() {
     try {
       localStorage.setItem("theme", theme);
     } catch {
-      // A browser may forbid a page of a file to remember anything.
+      // A browser may deny storage to a page opened from a file.
     }
     apply();
   });
   apply();
 }
 
-function remembered() {
+function storedTheme() {
   try {
     const theme = localStorage.getItem("theme");
     return theme in THEMES ? theme : null;
@@ -43,7 +43,7 @@ showDifferences();
 showTiles();
 showNavigation();
 showSamples();
-showTelling();
+showTopTokens();
 requestAnimationFrame(() => {
   showCurves(byId("charts"));
   showTime();

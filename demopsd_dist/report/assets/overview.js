@@ -1,18 +1,18 @@
-// What a run came to, where its time went, its workers, all its figures, its settings.
+// Sections Overview, Time and workers, All metrics, and Settings.
 
 function showAbout() {
   const names = RUNS.map((run) => run.name).join(", ");
   byId("title").textContent = names;
   document.title = `${names} – run report`;
-  const parts = RUNS.map((run) => {
+  const lines = RUNS.map((run) => {
     const method = run.config.method ?? run.summary.method;
     const model = run.config["model.path"];
     const state = run.done ? plural(run.step.at(-1) ?? 0, "step") : `${run.step.at(-1) ?? 0} of ${run.config.steps ?? "?"} steps so far`;
-    return [MANY ? `${run.name}:` : null, method, "on", model, "·", state, run.summary.wall_s ? `· ${seconds(run.summary.wall_s)}` : null, run.every > 1 ? `· one in ${run.every} steps is drawn` : null]
+    return [MANY ? `${run.name}:` : null, method, "on", model, "·", state, run.summary.wall_s ? `· ${seconds(run.summary.wall_s)}` : null, run.every > 1 ? `· charts show one in ${run.every} steps` : null]
       .filter(Boolean)
       .join(" ");
   });
-  byId("about").replaceChildren(...parts.map((part, i) => el("span", { class: "run-name", "--run": colour(i) }, MANY ? el("i", { class: "key" }) : null, part)));
+  byId("about").replaceChildren(...lines.map((line, i) => el("span", { class: "run-name", "--run": colour(i) }, MANY ? el("i", { class: "key" }) : null, line)));
 }
 
 function showDifferences() {
@@ -26,16 +26,16 @@ function evaluationsOf(run, split) {
   return run.evaluations.filter((line) => line.evaluation === split);
 }
 
-// [label, of run -> {value, note}]
+// [label, run -> {value, note}]
 const TILES = [
   ["Accuracy", (run) => accuracyTile(run, "test")],
   ["Out of distribution", (run) => accuracyTile(run, "ood")],
   ["Entropy", (run) => changeTile(evaluationsOf(run, "test").map((line) => line.entropy_nats), "nats a token, on test questions")],
-  ["Disagreement", (run) => changeTile(run.metrics["demopsd/disagreement_mean_nats"], "nats, mean of a token")],
-  ["Alpha", (run) => changeTile(run.metrics["demopsd/alpha_mean"], `mean of a token, at most ${run.config["demopsd.alpha_max"] ?? "?"}`)],
-  ["Leakage let through", (run) => ({ value: percent(mean(run.metrics["leakage/ratio"] ?? []), 0), note: "KL to the reference: target over teacher" })],
-  ["Speed", (run) => ({ value: `${short(mean(run.metrics["perf/samples_per_s"] ?? []))}/s`, note: "responses sampled, mean over steps" })],
-  ["A step", (run) => ({ value: seconds(mean(run.metrics["perf/step_s"] ?? [])), note: "mean" })],
+  ["Disagreement", (run) => changeTile(run.metrics["demopsd/disagreement_mean_nats"], "nats, mean over tokens")],
+  ["Alpha", (run) => changeTile(run.metrics["demopsd/alpha_mean"], `mean over tokens, at most ${run.config["demopsd.alpha_max"] ?? "?"}`)],
+  ["Leakage ratio", (run) => ({ value: percent(mean(run.metrics["leakage/ratio"] ?? []), 0), note: `KL to the reference: ${TARGET} over teacher` })],
+  ["Speed", (run) => ({ value: `${short(mean(run.metrics["perf/samples_per_s"] ?? []))}/s`, note: "sampled responses a second, mean over steps" })],
+  ["Step time", (run) => ({ value: seconds(mean(run.metrics["perf/step_s"] ?? [])), note: "mean over steps" })],
 ];
 
 function accuracyTile(run, split) {
@@ -47,31 +47,31 @@ function accuracyTile(run, split) {
 }
 
 function changeTile(values, note) {
-  const there = (values ?? []).filter(isNumber);
-  if (!there.length) return { value: "–", note: "not measured" };
-  return { value: short(there.at(-1)), note: (there.length > 1 ? `from ${short(there[0])}; ` : "") + note };
+  const numbers = (values ?? []).filter(isNumber);
+  if (!numbers.length) return { value: "–", note: "not measured" };
+  return { value: short(numbers.at(-1)), note: (numbers.length > 1 ? `from ${short(numbers[0])}; ` : "") + note };
 }
 
 function showTiles() {
-  const found = TILES.map(([label, of]) => [label, RUNS.map(of)]).filter(([, values]) => values.some((one) => !one.value.startsWith("–")));
+  const tiles = TILES.map(([label, tileOf]) => [label, RUNS.map(tileOf)]).filter(([, values]) => values.some((one) => !one.value.startsWith("–")));
   if (MANY) {
-    const rows = found.map(([label, values]) => [label, ...values.map((one) => el("span", {}, el("b", {}, one.value), el("small", {}, one.note)))]);
+    const rows = tiles.map(([label, values]) => [label, ...values.map((one) => el("span", {}, el("b", {}, one.value), el("small", {}, one.note)))]);
     byId("tiles").append(el("div", { class: "scroll" }, table(["", ...RUNS.map((run) => run.name)], rows, { class: "compare" })));
     return;
   }
   byId("tiles").append(
-    el("dl", { class: "tiles" }, ...found.map(([label, [one]]) => el("div", { class: "card tile" }, el("dt", {}, label), el("dd", {}, one.value, el("small", {}, one.note))))),
+    el("dl", { class: "tiles" }, ...tiles.map(([label, [one]]) => el("div", { class: "card tile" }, el("dt", {}, label), el("dd", {}, one.value, el("small", {}, one.note))))),
   );
 }
 
-// The driver's own stages add up to the step; what is within the wait for rollouts overlaps.
+// The driver's stages add up to the step; the stages inside the wait for rollouts overlap.
 const OUTER = ["wait_for_rollouts", "learn", "publish_weights", "samples", "checkpoint"];
 const INNER = ["sample", "support", "score", "probe"];
 const STAGES = {
   wait_for_rollouts: "wait for scored rollouts",
   learn: "learn",
   publish_weights: "publish weights",
-  samples: "keep samples",
+  samples: "write samples",
   checkpoint: "checkpoint",
   other: "other",
   sample: "sample",
@@ -81,32 +81,32 @@ const STAGES = {
 };
 
 function stageSums(run) {
-  const of = (name) => sum(run.metrics[`time/${name}_s`] ?? []);
-  const whole = sum(run.metrics["perf/step_s"] ?? []);
-  const outer = OUTER.map((name) => [name, of(name)]).filter(([, spent]) => spent > 0);
-  return { whole, outer: [...outer, ["other", Math.max(whole - sum(outer.map(([, spent]) => spent)), 0)]], inner: INNER.map((name) => [name, of(name)]).filter(([, spent]) => spent > 0) };
+  const spentIn = (name) => sum(run.metrics[`time/${name}_s`] ?? []);
+  const total = sum(run.metrics["perf/step_s"] ?? []);
+  const outer = OUTER.map((name) => [name, spentIn(name)]).filter(([, spent]) => spent > 0);
+  return { total, outer: [...outer, ["other", Math.max(total - sum(outer.map(([, spent]) => spent)), 0)]], inner: INNER.map((name) => [name, spentIn(name)]).filter(([, spent]) => spent > 0) };
 }
 
 function showTime() {
   const cards = RUNS.flatMap((run) => {
-    const { whole, outer, inner } = stageSums(run);
-    const of = MANY ? `: ${run.name}` : "";
-    return whole
-      ? [bars(`Where the time goes${of}`, "The driver’s stages, which add up to the steps.", outer, whole), bars(`Within the wait${of}`, "These overlap: what is sampled is scored while the rest is still sampled.", inner, whole)]
+    const { total, outer, inner } = stageSums(run);
+    const suffix = MANY ? `: ${run.name}` : "";
+    return total
+      ? [bars(`Time by stage${suffix}`, "The driver’s stages; they add up to the steps.", outer, total), bars(`Stages inside the wait${suffix}`, "These overlap: finished responses are scored while others are still sampled.", inner, total)]
       : [];
   });
   byId("stages").append(el("div", { class: "grid" }, ...cards, speedChart(), workersCard(), healthCard()));
 }
 
-function bars(title, about, stages, whole) {
+function bars(title, about, stages, total) {
   if (!stages.length) return null;
   const rows = stages.map(([name, spent], i) =>
     el(
       "li",
       {},
       el("span", { class: "bar-name" }, STAGES[name]),
-      el("span", { class: "bar", "--part": spent / whole, "--run": colour(i) }, el("i", {})),
-      el("span", { class: "bar-value" }, `${seconds(spent)} · ${percent(spent / whole, 0)}`),
+      el("span", { class: "bar", "--part": spent / total, "--run": colour(i) }, el("i", {})),
+      el("span", { class: "bar-value" }, `${seconds(spent)} · ${percent(spent / total, 0)}`),
     ),
   );
   return el("figure", { class: "card" }, el("figcaption", {}, el("h3", {}, title), el("p", {}, about)), el("ul", { class: "bars" }, ...rows));
@@ -117,13 +117,14 @@ function workerNames(run) {
 }
 
 function speedChart() {
-  const series = RUNS.flatMap((run, place) => {
-    if (MANY) return [{ name: run.name, colour: colour(place), points: pointsOf(run, "perf/tokens_per_s") }];
+  const series = RUNS.flatMap((run, index) => {
+    if (MANY) return [{ name: run.name, colour: colour(index), points: pointsOf(run, "perf/tokens_per_s") }];
     return workerNames(run).map((name, i) => ({ name: `rollout ${name.match(/\d+/)[0]}`, colour: colour(i), points: pointsOf(run, name) }));
   });
   return lineChart({
-    title: MANY ? "Tokens a second" : "Rollout workers",
-    about: MANY ? "Response tokens sampled by the time of the step." : "Tokens a second of each, while it had something to do.",
+    title: MANY ? "Throughput" : "Rollout workers",
+    about: MANY ? "Sampled response tokens over the step time." : "Throughput of each worker while it is busy.",
+    unit: "tokens/s",
     series,
     zero: true,
   });
@@ -131,75 +132,75 @@ function speedChart() {
 
 function workersCard() {
   const rows = RUNS.flatMap((run) => {
-    const named = MANY ? `${run.name}, ` : "";
-    const speeds = workerNames(run).map((name) => [`${named}rollout ${name.match(/\d+/)[0]}`, run.metrics[name]]);
+    const prefix = MANY ? `${run.name}, ` : "";
+    const speeds = workerNames(run).map((name) => [`${prefix}rollout ${name.match(/\d+/)[0]}`, run.metrics[name]]);
     const teacher = run.metrics["teacher/tokens_per_s"];
-    return [...speeds, ...(teacher ? [[`${named}teacher, all`, teacher]] : [])].map(([name, values]) => {
-      const there = values.filter(isNumber);
-      return [name, short(mean(there)), short(Math.min(...there)), short(there.at(-1)), String(there.length)];
+    return [...speeds, ...(teacher ? [[`${prefix}teacher, all`, teacher]] : [])].map(([name, values]) => {
+      const numbers = values.filter(isNumber);
+      return [name, short(mean(numbers)), short(Math.min(...numbers)), short(numbers.at(-1)), String(numbers.length)];
     });
   });
   if (!rows.length) return null;
   return el(
     "figure",
     { class: "card" },
-    el("figcaption", {}, el("h3", {}, "Workers"), el("p", {}, "Tokens a second over the steps in which each took part.")),
-    el("div", { class: "scroll" }, table(["", "mean", "least", "last", "steps"], rows)),
+    el("figcaption", {}, el("h3", {}, "Workers"), el("p", {}, "Tokens a second, over the steps in which a worker took part.")),
+    el("div", { class: "scroll" }, table(["worker", "mean", "minimum", "last", "steps"], rows)),
   );
 }
 
 function healthCard() {
-  const lines = RUNS.flatMap((run) => healthOf(run).map(([fine, text]) => [fine, MANY ? `${run.name}: ${text}` : text]));
+  const lines = RUNS.flatMap((run) => healthOf(run).map(([passed, text]) => [passed, MANY ? `${run.name}: ${text}` : text]));
   return el(
     "figure",
     { class: "card" },
-    el("figcaption", {}, el("h3", {}, "Health"), el("p", {}, "Checked against the run’s own bounds.")),
-    el("ul", { class: "health" }, ...lines.map(([fine, text]) => el("li", { class: fine ? "fine" : "look" }, el("b", {}, fine ? "✓" : "!"), el("span", {}, fine ? text : `${text} – look here`)))),
+    el("figcaption", {}, el("h3", {}, "Health"), el("p", {}, "Checks against the run’s configured limits.")),
+    el("ul", { class: "health" }, ...lines.map(([passed, text]) => el("li", { class: passed ? "pass" : "warn" }, el("b", {}, passed ? "✓" : "!"), el("span", {}, passed ? text : `${text} – check this`)))),
   );
 }
 
 function healthOf(run) {
   const lines = [];
-  const of = (name) => run.metrics[name] ?? [];
-  const worst = largest(of("mismatch/logp_diff_max"));
+  const valuesOf = (name) => run.metrics[name] ?? [];
+  const worst = largest(valuesOf("mismatch/logp_diff_max"));
   const allowed = Number(run.config["weights.max_logp_diff"] ?? NaN);
-  if (worst > -Infinity) lines.push([!(worst > allowed), `Engines sample from the learners’ weights: largest difference ${short(worst)} nats, allowed ${short(allowed)}.`]);
-  const oldest = largest(of("policy/age_steps_max"));
-  if (oldest > -Infinity) lines.push([!(oldest > Number(run.config["rollout.ahead"])), `Oldest rollout: ${plural(oldest, "step")}, allowed ${run.config["rollout.ahead"]}.`]);
-  const silent = run.step.filter((_, i) => !isNumber(of("learner/loss")[i])).length;
-  lines.push([silent === 0, `Steps that learned nothing: ${silent} of ${run.step.length}.`]);
-  const cut = mean(of("rollout/truncated_fraction"));
-  if (cut !== null) lines.push([cut < 0.05, `Responses cut at the limit: ${percent(cut)}.`]);
-  const replaced = last(of("rollout/workers_replaced"));
-  if (replaced !== null) lines.push([replaced === 0, `Rollout workers that were replaced: ${replaced}; there are ${last(of("rollout/workers")) ?? "?"}.`]);
-  const failed = sum(of("rollout/reward_errors"));
-  if (of("rollout/reward_errors").length) lines.push([failed === 0, `Responses that the reward failed on: ${failed}.`]);
+  if (worst > -Infinity) lines.push([!(worst > allowed), `Engine/learner mismatch of log-probabilities: at most ${short(worst)} nats, limit ${short(allowed)}.`]);
+  const oldest = largest(valuesOf("policy/age_steps_max"));
+  if (oldest > -Infinity) lines.push([!(oldest > Number(run.config["rollout.ahead"])), `Largest staleness: ${plural(oldest, "step")}, limit ${run.config["rollout.ahead"]}.`]);
+  const unlearned = run.step.filter((_, i) => !isNumber(valuesOf("learner/loss")[i])).length;
+  lines.push([unlearned === 0, `Steps without a training signal: ${unlearned} of ${run.step.length}.`]);
+  const truncated = mean(valuesOf("rollout/truncated_fraction"));
+  if (truncated !== null) lines.push([truncated < 0.05, `Truncated responses: ${percent(truncated)}.`]);
+  const replaced = last(valuesOf("rollout/workers_replaced"));
+  if (replaced !== null) lines.push([replaced === 0, `Replaced rollout workers: ${replaced}; running: ${last(valuesOf("rollout/workers")) ?? "?"}.`]);
+  const failed = sum(valuesOf("rollout/reward_errors"));
+  if (valuesOf("rollout/reward_errors").length) lines.push([failed === 0, `Responses whose reward failed: ${failed}.`]);
   const speeds = workerNames(run).map((name) => mean(run.metrics[name]));
   if (speeds.length > 1) {
     const slow = Math.min(...speeds) / Math.max(...speeds);
-    lines.push([slow > 0.5, `The slowest rollout worker does ${percent(slow, 0)} of what the fastest does.`]);
+    lines.push([slow > 0.5, `Throughput of the slowest rollout worker: ${percent(slow, 0)} of the fastest.`]);
   }
   return lines;
 }
 
-// Any figure that was recorded, drawn on demand.
+// Chart of any recorded metric.
 function showExplorer() {
   const names = [...new Set(RUNS.flatMap((run) => Object.keys(run.metrics)))].sort();
   if (!names.length) return;
-  const shown = el("div", { class: "explorer-chart" });
-  const rooms = [...new Set(names.map((name) => name.split("/")[0]))];
+  const chartBox = el("div", { class: "explorer-chart" });
+  const groups = [...new Set(names.map((name) => name.split("/")[0]))];
   const select = el(
     "select",
-    { id: "figure", onchange: () => show(select.value) },
-    ...rooms.map((room) => el("optgroup", { label: room }, ...names.filter((name) => name.split("/")[0] === room).map((name) => el("option", { value: name }, name)))),
+    { id: "metric", onchange: () => show(select.value) },
+    ...groups.map((group) => el("optgroup", { label: group }, ...names.filter((name) => name.split("/")[0] === group).map((name) => el("option", { value: name }, name)))),
   );
   function show(name) {
-    const { unit, meaning } = DATA.meanings[name] ?? { unit: "", meaning: "a figure that this version does not know" };
-    const series = RUNS.map((run, place) => ({ name: run.name, colour: colour(place), points: pointsOf(run, name) }));
-    const chart = lineChart({ title: name, about: `${meaning} (${unit})`, series });
-    shown.replaceChildren(chart ?? el("p", {}, "No value."));
+    const { unit, meaning } = DATA.meanings[name] ?? { unit: "", meaning: "a metric that this version does not know" };
+    const series = RUNS.map((run, index) => ({ name: run.name, colour: colour(index), points: pointsOf(run, name) }));
+    const chart = lineChart({ title: name, about: `${meaning} (${unit})`, unit, series });
+    chartBox.replaceChildren(chart ?? el("p", {}, "No value."));
   }
-  byId("explorer").append(el("label", { class: "field", for: "figure" }, "Figure ", select), shown);
+  byId("explorer").append(el("label", { class: "field", for: "metric" }, "Metric ", select), chartBox);
   select.value = names.includes("learner/loss") ? "learner/loss" : names[0];
   show(select.value);
 }
@@ -207,16 +208,16 @@ function showExplorer() {
 function showSettings() {
   const keys = [...new Set(RUNS.flatMap((run) => Object.keys(run.config)))];
   const search = el("input", { type: "search", id: "setting", placeholder: "learner, alpha, …", oninput: () => list() });
-  const place = el("div", { class: "scroll tall", tabindex: 0, role: "region", "aria-label": "Settings" });
+  const box = el("div", { class: "scroll tall", tabindex: 0, role: "region", "aria-label": "Settings" });
   function list() {
-    const found = keys.filter((key) => key.includes(search.value.trim().toLowerCase()));
-    place.replaceChildren(table(["setting", ...RUNS.map((run) => run.name)], found.map((key) => [key, ...RUNS.map((run) => run.config[key] ?? "–")]), { class: "settings" }));
+    const matching = keys.filter((key) => key.includes(search.value.trim().toLowerCase()));
+    box.replaceChildren(table(["setting", ...RUNS.map((run) => run.name)], matching.map((key) => [key, ...RUNS.map((run) => run.config[key] ?? "–")]), { class: "settings" }));
   }
   list();
   const facts = RUNS.flatMap((run) => {
     const versions = Object.entries(run.summary.versions ?? {}).map(([name, version]) => `${name} ${version}`);
-    const parts = [run.summary.commit ? `commit ${run.summary.commit}` : null, isNumber(run.summary.seed) ? `seed ${run.summary.seed}` : null, ...versions].filter(Boolean);
-    return parts.length ? [el("p", { class: "lead" }, (MANY ? `${run.name}: ` : "") + parts.join(" · "))] : [];
+    const provenance = [run.summary.commit ? `commit ${run.summary.commit}` : null, isNumber(run.summary.seed) ? `seed ${run.summary.seed}` : null, ...versions].filter(Boolean);
+    return provenance.length ? [el("p", { class: "lead" }, (MANY ? `${run.name}: ` : "") + provenance.join(" · "))] : [];
   });
-  byId("settings-table").append(...facts, el("label", { class: "field", for: "setting" }, "Find ", search), place);
+  byId("settings-table").append(...facts, el("label", { class: "field", for: "setting" }, "Find ", search), box);
 }

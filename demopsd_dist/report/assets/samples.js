@@ -1,6 +1,6 @@
-// The list of samples: found, filtered and sorted here, and only the rows in sight are elements.
+// List of samples with search, filters and order. Only the visible rows are elements.
 
-const ROW = 66;
+const ROW_HEIGHT = 66;
 const state = { measure: "alpha", chosen: null };
 const SORTS = [
   ["peak", "most disagreement at a token"],
@@ -12,10 +12,10 @@ const SORTS = [
 ];
 
 async function showSamples() {
-  const place = byId("samples");
+  const container = byId("samples");
   const withSamples = RUNS.map((run, number) => ({ run, number })).filter(({ run }) => run.samples);
   if (!withSamples.length) {
-    place.append(el("p", { class: "note" }, "No samples were kept: samples.every_steps was 0, or no step is done."));
+    container.append(el("p", { class: "note" }, "No samples were recorded: samples.every_steps was 0, or no step is done."));
     return;
   }
   const entries = [];
@@ -23,13 +23,13 @@ async function showSamples() {
     const columns = await unpack(`index-${number}`);
     const names = Object.keys(columns).filter((name) => name !== "arrays");
     for (let i = 0; i < run.samples; i++) {
-      const entry = { run: number, place: i };
+      const entry = { run: number, index: i };
       for (const name of names) entry[name] = columns[name][i];
       entries.push(entry);
     }
   }
   const list = sampleList(entries);
-  place.append(list.controls, el("div", { class: "split" }, list.box, list.detail));
+  container.append(list.controls, el("div", { class: "split" }, list.box, list.detail));
   list.refresh();
 }
 
@@ -46,7 +46,7 @@ function sampleList(entries) {
   const run = el("select", { id: "run", ...changed }, ...[["", "any"], ...RUNS.map((one, i) => [String(i), one.name])].map(option));
   const sort = el("select", { id: "sort", ...changed }, ...(peak ? SORTS : SORTS.filter(([key]) => !["peak", "disagreement"].includes(key))).map(option));
   const least = el("input", { type: "range", id: "least", min: 0, max: 1, step: 0.01, value: 0, oninput: () => refresh() });
-  const leastSaid = el("output", { for: "least" });
+  const leastText = el("output", { for: "least" });
   const learned = el("input", { type: "checkbox", id: "learned", ...changed });
   const labelled = (text, input, ...more) => el("label", { class: "field", for: input.id }, el("span", {}, text), input, ...more);
   const count = el("p", { class: "count", role: "status" });
@@ -59,33 +59,33 @@ function sampleList(entries) {
     labelled("Reward", reward),
     labelled("Step", step),
     labelled("Sort by", sort),
-    peak ? el("label", { class: "field", for: "least" }, el("span", {}, "Disagreement at least", leastSaid), least) : null,
-    el("label", { class: "check", for: "learned" }, learned, "learned from only"),
+    peak ? el("label", { class: "field", for: "least" }, el("span", {}, "Peak disagreement at least", leastText), least) : null,
+    el("label", { class: "check", for: "learned" }, learned, "only responses learned from"),
   );
   const rows = el("div", { class: "rows", role: "listbox", "aria-label": "Samples", tabindex: 0 });
   const space = el("div", { class: "space" });
   rows.append(space);
   const box = el("div", { class: "list" }, count, rows);
-  const detail = el("article", { class: "card detail", "aria-label": "The chosen sample" });
-  let found = [];
+  const detail = el("article", { class: "card detail", "aria-label": "Selected sample" });
+  let matching = [];
   let texts = null;
-  let asked = 0;
+  let searches = 0;
 
-  // Previews are here from the start; whole texts are unpacked when someone first searches.
+  // The index has previews only; full texts are decoded at the first search.
   async function searchSoon() {
-    const mine = ++asked;
+    const current = ++searches;
     if (search.value && !texts) {
-      count.textContent = "reading all texts …";
+      count.textContent = "loading all texts …";
       texts = await allTexts(entries);
     }
-    if (mine === asked) refresh();
+    if (current === searches) refresh();
   }
 
   function refresh() {
     const words = search.value.trim().toLowerCase();
     const bound = peak * Number(least.value);
-    leastSaid.textContent = ` ${short(bound)} nats`;
-    found = entries.filter(
+    leastText.textContent = ` ${short(bound)} nats`;
+    matching = entries.filter(
       (entry, i) =>
         (!run.value || entry.run === Number(run.value)) &&
         (!field.value || entry.field === field.value) &&
@@ -97,36 +97,36 @@ function sampleList(entries) {
     );
     const keys = { peak: (e) => -(e.peak ?? -1), disagreement: (e) => -(e.disagreement ?? -1), entropy: (e) => -(e.entropy ?? -1), new: (e) => -e.step, old: (e) => e.step, long: (e) => -e.tokens };
     const key = keys[sort.value];
-    found.sort((a, b) => key(a) - key(b));
-    const kept = sum(RUNS.map((one) => one.kept));
-    const more = kept > entries.length ? `, evenly out of ${kept.toLocaleString("en")} kept` : "";
-    count.textContent = `${found.length.toLocaleString("en")} of ${plural(entries.length, "sample")}${more}`;
-    space.style.height = `${found.length * ROW}px`;
+    matching.sort((a, b) => key(a) - key(b));
+    const recorded = sum(RUNS.map((one) => one.recorded));
+    const more = recorded > entries.length ? `, evenly out of ${recorded.toLocaleString("en")} recorded` : "";
+    count.textContent = `${matching.length.toLocaleString("en")} of ${plural(entries.length, "sample")}${more}`;
+    space.style.height = `${matching.length * ROW_HEIGHT}px`;
     rows.scrollTop = 0;
-    if (!found.includes(state.chosen)) choose(found[0] ?? null);
+    if (!matching.includes(state.chosen)) choose(matching[0] ?? null);
     draw();
   }
 
   function draw() {
-    const first = Math.max(Math.floor(rows.scrollTop / ROW) - 4, 0);
-    const shown = found.slice(first, first + Math.ceil(rows.clientHeight / ROW) + 8);
-    space.replaceChildren(...shown.map((entry, i) => rowOf(entry, first + i)));
-    const chosen = found.indexOf(state.chosen);
-    if (chosen >= first && chosen < first + shown.length) rows.setAttribute("aria-activedescendant", `row-${chosen}`);
+    const first = Math.max(Math.floor(rows.scrollTop / ROW_HEIGHT) - 4, 0);
+    const visibleEntries = matching.slice(first, first + Math.ceil(rows.clientHeight / ROW_HEIGHT) + 8);
+    space.replaceChildren(...visibleEntries.map((entry, i) => rowOf(entry, first + i)));
+    const chosen = matching.indexOf(state.chosen);
+    if (chosen >= first && chosen < first + visibleEntries.length) rows.setAttribute("aria-activedescendant", `row-${chosen}`);
     else rows.removeAttribute("aria-activedescendant");
   }
 
-  function rowOf(entry, place) {
+  function rowOf(entry, index) {
     const right = entry.reward >= 0.5;
     const node = el(
       "div",
-      { class: "row", role: "option", id: `row-${place}`, "aria-selected": String(entry === state.chosen), "aria-posinset": place + 1, "aria-setsize": found.length, "--peak": peak ? clamp((entry.peak ?? 0) / peak, 0, 1).toFixed(3) : 0, onclick: () => choose(entry) },
+      { class: "row", role: "option", id: `row-${index}`, "aria-selected": String(entry === state.chosen), "aria-posinset": index + 1, "aria-setsize": matching.length, "--peak": peak ? clamp((entry.peak ?? 0) / peak, 0, 1).toFixed(3) : 0, onclick: () => choose(entry) },
       el("span", { class: right ? "verdict right" : "verdict wrong" }, right ? "✓" : "✗", el("span", { class: "hidden" }, right ? " right" : " wrong")),
       el("span", { class: "row-question" }, entry.question),
       el("span", { class: "row-response" }, entry.response || "(empty)"),
-      el("span", { class: "row-facts" }, `${MANY ? `${RUNS[entry.run].name} · ` : ""}step ${entry.step} · ${entry.field}${entry.peak === null ? "" : ` · peak d ${short(entry.peak)}`}`),
+      el("span", { class: "row-facts" }, `${MANY ? `${RUNS[entry.run].name} · ` : ""}step ${entry.step} · ${entry.field}${entry.peak === null ? "" : ` · peak disagreement ${short(entry.peak)}`}`),
     );
-    node.style.top = `${place * ROW}px`;
+    node.style.top = `${index * ROW_HEIGHT}px`;
     return node;
   }
 
@@ -134,29 +134,29 @@ function sampleList(entries) {
     state.chosen = entry;
     draw();
     if (!entry) {
-      detail.replaceChildren(el("p", { class: "note" }, "No sample is like that. Take a filter away."));
+      detail.replaceChildren(el("p", { class: "note" }, "No sample matches. Remove a filter."));
       return;
     }
     const { block_samples: size } = RUNS[entry.run];
-    const number = Math.floor(entry.place / size);
-    const [tokens, read] = await Promise.all([block(`tokens-${entry.run}-${number}`), block(`texts-${entry.run}-${number}`)]);
+    const number = Math.floor(entry.index / size);
+    const [tokens, textColumns] = await Promise.all([block(`tokens-${entry.run}-${number}`), block(`texts-${entry.run}-${number}`)]);
     if (state.chosen !== entry) return;
-    const place = entry.place % size;
-    const of = Object.fromEntries(Object.entries(read).filter(([name]) => name !== "arrays").map(([name, column]) => [name, column[place]]));
-    detail.replaceChildren(...tokenView(RUNS[entry.run], entry, sampleOf(tokens, place), of));
+    const index = entry.index % size;
+    const texts = Object.fromEntries(Object.entries(textColumns).filter(([name]) => name !== "arrays").map(([name, column]) => [name, column[index]]));
+    detail.replaceChildren(...tokenView(RUNS[entry.run], entry, sampleOf(tokens, index), texts));
   }
 
   rows.addEventListener("scroll", () => requestAnimationFrame(draw), { passive: true });
   rows.addEventListener("keydown", (event) => {
-    const at = found.indexOf(state.chosen);
-    const page = Math.floor(rows.clientHeight / ROW);
-    const moves = { ArrowUp: at - 1, ArrowDown: at + 1, PageUp: at - page, PageDown: at + page, Home: 0, End: found.length - 1 };
-    if (!(event.key in moves) || !found.length) return;
+    const at = matching.indexOf(state.chosen);
+    const page = Math.floor(rows.clientHeight / ROW_HEIGHT);
+    const moves = { ArrowUp: at - 1, ArrowDown: at + 1, PageUp: at - page, PageDown: at + page, Home: 0, End: matching.length - 1 };
+    if (!(event.key in moves) || !matching.length) return;
     event.preventDefault();
-    const next = clamp(moves[event.key], 0, found.length - 1);
-    if (next * ROW < rows.scrollTop) rows.scrollTop = next * ROW;
-    if ((next + 1) * ROW > rows.scrollTop + rows.clientHeight) rows.scrollTop = (next + 1) * ROW - rows.clientHeight;
-    choose(found[next]);
+    const next = clamp(moves[event.key], 0, matching.length - 1);
+    if (next * ROW_HEIGHT < rows.scrollTop) rows.scrollTop = next * ROW_HEIGHT;
+    if ((next + 1) * ROW_HEIGHT > rows.scrollTop + rows.clientHeight) rows.scrollTop = (next + 1) * ROW_HEIGHT - rows.clientHeight;
+    choose(matching[next]);
   });
   new ResizeObserver(draw).observe(rows);
   state.search = (words) => {
@@ -167,38 +167,38 @@ function sampleList(entries) {
 }
 
 async function allTexts(entries) {
-  const found = new Array(entries.length);
-  const read = new Map();
+  const texts = new Array(entries.length);
+  const blocks = new Map();
   for (const [i, entry] of entries.entries()) {
     const { block_samples: size } = RUNS[entry.run];
-    const id = `texts-${entry.run}-${Math.floor(entry.place / size)}`;
-    if (!read.has(id)) read.set(id, await unpack(id));
-    const block = read.get(id);
-    found[i] = `${block.question[entry.place % size]}\n${block.response[entry.place % size]}`.toLowerCase();
+    const id = `texts-${entry.run}-${Math.floor(entry.index / size)}`;
+    if (!blocks.has(id)) blocks.set(id, await unpack(id));
+    const block = blocks.get(id);
+    texts[i] = `${block.question[entry.index % size]}\n${block.response[entry.index % size]}`.toLowerCase();
   }
-  return found;
+  return texts;
 }
 
-// Which tokens all the disagreement is about.
-function showTelling() {
-  const cards = RUNS.filter((run) => run.telling?.length).map((run) => {
-    const most = run.telling[0].share || 1;
-    const rows = run.telling.filter((one, i) => i < 16 && (i < 6 || one.share > 0.002)).map((one) =>
+// Tokens with the largest share of the disagreement.
+function showTopTokens() {
+  const cards = RUNS.filter((run) => run.top_tokens?.length).map((run) => {
+    const largestShare = run.top_tokens[0].share || 1;
+    const rows = run.top_tokens.filter((one, i) => i < 16 && (i < 6 || one.share > 0.002)).map((one) =>
       el(
         "li",
         {},
         el("code", { class: "chip" }, ...visible(one.text)),
-        el("span", { class: "bar", "--part": one.share / most, "--run": "var(--heat-disagreement)" }, el("i", {})),
+        el("span", { class: "bar", "--part": one.share / largestShare, "--run": "var(--heat-disagreement)" }, el("i", {})),
         el("span", { class: "bar-value" }, `${percent(one.share, 1)} · d ${short(one.disagreement)} · α ${short(one.alpha)} · ${one.count.toLocaleString("en")}×`),
       ),
     );
-    const of = MANY ? `: ${run.name}` : "";
+    const suffix = MANY ? `: ${run.name}` : "";
     return el(
       "figure",
       { class: "card" },
-      el("figcaption", {}, el("h3", {}, `Where the solution speaks${of}`), el("p", {}, "Tokens by their part of all disagreement in the samples kept; then their mean disagreement, mean alpha, and how often they come.")),
-      el("ul", { class: "bars telling" }, ...rows),
+      el("figcaption", {}, el("h3", {}, `Tokens with the most disagreement${suffix}`), el("p", {}, "Share of the disagreement in all recorded samples; mean disagreement d in nats, mean alpha α, and number of occurrences.")),
+      el("ul", { class: "bars top-tokens" }, ...rows),
     );
   });
-  byId("telling").append(...cards);
+  byId("top-tokens").append(...cards);
 }

@@ -1,28 +1,28 @@
-// One response: its tokens in colour, and what everyone gives for the one that is looked at.
+// One response: its coloured tokens, and the probabilities of the candidates at the selected token.
 
 const MEASURES = [
-  ["alpha", "Alpha", "how much the target holds back here"],
-  ["disagreement", "Disagreement", "how much the solution changes what the model says, nats"],
-  ["entropy", "Student entropy", "how undecided the student is, nats"],
-  ["surprise", "Surprise", "−log of the sampled token’s probability, nats"],
+  ["alpha", "Alpha", "weight of the reference in the barycenter"],
+  ["disagreement", "Disagreement", "Jensen-Shannon divergence of reference and teacher, nats"],
+  ["entropy", "Student entropy", "entropy of the student’s next-token distribution, nats"],
+  ["surprise", "Surprisal", "−log of the sampled token’s probability, nats"],
 ];
 const VIEWS = ["student", "reference", "teacher", "target"];
-const nameOf = (view, run) => (view === "target" && run.config.method === "demopsd" ? "barycenter" : view);
+const nameOf = (view, run) => (view === "target" ? targetName([run]) : view);
 
-// What a sample's place in its block holds: its tokens with all their figures.
-function sampleOf(tokens, place) {
-  const start = sum(tokens.lengths.slice(0, place));
-  const length = tokens.lengths[place];
-  const there = new Set(tokens.there[place]);
+// Sample at an index of its block: tokens with their values and candidates.
+function sampleOf(tokens, index) {
+  const start = sum(tokens.lengths.slice(0, index));
+  const length = tokens.lengths[index];
+  const recorded = new Set(tokens.recorded[index]);
   const width = tokens.candidates;
-  const figure = (name) => (there.has(name) ? (i) => tokens[name][start + i] * tokens.scales[name] : () => null);
-  const logp = figure("rollout_logp");
-  const of = { alpha: figure("alpha"), disagreement: figure("disagreement"), entropy: figure("entropy"), loss: figure("loss"), surprise: logp };
-  const views = VIEWS.filter((name) => there.has(name));
+  const column = (name) => (recorded.has(name) ? (i) => tokens[name][start + i] * tokens.scales[name] : () => null);
+  const surprise = column("rollout_logp");
+  const values = { alpha: column("alpha"), disagreement: column("disagreement"), entropy: column("entropy"), loss: column("loss"), surprise };
+  const views = VIEWS.filter((name) => recorded.has(name));
   return {
     length,
-    of,
-    has: (name) => (name === "surprise" ? there.has("rollout_logp") : there.has(name)),
+    values,
+    has: (name) => (name === "surprise" ? recorded.has("rollout_logp") : recorded.has(name)),
     views,
     text: (i) => tokens.texts[tokens.token[start + i]],
     version: (i) => tokens.version[start + i],
@@ -30,72 +30,72 @@ function sampleOf(tokens, place) {
       if (!views.length) return [];
       const rows = [];
       for (let c = (start + i) * width; c < (start + i + 1) * width; c++) {
-        const given = Object.fromEntries(views.map((name) => [name, tokens[name][c] * tokens.scales[name]]));
-        rows.push({ text: tokens.texts[tokens.candidate[c]], same: tokens.candidate[c] === tokens.token[start + i], ...given });
+        const probabilities = Object.fromEntries(views.map((name) => [name, tokens[name][c] * tokens.scales[name]]));
+        rows.push({ text: tokens.texts[tokens.candidate[c]], same: tokens.candidate[c] === tokens.token[start + i], ...probabilities });
       }
       return rows;
     },
   };
 }
 
-// The whole scale of a measure, so that colours mean the same in every response.
+// Upper end of a measure's colour scale; fixed for alpha and disagreement, so that colours are comparable.
 function scaleOf(measure, run, sample) {
   if (measure === "alpha") return Number(run.config["demopsd.alpha_max"]) || 1;
   if (measure === "disagreement") return Math.LN2;
-  let most = 0;
-  for (let i = 0; i < sample.length; i++) most = Math.max(most, sample.of[measure](i) ?? 0);
-  return Math.max(most, measure === "entropy" ? 1 : 2);
+  let maximum = 0;
+  for (let i = 0; i < sample.length; i++) maximum = Math.max(maximum, sample.values[measure](i) ?? 0);
+  return Math.max(maximum, measure === "entropy" ? 1 : 2);
 }
 
 function tokenView(run, entry, sample, texts) {
   const usable = MEASURES.filter(([name]) => sample.has(name));
   let measure = usable.some(([name]) => name === state.measure) ? state.measure : usable[0]?.[0];
-  const legendPlace = el("p", { class: "ramp" });
+  const ramp = el("p", { class: "ramp" });
   const panel = el("div", { class: "panel", "aria-live": "polite" });
   const line = el("div", { class: "response", role: "listbox", "aria-label": "Tokens of the response", "aria-orientation": "horizontal", tabindex: -1 });
   const spans = [];
   for (let i = 0; i < sample.length; i++) {
     const text = sample.text(i);
-    const span = el("span", { class: "token", role: "option", tabindex: -1, "aria-selected": "false", "data-place": i });
+    const span = el("span", { class: "token", role: "option", tabindex: -1, "aria-selected": "false", "data-index": i });
     span.append(...visible(text));
     spans.push(span);
     line.append(span);
     if (text.includes("\n")) line.append(el("br"));
   }
-  let pinned = loudest(sample);
+  let pinned = peakDisagreement(sample);
 
   function paint() {
-    const most = scaleOf(measure, run, sample);
+    const maximum = scaleOf(measure, run, sample);
     line.dataset.measure = measure;
-    spans.forEach((span, i) => span.style.setProperty("--heat", clamp((sample.of[measure](i) ?? 0) / most, 0, 1).toFixed(3)));
+    spans.forEach((span, i) => span.style.setProperty("--heat", clamp((sample.values[measure](i) ?? 0) / maximum, 0, 1).toFixed(3)));
     const [, name, about] = MEASURES.find(([key]) => key === measure);
-    legendPlace.dataset.measure = measure;
-    legendPlace.replaceChildren(el("span", {}, "0"), el("i", { "aria-hidden": "true" }), el("span", {}, short(most)), el("span", { class: "ramp-about" }, `${name}: ${about}`));
+    ramp.dataset.measure = measure;
+    ramp.replaceChildren(el("span", {}, "0"), el("i", { "aria-hidden": "true" }), el("span", {}, short(maximum)), el("span", { class: "ramp-about" }, `${name}: ${about}`));
   }
-  function look(place, { pin = false, focus = false } = {}) {
+  function select(index, { pin = false, focus = false } = {}) {
     if (pin) {
       spans[pinned]?.setAttribute("aria-selected", "false");
       if (spans[pinned]) spans[pinned].tabIndex = -1;
-      pinned = place;
+      pinned = index;
       spans[pinned].setAttribute("aria-selected", "true");
       spans[pinned].tabIndex = 0;
     }
-    if (focus) spans[place].focus({ preventScroll: false });
-    panel.replaceChildren(...tokenPanel(run, sample, place));
+    if (focus) spans[index].focus({ preventScroll: false });
+    panel.replaceChildren(...tokenPanel(run, sample, index));
   }
-  const placeOf = (event) => {
+  const indexOf = (event) => {
     const span = event.target.closest?.(".token");
-    return span ? Number(span.dataset.place) : null;
+    return span ? Number(span.dataset.index) : null;
   };
-  line.addEventListener("pointerover", (event) => placeOf(event) !== null && look(placeOf(event)));
-  line.addEventListener("pointerleave", () => spans.length && look(pinned));
-  line.addEventListener("click", (event) => placeOf(event) !== null && look(placeOf(event), { pin: true, focus: true }));
-  line.addEventListener("focusin", (event) => placeOf(event) !== null && look(placeOf(event), { pin: true }));
+  line.addEventListener("pointerover", (event) => indexOf(event) !== null && select(indexOf(event)));
+  line.addEventListener("pointerleave", () => spans.length && select(pinned));
+  line.addEventListener("click", (event) => indexOf(event) !== null && select(indexOf(event), { pin: true, focus: true }));
+  line.addEventListener("focusin", (event) => indexOf(event) !== null && select(indexOf(event), { pin: true }));
   line.addEventListener("keydown", (event) => {
     const moves = { ArrowLeft: pinned - 1, ArrowRight: pinned + 1, Home: 0, End: spans.length - 1 };
     if (!(event.key in moves)) return;
     event.preventDefault();
-    look(clamp(moves[event.key], 0, spans.length - 1), { pin: true, focus: true });
+    select(clamp(moves[event.key], 0, spans.length - 1), { pin: true, focus: true });
   });
 
   const measures = usable.length
@@ -105,19 +105,19 @@ function tokenView(run, entry, sample, texts) {
       })
     : null;
   if (usable.length) paint();
-  if (spans.length) look(pinned, { pin: true });
+  if (spans.length) select(pinned, { pin: true });
   else line.append(el("em", {}, "an empty response"));
-  return [sampleHead(run, entry, texts), measures, usable.length ? legendPlace : null, line, cutNote(run, sample), panel, readings(entry, texts)].filter(Boolean);
+  return [sampleHead(run, entry, texts), measures, usable.length ? ramp : null, line, cutNote(run, sample), panel, sampleTexts(entry, texts)].filter(Boolean);
 }
 
-// Where the solution changes most; where nothing is known of that, the first token.
-function loudest(sample) {
+// Index of the token with the most disagreement; the first token where none is recorded.
+function peakDisagreement(sample) {
   let best = 0;
-  for (let i = 1; i < sample.length; i++) if ((sample.of.disagreement(i) ?? 0) > (sample.of.disagreement(best) ?? 0)) best = i;
+  for (let i = 1; i < sample.length; i++) if ((sample.values.disagreement(i) ?? 0) > (sample.values.disagreement(best) ?? 0)) best = i;
   return best;
 }
 
-// White space and what was escaped stand out from the text around.
+// Text as nodes, in which white space and escaped characters are marked.
 function visible(text) {
   if (text === "") return [el("span", { class: "faint" }, "·")];
   return text.split(/(\n|\t|^ +$|\\x[0-9a-f]{2}|\\u[0-9a-f]{4}|\\U[0-9a-f]{8})/).map((part) => {
@@ -137,14 +137,14 @@ function sampleHead(run, entry, texts) {
     `response ${entry.sample + 1}`,
     `rollout worker ${entry.worker}`,
     plural(entry.tokens, "token"),
-    entry.truncated ? "cut at the limit" : null,
+    entry.truncated ? "truncated" : null,
   ].filter(Boolean);
   return el(
     "header",
     { class: "sample-head" },
     el("p", { class: "facts" }, el("span", { class: right ? "badge right" : "badge wrong" }, `${right ? "✓ right" : "✗ wrong"} · reward ${short(entry.reward)}`), ...facts.map((fact) => el("span", {}, fact))),
     el("p", { class: "question" }, ...visibleLines(texts.question)),
-    el("p", { class: "facts" }, el("span", {}, "expected ", el("b", {}, entry.expected)), entry.learned ? null : el("span", {}, "not learned from: its group had nothing to show the teacher")),
+    el("p", { class: "facts" }, el("span", {}, "expected ", el("b", {}, entry.expected)), entry.learned ? null : el("span", {}, "not learned from: no privileged context in its group")),
     texts.feedback ? el("p", { class: "facts" }, el("span", {}, `feedback: ${texts.feedback}`)) : null,
   );
 }
@@ -154,18 +154,18 @@ function visibleLines(text) {
 }
 
 function cutNote(run, sample) {
-  const most = Number(run.config["samples.tokens"]);
-  return sample.length === most ? el("p", { class: "note" }, `Of a longer response only the first ${plural(most, "token")} may be here (samples.tokens); its text is whole below.`) : null;
+  const limit = Number(run.config["samples.tokens"]);
+  return sample.length === limit ? el("p", { class: "note" }, `Tokens may be cut to the first ${plural(limit, "token")} (samples.tokens); the full text is below.`) : null;
 }
 
 function tokenPanel(run, sample, i) {
   const facts = [
-    ["alpha", sample.of.alpha(i)],
-    ["disagreement", sample.of.disagreement(i)],
-    ["entropy", sample.of.entropy(i)],
-    ["loss", sample.of.loss(i)],
+    ["alpha", sample.values.alpha(i)],
+    ["disagreement", sample.values.disagreement(i)],
+    ["entropy", sample.values.entropy(i)],
+    ["loss", sample.values.loss(i)],
   ].filter(([, value]) => value !== null);
-  const sampled = Math.exp(-(sample.of.surprise(i) ?? 0));
+  const sampled = Math.exp(-(sample.values.surprise(i) ?? 0));
   const rows = sample.candidates(i).sort((a, b) => (b.target ?? b.student) - (a.target ?? a.student));
   return [
     el(
@@ -174,14 +174,14 @@ function tokenPanel(run, sample, i) {
       el("h4", {}, "Token ", el("code", { class: "chip" }, ...visible(sample.text(i))), el("small", {}, ` ${i + 1} of ${sample.length}`)),
       el("dl", { class: "token-facts" }, ...facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, short(value)))), el("div", {}, el("dt", {}, "sampled with"), el("dd", {}, `${chance(sampled)} %`)), el("div", {}, el("dt", {}, "weights"), el("dd", {}, String(sample.version(i))))),
     ),
-    rows.length ? el("p", { class: "story" }, storyOf(sample, rows, i)) : el("p", { class: "story" }, "Not learned from, so nobody else was asked about it."),
+    rows.length ? el("p", { class: "story" }, summaryOf(sample, rows, i)) : el("p", { class: "story" }, "Not learned from: neither the teacher nor the reference scored this response."),
     rows.length ? candidateTable(run, sample, rows) : null,
   ].filter(Boolean);
 }
 
 function candidateTable(run, sample, rows) {
   const cell = (name, value) => el("td", { class: "p" }, el("span", {}, chance(value)), el("i", { class: name, "--part": value.toFixed(4), "aria-hidden": "true" }));
-  const rest = Object.fromEntries(sample.views.map((name) => [name, Math.max(1 - sum(rows.map((row) => row[name])), 0)]));
+  const tail = Object.fromEntries(sample.views.map((name) => [name, Math.max(1 - sum(rows.map((row) => row[name])), 0)]));
   return el(
     "table",
     { class: "candidates" },
@@ -193,35 +193,35 @@ function candidateTable(run, sample, rows) {
       ...rows.map((row) =>
         el("tr", { class: row.same ? "sampled" : null }, el("th", { scope: "row" }, el("code", { class: "chip" }, ...visible(row.text)), row.same ? el("small", {}, " sampled") : null), ...sample.views.map((name) => cell(name, row[name]))),
       ),
-      el("tr", { class: "rest" }, el("th", { scope: "row" }, "all others"), ...sample.views.map((name) => cell(name, rest[name]))),
+      el("tr", { class: "rest" }, el("th", { scope: "row" }, "all other tokens"), ...sample.views.map((name) => cell(name, tail[name]))),
     ),
   );
 }
 
-// In words, what the table says.
-function storyOf(sample, rows, i) {
+// Summary of the table in words.
+function summaryOf(sample, rows, i) {
   const top = (name) => rows.reduce((best, row) => (row[name] > best[name] ? row : best));
-  if (!sample.views.includes("teacher")) return "This method asks no teacher.";
+  if (!sample.views.includes("teacher")) return "This method has no teacher.";
   const base = sample.views.includes("reference") ? "reference" : "student";
-  const [without, withIt] = [top(base), top("teacher")];
-  const d = sample.of.disagreement(i);
-  if (without.text !== withIt.text) {
-    return `Without the solution the model says “${without.text}” (${chance(without[base])} %), with it “${withIt.text}” (${chance(withIt.teacher)} %). ${goes(sample, i)}`;
+  const [without, withSolution] = [top(base), top("teacher")];
+  const d = sample.values.disagreement(i);
+  if (without.text !== withSolution.text) {
+    return `Without the solution the likeliest token is “${without.text}” (${chance(without[base])} %), with it “${withSolution.text}” (${chance(withSolution.teacher)} %). ${barycenterShare(sample, i)}`;
   }
-  if (d !== null && d < 0.001) return `The solution changes nothing here: everyone says “${withIt.text}”.`;
-  return `Both say “${withIt.text}”: ${chance(without[base])} % without the solution, ${chance(withIt.teacher)} % with it. ${goes(sample, i)}`;
+  if (d !== null && d < 0.001) return `The solution changes nothing here: the likeliest token is “${withSolution.text}” for all.`;
+  return `The likeliest token is “${withSolution.text}” in both: ${chance(without[base])} % without the solution, ${chance(withSolution.teacher)} % with it. ${barycenterShare(sample, i)}`;
 }
 
-function goes(sample, i) {
-  const alpha = sample.of.alpha(i);
-  return alpha === null ? "" : `In log-probability the target goes ${percent(1 - alpha, 1)} of the way to the teacher.`;
+function barycenterShare(sample, i) {
+  const alpha = sample.values.alpha(i);
+  return alpha === null ? "" : `In log-probability the barycenter is ${percent(1 - alpha, 1)} of the way from the reference to the teacher.`;
 }
 
-function readings(entry, texts) {
-  const parts = [
+function sampleTexts(entry, texts) {
+  const sections = [
     ["The teacher’s prompt, with the solution", texts.privileged_view],
     ["The student’s prompt", texts.student_view],
     ["The response as text", texts.response],
   ].filter(([, text]) => text);
-  return el("div", { class: "readings" }, ...parts.map(([title, text], i) => el("details", { open: i === 0 }, el("summary", {}, title), el("pre", { tabindex: 0 }, ...visibleLines(text)))));
+  return el("div", { class: "readings" }, ...sections.map(([title, text], i) => el("details", { open: i === 0 }, el("summary", {}, title), el("pre", { tabindex: 0 }, ...visibleLines(text)))));
 }

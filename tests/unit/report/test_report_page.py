@@ -1,4 +1,4 @@
-"""What the report takes from a run folder, whatever state that is in."""
+"""Tests of the report's data from run folders that are finished, being written, or continued."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from demopsd_dist.report import page_figures, write_report
-from demopsd_dist.report.page import MOST_SAMPLES, MOST_TOKENS, thinning
+from demopsd_dist.report import page_data, write_report
+from demopsd_dist.report.page import MAX_SAMPLES, MAX_TOKENS, thinning
 from demopsd_dist.report.read_run import read_run
 from demopsd_dist.util.errors import DataError
 from tests.browser.recorded_runs import a_run
@@ -20,15 +20,15 @@ from tests.browser.recorded_runs import a_run
 )
 def test_a_page_stays_within_its_bounds_and_uses_them(files: int, rows: int, tokens: int) -> None:
     file_every, row_every = thinning(files, rows, tokens)
-    taken = len(range(0, files, file_every))
-    left = taken * len(range(0, rows // files, row_every))
-    over = max(rows / MOST_SAMPLES, tokens / MOST_TOKENS)
+    files_read = len(range(0, files, file_every))
+    rows_read = files_read * len(range(0, rows // files, row_every))
+    over = max(rows / MAX_SAMPLES, tokens / MAX_TOKENS)
     if over <= 1:
-        assert left == rows
+        assert rows_read == rows
     else:
-        assert left * tokens / rows <= 1.1 * MOST_TOKENS
-        assert left <= 1.1 * MOST_SAMPLES
-        assert left >= rows / over / 2.2
+        assert rows_read * tokens / rows <= 1.1 * MAX_TOKENS
+        assert rows_read <= 1.1 * MAX_SAMPLES
+        assert rows_read >= rows / over / 2.2
 
 
 def test_a_run_that_is_being_written_and_one_that_went_on(tmp_path: Path) -> None:
@@ -36,17 +36,17 @@ def test_a_run_that_is_being_written_and_one_that_went_on(tmp_path: Path) -> Non
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 3, "learner/loss": 0.25}) + "\n")  # step 3 again, from a checkpoint
         file.write('not json\n"nor this"\n{"step": 4, "learner/lo')
-    found = read_run(run)
-    assert [step["step"] for step in found.steps] == [1, 2, 3]
-    assert found.steps[2]["learner/loss"] == 0.25
-    assert [(line["step"], line["evaluation"]) for line in found.evaluations] == [
+    files = read_run(run)
+    assert [step["step"] for step in files.steps] == [1, 2, 3]
+    assert files.steps[2]["learner/loss"] == 0.25
+    assert [(line["step"], line["evaluation"]) for line in files.evaluations] == [
         (0, "test"),
         (0, "ood"),
         (3, "test"),
         (3, "ood"),
     ]
-    assert found.summary == {}
-    assert len(found.sample_files) == 3
+    assert files.summary == {}
+    assert len(files.sample_files) == 3
     with pytest.raises(DataError, match="the report cannot be written there"):
         write_report([run], tmp_path / "nowhere" / "report.html")
 
@@ -54,12 +54,12 @@ def test_a_run_that_is_being_written_and_one_that_went_on(tmp_path: Path) -> Non
 def test_settings_that_differ_come_first_and_names_last(tmp_path: Path) -> None:
     words = (["name=a"], ["name=b", "seed=2", "samples.tokens=9"])
     runs = [read_run(a_run(tmp_path, steps=1, responses=1, words=chosen)) for chosen in words]
-    rows = page_figures.differences(runs)
+    rows = page_data.differences(runs)
     assert [row["key"] for row in rows] == ["seed", "samples.tokens", "name"]
     assert rows[0]["values"] == ["0", "2"]
-    assert page_figures.differences([runs[0], runs[0]]) == []
+    assert page_data.differences([runs[0], runs[0]]) == []
 
 
 def test_numbers_that_json_cannot_hold_are_nothing() -> None:
-    assert [page_figures.number(value) for value in (float("nan"), float("inf"), None, True, "1")] == [None] * 5
-    assert page_figures.number(1 / 3) == 0.333333
+    assert [page_data.number(value) for value in (float("nan"), float("inf"), None, True, "1")] == [None] * 5
+    assert page_data.number(1 / 3) == 0.333333

@@ -1,4 +1,4 @@
-"""What the page draws of a run, as plain numbers and texts that JSON can hold."""
+"""Data of the page's charts, tables and sample list, as numbers and texts for JSON."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from demopsd_dist.run_record import metric_glossary
 from demopsd_dist.run_record.samples import Row
 from demopsd_dist.util.printable import escape_control_chars
 
-MOST_POINTS = 2000
-_PREVIEW = 160
-_TELLING_TOKENS = 24
-_EXPECTED = {"name", "output_dir"}  # differ between any two runs
+MAX_POINTS = 2000  # of a chart's curve
+_PREVIEW_CHARACTERS = 160
+_TOP_TOKENS = 24
+_OWN_SETTINGS = {"name", "output_dir"}  # differ between any two runs
 
 
-def of_run(run: RunFiles) -> dict[str, Any]:
-    every = -(-len(run.steps) // MOST_POINTS) or 1
+def run_data(run: RunFiles) -> dict[str, Any]:
+    """Settings, metrics and evaluations of a run; of a long run evenly spaced steps."""
+    every = -(-len(run.steps) // MAX_POINTS) or 1
     steps = run.steps[::every]
     names = sorted({name for step in steps for name in step if name != "step" and _is_number(step[name])})
     return {
         "name": escape_control_chars(run.name, max_chars=80),
-        "config": {key: shown(value) for key, value in run.config.items()},
+        "config": {key: setting_text(value) for key, value in run.config.items()},
         "summary": _tree(run.summary),
         "done": bool(run.summary),
         "every": every,
@@ -37,36 +38,36 @@ def of_run(run: RunFiles) -> dict[str, Any]:
 
 
 def meanings(runs: Iterable[dict[str, Any]]) -> dict[str, dict[str, str]]:
-    """Unit and meaning of every metric that some run has."""
+    """Unit and meaning of every metric that occurs in a run."""
     names = {name for run in runs for name in run["metrics"]}
-    found = {name: metric_glossary.find_metric(name) for name in sorted(names)}
-    return {name: {"unit": metric.unit, "meaning": metric.meaning} for name, metric in found.items() if metric}
+    metrics = {name: metric_glossary.find_metric(name) for name in sorted(names)}
+    return {name: {"unit": metric.unit, "meaning": metric.meaning} for name, metric in metrics.items() if metric}
 
 
 def differences(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
-    """Settings that are not the same in all runs, and so much of their provenance; names of folders come last."""
+    """Settings and commits that differ between the runs; names of runs and folders come last."""
     tables = [run.config | {f"({key})": run.summary[key] for key in ("commit",) if key in run.summary} for run in runs]
     keys = list(dict.fromkeys(key for table in tables for key in table))
-    rows = [{"key": key, "values": [shown(table.get(key, "–")) for table in tables]} for key in keys]
-    found = [row for row in rows if len(set(row["values"])) > 1]
-    return sorted(found, key=lambda row: row["key"] in _EXPECTED)
+    rows = [{"key": key, "values": [setting_text(table.get(key, "–")) for table in tables]} for key in keys]
+    differing = [row for row in rows if len(set(row["values"])) > 1]
+    return sorted(differing, key=lambda row: row["key"] in _OWN_SETTINGS)
 
 
 def index_entry(row: Row) -> dict[str, Any]:
-    """What the list of samples shows and sorts by."""
+    """Entry of the sample list: its texts, and the values to filter and sort by."""
 
-    def statistic(name: str, of: Any) -> float | None:
+    def statistic(name: str, reduce: Any) -> float | None:
         values = row[name]
-        return number(of(values)) if values else None
+        return number(reduce(values)) if values else None
 
     return {
         "step": row["step"],
-        "prompt": escape_control_chars(row["prompt_id"], max_chars=_PREVIEW),
+        "prompt": escape_control_chars(row["prompt_id"], max_chars=_PREVIEW_CHARACTERS),
         "sample": row["sample"],
         "field": escape_control_chars(row["field"], max_chars=40),
-        "expected": escape_control_chars(row["expected"], max_chars=_PREVIEW),
-        "question": escape_control_chars(row["question"][: 2 * _PREVIEW], max_chars=_PREVIEW),
-        "response": escape_control_chars(row["response"][: 2 * _PREVIEW], max_chars=_PREVIEW),
+        "expected": escape_control_chars(row["expected"], max_chars=_PREVIEW_CHARACTERS),
+        "question": escape_control_chars(row["question"][: 2 * _PREVIEW_CHARACTERS], max_chars=_PREVIEW_CHARACTERS),
+        "response": escape_control_chars(row["response"][: 2 * _PREVIEW_CHARACTERS], max_chars=_PREVIEW_CHARACTERS),
         "reward": number(row["reward"]),
         "truncated": row["truncated"],
         "learned": row["learned"],
@@ -79,8 +80,8 @@ def index_entry(row: Row) -> dict[str, Any]:
     }
 
 
-class MostTellingTokens:
-    """The tokens at which reference and teacher disagree most, over all samples: where the solution speaks."""
+class DisagreementByToken:
+    """Sums of disagreement and alpha by token text, over all samples."""
 
     def __init__(self) -> None:
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
@@ -94,15 +95,15 @@ class MostTellingTokens:
             sums[1] += d
             sums[2] += alpha
 
-    def table(self) -> list[dict[str, Any]]:
-        """By their part of all disagreement."""
-        whole = sum(sums[1] for sums in self._sums.values()) or 1.0
-        ranked = sorted(self._sums.items(), key=lambda item: -item[1][1])[:_TELLING_TOKENS]
+    def top_tokens(self) -> list[dict[str, Any]]:
+        """Tokens with the largest shares of the total disagreement."""
+        total = sum(sums[1] for sums in self._sums.values()) or 1.0
+        ranked = sorted(self._sums.items(), key=lambda item: -item[1][1])[:_TOP_TOKENS]
         return [
             {
                 "text": escape_control_chars(text, max_chars=40),
                 "count": int(count),
-                "share": number(d / whole),
+                "share": number(d / total),
                 "disagreement": number(d / count),
                 "alpha": number(alpha / count),
             }
@@ -110,8 +111,8 @@ class MostTellingTokens:
         ]
 
 
-def shown(value: Any) -> str:
-    """A setting as a reader would write it."""
+def setting_text(value: Any) -> str:
+    """Value of a setting as it is written in YAML."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -120,7 +121,7 @@ def shown(value: Any) -> str:
 
 
 def number(value: Any) -> float | None:
-    """To six digits; what is no finite number is nothing."""
+    """Number rounded to six digits; None where the value is not a finite number."""
     if not _is_number(value) or not math.isfinite(value):
         return None
     return float(f"{float(value):.6g}")
@@ -131,7 +132,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _evaluation(line: dict[str, Any]) -> dict[str, Any]:
-    """An evaluation without its example, which the samples have more of."""
+    """Line of an evaluation without its example response."""
     return _tree({key: value for key, value in line.items() if key != "example"})
 
 
@@ -142,4 +143,8 @@ def _tree(node: Any) -> Any:
         return [_tree(value) for value in node]
     if _is_number(node):
         return number(node)
-    return node if isinstance(node, bool) or node is None else escape_control_chars(str(node), max_chars=_PREVIEW)
+    return (
+        node
+        if isinstance(node, bool) or node is None
+        else escape_control_chars(str(node), max_chars=_PREVIEW_CHARACTERS)
+    )
