@@ -1,8 +1,7 @@
-"""A headless Chromium, driven over its own debugging protocol: what a reader does with a page, and what happens."""
+"""Headless Chromium, driven over the DevTools protocol: navigation, input events, and the problems of a page."""
 
 from __future__ import annotations
 
-import base64
 import json
 import shutil
 import subprocess
@@ -16,84 +15,85 @@ from typing import Any
 from websockets.sync.client import ClientConnection, connect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-START_S, ANSWER_S = 60.0, 60.0
+START_TIMEOUT_S, REPLY_TIMEOUT_S = 60.0, 60.0
 KEYS = {"ArrowDown": 40, "ArrowUp": 38, "ArrowLeft": 37, "ArrowRight": 39, "Tab": 9, "Enter": 13, "End": 35, "Home": 36}
 
 
-def found() -> str | None:
-    """Where it is; None where it is not installed."""
+def chromium_path() -> str | None:
+    """Path of the installed Chromium; None without one."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Tab:
-    """One page. `problems` are console errors and uncaught exceptions, `requests` all that it tried to load."""
+    """One page. `problems` are console errors and uncaught exceptions, `requests` the addresses it tried to load."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
-        self._asked = 0
+        self._calls = 0
         self._events: list[str] = []
         self.problems: list[str] = []
         self.requests: list[str] = []
         for domain in ("Page", "Runtime", "Network", "Log"):
-            self.ask(f"{domain}.enable")
+            self.call(f"{domain}.enable")
 
-    def ask(self, method: str, **params: Any) -> dict[str, Any]:
-        self._asked += 1
-        self._socket.send(json.dumps({"id": self._asked, "method": method, "params": params}))
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """Call a method of the DevTools protocol."""
+        self._calls += 1
+        self._socket.send(json.dumps({"id": self._calls, "method": method, "params": params}))
         while True:
-            message = json.loads(self._socket.recv(timeout=ANSWER_S))
-            if message.get("id") == self._asked:
+            message = json.loads(self._socket.recv(timeout=REPLY_TIMEOUT_S))
+            if message.get("id") == self._calls:
                 assert "error" not in message, f"{method}: {message['error']}"
                 return message["result"]
-            self._note(message)
+            self._record(message)
 
     def open(self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> float:
-        """Load a file; the seconds until the page says that it is drawn and has a sample to show."""
+        """Load a file; the seconds until the page is drawn and shows a sample."""
         self.problems.clear()
         self.requests.clear()
         self.size(width, height)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.ask("Emulation.setEmulatedMedia", features=scheme)
+        self.call("Emulation.setEmulatedMedia", features=scheme)
         started = time.monotonic()
-        self.ask("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=path.resolve().as_uri())
         self.wait("document.documentElement?.dataset.ready && document.querySelector('.token, #samples > .note')")
         return time.monotonic() - started
 
     def size(self, width: int, height: int) -> None:
         phone = width < 600
-        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
 
     def run(self, script: str) -> Any:
-        """The value of an expression, awaited where it is a promise."""
-        answer = self.ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        """Evaluate an expression, awaited where it is a promise."""
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
     def wait(self, script: str, within_s: float = 30.0) -> None:
-        """Until the expression is true."""
-        until = time.monotonic() + within_s
+        """Wait until the expression is true."""
+        deadline = time.monotonic() + within_s
         while not self.run(f"Boolean({script})"):
-            assert time.monotonic() < until, f"still not so after {within_s:g} s: {script}"
+            assert time.monotonic() < deadline, f"still false after {within_s:g} s: {script}"
             time.sleep(0.02)
 
-    def click(self, selector: str, place: int = 0) -> None:
-        x, y = self._middle(selector, place)
+    def click(self, selector: str, index: int = 0) -> None:
+        x, y = self._middle(selector, index)
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
-            self.ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
-    def hover(self, selector: str, place: int = 0) -> None:
-        x, y = self._middle(selector, place)
-        self.ask("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    def hover(self, selector: str, index: int = 0) -> None:
+        x, y = self._middle(selector, index)
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def press(self, key: str) -> None:
         for kind in ("keyDown", "keyUp"):
-            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key])
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key])
 
     def type(self, text: str) -> None:
-        self.ask("Input.insertText", text=text)
+        self.call("Input.insertText", text=text)
 
     def choose(self, selector: str, value: str) -> None:
-        """Of a select or a slider."""
+        """Set the value of a select, a slider or a text field."""
         script = f"""(() => {{
             const node = document.querySelector({json.dumps(selector)});
             node.value = {json.dumps(value)};
@@ -101,18 +101,14 @@ class Tab:
         }})()"""
         self.run(script)
 
-    def screenshot(self, path: Path, *, whole: bool = False) -> None:
-        answer = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(answer["data"]))
-
-    def _middle(self, selector: str, place: int) -> tuple[float, float]:
-        script = f"""(() => {{ const node = document.querySelectorAll({json.dumps(selector)})[{place}];
+    def _middle(self, selector: str, index: int) -> tuple[float, float]:
+        script = f"""(() => {{ const node = document.querySelectorAll({json.dumps(selector)})[{index}];
             node.scrollIntoView({{ block: "center", behavior: "instant" }}); const box = node.getBoundingClientRect();
             return [box.x + box.width / 2, box.y + box.height / 2]; }})()"""
         x, y = self.run(script)
         return x, y
 
-    def _note(self, message: dict[str, Any]) -> None:
+    def _record(self, message: dict[str, Any]) -> None:
         params = message.get("params", {})
         match message["method"]:
             case "Runtime.exceptionThrown":
@@ -127,8 +123,8 @@ class Tab:
 
 @contextmanager
 def chromium() -> Iterator[Tab]:
-    """A tab of a new browser with a profile of its own; both are gone afterwards."""
-    program = found()
+    """Open a tab of a new browser with a profile of its own; both are removed at the end."""
+    program = chromium_path()
     assert program is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         words = [
@@ -154,11 +150,11 @@ def chromium() -> Iterator[Tab]:
 
 
 def _page_address(profile: Path) -> str:
-    """Where the first tab is: Chromium writes its port into its profile."""
+    """Address of the first tab's protocol; Chromium writes the port into its profile."""
     from urllib.request import ProxyHandler, build_opener
 
     port_file = profile / "DevToolsActivePort"
-    until = time.monotonic() + START_S
+    deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
             port = port_file.read_text().split()[0]
@@ -166,5 +162,5 @@ def _page_address(profile: Path) -> str:
                 pages = [entry for entry in json.load(answer) if entry["type"] == "page"]
             return pages[0]["webSocketDebuggerUrl"]
         except (OSError, IndexError):
-            assert time.monotonic() < until, f"Chromium did not start within {START_S:g} s"
+            assert time.monotonic() < deadline, f"Chromium did not start within {START_TIMEOUT_S:g} s"
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Run folders to look at, without a run: random figures in the shape that a run records."""
+"""Run folders with random metrics and samples in the format that a run records."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ LONG_LINE = "x" * 1_000_000
 
 
 def a_run(folder: Path, *, steps: int, responses: int, texts: Sequence[str] = (), words: Sequence[str] = ()) -> Path:
-    """A run of `steps` steps with `responses` samples each; `texts` stand wherever somebody could put hostile ones."""
+    """A run folder with `steps` steps and `responses` samples each; `texts` replace all texts of models and data."""
     config = load(DEMO, [f"output_dir={folder}", f"steps={steps}", f"samples.responses={responses}", *words])
-    made = RunFolder.create(config)
+    run = RunFolder.create(config)
     rng = np.random.default_rng(0)
     choose = random.Random(0)
     lines: list[dict[str, Any]] = []
     for step in range(1, steps + 1):
-        lines.append({"step": step, "learner/loss": 1 / step, "perf/step_s": 4.0, "time/learn_s": 1.0} | _figures(step))
+        lines.append({"step": step, "learner/loss": 1 / step, "perf/step_s": 4.0, "time/learn_s": 1.0} | _metrics(step))
         rows = [_row(step, i, rng, choose, texts) for i in range(responses)]
-        samples.write(made.samples, step, rows)
+        samples.write(run.samples, step, rows)
     for step in (0, steps):
         for split in ("test", "ood"):
             by_field = dict.fromkeys(FIELDS, 0.3 + 0.4 * step / steps)
             accuracy = {"average": 0.3 + 0.4 * step / steps, "low": 0.28, "high": 0.74, "by_field": by_field}
             lines.append({"step": step, "evaluation": split, "mean": accuracy, "entropy_nats": 0.1, "samples": 8})
-    made.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return made.path
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run.path
 
 
-def _figures(step: int) -> dict[str, float]:
+def _metrics(step: int) -> dict[str, float]:
     return {
         "rollout/reward_mean": 0.3 + 0.01 * step,
         "rollout/worker_0_tokens_per_s": 2000.0 + step,
@@ -66,22 +66,24 @@ def _row(step: int, i: int, rng: np.random.Generator, choose: random.Random, tex
     length = choose.randint(8, 40)
     short = [text[:100] for text in texts] or PIECES
     pieces = choose.choices(short, k=length)
-    said = (lambda default: choose.choice(list(texts))) if texts else (lambda default: default)
+    text_or = (lambda default: choose.choice(list(texts))) if texts else (lambda default: default)
     logp = {view: np.log(rng.dirichlet(np.ones(CANDIDATES + 1), length)[:, :-1]) for view in ("a", "b", "c", "d")}
     disagreement = rng.beta(0.2, 4, length) * 0.69
     return {
         "step": step,
-        "prompt_id": said(f"train/{i % 50}"),
+        "prompt_id": text_or(f"train/{i % 50}"),
         "sample": i % 8,
-        "field": said(FIELDS[i % 4]),
-        "question": said(f"What is the mass of {i} mol in step {step}?"),
-        "expected": said("72"),
-        "student_view": said(f"<|user|>What is the mass of {i} mol?<|assistant|>"),
-        "privileged_view": said(f"<|user|>What is the mass of {i} mol?\n\nCorrect solution:\n\n12*6=72<|assistant|>"),
-        "response": said("".join(pieces)),
+        "field": text_or(FIELDS[i % 4]),
+        "question": text_or(f"What is the mass of {i} mol in step {step}?"),
+        "expected": text_or("72"),
+        "student_view": text_or(f"<|user|>What is the mass of {i} mol?<|assistant|>"),
+        "privileged_view": text_or(
+            f"<|user|>What is the mass of {i} mol?\n\nCorrect solution:\n\n12*6=72<|assistant|>"
+        ),
+        "response": text_or("".join(pieces)),
         "truncated": False,
         "reward": float(i % 3 == 0),
-        "feedback": said(None),
+        "feedback": text_or(None),
         "learned": True,
         "advantage": 0.5,
         "worker": i % 2,

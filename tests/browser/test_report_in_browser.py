@@ -1,4 +1,4 @@
-"""The report as a reader has it: opened in Chromium, clicked, filtered, hovered over; and fed with what is hostile."""
+"""Tests of the report in Chromium: clicks, filters, hovering, the keyboard, and hostile texts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from demopsd_dist.report import write_report
-from tests.browser.chromium import Tab, chromium, found
+from tests.browser.chromium import Tab, chromium, chromium_path
 from tests.browser.recorded_runs import HOSTILE, LONG_LINE, a_run
 
-POOR = (Path(__file__).parent / "contrast.js").read_text(encoding="utf-8")
+POOR_CONTRAST = (Path(__file__).parent / "contrast.js").read_text(encoding="utf-8")
 
 pytestmark = pytest.mark.skipif(
-    found() is None, reason="no Chromium here: apt-get install chromium, and the report is looked at"
+    chromium_path() is None, reason="Chromium is not installed: apt-get install chromium to test the report"
 )
 
 
@@ -34,8 +34,8 @@ def texts(tab: Tab, selector: str) -> list[str]:
     return tab.run(f"[...document.querySelectorAll({selector!r})].map((node) => node.textContent)")
 
 
-def quiet(tab: Tab, page: Path) -> None:
-    """Nothing went wrong, and nothing but the file was asked for."""
+def assert_no_problems(tab: Tab, page: Path) -> None:
+    """Assert that there were no errors, and that nothing but the file was loaded."""
     assert tab.problems == []
     assert tab.requests == [page.resolve().as_uri()]
 
@@ -48,13 +48,13 @@ def test_a_reader_finds_a_token(tab: Tab, report: Path) -> None:
     tab.hover(".token", 3)
     assert "4 of" in texts(tab, ".panel h4")[0]
     assert texts(tab, ".candidates thead th") == ["token", "student", "reference", "teacher", "barycenter"]
-    assert len(texts(tab, ".candidates tbody tr")) == 6, "five candidates and all others"
+    assert len(texts(tab, ".candidates tbody tr")) == 6, "five candidates and all other tokens"
     column = [float(text.lstrip("<")) for text in texts(tab, ".candidates tbody td:nth-child(4) span")]
     assert sum(column) == pytest.approx(100, abs=0.5)
     tab.click(".token", 5)
     tab.press("ArrowRight")
-    assert "7 of" in texts(tab, ".panel h4")[0], "the keyboard goes on from the token that was clicked"
-    quiet(tab, report)
+    assert "7 of" in texts(tab, ".panel h4")[0], "the keyboard continues from the clicked token"
+    assert_no_problems(tab, report)
 
 
 def test_filters_search_and_order(tab: Tab, report: Path) -> None:
@@ -77,17 +77,17 @@ def test_filters_search_and_order(tab: Tab, report: Path) -> None:
     tab.wait("document.querySelector('.count').textContent === '240 of 240 samples'")
     tab.choose("#sort", "new")
     assert "step 6" in texts(tab, ".row-facts")[0]
-    tab.choose("#search", "nobody says this")
+    tab.choose("#search", "not in any sample")
     tab.wait("document.querySelector('.detail .note')")
-    quiet(tab, report)
+    assert_no_problems(tab, report)
 
 
 def test_the_list_by_keyboard(tab: Tab, report: Path) -> None:
     tab.open(report)
     tab.run("document.querySelector('.rows').focus()")
-    for key, place in (("ArrowDown", 2), ("ArrowDown", 3), ("End", 240), ("ArrowUp", 239), ("Home", 1)):
+    for key, index in (("ArrowDown", 2), ("ArrowDown", 3), ("End", 240), ("ArrowUp", 239), ("Home", 1)):
         tab.press(key)
-        tab.wait(f"document.querySelector('.row[aria-selected=true]')?.getAttribute('aria-posinset') === '{place}'")
+        tab.wait(f"document.querySelector('.row[aria-selected=true]')?.getAttribute('aria-posinset') === '{index}'")
     assert tab.run("document.querySelector('.rows').getAttribute('aria-activedescendant')") == "row-0"
 
 
@@ -95,8 +95,8 @@ def test_colours_follow_the_switch(tab: Tab, report: Path) -> None:
     tab.open(report)
     colours = {}
     shade = "getComputedStyle(document.querySelector('.token[aria-selected=true]')).backgroundColor"
-    for place, name in enumerate(("alpha", "disagreement", "entropy", "surprise")):
-        tab.click(".choice label", place)
+    for index, name in enumerate(("alpha", "disagreement", "entropy", "surprise")):
+        tab.click(".choice label", index)
         assert tab.run("document.querySelector('.response').dataset.measure") == name
         colours[name] = tab.run(shade)
     assert len(set(colours.values())) == 4
@@ -105,10 +105,10 @@ def test_colours_follow_the_switch(tab: Tab, report: Path) -> None:
     assert tab.run("document.documentElement.dataset.theme") == "dark"
     assert tab.run(shade) != colours["surprise"]
     tab.click("#theme")
-    quiet(tab, report)
+    assert_no_problems(tab, report)
 
 
-def test_charts_tell_their_numbers(tab: Tab, report: Path) -> None:
+def test_charts_show_their_values(tab: Tab, report: Path) -> None:
     tab.open(report)
     chart = "[...document.querySelectorAll('.chart')].find((node) => node.querySelector('h3').textContent === 'Loss')"
     tab.run(f"{chart}.querySelector('svg[role=img]').focus()")
@@ -120,34 +120,34 @@ def test_charts_tell_their_numbers(tab: Tab, report: Path) -> None:
     tab.wait(f"{chart}.querySelectorAll('tbody tr').length === 6")
     tab.hover(".chart svg[role=img]")
     assert texts(tab, ".tip:not([hidden]) .tip-head")
-    tab.choose("#figure", "perf/step_s")
+    tab.choose("#metric", "perf/step_s")
     assert texts(tab, ".explorer-chart h3") == ["perf/step_s"]
     assert "from the end of the step before to its own (s)" in texts(tab, ".explorer-chart p")[0]
-    quiet(tab, report)
+    assert_no_problems(tab, report)
 
 
 @pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize("dark", [False, True])
-def test_text_can_be_read(tab: Tab, report: Path, width: int, dark: bool) -> None:
-    """Contrast of WCAG AA everywhere, and no line runs out of the page."""
+def test_text_is_legible(tab: Tab, report: Path, width: int, dark: bool) -> None:
+    """Contrast of all texts by WCAG AA, and no horizontal scrolling."""
     tab.open(report, width=width, dark=dark)
     tab.run("document.querySelectorAll('details').forEach((node) => (node.open = true))")
     assert tab.run("document.documentElement.scrollWidth") == width
-    for place in range(4):
-        tab.click(".choice label", place)
-        assert tab.run(POOR) == []
+    for index in range(4):
+        tab.click(".choice label", index)
+        assert tab.run(POOR_CONTRAST) == []
 
 
-def test_what_is_hostile_is_only_text(tab: Tab, tmp_path: Path) -> None:
+def test_hostile_texts_stay_text(tab: Tab, tmp_path: Path) -> None:
     run = a_run(tmp_path, steps=2, responses=30, texts=[*HOSTILE, LONG_LINE])
     page = write_report([run], run / "report.html")
-    assert page.stat().st_size < 4e6, "a line of 1 MB is cut"
+    assert page.stat().st_size < 4e6, "a line of 1 MB is truncated"
     tab.open(page)
     elements = "document.querySelectorAll('script, img, iframe, object, embed, form, style, svg').length"
     before = tab.run(elements)
-    for place in range(6):
-        tab.click(".row", place)
-        tab.wait(f"document.querySelectorAll('.row')[{place}].getAttribute('aria-selected') === 'true'")
+    for index in range(6):
+        tab.click(".row", index)
+        tab.wait(f"document.querySelectorAll('.row')[{index}].getAttribute('aria-selected') === 'true'")
         tab.run("document.querySelectorAll('details').forEach((node) => (node.open = true))")
         for token in range(3):
             tab.hover(".token", token)
@@ -160,25 +160,25 @@ def test_what_is_hostile_is_only_text(tab: Tab, tmp_path: Path) -> None:
     assert tab.run("document.querySelectorAll('main img, main script, main iframe').length") == 0
     assert tab.run(elements) == before + tab.run("document.querySelectorAll('.chart .numbers svg').length")
     assert tab.run("document.documentElement.scrollWidth") == 1280
-    quiet(tab, page)
+    assert_no_problems(tab, page)
 
 
 def test_ten_thousand_samples(tab: Tab, tmp_path: Path) -> None:
     run = a_run(tmp_path, steps=250, responses=40)
     page = write_report([run], run / "report.html")
     tries = 0
-    while (seconds := tab.open(page)) >= 3 and tries < 4:  # a busy machine is no failure
+    while (seconds := tab.open(page)) >= 3 and tries < 4:  # repeated on a busy machine
         tries += 1
     print(f"10,000 samples, {page.stat().st_size / 1e6:.1f} MB: first view after {seconds:.2f} s")
     assert seconds < 3
     assert texts(tab, ".count") == ["10,000 of 10,000 samples"]
-    assert len(texts(tab, ".row")) < 40, "only the rows in sight are elements"
+    assert len(texts(tab, ".row")) < 40, "only the visible rows are elements"
     tab.run("document.querySelector('.rows').focus()")
     tab.press("End")
     tab.wait("document.querySelector('.row[aria-selected=true]')?.getAttribute('aria-posinset') === '10000'")
     tab.choose("#search", "what is the mass of 39 mol in step 250")
     tab.wait("document.querySelector('.count').textContent === '1 of 10,000 samples'")
-    quiet(tab, page)
+    assert_no_problems(tab, page)
 
 
 def test_runs_beside_each_other(tab: Tab, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_runs_beside_each_other(tab: Tab, tmp_path: Path) -> None:
     tab.choose("#run", "1")
     assert texts(tab, ".count") == ["70 of 120 samples"]
     assert all(text.startswith("other") for text in texts(tab, ".row-facts"))
-    quiet(tab, page)
+    assert_no_problems(tab, page)
 
 
 def test_a_run_that_has_only_begun(tab: Tab, tmp_path: Path) -> None:
@@ -205,6 +205,6 @@ def test_a_run_that_has_only_begun(tab: Tab, tmp_path: Path) -> None:
         path.unlink()
     page = write_report([run], run / "report.html")
     tab.open(page)
-    assert texts(tab, "#samples .note")[0].startswith("No samples were kept")
+    assert texts(tab, "#samples .note")[0].startswith("No samples were recorded")
     assert "1 of 1 steps so far" in texts(tab, "#about")[0]
-    quiet(tab, page)
+    assert_no_problems(tab, page)

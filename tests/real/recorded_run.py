@@ -11,7 +11,7 @@ from torch import Tensor
 from demopsd_dist.report import write_report
 from demopsd_dist.run_record import metric_glossary, samples
 from demopsd_dist.training.run import Task
-from tests.browser.chromium import chromium, found
+from tests.browser.chromium import chromium, chromium_path
 
 Logits = Callable[[list[tuple[np.ndarray, np.ndarray]]], list[Tensor]]
 
@@ -46,7 +46,7 @@ def hold_samples(folder: Path, task: Task, logits_of: Logits) -> None:
 
 def hold_report(folder: Path) -> None:
     page = write_report([folder], folder / "report.html")
-    if found() is None:
+    if chromium_path() is None:
         return
     with chromium() as tab:
         tab.open(page)
