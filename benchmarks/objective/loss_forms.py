@@ -1,10 +1,10 @@
-"""The ways from hidden states to gradients that `benchmarks.objective` compares, and its inputs.
+"""Forms of each loss that `benchmarks.objective` compares, from hidden states to gradients, and their inputs.
 
-Tasks, each on the same numbers in all its forms:
+Tasks, each with the same numbers in all its forms:
 
-* `demopsd`: student's top 100 and a tail; reference and teacher values were sent, as in the cluster.
-* `sdpo`: Jensen-Shannon on the student's top 100 and a tail; the teacher's head is part of the work, as TRL has it.
-* `jsd`: Jensen-Shannon over the whole vocabulary; the teacher's head is part of the work, as Liger has it.
+* `demopsd`: student's top 100 and a tail; reference and teacher values are inputs, as in the cluster.
+* `sdpo`: Jensen-Shannon on the student's top 100 and a tail; the teacher's head is part of the work, as in TRL.
+* `jsd`: Jensen-Shannon over the whole vocabulary; the teacher's head is part of the work, as in Liger.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TOP_K = 100
 
 
 class LossCase:
-    """Inputs of a size. Everything that a form does not itself compute is there before it starts."""
+    """Inputs of one size. Everything that a form does not compute itself exists before it starts."""
 
     def __init__(self, tokens: int, hidden: int, vocabulary: int, device: str, dtype: torch.dtype) -> None:
         self._random = torch.Generator(device=device).manual_seed(0)
@@ -52,18 +52,19 @@ class LossCase:
     @torch.no_grad()
     def sent(self) -> tuple[Tensor, Tensor, Tensor]:
         """Support ids, reference and teacher values on them."""
-        parts = []
+        slices = []
         reference_NH = (self.hidden_NH.float() + 0.1 * self._draw(*self.hidden_NH.shape)).to(self.hidden_NH.dtype)
         for start in range(0, self.tokens, self.slice_tokens):
             rows = slice(start, start + self.slice_tokens)
             logits = [linear(x[rows], self.weight_VH) for x in (self.hidden_NH, reference_NH, self.teacher_NH)]
             ids = top_k_support(logits[0], TOP_K)
             assert ids is not None
-            parts.append((ids, coarsen(logits[1], ids), coarsen(logits[2], ids)))
-        ids, reference, teacher = (torch.cat(part) for part in zip(*parts, strict=True))
+            slices.append((ids, coarsen(logits[1], ids), coarsen(logits[2], ids)))
+        ids, reference, teacher = (torch.cat(values) for values in zip(*slices, strict=True))
         return ids, reference, teacher
 
     def teacher_logits(self, rows: slice) -> Tensor:
+        """Teacher's logits of some tokens."""
         with torch.no_grad():
             return linear(self.teacher_NH[rows], self.weight_VH)
 
@@ -73,7 +74,7 @@ def demopsd_plain(case: LossCase) -> Tensor:
 
 
 def demopsd_recomputed(case: LossCase) -> Tensor:
-    """Slices whose logits are thrown away and computed again in the backward pass."""
+    """Loss by slices whose logits are discarded and recomputed in the backward pass."""
     total = case.hidden_NH.new_zeros((), dtype=torch.float32)
     for start in range(0, case.tokens, case.slice_tokens):
         rows = slice(start, start + case.slice_tokens)
@@ -147,6 +148,7 @@ def jsd_liger(case: LossCase) -> Tensor:
 
 
 def importable(package: str) -> bool:
+    """True if a package is installed."""
     return importlib.util.find_spec(package) is not None
 
 
@@ -161,4 +163,4 @@ if importable("trl"):
 if importable("liger_kernel"):
     FORMS["jsd"]["Liger"] = jsd_liger
 HEAD_PRODUCTS = {"demopsd": 3, "sdpo": 4, "jsd": 4}
-"""Products with the head's weight that a form cannot do without: forward, two gradients, the teacher's forward."""
+"""Products with the head's weight that every form needs: forward, two gradients, the teacher's forward."""

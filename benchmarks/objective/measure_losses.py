@@ -1,9 +1,9 @@
 """Memory and time of the loss: `python -m benchmarks.objective [--tokens 256 1024] [--hidden 1024] [--tasks demopsd]`
 
 One forward and backward, from hidden states to the gradients of hidden states and head, float32 on CPU or bfloat16
-weights on a GPU, for every form of every task (`objective_forms.py`). Each measurement has a process of its own, forms
-turn about, so that one's memory does not count for another. TRL's and Liger's losses run with them where these packages
-can be imported. Writes a table, a plot and the raw figures.
+weights on a GPU, for every form of every task (`loss_forms.py`). Each measurement has a process of its own, so that the
+memory of one does not count for another; forms take turns. TRL's and Liger's losses run with them if these packages are
+installed. Writes a table, a plot and the raw figures.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ Row = dict[str, Any]
 
 
 def main() -> None:
+    """Command line of the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=[256, 512, 1024, 2048])
     parser.add_argument("--hidden", type=int, nargs="+", default=[1024])
     parser.add_argument("--tasks", nargs="+", choices=list(FORMS), default=list(FORMS))
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY)
     parser.add_argument("--repeats", type=int, default=2, help="timed steps in each process")
-    parser.add_argument("--rounds", type=int, default=2, help="processes for each form, turn about")
+    parser.add_argument("--rounds", type=int, default=2, help="processes for each form, in turn")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--add", action="store_true", help="keep the rows of other sizes and tasks that are there")
+    parser.add_argument("--add", action="store_true", help="keep the rows of other sizes and tasks in the results")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     raw = args.out / f"objective-{device}.json"
@@ -53,22 +54,22 @@ def main() -> None:
                 rows.sort(key=lambda row: (list(FORMS).index(row["task"]), row["hidden"], row["tokens"]))
                 raw.write_text(json.dumps(rows, indent=2) + "\n")
                 (args.out / f"objective-{device}.md").write_text(report(rows, device))
-                print(*map(line, fresh), sep="\n", flush=True)
+                print(*map(table_line, fresh), sep="\n", flush=True)
     plot(rows, args.out / f"objective-{device}.png", device)
 
 
 def compare(size: Row, device: str, repeats: int, rounds: int) -> list[Row]:
     """A row for each form of a task; medians over the rounds, and ratios to the first form."""
     task, forms = size["task"], list(FORMS[size["task"]])
-    found: dict[str, list[dict[str, float]]] = {form: [] for form in forms}
+    measured: dict[str, list[dict[str, float]]] = {form: [] for form in forms}
     for _ in range(rounds):
         for form in forms:
-            found[form].append(apart(measure, task, form, size, device, repeats))
+            measured[form].append(in_new_process(measure, task, form, size, device, repeats))
     rows = [
         size | {"form": form} | {key: statistics.median(result[key] for result in results) for key in results[0]}
-        for form, results in found.items()
+        for form, results in measured.items()
     ]
-    differences = apart(gradient_differences, task, size, device)
+    differences = in_new_process(gradient_differences, task, size, device)
     for row in rows:
         row |= {
             "memory_ratio": row["beyond_gradients_mib"] / rows[0]["beyond_gradients_mib"],
@@ -78,33 +79,37 @@ def compare(size: Row, device: str, repeats: int, rounds: int) -> list[Row]:
     return rows
 
 
-def apart(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Call it in a process of its own."""
+def in_new_process(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(work, arguments)
 
 
 def measure(task: str, form: str, size: Row, device: str, repeats: int) -> dict[str, float]:
     """Memory of the first step, median time of the others, and the time of the products with the head alone."""
-    chosen = FORMS[task][form]
-    step(make(size | {"tokens": 2, "hidden": 8, "vocabulary": 2 * TOP_K}, device), chosen)  # imports, thread pools
-    case = make(size, device)
+    loss_form = FORMS[task][form]
+    step(
+        make_case(size | {"tokens": 2, "hidden": 8, "vocabulary": 2 * TOP_K}, device), loss_form
+    )  # imports, thread pools
+    case = make_case(size, device)
     _ = case.sent
-    peak = peak_mib(lambda: step(case, chosen), device)
+    peak = peak_mib(lambda: step(case, loss_form), device)
     gradients_mib = (case.weight_VH.nbytes + case.hidden_NH.nbytes) / MIB
     return {
         "beyond_gradients_mib": peak - gradients_mib,
-        "seconds": statistics.median(timed(lambda: step(case, chosen), device) for _ in range(repeats)),
+        "seconds": statistics.median(timed(lambda: step(case, loss_form), device) for _ in range(repeats)),
         "floor_s": HEAD_PRODUCTS[task] * timed(lambda: products(case), device),
     }
 
 
-def make(size: Row, device: str) -> LossCase:
+def make_case(size: Row, device: str) -> LossCase:
+    """Random inputs of a size."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     return LossCase(size["tokens"], size["hidden"], size["vocabulary"], device, dtype)
 
 
 def step(case: LossCase, form: Form) -> float:
+    """One forward and backward pass; returns the loss."""
     case.hidden_NH.grad = case.weight_VH.grad = None
     loss = form(case)
     loss.backward()
@@ -112,7 +117,7 @@ def step(case: LossCase, form: Form) -> float:
 
 
 def products(case: LossCase) -> None:
-    """One product of the hidden states with the head, in slices: what a form cannot be faster than."""
+    """One product of the hidden states with the head, in slices: a lower bound of the time of any form."""
     with torch.no_grad():
         for rows in case.hidden_NH.split(case.slice_tokens):
             torch.nn.functional.linear(rows, case.weight_VH)
@@ -120,20 +125,21 @@ def products(case: LossCase) -> None:
 
 def gradient_differences(task: str, size: Row, device: str) -> dict[str, float]:
     """Largest difference from the first form's gradients, relative to their largest entry."""
-    case = make(size, device)
-    found: dict[str, float] = {}
+    case = make_case(size, device)
+    differences: dict[str, float] = {}
     first: list[torch.Tensor] = []
     for form in FORMS[task]:
         step(case, FORMS[task][form])
         gradients = [x.grad for x in (case.hidden_NH, case.weight_VH) if x.grad is not None]
         first = first or gradients
-        found[form] = max(
+        differences[form] = max(
             float((one - other).abs().max() / other.abs().max()) for one, other in zip(gradients, first, strict=True)
         )
-    return found
+    return differences
 
 
 def timed(work: Callable[[], Any], device: str) -> float:
+    """Seconds of a call."""
     started = time.perf_counter()
     work()
     if device == "cuda":
@@ -142,7 +148,7 @@ def timed(work: Callable[[], Any], device: str) -> float:
 
 
 def peak_mib(work: Callable[[], Any], device: str) -> float:
-    """Memory that a call takes at its peak beyond what was held before, MiB."""
+    """Peak memory of a call beyond the memory in use before it, MiB."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -151,9 +157,9 @@ def peak_mib(work: Callable[[], Any], device: str) -> float:
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / MIB
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from the present size
-    held = _status("VmRSS")
+    before = _status("VmRSS")
     work()
-    return (_status("VmHWM") - held) / 1024
+    return (_status("VmHWM") - before) / 1024
 
 
 def _status(key: str) -> int:
@@ -162,6 +168,7 @@ def _status(key: str) -> int:
 
 
 def report(rows: list[Row], device: str) -> str:
+    """The page."""
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
     name = torch.cuda.get_device_name() if device == "cuda" else machine
     lines = [
@@ -175,10 +182,11 @@ def report(rows: list[Row], device: str) -> str:
         "| task | V | hidden | T | form | MiB | memory | s | time | floor s | gradients |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    return "\n".join([*lines, *map(line, rows)]) + "\n"
+    return "\n".join([*lines, *map(table_line, rows)]) + "\n"
 
 
-def line(row: Row) -> str:
+def table_line(row: Row) -> str:
+    """Line of a form in the table."""
     return (
         f"| {row['task']} | {row['vocabulary']} | {row['hidden']} | {row['tokens']} | {row['form']} | "
         f"{row['beyond_gradients_mib']:.0f} | {row['memory_ratio']:.3f} | {row['seconds']:.2f} | "
@@ -187,7 +195,7 @@ def line(row: Row) -> str:
 
 
 def plot(rows: list[Row], path: Path, device: str) -> None:
-    """Memory and time over T, a column for each task, a line for each form and hidden size."""
+    """Plot memory and time over T: a column for each task, a line for each form and hidden size."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -197,9 +205,9 @@ def plot(rows: list[Row], path: Path, device: str) -> None:
     figure, axes = plt.subplots(2, len(tasks), figsize=(4.2 * len(tasks), 7), squeeze=False)
     for column, task in enumerate(tasks):
         for hidden in sorted({row["hidden"] for row in rows if row["task"] == task}):
-            of_size = [row for row in rows if (row["task"], row["hidden"]) == (task, hidden)]
-            for form in dict.fromkeys(row["form"] for row in of_size):
-                own = [row for row in of_size if row["form"] == form]
+            rows_of_size = [row for row in rows if (row["task"], row["hidden"]) == (task, hidden)]
+            for form in dict.fromkeys(row["form"] for row in rows_of_size):
+                own = [row for row in rows_of_size if row["form"] == form]
                 for axis, key in zip(axes[:, column], ("beyond_gradients_mib", "seconds"), strict=True):
                     values = ([row["tokens"] for row in own], [row[key] for row in own])
                     axis.plot(*values, marker="o", label=f"{form}, hidden {hidden}")

@@ -1,9 +1,9 @@
-"""A run of ours beside TRL's SDPO: `python -m benchmarks.peer [--steps 20] [--warmup 3]`
+"""A run of this project beside TRL's SDPO: `python -m benchmarks.peer [--steps 20] [--warmup 3]`
 
 The same model, prompts, group size, response length, loss and optimizer settings, in float32 on the same two cores, one
-after the other: samples/s end to end over the steps after warm-up, and where the time of a step goes. TRL is set up in
-an environment of its own (`.peers`), which sees this one's torch and transformers. How many processes and
-samples a forward suit TRL best is tried first, in short runs; it then runs with what was fastest.
+after the other: samples/s end to end over the steps after warm-up, and the time of a step by stage. TRL is installed in
+an environment of its own (`.peers`), which sees this one's torch and transformers. Short runs first find the numbers of
+processes and of samples a forward that are fastest for TRL; it then runs with these.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.results_files import RESULTS, save
-from benchmarks.common.timed_runs import train_on_real_engines
+from benchmarks.common.timed_runs import DEMO, train_on_real_engines
 from demopsd_dist.config import Config, load
 from launch._processes import fenced
 from launch._task import provenance
 from workers.cluster import session
 
 ROOT = Path(__file__).parents[2]
-DEMO = ROOT / "configs" / "demo.yaml"
 REQUIREMENTS = Path(__file__).with_name("trl_requirements.txt")
 CORES = 2
 WORDS = [
@@ -37,7 +36,7 @@ WORDS = [
     "evaluation.at_start=false",
     "leakage.every_steps=0",
 ]
-"""Over configs/demo.yaml. Divergence and aggregation are as TRL has them."""
+"""Overrides of configs/demo.yaml. Divergence and aggregation are those of TRL."""
 TRIAL_WARMUP, TRIAL_STEPS = 2, 4
 TRIAL_S, RUN_S = 300, 900
 
@@ -58,6 +57,8 @@ SHAPES = [WorkShape(1, 192), WorkShape(1, 48), WorkShape(2, 96), WorkShape(2, 48
 
 @dataclass(frozen=True)
 class PeerStep:
+    """Figures of one step; `stages` in seconds."""
+
     samples: float
     tokens: float
     reward: float
@@ -67,7 +68,7 @@ class PeerStep:
 
 @dataclass(frozen=True)
 class PeerFigures:
-    """Of some steps of a run; `stages` and `step_s` are means, in seconds."""
+    """Figures over several steps of a run; `stages` and `step_s` are means, in seconds."""
 
     samples_per_s: float
     tokens_per_sample: float
@@ -78,7 +79,8 @@ class PeerFigures:
     stages: dict[str, float]
 
 
-def figures(steps: Sequence[PeerStep]) -> PeerFigures:
+def figures_of(steps: Sequence[PeerStep]) -> PeerFigures:
+    """Rates of the totals over the steps, and mean times."""
     seconds, samples = sum(step.step_s for step in steps), sum(step.samples for step in steps)
     names = sorted({name for step in steps for name in step.stages})
     return PeerFigures(
@@ -92,7 +94,8 @@ def figures(steps: Sequence[PeerStep]) -> PeerFigures:
     )
 
 
-def ours(words: Sequence[str]) -> list[PeerStep]:
+def run_own(words: Sequence[str]) -> list[PeerStep]:
+    """Steps of this project's run."""
     config = load(DEMO, words)
     session.join(config)
     try:
@@ -112,7 +115,7 @@ def ours(words: Sequence[str]) -> list[PeerStep]:
 
 
 def trl_python() -> Path:
-    """The interpreter of TRL's environment, made where there is none yet."""
+    """Interpreter of TRL's environment, which is created if it does not exist."""
     folder = ROOT / ".peers" / REQUIREMENTS.read_text().strip().replace("==", "-")
     python, done = folder / "bin" / "python", folder / "installed"
     if not done.exists():
@@ -125,10 +128,11 @@ def trl_python() -> Path:
     return python
 
 
-def trl(shape: WorkShape, words: Sequence[str], within_s: float) -> list[PeerStep]:
-    """
+def run_trl(shape: WorkShape, words: Sequence[str], within_s: float) -> list[PeerStep]:
+    """Steps of TRL's run.
+
     Raises:
-        RuntimeError: TRL failed, with its last words.
+        RuntimeError: TRL failed; the message ends with its last output.
         subprocess.TimeoutExpired: it took longer than `within_s`.
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={shape.processes}"]
@@ -149,43 +153,47 @@ def trl(shape: WorkShape, words: Sequence[str], within_s: float) -> list[PeerSte
     return [PeerStep(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def tried() -> dict[WorkShape, float]:
+def try_shapes() -> dict[WorkShape, float]:
     """Samples/s of TRL's shapes in short runs."""
-    found: dict[WorkShape, float] = {}
+    rates: dict[WorkShape, float] = {}
     for shape in SHAPES:
-        steps = trl(shape, [*WORDS, f"steps={TRIAL_WARMUP + TRIAL_STEPS}"], TRIAL_S)
-        found[shape] = figures(steps[TRIAL_WARMUP:]).samples_per_s
-        print(f"TRL, {shape}: {found[shape]:.1f} samples/s", flush=True)
-    return found
+        steps = run_trl(shape, [*WORDS, f"steps={TRIAL_WARMUP + TRIAL_STEPS}"], TRIAL_S)
+        rates[shape] = figures_of(steps[TRIAL_WARMUP:]).samples_per_s
+        print(f"TRL, {shape}: {rates[shape]:.1f} samples/s", flush=True)
+    return rates
 
 
-def stage_rows(here: PeerFigures, there: PeerFigures) -> list[tuple[str, float | None, float | None]]:
-    """What takes a step's time, on both sides, seconds."""
-    mine, theirs = here.stages, there.stages
-    rest = here.step_s - mine["wait_for_rollouts"] - mine["learn"] - mine["publish_weights"]
-    learned = ("student", "loss", "backward")
+def stage_rows(own: PeerFigures, trl: PeerFigures) -> list[tuple[str, float | None, float | None]]:
+    """Seconds of a step by stage: title, this project's, TRL's. A dash marks a stage that overlaps or is part of
+    another."""
+    own_s, trl_s = own.stages, trl.stages
+    rest = own.step_s - own_s["wait_for_rollouts"] - own_s["learn"] - own_s["publish_weights"]
+    learning = ("student", "loss", "backward")
     return [
-        ("rollouts: sampled, rewarded, scored", mine["wait_for_rollouts"], None),
-        ("– sampling", mine["sample"], theirs["sample"]),
-        ("– rewards, teacher's prompts", None, theirs["reward"]),
-        ("– support: student forward without gradient", mine["support"], None),
-        ("– teacher forward", mine["score"], theirs["teacher"]),
-        ("learning", mine["learn"], sum(theirs[name] for name in learned)),
-        *((f"– {name}", None, theirs[name]) for name in learned),
-        ("publishing weights, EMA", mine["publish_weights"], None),
-        ("rest", rest, theirs["rest"]),
-        ("step", here.step_s, there.step_s),
+        ("rollouts: sampled, rewarded, scored", own_s["wait_for_rollouts"], None),
+        ("– sampling", own_s["sample"], trl_s["sample"]),
+        ("– rewards, teacher's prompts", None, trl_s["reward"]),
+        ("– support: student forward without gradient", own_s["support"], None),
+        ("– teacher forward", own_s["score"], trl_s["teacher"]),
+        ("learning", own_s["learn"], sum(trl_s[name] for name in learning)),
+        *((f"– {name}", None, trl_s[name]) for name in learning),
+        ("publishing weights, EMA", own_s["publish_weights"], None),
+        ("rest", rest, trl_s["rest"]),
+        ("step", own.step_s, trl.step_s),
     ]
 
 
-def report(found: dict[str, Any], here: PeerFigures, there: PeerFigures, config: Config) -> list[str]:
+def report(result: dict[str, Any], own: PeerFigures, trl: PeerFigures, config: Config) -> list[str]:
+    """Lines of the page."""
+
     def cell(seconds: float | None) -> str:
         return "" if seconds is None else f"{seconds:.3f}"
 
-    def side(name: str, side: PeerFigures) -> str:
+    def side(name: str, figures: PeerFigures) -> str:
         return (
-            f"| {name} | {side.samples_per_s:.1f} | {side.step_s:.2f} ({side.fastest_s:.2f} to {side.slowest_s:.2f}) | "
-            f"{side.tokens_per_sample:.1f} | {side.reward:.3f} |"
+            f"| {name} | {figures.samples_per_s:.1f} | "
+            f"{figures.step_s:.2f} ({figures.fastest_s:.2f} to {figures.slowest_s:.2f}) | "
+            f"{figures.tokens_per_sample:.1f} | {figures.reward:.3f} |"
         )
 
     rollout = config.rollout
@@ -193,35 +201,36 @@ def report(found: dict[str, Any], here: PeerFigures, there: PeerFigures, config:
         "# A run beside TRL's SDPO",
         "",
         f"`method=sdpo` on MiniSci: {rollout.prompts_per_step} prompts x {rollout.group_size} responses a step, of at "
-        f"most {rollout.max_response_tokens} tokens; float32, two CPU cores, one run after the other; {found['steps']} "
-        f"steps after {found['warmup']} for warm-up. Same model, prompts in the same order, optimizer and reward; EMA "
+        f"most {rollout.max_response_tokens} tokens; float32, two CPU cores, one run after the other; "
+        f"{result['steps']} steps after {result['warmup']} for warm-up. Same model, prompts in the same order, optimizer and reward; EMA "
         f"teacher, reverse KL on the student's top {config.sdpo.top_k} and tail.",
         "",
         "| | samples/s | step, s (fastest to slowest) | response tokens a sample | reward |",
         "|---|---|---|---|---|",
-        side("this project", here),
-        side(f"{found['requirement']}: {found['shape']}", there),
+        side("this project", own),
+        side(f"{result['requirement']}: {result['shape']}", trl),
         "",
-        f"**Ratio: {found['ratio']:.2f}**.",
+        f"**Ratio: {result['ratio']:.2f}**.",
         "",
         "Where a step's time goes, seconds. Here scoring overlaps sampling, which ends with the last response; TRL's "
         "stages follow one another. TRL's optimizer and EMA are in `rest`.",
         "",
         "| stage | this project | TRL |",
         "|---|---|---|",
-        *(f"| {name} | {cell(mine)} | {cell(theirs)} |" for name, mine, theirs in stage_rows(here, there)),
+        *(f"| {name} | {cell(own_s)} | {cell(trl_s)} |" for name, own_s, trl_s in stage_rows(own, trl)),
         "",
         f"How TRL was set: the fastest of these, tried for {TRIAL_STEPS} steps each.",
         "",
         "| processes, threads, micro-batch | samples/s |",
         "|---|---|",
-        *(f"| {shape} | {speed:.1f} |" for shape, speed in found["tried"].items()),
+        *(f"| {shape} | {speed:.1f} |" for shape, speed in result["tried"].items()),
     ]
 
 
 def main() -> None:
+    """Command line of the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=20, help="steps that count")
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -229,24 +238,24 @@ def main() -> None:
     words = [*WORDS, f"steps={args.warmup + args.steps}"]
     config = load(DEMO, words)
     with fenced():
-        speeds = tried()
-        shape = max(speeds, key=speeds.__getitem__)
+        rates = try_shapes()
+        shape = max(rates, key=rates.__getitem__)
         load_before = os.getloadavg()[0]
-        theirs = trl(shape, words, RUN_S)
-        mine = ours(words)
-    here, there = figures(mine[args.warmup :]), figures(theirs[args.warmup :])
-    found = {
-        "ratio": here.samples_per_s / there.samples_per_s,
+        trl_steps = run_trl(shape, words, RUN_S)
+        own_steps = run_own(words)
+    own, trl = figures_of(own_steps[args.warmup :]), figures_of(trl_steps[args.warmup :])
+    result = {
+        "ratio": own.samples_per_s / trl.samples_per_s,
         "requirement": REQUIREMENTS.read_text().strip(),
         "shape": str(shape),
         "steps": args.steps,
         "warmup": args.warmup,
         "load_before": load_before,
-        "ours": asdict(here),
-        "trl": asdict(there),
-        "tried": {str(shape): speed for shape, speed in speeds.items()},
-        "steps_ours": [asdict(step) for step in mine],
-        "steps_trl": [asdict(step) for step in theirs],
+        "ours": asdict(own),
+        "trl": asdict(trl),
+        "tried": {str(shape): rate for shape, rate in rates.items()},
+        "steps_ours": [asdict(step) for step in own_steps],
+        "steps_trl": [asdict(step) for step in trl_steps],
         **provenance(config),
     }
-    save(args.out, "peer-cpu", found, report(found, here, there, config))
+    save(args.out, "peer-cpu", result, report(result, own, trl, config))

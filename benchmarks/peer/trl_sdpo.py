@@ -1,8 +1,8 @@
-"""TRL's SDPO on the settings and prompts of a config of ours; `benchmarks.peer` runs it in TRL's own environment.
+"""TRL's SDPO with the settings and prompts of one of our configs; `benchmarks.peer` runs it in TRL's environment.
 
     python -m benchmarks.peer.trl_sdpo --micro-batch 48 configs/demo.yaml method=sdpo steps=23
 
-A line of JSON a step. The trainer is TRL's, with a clock around its stages; each second is in one stage.
+Prints a line of JSON a step. The trainer is TRL's, with a timer around its stages; each second counts in one stage.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ ALPHA = {Divergence.forward_kl: 0.0, Divergence.jsd: 0.5, Divergence.reverse_kl:
 
 
 class TimedTrainer(SDPOTrainer):
+    """TRL's trainer with the seconds of each stage since the last step."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.stage_s: dict[str, float] = defaultdict(float)
         self._inner_s = 0.0
@@ -40,7 +42,7 @@ class TimedTrainer(SDPOTrainer):
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Adds the seconds spent inside, without those of stages inside it."""
+        """Add the seconds spent inside, without those of nested stages."""
         outer_s, self._inner_s = self._inner_s, 0.0
         started = time.perf_counter()
         try:
@@ -72,21 +74,23 @@ class TimedTrainer(SDPOTrainer):
 
 
 class StepTimes(TrainerCallback):
-    """Tells of each step once TRL has logged it; what no stage has taken (optimizer, EMA, log) is `rest`."""
+    """Printer of the figures of each step that TRL has logged. Time outside all stages (optimizer, EMA) is `rest`."""
 
     def __init__(self, trainer: TimedTrainer, samples: int) -> None:
         self._stage_s, self._samples = trainer.stage_s, samples
         self._since = time.perf_counter()
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Start the first step's time."""
         self._since = time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        """Print the step's figures on the first process."""
         if "loss" not in logs or not state.is_world_process_zero:
             return
         now = time.perf_counter()
         step_s, self._since = now - self._since, now
-        told = {
+        figures = {
             "samples": self._samples,
             "tokens": logs["completions/mean_length"] * self._samples,
             "reward": logs["self_distillation/reward_mean"],
@@ -94,25 +98,28 @@ class StepTimes(TrainerCallback):
             "stages": {**self._stage_s, "rest": step_s - sum(self._stage_s.values())},
         }
         self._stage_s.clear()
-        print(json.dumps(told), flush=True)
+        print(json.dumps(figures), flush=True)
 
 
 def samples_per_step(config: Config) -> int:
+    """Responses of one step."""
     return config.rollout.prompts_per_step * config.rollout.group_size
 
 
 def messages(question: Question) -> list[dict[str, str]]:
+    """Chat messages of a question."""
     system = [] if question.system is None else [{"role": "system", "content": question.system}]
     return [*system, {"role": "user", "content": question.text}]
 
 
 def rewards(completions: list[list[dict[str, str]]], answer: list[str], **_: Any) -> list[float]:
+    """Rewards of completions, as this project gives them."""
     pairs = zip(completions, answer, strict=True)
     return [answer_reward(completion[0]["content"], expected) for completion, expected in pairs]
 
 
 def settings(config: Config, output_dir: str, micro_batch: int) -> SDPOConfig:
-    """Ours in TRL's words. Neither recomputes activations, saves or evaluates."""
+    """TRL's settings for our config. Neither side recomputes activations, saves or evaluates."""
     return SDPOConfig(
         output_dir=output_dir,
         use_cpu=True,
@@ -153,13 +160,14 @@ def settings(config: Config, output_dir: str, micro_batch: int) -> SDPOConfig:
 
 
 def check_prompts(prompts: list[Prompt], tokenizer: Any) -> None:
-    """Both must ask in the same tokens."""
+    """Check that TRL and this project tokenize each prompt alike."""
     for prompt in prompts:
-        theirs = tokenizer.apply_chat_template(messages(prompt.question), add_generation_prompt=True)["input_ids"]
-        assert theirs == prompt.tokens.tolist(), f"TRL asks {prompt.id} in other tokens: {theirs}"
+        trl_tokens = tokenizer.apply_chat_template(messages(prompt.question), add_generation_prompt=True)["input_ids"]
+        assert trl_tokens == prompt.tokens.tolist(), f"TRL tokenizes prompt {prompt.id} differently: {trl_tokens}"
 
 
 def main() -> None:
+    """Command line of TRL's run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*", metavar="key=value")

@@ -1,4 +1,4 @@
-"""From two sweeps to what changed between them beyond the noise."""
+"""Changes between two sweeps that are beyond the noise."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 from benchmarks.common.intervals import RatioInterval, independent_ratio
 from benchmarks.throughput.sweep import STAGES
-from benchmarks.throughput.throughput_page import Row, ratio_cell, shown, table, values
+from benchmarks.throughput.throughput_page import Row, format_ratio, format_value, markdown_table, values
 from demopsd_dist.util.errors import InputError
 
-SMALLEST_CHANGE = 0.01  # less is not told of, however certain
+SMALLEST_CHANGE = 0.01  # smaller changes are not reported, however certain
 
 
 @dataclass(frozen=True)
@@ -30,26 +30,28 @@ class SweepChange:
 
     @property
     def beyond_noise(self) -> bool:
+        """True if the interval of the ratio leaves out 1, and the change is not too small to report."""
         return self.ratio.leaves_out_one and abs(self.ratio.value - 1) >= SMALLEST_CHANGE
 
 
-def read(path: Path) -> Row:
-    """
+def read_sweep(path: Path) -> Row:
+    """Read the result of a sweep.
+
     Raises:
-        InputError: it is no result of this benchmark.
+        InputError: it is not a result of this benchmark.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        assert all(row["rounds"] is not None and row["settings"] for row in found["points"])
+        result = json.loads(path.read_text(encoding="utf-8"))
+        assert all(row["rounds"] is not None and row["settings"] for row in result["points"])
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise InputError(
             f"{path} is no throughput-*.json as benchmarks.throughput writes it ({type(error).__name__}: {error})."
         ) from None
-    return found
+    return result
 
 
 def _figures(row: Row) -> Iterator[tuple[str, tuple[str, ...], bool]]:
-    """Title, keys and whether less is better, of everything that is compared."""
+    """Title, keys and whether less is better, of each figure that is compared."""
     yield "samples/s", ("samples_per_s",), False
     yield "s a step", ("step_s",), True
     yield from ((f"{stage}, s a step", ("stage_s", stage), True) for stage in STAGES)
@@ -58,57 +60,70 @@ def _figures(row: Row) -> Iterator[tuple[str, tuple[str, ...], bool]]:
 
 
 def changes(old: Row, new: Row) -> list[SweepChange]:
-    """Of the points that both have, in the order of the new."""
+    """Change of each figure of the points that both sweeps have, in the order of the new sweep."""
     before = {tuple(row["settings"].items()): row for row in old["points"] if row["rounds"]}
-    found = []
+    compared = []
     for row in new["points"]:
-        was = before.get(tuple(row["settings"].items()))
-        if was is None or not row["rounds"]:
+        old_row = before.get(tuple(row["settings"].items()))
+        if old_row is None or not row["rounds"]:
             continue
         for title, keys, less_is_better in _figures(row):
-            here, there = ([value for value in values(side, *keys) if value > 0] for side in (row, was))
-            if here and there:
-                ratio = independent_ratio(here, there)
-                found.append(SweepChange(row["label"], title, fmean(there), fmean(here), ratio, less_is_better))
-    return found
+            now, was = ([value for value in values(side, *keys) if value > 0] for side in (row, old_row))
+            if now and was:
+                ratio = independent_ratio(now, was)
+                compared.append(SweepChange(row["label"], title, fmean(was), fmean(now), ratio, less_is_better))
+    return compared
 
 
-def compared(old: Row, new: Row) -> list[str]:
-    """What changed beyond the noise, what else differs, and how large a change would have been seen."""
-    found = changes(old, new)
+def comparison(old: Row, new: Row) -> list[str]:
+    """Lines of the comparison: figures that changed beyond the noise, other differences between the runs, and the size
+    of a change that would have been seen."""
+    every_change = changes(old, new)
     lines = [f"{old['commit']} -> {new['commit']}", ""]
     lines += [f"differs: {name}: {was} -> {now}" for name, was, now in _differences(old, new)]
     lines += _unmatched(old, new)
-    if not found:
+    if not every_change:
         return [*lines, "The two have no point in common: nothing to compare."]
-    told = [change for change in found if change.beyond_noise]
-    if told:
-        lines += ["", *table(["point", "figure", "old", "new", "new / old", ""], [_change_cells(c) for c in told])]
+    beyond_noise = [change for change in every_change if change.beyond_noise]
+    if beyond_noise:
+        lines += [
+            "",
+            *markdown_table(
+                ["point", "figure", "old", "new", "new / old", ""], [_change_cells(c) for c in beyond_noise]
+            ),
+        ]
     lines += [
-        f"{len(told)} of {len(found)} figures changed beyond the noise (95 % interval of the ratio leaves out 1, and "
-        f"{SMALLEST_CHANGE:.0%} or more). Of figures that did not change one in twenty would, by chance."
+        f"{len(beyond_noise)} of {len(every_change)} figures changed beyond the noise (95 % interval of the ratio "
+        f"leaves out 1, and {SMALLEST_CHANGE:.0%} or more). Of figures that did not change "
+        "one in twenty would, by chance."
     ]
-    distributions = [
-        (c.ratio.high / c.ratio.low) ** 0.5 - 1 for c in found if c.figure == "samples/s" and c.ratio.low > 0
+    noise = [
+        (c.ratio.high / c.ratio.low) ** 0.5 - 1 for c in every_change if c.figure == "samples/s" and c.ratio.low > 0
     ]
-    if distributions:
-        lines.append(f"A change of samples/s by about {median(distributions):.0%} would have been seen.")
+    if noise:
+        lines.append(f"A change of samples/s by about {median(noise):.0%} would have been seen.")
     else:
-        lines.append("Where a side has one round alone its noise is not known, and nothing can be told.")
-    lines.append("The intervals know the noise of each sweep, not what changed on the machine between the two.")
+        lines.append("Where a side has one round alone its noise is not known, and no change can be found.")
+    lines.append("The intervals cover the noise of each sweep, not changes of the machine between the two.")
     return lines
 
 
 def _change_cells(change: SweepChange) -> list[str]:
     better = (change.ratio.value < 1) == change.less_is_better
-    cells = [change.point, change.figure, shown(change.old), shown(change.new), ratio_cell(change.ratio)]
+    cells = [
+        change.point,
+        change.figure,
+        format_value(change.old),
+        format_value(change.new),
+        format_ratio(change.ratio),
+    ]
     return [*cells, "better" if better else "worse"]
 
 
 def _differences(old: Row, new: Row) -> Iterator[tuple[str, Any, Any]]:
-    def flat(found: Row) -> Mapping[str, Any]:
-        parts = {name: found[name] for name in ("config", "overrides", "device", "warm_up", "steps", "seed")}
-        return parts | found["machine"] | found["versions"]
+    def flat(sweep: Row) -> Mapping[str, Any]:
+        names = ("config", "overrides", "device", "warm_up", "steps", "seed")
+        return {name: sweep[name] for name in names} | sweep["machine"] | sweep["versions"]
 
     was, now = flat(old), flat(new)
     for name in dict.fromkeys([*was, *now]):
@@ -122,8 +137,8 @@ def _differences(old: Row, new: Row) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _unmatched(old: Row, new: Row) -> list[str]:
-    def labels(found: Row) -> dict[tuple[Any, ...], str]:
-        return {tuple(row["settings"].items()): row["label"] for row in found["points"]}
+    def labels(sweep: Row) -> dict[tuple[Any, ...], str]:
+        return {tuple(row["settings"].items()): row["label"] for row in sweep["points"]}
 
     was, now = labels(old), labels(new)
     gone = [f"only in the old: {label}" for key, label in was.items() if key not in now]

@@ -1,11 +1,11 @@
 """Throughput of whole runs: `python -m benchmarks.throughput configs/demo.yaml --rollout-workers 1,2 --zero 0,1,2,3`
 
-Each point of the sweep is the real thing: Ray actors, engines and driver as `launch.train` starts them, on this machine
-or on the cluster that `ray_address` names. A run makes some steps to warm up and some that count; then all points have
-their turn again, so that what disturbs the machine shows as an interval. Factors are varied one at a time around the
-config's own settings; `--product` runs all combinations. Words after the config go over it.
+Each point of the sweep is a real run: Ray actors, engines and driver as `launch.train` starts them, on this machine or
+on the cluster that `ray_address` names. A run makes some steps to warm up and some that count. All points are run in
+turn for several rounds, so that disturbances of the machine show as an interval. Factors are varied one at a time
+around the config's own settings; `--product` runs all combinations. Words after the config override it.
 
-`python -m benchmarks.throughput --compare OLD.json NEW.json` says what changed beyond the noise.
+`python -m benchmarks.throughput --compare OLD.json NEW.json` reports the changes beyond the noise.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from rich.console import Console
 
 from benchmarks.common.peak_memory import peak_gib_by_role
 from benchmarks.common.results_files import RESULTS, save, write
-from benchmarks.throughput.compare_sweeps import compared, read
+from benchmarks.common.timed_runs import DEMO, task_of
+from benchmarks.throughput.compare_sweeps import comparison, read_sweep
 from benchmarks.throughput.sweep import (
     DEFAULT_SWEEP,
     FACTORS,
@@ -35,11 +36,11 @@ from benchmarks.throughput.sweep import (
     Point,
     device_name,
     devices,
-    numbers,
+    parse_numbers,
     points_of,
 )
 from benchmarks.throughput.throughput_page import plot, report
-from demopsd_dist.data.sources import load_data
+from demopsd_dist.config import Config
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.run_record.console import format_time
 from demopsd_dist.run_record.folder import RunFolder
@@ -49,7 +50,7 @@ from demopsd_dist.training.run import RunState, Task
 from demopsd_dist.util.errors import ConfigError, DemoPSDError, InputError
 from launch._command_line import count_gpus, exit_code_of
 from launch._processes import fenced
-from launch._task import build_task, compose_run, provenance
+from launch._task import compose_run, provenance
 from workers.actors import RayActors
 from workers.cluster import session
 from workers.cluster.placement import check_fits, summary_of_roles
@@ -59,7 +60,7 @@ Row = dict[str, Any]
 
 
 def figures(steps: Sequence[Mapping[str, float]]) -> Row:
-    """Of a run's steps that count: samples/s, tokens/s, seconds a step by stage, response tokens/s of each stage."""
+    """Samples/s, tokens/s, seconds a step by stage and response tokens/s of each stage, over some steps of a run."""
 
     def total(key: str) -> float:
         return sum(step.get(key, 0.0) for step in steps)
@@ -76,7 +77,7 @@ def figures(steps: Sequence[Mapping[str, float]]) -> Row:
 
 
 async def train(point: Point, task: Task, log: RunLog) -> Row:
-    """One run: started, trained, asked what it held, ended."""
+    """Start, train and stop a run; return the time to start and the peak memory by role."""
     config = point.config
     began = time.monotonic()
     actors = RayActors(config, model_folder(config), log.note)
@@ -94,23 +95,23 @@ async def train(point: Point, task: Task, log: RunLog) -> Row:
     return {"start_s": start_s, "memory_gib": host, "gpu_memory_gib": gpu}
 
 
-def measured(point: Point, task: Task, warm_up: int) -> Row:
+def measure_run(point: Point, task: Task, warm_up: int) -> Row:
+    """Figures of one run of a point, in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="demopsd-throughput-") as folder:
         config = replace(point.config, output_dir=folder)
         with RunLog(RunFolder.create(config), config.steps, Console(file=StringIO())) as log:
             load = os.getloadavg()[0]
-            found = asyncio.run(train(replace(point, config=config), task, log))
-            return {**figures(log.steps[warm_up:]), **found, "load": load}
+            start_and_memory = asyncio.run(train(replace(point, config=config), task, log))
+            return {**figures(log.steps[warm_up:]), **start_and_memory, "load": load}
 
 
-def task_of(point: Point) -> Task:
-    config = point.config
-    task, _ = build_task(config, model_folder(config), load_data(config.data).questions)
-    return replace(task, test=[], ood=[])
+def training_task(point: Point) -> Task:
+    """The point's questions to train on, without those to evaluate on."""
+    return replace(task_of(point.config), test=[], ood=[])
 
 
-def rows_of(points: Sequence[Point], cpus: float) -> list[Row]:
-    """Before anything has run."""
+def empty_rows(points: Sequence[Point], cpus: float) -> list[Row]:
+    """A row for each point, before the first run."""
     return [
         {
             "label": point.label,
@@ -124,10 +125,12 @@ def rows_of(points: Sequence[Point], cpus: float) -> list[Row]:
     ]
 
 
-def fill(rows: Sequence[Row], points: Sequence[Point], rounds: int, warm_up: int, keep: Callable[[], None]) -> None:
-    """Run all points in turn, and again; every other round backwards. A point that fails is told of and left out of
-    the rounds to come. `keep` is called after each run."""
-    tasks = [task_of(point) for point in points]
+def run_rounds(
+    rows: Sequence[Row], points: Sequence[Point], rounds: int, warm_up: int, save_rows: Callable[[], None]
+) -> None:
+    """Run all points in turn, for several rounds, every other one backwards. A point that fails is reported and left
+    out of later rounds. `save_rows` is called after each run."""
+    tasks = [training_task(point) for point in points]
     began, done = time.monotonic(), 0
     for turn in range(rounds):
         order = range(len(points)) if turn % 2 == 0 else reversed(range(len(points)))
@@ -135,29 +138,30 @@ def fill(rows: Sequence[Row], points: Sequence[Point], rounds: int, warm_up: int
             done += 1
             if rows[i]["failed"]:
                 continue
-            said = f"round {turn + 1}/{rounds}  {points[i].label}: "
+            prefix = f"round {turn + 1}/{rounds}  {points[i].label}: "
             try:
-                found = measured(points[i], tasks[i], warm_up)
+                result = measure_run(points[i], tasks[i], warm_up)
             except InputError:
                 raise
             except DemoPSDError as error:
                 rows[i]["failed"] = str(error)
-                print(f"{said}failed: {error}", flush=True)
+                print(f"{prefix}failed: {error}", flush=True)
                 continue
-            rows[i]["rounds"].append(found)
-            keep()
+            rows[i]["rounds"].append(result)
+            save_rows()
             left_s = (time.monotonic() - began) / done * (rounds * len(points) - done)
             print(
-                f"{said}{found['samples_per_s']:.1f} samples/s, {found['step_s']:.2f} s a step, started in "
-                f"{found['start_s']:.0f} s   {format_time(left_s)} left",
+                f"{prefix}{result['samples_per_s']:.1f} samples/s, {result['step_s']:.2f} s a step, started in "
+                f"{result['start_s']:.0f} s   {format_time(left_s)} left",
                 flush=True,
             )
 
 
 def refuse_too_large(points: Sequence[Point], cpus: float, gpus: float) -> None:
-    """
+    """Check that each point fits.
+
     Raises:
-        ConfigError: a point's roles need more than there is.
+        ConfigError: a point's roles need more cores or GPUs than there are.
     """
     for point in points:
         try:
@@ -166,10 +170,11 @@ def refuse_too_large(points: Sequence[Point], cpus: float, gpus: float) -> None:
             raise ConfigError(f"{point.label}: {error}") from None
 
 
-def sweep(arguments: argparse.Namespace) -> int:
-    chosen = {factor.name: values for factor in FACTORS if (values := getattr(arguments, factor.name)) is not None}
+def run_sweep(arguments: argparse.Namespace) -> int:
+    """Run a sweep and write its results. The exit code is 1 where a point failed."""
+    swept = {factor.name: values for factor in FACTORS if (values := getattr(arguments, factor.name)) is not None}
     total = arguments.warm_up + arguments.steps
-    points = points_of(arguments.config, arguments.overrides, chosen or DEFAULT_SWEEP, total, arguments.product)
+    points = points_of(arguments.config, arguments.overrides, swept or DEFAULT_SWEEP, total, arguments.product)
     first = points[0].config
     if first.ray_address is None:
         refuse_too_large(points, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus())
@@ -183,51 +188,63 @@ def sweep(arguments: argparse.Namespace) -> int:
 
         resources = ray.cluster_resources()
         refuse_too_large(points, cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0))
-        found = {
-            "config": os.path.relpath(arguments.config.resolve(), ROOT),
-            "overrides": arguments.overrides,
-            "device": device_name(first, resources),
-            "machine": {
-                "nodes": sum(node["Alive"] for node in ray.nodes()),
-                "cpus": resources.get("CPU", 0.0),
-                "gpus": resources.get("GPU", 0.0),
-                "architecture": platform.machine(),
-            },
-            "warm_up": arguments.warm_up,
-            "steps": arguments.steps,
-            **provenance(first),
-            "points": rows_of(points, resources.get("CPU", 0.0)),
-        }
-        name = f"throughput-{found['device']}"
-
-        def keep() -> None:
-            write(arguments.out, name, found)
-
-        fill(found["points"], points, arguments.rounds, arguments.warm_up, keep)
-    save(arguments.out, name, found, report(found))
-    complete = [row for row in found["points"] if row["rounds"]]
+        result = {**description(arguments, first, resources), "points": empty_rows(points, resources.get("CPU", 0.0))}
+        name = f"throughput-{result['device']}"
+        run_rounds(
+            result["points"],
+            points,
+            arguments.rounds,
+            arguments.warm_up,
+            save_rows=lambda: write(arguments.out, name, result),
+        )
+    save(arguments.out, name, result, report(result))
+    complete = [row for row in result["points"] if row["rounds"]]
     if complete:
-        plot(found, arguments.out / f"{name}.png")
+        plot(result, arguments.out / f"{name}.png")
     return 0 if len(complete) == len(points) else 1
 
 
+def description(arguments: argparse.Namespace, config: Config, resources: Mapping[str, Any]) -> Row:
+    """Settings, machine and versions of a sweep, for its results. Ray must be running."""
+    import ray
+
+    return {
+        "config": os.path.relpath(arguments.config.resolve(), ROOT),
+        "overrides": arguments.overrides,
+        "device": device_name(config, resources),
+        "machine": {
+            "nodes": sum(node["Alive"] for node in ray.nodes()),
+            "cpus": resources.get("CPU", 0.0),
+            "gpus": resources.get("GPU", 0.0),
+            "architecture": platform.machine(),
+        },
+        "warm_up": arguments.warm_up,
+        "steps": arguments.steps,
+        **provenance(config),
+    }
+
+
 def compare(old: Path, new: Path) -> int:
-    print("\n".join(compared(read(old), read(new))))
+    """Print the comparison of two results."""
+    print("\n".join(comparison(read_sweep(old), read_sweep(new))))
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Command line of the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, nargs="?", default=ROOT / "configs" / "demo.yaml")
+    parser.add_argument("config", type=Path, nargs="?", default=DEMO)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     for factor in FACTORS:
-        parser.add_argument(f"--{factor.name}", type=numbers, metavar="N,N,...", help=factor.key, dest=factor.name)
+        parser.add_argument(
+            f"--{factor.name}", type=parse_numbers, metavar="N,N,...", help=factor.key, dest=factor.name
+        )
     parser.add_argument("--product", action="store_true", help="all combinations, not one factor at a time")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each point")
     parser.add_argument("--warm-up", type=int, default=2, help="steps of a run that do not count")
     parser.add_argument("--steps", type=int, default=4, help="steps of a run that count")
     parser.add_argument("--dry-run", action="store_true", help="print the points and stop")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("OLD", "NEW"), help="two results; runs nothing")
     arguments = parser.parse_intermixed_args(argv)
     for name in ("rounds", "steps"):
@@ -235,4 +252,4 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"--{name} must be 1 or more")
     if arguments.compare:
         return exit_code_of(lambda: compare(*arguments.compare))
-    return exit_code_of(lambda: sweep(arguments))
+    return exit_code_of(lambda: run_sweep(arguments))

@@ -1,4 +1,4 @@
-"""What a sweep of throughput runs: its points, and how many devices each stage of them has. Pure."""
+"""Points of a throughput sweep, and the number of devices of each stage. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from demopsd_dist.util.errors import ConfigError
 from workers.cluster.placement import bundles, processes_per_worker
 
 WITHOUT = ("evaluation.at_start=false", "evaluation.every_steps=0", "checkpoint.every_steps=0", "leakage.every_steps=0")
-"""What not every step does, so that a few steps are like all. Words of the user go over these."""
+"""Work that not every step does, turned off so that a few steps represent all. Words of the user override these."""
 ROLE_OF_STAGE = {"sample": "rollout", "support": "learner", "score": "teacher", "learn": "learner"}
 STAGES = (*ROLE_OF_STAGE, "publish_weights")
 
 
 @dataclass(frozen=True)
 class Factor:
-    """A setting that is swept. Where it counts the workers of a stage, an efficiency can be told."""
+    """A setting that a sweep varies.
+
+    Attributes:
+        scales: stage whose workers it counts, for which an efficiency is reported; None for other settings.
+    """
 
     name: str
     section: str
@@ -29,9 +33,11 @@ class Factor:
 
     @property
     def key(self) -> str:
+        """The setting's key in the config."""
         return f"{self.section}.{self.field}"
 
-    def of(self, config: Config) -> int:
+    def value(self, config: Config) -> int:
+        """The config's value of the setting."""
         return getattr(getattr(config, self.section), self.field)
 
 
@@ -46,20 +52,22 @@ FACTORS = (
     Factor("ahead", "rollout", "ahead"),
 )
 DEFAULT_SWEEP = {"rollout-workers": (1, 2), "zero": (0, 1, 2, 3)}
-Settings = dict[str, int]  # by a factor's name
+Settings = dict[str, int]
+"""Values by the name of their factor."""
 
 
 @dataclass(frozen=True)
 class Point:
+    """A point of a sweep. `label` names the settings that the sweep varies."""
+
     config: Config
     settings: Settings
-    label: str  # of the settings that the sweep varies
+    label: str
 
 
-def numbers(text: str) -> tuple[int, ...]:
-    """`1,2,4`. For argparse, which tells of a ValueError."""
-    found = tuple(int(part) for part in text.split(","))
-    return tuple(dict.fromkeys(found))
+def parse_numbers(text: str) -> tuple[int, ...]:
+    """Parse `1,2,4` without repeated numbers. For argparse, which reports a ValueError."""
+    return tuple(dict.fromkeys(int(number) for number in text.split(",")))
 
 
 def points_of(
@@ -70,35 +78,33 @@ def points_of(
     Raises:
         ConfigError: a point's settings are refused.
     """
-    own = [*WITHOUT, *words, f"steps={steps}"]
-    base = load(config, own)
+    base_words = [*WITHOUT, *words, f"steps={steps}"]
+    base = load(config, base_words)
     if product:
         combined = [dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())]
     else:
         combined = [{name: value} for name, values in sweep.items() for value in values]
     points: dict[tuple[int, ...], Point] = {}
     for chosen in combined:
-        settings = {factor.name: chosen.get(factor.name, factor.of(base)) for factor in FACTORS}
+        settings = {factor.name: chosen.get(factor.name, factor.value(base)) for factor in FACTORS}
         if tuple(settings.values()) not in points:
-            asked = [f"{factor.key}={settings[factor.name]}" for factor in FACTORS if factor.name in sweep]
+            words_of_point = [f"{factor.key}={settings[factor.name]}" for factor in FACTORS if factor.name in sweep]
             try:
-                made = load(config, [*own, *asked])
+                point_config = load(config, [*base_words, *words_of_point])
             except ConfigError as error:
-                raise ConfigError(f"{' '.join(asked)}: {error}") from None
+                raise ConfigError(f"{' '.join(words_of_point)}: {error}") from None
             label = " ".join(f"{name}={settings[name]}" for name in sweep)
-            points[tuple(settings.values())] = Point(made, settings, label)
+            points[tuple(settings.values())] = Point(point_config, settings, label)
     return list(points.values())
 
 
 def devices(config: Config, cpus: float) -> dict[str, float]:
-    """Devices of each stage and, as `all`, of the run: GPUs, or parts of them, that the role claims. Of a role on
-    CPU the cores that its torch threads can keep busy, of those there are."""
-    found = {}
-    for stage, role in ROLE_OF_STAGE.items():
-        found[stage] = _devices_of(config, role, cpus)
+    """Devices of each stage and, as `all`, of the run: GPUs, or fractions of them, that the role claims. For a role on
+    CPU: the cores that its torch threads can keep busy, at most the machine's."""
+    by_stage = {stage: _devices_of(config, role, cpus) for stage, role in ROLE_OF_STAGE.items()}
     claimed = sum(bundle.gpus for bundle in bundles(config))
     threads = sum(_devices_of(config, role, cpus) for role in ("rollout", "teacher", "learner"))
-    return found | {"all": claimed or min(cpus, threads)}
+    return by_stage | {"all": claimed or min(cpus, threads)}
 
 
 def _devices_of(config: Config, role: str, cpus: float) -> float:
@@ -108,7 +114,7 @@ def _devices_of(config: Config, role: str, cpus: float) -> float:
 
 
 def device_name(config: Config, resources: Mapping[str, Any]) -> str:
-    """`cpu`, or what Ray calls the cluster's GPUs, for the names of the files."""
+    """Name of the device in file names: `cpu`, or Ray's name of the cluster's GPUs."""
     if not any(bundle.gpus for bundle in bundles(config)):
         return "cpu"
     kinds = sorted(key.partition(":")[2].lower() for key in resources if key.startswith("accelerator_type:"))

@@ -1,4 +1,4 @@
-"""From the rounds of a sweep to its tables and its plot."""
+"""Tables and plot of a throughput sweep."""
 
 from __future__ import annotations
 
@@ -15,55 +15,61 @@ Row = dict[str, Any]
 
 
 def values(row: Row, *keys: str) -> list[float]:
-    """A figure of each round; empty where the point has none of this kind."""
-    found: list[Any] = row["rounds"]
+    """A figure of each round, by its path of keys; empty where the point has none of this kind."""
+    level: list[Any] = row["rounds"]
     for key in keys:
-        found = [part[key] for part in found if key in part]
-    return found
+        level = [entry[key] for entry in level if key in entry]
+    return level
 
 
 def mean(row: Row, *keys: str) -> float | None:
-    found = values(row, *keys)
-    return fmean(found) if found else None
+    """Mean over the rounds; None where the point has no such figure."""
+    of_rounds = values(row, *keys)
+    return fmean(of_rounds) if of_rounds else None
 
 
-def shown(value: float | None) -> str:
+def format_value(value: float | None) -> str:
+    """Value with three digits, or without decimals from 100 on; a dash for None."""
     if value is None:
         return "–"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def with_interval(found: Sequence[float]) -> str:
-    if not found:
+def format_mean(of_rounds: Sequence[float]) -> str:
+    """Mean ± half of the 95 % interval; a dash for no values."""
+    if not of_rounds:
         return "–"
-    half = half_width(found)
-    return shown(fmean(found)) + (f" ± {shown(half)}" if half < float("inf") else "")
+    half = half_width(of_rounds)
+    return format_value(fmean(of_rounds)) + (f" ± {format_value(half)}" if half < float("inf") else "")
 
 
-def ratio_cell(ratio: RatioInterval) -> str:
+def format_ratio(ratio: RatioInterval) -> str:
+    """Ratio with its interval, where it has one."""
     if ratio.high == float("inf"):
         return f"{ratio.value:.2f}"
     return f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table and an empty line."""
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
-def report(found: Row) -> list[str]:
-    machine = found["machine"]
-    there = [row for row in found["points"] if row["rounds"]]
-    loads = [load for row in there for load in values(row, "load")]
+def report(sweep: Row) -> list[str]:
+    """Lines of the page."""
+    machine = sweep["machine"]
+    measured = [row for row in sweep["points"] if row["rounds"]]
+    loads = [load for row in measured for load in values(row, "load")]
     where = f"{machine['nodes']} node{'s' if machine['nodes'] > 1 else ''}, {machine['cpus']:g} CPU cores"
-    where += f", {machine['gpus']:g} GPUs ({found['device']})" if found["device"] != "cpu" else ", no GPU used"
-    rounds = max((len(row["rounds"]) for row in there), default=0)
+    where += f", {machine['gpus']:g} GPUs ({sweep['device']})" if sweep["device"] != "cpu" else ", no GPU used"
+    rounds = max((len(row["rounds"]) for row in measured), default=0)
     lines = [
         "# Throughput of whole runs",
         "",
-        f"`{found['config']}`{' with `' + ' '.join(found['overrides']) + '`' if found['overrides'] else ''}; {where} "
+        f"`{sweep['config']}`{' with `' + ' '.join(sweep['overrides']) + '`' if sweep['overrides'] else ''}; {where} "
         f"({machine['architecture']}). Real engines, actors and driver. Rounds, points in turn: {rounds}. "
-        f"Steps of a run: {found['warm_up']} to warm up and {found['steps']} that count. ± and [ ] are 95 % intervals "
+        f"Steps of a run: {sweep['warm_up']} to warm up and {sweep['steps']} that count. ± and [ ] are 95 % intervals "
         "over the rounds (Student's t).",
         "",
     ]
@@ -73,8 +79,8 @@ def report(found: Row) -> list[str]:
             "(which includes what the run before had left).",
             "",
         ]
-    lines += [f"**Failed:** {row['label']}: {row['failed']}" for row in found["points"] if row["failed"]]
-    return [*lines, *_end_to_end(there), *_scaling(there), *_stages(there), *_memory(there)]
+    lines += [f"**Failed:** {row['label']}: {row['failed']}" for row in sweep["points"] if row["failed"]]
+    return [*lines, *_end_to_end(measured), *_scaling(measured), *_stages(measured), *_memory(measured)]
 
 
 def _end_to_end(rows: Sequence[Row]) -> list[str]:
@@ -85,11 +91,11 @@ def _end_to_end(rows: Sequence[Row]) -> list[str]:
             [
                 row["label"],
                 row["roles"],
-                *(with_interval(values(row, key)) for key in ("samples_per_s", "tokens_per_s")),
-                shown(row["devices"]["all"]),
-                shown(fmean(per_device)),
-                with_interval(values(row, "step_s")),
-                shown(mean(row, "start_s")),
+                *(format_mean(values(row, key)) for key in ("samples_per_s", "tokens_per_s")),
+                format_value(row["devices"]["all"]),
+                format_value(fmean(per_device)),
+                format_mean(values(row, "step_s")),
+                format_value(mean(row, "start_s")),
             ]
         )
     header = ["point", "roles", "samples/s", "tokens/s", "devices", "tokens/s a device", "s a step", "s to start"]
@@ -99,7 +105,7 @@ def _end_to_end(rows: Sequence[Row]) -> list[str]:
         "Response tokens sampled, by the whole step's time. Devices are the GPUs claimed, or on CPU the cores that the "
         "roles' threads can keep busy.",
         "",
-        *table(header, cells),
+        *markdown_table(header, cells),
     ]
 
 
@@ -111,15 +117,15 @@ def _stages(rows: Sequence[Row]) -> list[str]:
             devices = row["devices"].get(stage)
             if spent and fmean(spent):
                 share = fmean(spent) / fmean(values(row, "step_s"))
-                each = shown(fmean(rates) / devices) if rates and devices else "–"
+                each = format_value(fmean(rates) / devices) if rates and devices else "–"
                 cells.append(
                     [
                         row["label"],
                         stage,
-                        with_interval(spent),
+                        format_mean(spent),
                         f"{share:.0%}",
-                        with_interval(rates),
-                        shown(devices),
+                        format_mean(rates),
+                        format_value(devices),
                         each,
                     ]
                 )
@@ -130,7 +136,7 @@ def _stages(rows: Sequence[Row]) -> list[str]:
         "`sample`, `support` and `score` overlap, so that the shares may add up to more than 1. Tokens are the "
         "response tokens sampled, of the other stages those learned from.",
         "",
-        *table(header, cells),
+        *markdown_table(header, cells),
     ]
 
 
@@ -139,46 +145,47 @@ def _memory(rows: Sequence[Row]) -> list[str]:
     kinds = [("memory_gib", "GiB"), ("gpu_memory_gib", "GPU GiB")]
     columns = [(kind, role, f"{role}, {unit}") for kind, unit in kinds for role in roles]
     columns = [column for column in columns if any(values(row, *column[:2]) for row in rows)]
-    cells = [[row["label"], *(shown(max(values(row, *c[:2]), default=None)) for c in columns)] for row in rows]
+    cells = [[row["label"], *(format_value(max(values(row, *c[:2]), default=None)) for c in columns)] for row in rows]
     return [
         "## Peak memory by role",
         "",
         "Of the largest worker of a role, since its start, in any round. On the host: its process, with the shared "
         "pages that it has mapped. On a GPU: what torch had reserved.",
         "",
-        *table(["point", *(title for *_, title in columns)], cells),
+        *markdown_table(["point", *(title for *_, title in columns)], cells),
     ]
 
 
 @dataclass(frozen=True)
 class SweepStep:
-    """A point beside the one of its line that has the smallest value of the factor."""
+    """A point beside the one that has the smallest value of one factor, and the same values of the others."""
 
     factor: Factor
     row: Row
     first: Row
 
     def times(self, *keys: str) -> RatioInterval | None:
-        """How many times the figure of the first point, round by round."""
-        here, there = values(self.row, *keys), values(self.first, *keys)
-        count = min(len(here), len(there))
-        return paired_ratio(here[:count], there[:count]) if count else None
+        """Ratio of a figure to the first point's, round by round."""
+        own, first = values(self.row, *keys), values(self.first, *keys)
+        count = min(len(own), len(first))
+        return paired_ratio(own[:count], first[:count]) if count else None
 
     @property
     def label(self) -> str:
         """`zero 0 → 2`, and in brackets what else the sweep varies."""
         name = self.factor.name
         others = [word for word in self.row["label"].split() if not word.startswith(f"{name}=")]
-        told = f"{name} {self.first['settings'][name]} → {self.row['settings'][name]}"
-        return told + (f" ({' '.join(others)})" if others else "")
+        change = f"{name} {self.first['settings'][name]} → {self.row['settings'][name]}"
+        return change + (f" ({' '.join(others)})" if others else "")
 
     @property
     def workers(self) -> float:
+        """Ratio of the factor's values, which are numbers of workers."""
         return self.row["settings"][self.factor.name] / self.first["settings"][self.factor.name]
 
 
 def steps_of(rows: Sequence[Row]) -> Iterator[SweepStep]:
-    """Points that differ in one factor alone."""
+    """Pairs of points that differ in one factor only."""
     for factor in FACTORS:
         lines: dict[tuple[int, ...], list[Row]] = {}
         for row in rows:
@@ -202,9 +209,9 @@ def _scaling(rows: Sequence[Row]) -> list[str]:
         cells.append(
             [
                 step.label,
-                ratio_cell(total),
+                format_ratio(total),
                 f"{total.value / step.workers:.0%}" if stage else "–",
-                f"{stage} {ratio_cell(own)}" if own else "–",
+                f"{stage} {format_ratio(own)}" if own else "–",
                 f"{own.value / step.workers:.0%}" if own else "–",
             ]
         )
@@ -216,32 +223,40 @@ def _scaling(rows: Sequence[Row]) -> list[str]:
         "Times the first point's samples/s, round by round, and the same of the tokens/s of the stage that has more "
         "workers. An efficiency is that by the number of workers, relative to the first point's.",
         "",
-        *table(["points", "samples/s, times", "efficiency", "stage's tokens/s, times", "efficiency"], cells),
+        *markdown_table(["points", "samples/s, times", "efficiency", "stage's tokens/s, times", "efficiency"], cells),
     ]
 
 
-def plot(found: Row, path: Path) -> None:
-    """A row of bars for each point: samples/s with its rounds, seconds by stage, GiB by role."""
+def plot(sweep: Row, path: Path) -> None:
+    """Plot a row of bars for each point: samples/s with its rounds, seconds by stage, GiB by role."""
     from matplotlib.figure import Figure
 
-    rows = [row for row in found["points"] if row["rounds"]]
+    rows = [row for row in sweep["points"] if row["rounds"]]
     figure = Figure(figsize=(13, 2.0 + 0.75 * len(rows)), layout="constrained")
     speed, stages, memory = figure.subplots(1, 3, sharey=True, width_ratios=[3, 4, 3])
-    places = range(len(rows))
+    positions = range(len(rows))
     halves = [half if (half := half_width(values(row, "samples_per_s"))) < float("inf") else 0 for row in rows]
     speed.barh(
-        places, [mean(row, "samples_per_s") or 0 for row in rows], 0.6, xerr=halves, color="C0", alpha=0.55, capsize=3
+        positions,
+        [mean(row, "samples_per_s") or 0 for row in rows],
+        0.6,
+        xerr=halves,
+        color="C0",
+        alpha=0.55,
+        capsize=3,
     )
-    for place, row in enumerate(rows):
+    for position, row in enumerate(rows):
         rounds = values(row, "samples_per_s")
-        speed.plot(rounds, [place] * len(rounds), "k.", ms=4)
+        speed.plot(rounds, [position] * len(rounds), "k.", ms=4)
     speed.set(title="samples/s: rounds, mean, 95 % interval", xlabel="samples/s", xlim=(0, None))
-    speed.set_yticks(places, [row["label"] for row in rows])
+    speed.set_yticks(positions, [row["label"] for row in rows])
     speed.invert_yaxis()
     _grouped(stages, rows, "stage_s", list(STAGES))
-    for place, row in enumerate(rows):
+    for position, row in enumerate(rows):
         step_s = mean(row, "step_s") or 0
-        stages.plot([step_s, step_s], [place - 0.42, place + 0.42], "k--", lw=1.2, label="step" if not place else None)
+        stages.plot(
+            [step_s, step_s], [position - 0.42, position + 0.42], "k--", lw=1.2, label="step" if not position else None
+        )
     stages.set(title="a step, by stage (the first three overlap)", xlabel="s")
     roles = list(dict.fromkeys(role for row in rows for one in row["rounds"] for role in one["memory_gib"]))
     kind = "gpu_memory_gib" if any(values(row, "gpu_memory_gib", role) for row in rows for role in roles) else None
@@ -258,5 +273,5 @@ def plot(found: Row, path: Path) -> None:
 def _grouped(axes: Any, rows: Sequence[Row], kind: str, names: Sequence[str]) -> None:
     height = 0.8 / len(names)
     for i, name in enumerate(names):
-        places = [place - 0.4 + (i + 0.5) * height for place in range(len(rows))]
-        axes.barh(places, [mean(row, kind, name) or 0 for row in rows], height, label=name, color=f"C{i}")
+        positions = [position - 0.4 + (i + 0.5) * height for position in range(len(rows))]
+        axes.barh(positions, [mean(row, kind, name) or 0 for row in rows], height, label=name, color=f"C{i}")

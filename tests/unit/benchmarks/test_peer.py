@@ -1,20 +1,20 @@
-"""The arithmetic of the comparison with TRL: rates are of totals, and the stages of a step add up to it."""
+"""Arithmetic of the comparison with TRL: rates are of totals, and the stages of a step add up to it."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks.peer.compare_peers import SHAPES, WORDS, PeerFigures, PeerStep, figures, stage_rows
 from benchmarks.common.timed_runs import DEMO
+from benchmarks.peer.compare_peers import SHAPES, WORDS, PeerFigures, PeerStep, figures_of, stage_rows
 from demopsd_dist.config import load
 
 
-def test_figures_are_of_totals() -> None:
+def test_rates_are_of_totals() -> None:
     """Two samples/s for a second and one for three are 5 in 4 s, not the mean of the rates."""
-    found = figures(
+    figures = figures_of(
         [PeerStep(2, 20, 0.5, 1.0, {"learn": 0.5}), PeerStep(3, 60, 1.0, 3.0, {"learn": 1.5, "score": 1.0})]
     )
-    assert found == PeerFigures(
+    assert figures == PeerFigures(
         samples_per_s=1.25,
         tokens_per_sample=16.0,
         reward=0.75,
@@ -26,14 +26,21 @@ def test_figures_are_of_totals() -> None:
 
 
 def test_stages_add_up_to_the_step() -> None:
-    """What overlaps or is part of another is told by its dash, and is not added again."""
-    mine = {"wait_for_rollouts": 1.0, "sample": 0.8, "support": 0.1, "score": 0.4, "learn": 0.3, "publish_weights": 0.1}
-    theirs = {"sample": 2.0, "reward": 0.1, "teacher": 0.5, "student": 0.3, "loss": 0.1, "backward": 0.6, "rest": 0.4}
-    rows = stage_rows(figures([PeerStep(8, 80, 0.5, 1.5, mine)]), figures([PeerStep(8, 80, 0.5, 4.0, theirs)]))
-    *parts, (name, here, there) = rows
-    assert (name, here, there) == ("step", 1.5, 4.0)
-    assert sum(part for name, part, _ in parts if part and not name.startswith("–")) == pytest.approx(1.5)
-    assert sum(part for name, _, part in parts if part and name != "learning") == pytest.approx(4.0)
+    """Stages that overlap or are part of another begin with a dash, and are not added again."""
+    own_s = {
+        "wait_for_rollouts": 1.0,
+        "sample": 0.8,
+        "support": 0.1,
+        "score": 0.4,
+        "learn": 0.3,
+        "publish_weights": 0.1,
+    }
+    trl_s = {"sample": 2.0, "reward": 0.1, "teacher": 0.5, "student": 0.3, "loss": 0.1, "backward": 0.6, "rest": 0.4}
+    rows = stage_rows(figures_of([PeerStep(8, 80, 0.5, 1.5, own_s)]), figures_of([PeerStep(8, 80, 0.5, 4.0, trl_s)]))
+    *stages, (name, own, trl) = rows
+    assert (name, own, trl) == ("step", 1.5, 4.0)
+    assert sum(own for name, own, _ in stages if own and not name.startswith("–")) == pytest.approx(1.5)
+    assert sum(trl for name, _, trl in stages if trl and name != "learning") == pytest.approx(4.0)
 
 
 def test_the_settings_hold_for_both_sides() -> None:
