@@ -1,1 +1,1 @@
-"""The composition root: how a run starts. `python -m launch.train configs/demo.yaml`"""
+"""Commands, one file each; the names of helpers begin with an underscore. `python -m launch.train configs/demo.yaml`"""

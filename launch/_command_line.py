@@ -1,4 +1,4 @@
-"""What the commands of this room share: exit codes, and what this machine has."""
+"""Helpers common to the commands: exit codes and the number of GPUs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from demopsd_dist.util.errors import DemoPSDError
 
 
 def exit_code_of(work: Callable[[], int]) -> int:
-    """Do it. 2 for wrong input, 130 when interrupted, 1 for any other failure; one line for an error of ours."""
+    """Call `work` and return its exit code; for errors 2 for wrong input, 130 when interrupted, 1 for any other
+    failure.
+
+    An error of this project is printed as one line, any other with its traceback."""
     try:
         return work()
     except DemoPSDError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # whoever reads what is said has read enough
+    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -30,7 +33,7 @@ def exit_code_of(work: Callable[[], int]) -> int:
 
 
 def count_gpus() -> int:
-    """NVIDIA devices that this process may use, without importing torch."""
+    """Number of NVIDIA devices that this process may use, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])

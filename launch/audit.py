@@ -1,7 +1,7 @@
-"""Audit: `python -m launch.audit RUN` -- what became of every sample of a run, from its ledger and checkpoints alone.
+"""Audit of every sample of a run, from its ledger and checkpoints alone: `python -m launch.audit RUN`
 
-Exit code 0 where every sample of the steps that count was trained exactly once or dropped for a stated reason, 1 where
-not, with the samples by name; 2 where RUN is no run folder.
+Exit code 0 where every sample of the steps that count was trained exactly once or dropped for a stated reason; 1 where
+not, with the names of the samples; 2 where RUN is no run folder.
 """
 
 from __future__ import annotations
@@ -24,27 +24,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def work() -> int:
-        account = audit(RunFolder(arguments.run))
-        print(told(account))
-        return 0 if account.sound else 1
+        report = audit(RunFolder(arguments.run))
+        print(format_report(report))
+        return 0 if report.sound else 1
 
     return exit_code_of(work)
 
 
-def told(account: AuditReport) -> str:
-    lines = [f"{account.steps} steps, {account.issued:,} samples issued for them"]
-    lines.append(f"  {account.trained:>9,} trained")
-    lines += [f"  {count:>9,} dropped: {reason}" for reason, count in account.dropped.items()]
-    if account.resampled:
-        lines.append(f"{account.resampled:,} samples came only when their prompt was asked for again")
-    if account.undone:
-        lines.append(f"{account.undone:,} samples of steps that were undone by going back to a checkpoint")
-    if account.in_flight:
-        lines.append(f"{account.in_flight:,} samples were in flight when a life ended")
-    lines += [f"life {life} from step {step}: {why}" for life, step, why in account.lives]
-    lines.append("checkpoints: " + (", ".join(account.checkpoints) or "none"))
-    lines += [f"FAULT: {fault}" for fault in account.faults]
-    lines.append("every sample is accounted for" if account.sound else "the account does not add up")
+def format_report(report: AuditReport) -> str:
+    """The report as lines for the terminal."""
+    lines = [f"{report.steps} steps, {report.issued:,} samples issued for them"]
+    lines.append(f"  {report.trained:>9,} trained")
+    lines += [f"  {count:>9,} dropped: {reason}" for reason, count in report.dropped.items()]
+    if report.resampled:
+        lines.append(f"{report.resampled:,} samples came from a repeated request for their prompt")
+    if report.undone:
+        lines.append(f"{report.undone:,} samples of steps that were undone by going back to a checkpoint")
+    if report.in_flight:
+        lines.append(f"{report.in_flight:,} samples were in flight when the run stopped or restarted")
+    lines += [f"life {life} from step {step}: {why}" for life, step, why in report.lives]
+    lines.append("checkpoints: " + (", ".join(report.checkpoints) or "none"))
+    lines += [f"FAULT: {fault}" for fault in report.faults]
+    lines.append("every sample is accounted for" if report.sound else "not every sample is accounted for")
     return "\n".join(lines)
 
 

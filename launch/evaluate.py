@@ -1,7 +1,7 @@
-"""Evaluate: `python -m launch.evaluate MODEL DATA [key=value ...] [--config FILE] [--out FILE.json]`
+"""Evaluation of a model: `python -m launch.evaluate MODEL DATA [key=value ...] [--config FILE] [--out FILE.json]`
 
-MODEL is a Hugging Face model folder (the `student/` of a run is one) or `minisci`; DATA is what `data.test` may be.
-Rollout workers alone are started. Exit code 0 when done, 2 for wrong input, 130 when interrupted, 1 for any other
+MODEL is a Hugging Face model folder (the `student/` of a run is one) or `minisci`; DATA is any value of `data.test`.
+Starts rollout workers only. Exit code 0 when done, 2 for wrong input, 130 when interrupted, 1 for any other
 failure.
 """
 
@@ -39,17 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("model", help="a Hugging Face model folder, or minisci")
     parser.add_argument("data", help="a data set, or minisci")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over those of the file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     parser.add_argument("--config", type=Path, default=DEFAULTS, help="default: configs/evaluate.yaml")
-    parser.add_argument("--out", type=Path, help="write all figures there, as JSON")
+    parser.add_argument("--out", type=Path, help="write all results to this file, as JSON")
     arguments = parser.parse_intermixed_args(argv)
-    return exit_code_of(lambda: run(arguments))
+    return exit_code_of(lambda: evaluate_and_print(arguments))
 
 
-def run(arguments: argparse.Namespace) -> int:
+def evaluate_and_print(arguments: argparse.Namespace) -> int:
+    """Check the settings, evaluate and print the results; the exit code."""
     words = [f"model.path={arguments.model}", f"data.test={arguments.data}", *arguments.overrides]
     config = load(arguments.config, words)
-    resolve_reward(config.reward, config.limits)  # a user's own is imported here, before anything starts
+    resolve_reward(config.reward, config.limits)  # imports a user's own reward, before anything starts
     folder = model_folder(config)
     loaded = load_split(config.data, "test")
     if not loaded.questions:
@@ -59,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     if config.ray_address is None:
         check_fits(config, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus(), wanted=rollout_bundles(config))
     if arguments.out is not None and not arguments.out.parent.is_dir():
-        raise DataError(f"--out {arguments.out}: there is no folder {arguments.out.parent}. Make it first.")
+        raise DataError(f"--out {arguments.out}: there is no folder {arguments.out.parent}. Create it first.")
     with fenced():
         from launch._task import build_task, over_long
 
@@ -67,14 +68,15 @@ def run(arguments: argparse.Namespace) -> int:
         if skipped["test"]:
             print(f"left out {skipped['test']} of {len(loaded.questions)} questions: {over_long(config, 'test')}")
         results = asyncio.run(evaluate_with_ray(config, folder, task))
-    print(report(results["test"]))
+    print(format_result(results["test"]))
     if arguments.out is not None:
-        figures = {split: asdict(result) for split, result in results.items()}
-        arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        records = {split: asdict(result) for split, result in results.items()}
+        arguments.out.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
 async def evaluate_with_ray(config: Config, folder: Path, task: Task) -> dict[str, Evaluation]:
+    """Start rollout workers and evaluate every split of the task that has prompts; results by split."""
     from demopsd_dist.training.evaluate import evaluate
     from demopsd_dist.training.evaluation_splits import evaluation_splits
     from workers.actors import RolloutActors
@@ -92,20 +94,20 @@ async def evaluate_with_ray(config: Config, folder: Path, task: Task) -> dict[st
         actors.stop()
 
 
-def report(result: Evaluation) -> str:
-    """The figures as a table for the terminal: each with its interval, and by field."""
+def format_result(result: Evaluation) -> str:
+    """A result as a table for the terminal: each accuracy with its interval, and by field."""
     k, fields = result.samples, list(result.mean.by_field)
     rows = [(f"mean@{k}", result.mean), (f"maj@{k}", result.majority)]
-    rows += [(f"pass@{size}", found) for size, found in result.passes.items() if size > 1]
+    rows += [(f"pass@{size}", accuracy) for size, accuracy in result.passes.items() if size > 1]
     rows += [(f"best@{k} (verl)", result.best)]
     lines = [
         f"{result.questions} questions, {k} responses each",
         f"{'':<16}{'all':>8}{'95 % interval':>18}" + "".join(f"{name[:11]:>12}" for name in fields),
     ]
-    for name, found in rows:
-        interval = f"{found.low:.1%} – {found.high:.1%}"
-        of_fields = "".join(f"{found.by_field[name]:>12.1%}" for name in fields)
-        lines.append(f"{name:<16}{found.average:>8.1%}{interval:>18}{of_fields}")
+    for label, accuracy in rows:
+        interval = f"{accuracy.low:.1%} – {accuracy.high:.1%}"
+        by_field = "".join(f"{accuracy.by_field[name]:>12.1%}" for name in fields)
+        lines.append(f"{label:<16}{accuracy.average:>8.1%}{interval:>18}{by_field}")
     lines += [
         f"response tokens {result.response_tokens_mean:.1f}   truncated {result.truncated_fraction:.1%}   "
         f"no answer {result.unparsed_fraction:.1%}   entropy {result.entropy_nats:.3f} nats a token",

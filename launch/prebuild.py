@@ -1,6 +1,6 @@
-"""Compile what a run would otherwise compile at its first step: `python -m launch.prebuild` (part of `make setup`)
+"""Compilation of DeepSpeed's CPU extension before the first run: `python -m launch.prebuild` (part of `make setup`)
 
-The result lies in the virtual environment.
+A run would otherwise compile it at its first step. The result is stored in the virtual environment.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ def main() -> None:
     import torch
 
     if not torch.cuda.is_available() and not build_extensions():
-        print("note: DeepSpeed's CPU extension was not built; it goes without")
+        print("note: DeepSpeed's CPU extension was not built; training runs without it")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write(folders: Sequence[Path], out: Path | None) -> int:
-    """Write the page and print its path; the exit code."""
     """Write the report and print its path; the exit code."""
     if len(set(folders)) < len(folders):
         raise ConfigError("a run folder is given twice. Give each once.")

@@ -1,7 +1,7 @@
 """Wait until nodes have joined a Ray cluster: `python -m launch.wait_for_nodes ADDRESS NAME ... [--within 300]`
 
-Names are those given to `ray start --node-name`. Exit code 0 when all are there, 1 with the names of those that did not
-come in time.
+Names are those given to `ray start --node-name`. Exit code 0 when all have joined, 1 with the names of the nodes that
+did not join in time.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("address", help="of the head: host:port")
-    parser.add_argument("names", nargs="+", metavar="NAME")
-    parser.add_argument("--within", type=float, default=300.0, metavar="SECONDS")
+    parser.add_argument("address", help="address of the head, host:port")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="node names")
+    parser.add_argument("--within", type=float, default=300.0, metavar="SECONDS", help="time limit")
     arguments = parser.parse_args(argv)
-    return exit_code_of(lambda: waited(arguments))
+    return exit_code_of(lambda: wait(arguments))
 
 
-def waited(arguments: argparse.Namespace) -> int:
+def wait(arguments: argparse.Namespace) -> int:
+    """Wait for the nodes and print their number; the exit code."""
     from workers.cluster.wait_for_nodes import wait_for_nodes
 
     wait_for_nodes(arguments.address, arguments.names, arguments.within)
