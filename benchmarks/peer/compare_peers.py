@@ -202,8 +202,8 @@ def report(result: dict[str, Any], own: PeerFigures, trl: PeerFigures, config: C
         "",
         f"`method=sdpo` on MiniSci: {rollout.prompts_per_step} prompts x {rollout.group_size} responses a step, of at "
         f"most {rollout.max_response_tokens} tokens; float32, two CPU cores, one run after the other; "
-        f"{result['steps']} steps after {result['warmup']} for warm-up. Same model, prompts in the same order, optimizer and reward; EMA "
-        f"teacher, reverse KL on the student's top {config.sdpo.top_k} and tail.",
+        f"{result['steps']} steps after {result['warmup']} for warm-up. Same model, prompts in the same order, "
+        f"optimizer and reward; EMA teacher, reverse KL on the student's top {config.sdpo.top_k} and tail.",
         "",
         "| | samples/s | step, s (fastest to slowest) | response tokens a sample | reward |",
         "|---|---|---|---|---|",
