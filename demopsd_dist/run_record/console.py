@@ -116,12 +116,12 @@ def response_lines(row: Row, width: int) -> list[Text]:
         f"  reward {row['reward']:.2g}",
         style="bold",
     )
-    most = max(width, 10) * _TEXT_LINES
+    max_chars = max(width, 10) * _TEXT_LINES
     lines = [
         head,
-        Text(escape_control_chars(row["question"], max_chars=most), style="dim"),
-        Text(escape_control_chars(row["response"], max_chars=most)),
-        Text(f"expected {escape_control_chars(row['expected'], max_chars=most)}", style="dim"),
+        Text(escape_control_chars(row["question"], max_chars=max_chars), style="dim"),
+        Text(escape_control_chars(row["response"], max_chars=max_chars)),
+        Text(f"expected {escape_control_chars(row['expected'], max_chars=max_chars)}", style="dim"),
     ]
     for line in lines:
         line.overflow = "fold"

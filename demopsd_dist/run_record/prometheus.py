@@ -16,12 +16,12 @@ from demopsd_dist.util.errors import ConfigError
 
 _PART = re.compile(r"_?\{(\w+)\}")
 _WIDTH, _HEIGHT, _ACROSS = 8, 7, 3  # of a panel, in Grafana's units; panels in a row
-_UNITS = {"s": "s", "fraction": "percentunit", "0 to 1": "percentunit"}  # others stand in the title
+_UNITS = {"s": "s", "fraction": "percentunit", "0 to 1": "percentunit"}  # other units are in the title
 
 
 @cache
 def exported(name: str) -> tuple[str, dict[str, str]]:
-    """The metric and its labels for a recorded name.
+    """The Prometheus metric and its labels for a recorded name.
 
     Example: `exported("time/learn_s")` is `("demopsd_time_s", {"stage": "learn"})`.
     """
@@ -35,15 +35,16 @@ def _metric_name(name: str) -> str:
 
 
 class Prometheus:
-    """An HTTP endpoint in the driver's process, gone with it. Ray's own metrics are at Ray's."""
+    """HTTP endpoint with the metrics, in the driver's process. Ray's own metrics are at Ray's endpoint."""
 
     def __init__(self, host: str, port: int, run: str) -> None:
-        """
+        """Start to serve.
+
         Args:
-            port: 0 for a free one.
+            port: 0 selects a free port.
 
         Raises:
-            ConfigError: nothing can listen there.
+            ConfigError: the address cannot be listened on.
         """
         from prometheus_client import CollectorRegistry, start_http_server
 
@@ -57,8 +58,8 @@ class Prometheus:
             ) from None
         self.port = int(self._server.server_port)
 
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        for name, value in {**figures, "step": float(step)}.items():
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in {**metrics, "step": float(step)}.items():
             exported_name, labels = exported(name)
             self._gauge(exported_name, name, labels).set(value)
 
@@ -78,16 +79,16 @@ class Prometheus:
 
 
 def dashboard() -> dict[str, Any]:
-    """A row for each room of the table of metrics, a panel for each metric, for the runs that are chosen above."""
+    """The Grafana dashboard: a row for each group of metrics, a panel for each metric, for the selected runs."""
     panels: list[dict[str, Any]] = []
     top = 0
-    for room, (about, metrics) in METRIC_GROUPS.items():
-        panels.append({"type": "row", "title": f"{room}: {about}", "gridPos": {"x": 0, "y": top, "w": 24, "h": 1}})
+    for group, (about, metrics) in METRIC_GROUPS.items():
+        panels.append({"type": "row", "title": f"{group}: {about}", "gridPos": {"x": 0, "y": top, "w": 24, "h": 1}})
         names = dict.fromkeys(_metric_name(metric.name) for metric in metrics)
-        of_name = {_metric_name(metric.name): metric for metric in reversed(metrics)}
+        metric_by_name = {_metric_name(metric.name): metric for metric in reversed(metrics)}
         for index, name in enumerate(names):
             down, across = divmod(index, _ACROSS)
-            metric = of_name[name]
+            metric = metric_by_name[name]
             legend = " ".join(["{{run}}", *(f"{{{{{part}}}}}" for part in _PART.findall(metric.name))])
             unit = _UNITS.get(metric.unit)
             panels.append(

@@ -85,7 +85,7 @@ async def measure(
 def select_probes(
     cfg: Config, groups: Sequence[RewardedGroup], scored: Sequence[ScoredExample]
 ) -> Iterator[LeakageProbe]:
-    """For each family, the first `leakage.prompts` groups that have two solutions, with one response of each group."""
+    """The first `leakage.prompts` groups with two solutions, for each family; one response of each group."""
     count, contexts = cfg.leakage.prompts, cfg.leakage.contexts
     first: dict[str, ScoredExample] = {}
     for item in scored:

@@ -12,8 +12,7 @@ from demopsd_dist.data.records import BatchSize, DigestRequest, Rollout, ScoredE
 from demopsd_dist.run_record import samples
 from demopsd_dist.run_record.ledger import DropReason
 from demopsd_dist.training import leakage_probe
-from demopsd_dist.training.coalesce import Coalescer
-from demopsd_dist.training.prefetch import PrefetchQueue, open_prefetch_queue
+from demopsd_dist.training.pipelining import Coalescer, PrefetchQueue, open_prefetch_queue
 from demopsd_dist.training.run import Run, RunState
 from demopsd_dist.training.step_prompts import groups_with_signal, stream_groups
 from demopsd_dist.util.errors import RewardError

@@ -25,8 +25,7 @@ from demopsd_dist.run_record.ledger import DropReason
 from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.run_record.sinks import open_sinks
 from demopsd_dist.testing import StandInLearners, World, stand_in_roles
-from demopsd_dist.training.coalesce import Coalescer
-from demopsd_dist.training.prefetch import open_prefetch_queue
+from demopsd_dist.training.pipelining import Coalescer, open_prefetch_queue
 from demopsd_dist.training.recovery import train_with_recovery
 from demopsd_dist.training.run import RunState, Task
 from demopsd_dist.training.step_prompts import prompts_of_step
