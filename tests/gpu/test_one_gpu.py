@@ -1,4 +1,4 @@
-"""Learner and teacher on a CUDA device, with real Ray and DeepSpeed, against the same on the CPU."""
+"""Learner and teacher on a CUDA device, with real Ray and DeepSpeed, compared with the CPU."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ON_GPU = ["learner.gpus_per_worker=0.5", "teacher.gpus_per_worker=0.5"]
 
 @dataclass
 class Core:
-    """The roles, asked one call at a time."""
+    """Synchronous calls to the roles."""
 
     config: Config
     roles: Roles
@@ -95,7 +95,7 @@ def drawn(groups: int = 3, size: int = 4) -> list[TrainingExample]:
 
 
 def test_scores_and_two_steps_are_those_of_the_cpu(ray_here: None, tmp_path: Path) -> None:
-    """float32 without TF32: supports alike, log-probabilities and gradient norms to rounding."""
+    """Equality in float32 without TF32: of supports exactly, of log-probabilities and gradient norms up to rounding."""
     examples = drawn()
     supports, scores, steps, weights = [], [], [], []
     for place, words in (("cpu", []), ("gpu", ON_GPU)):
@@ -109,7 +109,7 @@ def test_scores_and_two_steps_are_those_of_the_cpu(ray_here: None, tmp_path: Pat
             scores.append([*scored, *again])
             weights.append(core.weights(tmp_path / place))
     same = [np.sort(one) == np.sort(other) for one, other in zip(*supports, strict=True)]
-    assert np.concatenate(same).mean() > 0.99, "ties alone may fall otherwise"
+    assert np.concatenate(same).mean() > 0.99, "only ties may differ"
     for cpu, gpu in zip(*scores, strict=True):
         if np.array_equal(cpu.support_TK, gpu.support_TK):
             assert np.allclose(cpu.reference_logp_TA, gpu.reference_logp_TA, atol=2e-3)
@@ -122,8 +122,8 @@ def test_scores_and_two_steps_are_those_of_the_cpu(ray_here: None, tmp_path: Pat
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_bfloat16_learns_publishes_and_is_taken_up_again(ray_here: None, tmp_path: Path, stage: int) -> None:
-    """What is published is verified by its digests; the state that is saved and loaded is the state."""
+def test_bfloat16_learns_publishes_and_resumes(ray_here: None, tmp_path: Path, stage: int) -> None:
+    """Published weights are verified by their digests; a saved state is loaded unchanged."""
     words = (*ON_GPU, "model.precision=bfloat16", "weights.max_logp_diff=0.5", f"learner.zero_stage={stage}")
     with started(*words) as core:
         examples = drawn()
@@ -141,13 +141,13 @@ def test_bfloat16_learns_publishes_and_is_taken_up_again(ray_here: None, tmp_pat
 
 @pytest.mark.parametrize("top_k", [None, 50])
 def test_the_fused_loss_has_the_gradients_of_float64(top_k: int | None) -> None:
-    """Slices of the GPU's size, narrow weights: as close as the weights' own rounding allows."""
+    """Gradients with the GPU's slices and bfloat16 weights: as close as the weights' own rounding allows."""
     draw = torch.Generator(device="cuda").manual_seed(3)
     hidden, weight, teacher = (
         torch.randn(size, 64, generator=draw, device="cuda", dtype=torch.float64) * scale
         for size, scale in ((1500, 1.0), (3000, 0.1), (1500, 1.0))
     )
-    found = []
+    gradients = []
     for dtype in (torch.float64, torch.bfloat16):
         hidden_NH, weight_VH = (x.detach().to(dtype).requires_grad_() for x in (hidden, weight))
         support_NK = top_k_support(hidden @ weight.T, top_k)
@@ -158,8 +158,8 @@ def test_the_fused_loss_has_the_gradients_of_float64(top_k: int | None) -> None:
             return reduced(SDPO(), views, token_count=1500).loss
 
         fused_loss(hidden_NH, weight_VH, support_NK, loss_of).backward()
-        found.append((hidden_NH.grad, weight_VH.grad))
-    for exact, narrow in zip(*found, strict=True):
+        gradients.append((hidden_NH.grad, weight_VH.grad))
+    for exact, narrow in zip(*gradients, strict=True):
         assert exact is not None
         assert narrow is not None
         assert float((exact - narrow).norm() / exact.norm()) < 1e-2

@@ -1,4 +1,4 @@
-"""DemoPSD in float64 numpy, straight from the equations and with nothing shared with the code under test.
+"""DemoPSD in float64 numpy, directly from the equations, sharing nothing with the code under test.
 
 One token at a time, dense vocabulary, probabilities instead of logarithms wherever that is exact enough.
 """
@@ -17,7 +17,7 @@ def softmax(logits_V: Vector) -> Vector:
 
 
 def atoms(p_V: Vector, support_K: NDArray[np.int64] | None) -> Vector:
-    """Probabilities of the support, then of everything else together."""
+    """Probabilities of the support ids, then of all other tokens together."""
     if support_K is None:
         return p_V
     outside = np.setdiff1d(np.arange(len(p_V)), support_K)
@@ -25,8 +25,8 @@ def atoms(p_V: Vector, support_K: NDArray[np.int64] | None) -> Vector:
 
 
 def kl(p: Vector, q: Vector) -> float:
-    held = p > 0
-    return float(np.sum(p[held] * (np.log(p[held]) - np.log(q[held]))))
+    positive = p > 0
+    return float(np.sum(p[positive] * (np.log(p[positive]) - np.log(q[positive]))))
 
 
 def floored(p: Vector, floor: float) -> Vector:
@@ -44,7 +44,7 @@ def demopsd_token(
     kappa: float,
     floor: float,
 ) -> tuple[float, float, float, Vector]:
-    """(loss, alpha, disagreement, target) of one token from three logit vectors."""
+    """Loss, alpha, disagreement and target of one token from three logit vectors."""
     full = top_k is None or top_k >= len(student_V)
     support = None if full else np.argsort(-student_V, kind="stable")[:top_k]
     p = atoms(softmax(student_V), support)

@@ -1,4 +1,4 @@
-"""The fused form: the same loss and gradients as plain logits, whatever the slices."""
+"""Fused loss: the same loss and gradients as from full logits, for any slices."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ N, H, V = 37, 8, 50
 def inputs(dtype: torch.dtype = torch.float64, scale: float = 1.0) -> dict[str, Tensor]:
     random = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=random, dtype=torch.float64)  # noqa: E731
-    found = {"hidden": draw(N, H), "weight": scale * draw(V, H), "bias": draw(V)}
-    found |= {"reference": scale * draw(N, V), "teacher": scale * draw(N, V)}
-    return {name: value.to(dtype) for name, value in found.items()}
+    tensors = {"hidden": draw(N, H), "weight": scale * draw(V, H), "bias": draw(V)}
+    tensors |= {"reference": scale * draw(N, V), "teacher": scale * draw(N, V)}
+    return {name: value.to(dtype) for name, value in tensors.items()}
 
 
-def plain(x: dict[str, Tensor], support: Tensor | None, temperature: float, method: Objective) -> Tensor:
+def unfused(x: dict[str, Tensor], support: Tensor | None, temperature: float, method: Objective) -> Tensor:
     logits = torch.nn.functional.linear(x["hidden"], x["weight"], x["bias"])
     reference, teacher = (coarsen(x[name], support, temperature) for name in ("reference", "teacher"))
     mask = torch.ones(N, dtype=torch.bool)
@@ -83,17 +83,17 @@ def fused(
 @pytest.mark.parametrize("top_k", [None, 1, 7, V - 1])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("slice_tokens", [1, 5, N, 1000])
-def test_loss_and_gradients_are_those_of_plain_logits(
+def test_loss_and_gradients_are_those_of_full_logits(
     method: Objective, top_k: int | None, temperature: float, slice_tokens: int
 ) -> None:
     x = inputs()
     support = top_k_support(x["hidden"] @ x["weight"].T + x["bias"], top_k)
     leaves = [x[name].requires_grad_() for name in ("hidden", "weight", "bias")]
-    expected = plain(x, support, temperature, method)
-    wanted = torch.autograd.grad(3 * expected, leaves)
-    found = fused(x, support, temperature, slice_tokens, method)
-    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
-    for one, other in zip(torch.autograd.grad(3 * found, leaves), wanted, strict=True):
+    expected = unfused(x, support, temperature, method)
+    expected_gradients = torch.autograd.grad(3 * expected, leaves)
+    actual = fused(x, support, temperature, slice_tokens, method)
+    torch.testing.assert_close(actual, expected, atol=1e-12, rtol=1e-12)
+    for one, other in zip(torch.autograd.grad(3 * actual, leaves), expected_gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
 
 
@@ -101,11 +101,11 @@ def test_a_head_that_is_not_trained_costs_no_gradient() -> None:
     x = inputs()
     support = top_k_support(x["hidden"] @ x["weight"].T + x["bias"], 7)
     x["hidden"].requires_grad_()
-    (wanted,) = torch.autograd.grad(plain(x, support, 1.0, DemoPSD()), x["hidden"])
-    found = fused(x, support, 1.0, 16, DemoPSD())
-    saved: Any = found.grad_fn
+    (expected_gradients,) = torch.autograd.grad(unfused(x, support, 1.0, DemoPSD()), x["hidden"])
+    actual = fused(x, support, 1.0, 16, DemoPSD())
+    saved: Any = actual.grad_fn
     assert [gradient is None for gradient in saved.saved_tensors] == [False, True, True]
-    torch.testing.assert_close(torch.autograd.grad(found, x["hidden"])[0], wanted, atol=1e-12, rtol=1e-10)
+    torch.testing.assert_close(torch.autograd.grad(actual, x["hidden"])[0], expected_gradients, atol=1e-12, rtol=1e-10)
 
 
 @pytest.mark.parametrize("scale", [1.0, 40.0, 400.0])
@@ -113,9 +113,9 @@ def test_float32_is_close_and_finite_where_the_tail_underflows(scale: float) -> 
     x = inputs(torch.float32, scale)
     support = top_k_support(x["hidden"] @ x["weight"].T + x["bias"], 7)
     leaves = [x[name].requires_grad_() for name in ("hidden", "weight")]
-    wanted = torch.autograd.grad(plain(x, support, 1.0, DemoPSD()), leaves)
-    found = torch.autograd.grad(fused(x, support, 1.0, 16, DemoPSD()), leaves)
-    for one, other in zip(found, wanted, strict=True):
+    expected_gradients = torch.autograd.grad(unfused(x, support, 1.0, DemoPSD()), leaves)
+    actual = torch.autograd.grad(fused(x, support, 1.0, 16, DemoPSD()), leaves)
+    for one, other in zip(actual, expected_gradients, strict=True):
         assert torch.isfinite(one).all()
         torch.testing.assert_close(one, other, atol=1e-5 * scale, rtol=1e-3)
 
@@ -129,12 +129,12 @@ def test_bfloat16_gradients_are_close_to_float32() -> None:
     assert [gradient.dtype for gradient in half] == [torch.bfloat16] * 2
     wide = {name: value.detach().float() for name, value in x.items()}
     leaves = [wide[name].requires_grad_() for name in ("hidden", "weight")]
-    full = torch.autograd.grad(plain(wide, support, 1.0, DemoPSD()), leaves)
+    full = torch.autograd.grad(unfused(wide, support, 1.0, DemoPSD()), leaves)
     for one, other in zip(half, full, strict=True):
         assert (one.float() - other).norm() < 0.02 * other.norm()
 
 
-def test_a_slice_knows_token_probabilities_and_entropy() -> None:
+def test_a_slice_has_token_log_probabilities_and_entropy() -> None:
     x = inputs()
     logits = torch.nn.functional.linear(x["hidden"], x["weight"]) / 0.7
     ids = torch.arange(N) % V

@@ -1,4 +1,4 @@
-"""What is provable about the barycenter, over random and adversarial distributions; and one thing that is not true.
+"""Provable properties of the barycenter, over random and adversarial distributions; and one that does not hold.
 
 s reference, r teacher, q target with weight alpha on s; gamma = 1 - alpha; Delta = log r - log s. In float64 to 1e-10
 and in float32 to 1e-5, relative to the size of what is compared.
@@ -44,7 +44,7 @@ def draw(seed: int, scale: float, kind: torch.dtype = torch.float64, rows: int =
 
 
 def at_most(one: Tensor, other: Tensor | float, kind: torch.dtype) -> bool:
-    """one <= other, but for rounding."""
+    """Whether one <= other, up to rounding."""
     limit = torch.as_tensor(other)
     return bool((one <= limit + EPS[kind] * (1.0 + limit.abs())).all())
 
@@ -155,7 +155,7 @@ def test_information_over_contexts_is_bounded(kind: torch.dtype, seed: int, scal
 @both
 @proven
 @given(seed=seeds, scale=scales, contexts=st.integers(2, 6))
-def test_what_cannot_be_fitted(kind: torch.dtype, seed: int, scale: float, contexts: int) -> None:
+def test_loss_that_no_student_can_remove(kind: torch.dtype, seed: int, scale: float, contexts: int) -> None:
     """Forward: mean KL(q_i|p) = KL(mean q|p) + I. Reverse, this loss: mean KL(p|q_i) = KL(p|geo) + G, not I."""
     p, q = draw(seed, scale, kind), draw(seed + 1, scale, kind, rows=contexts)
     mean = q.logsumexp(0, keepdim=True) - math.log(contexts)
@@ -175,7 +175,7 @@ def test_small_deviations_shrink_information_by_the_square(seed: int) -> None:
     assert information(mix(s, r, 0.15)) / information(r) == pytest.approx(0.85**2, rel=1e-2)
 
 
-def test_not_true_that_the_target_holds_less_information_than_the_teacher() -> None:
+def test_the_target_may_hold_more_information_than_the_teacher() -> None:
     """I_q <= I_r fails: mixing towards s moves mass onto the tokens in which the contexts differ."""
     tiny = 1e-9
     r = torch.tensor([[0.98, 0.02 - tiny, tiny], [0.98, tiny, 0.02 - tiny]], dtype=torch.float64).log()
@@ -198,7 +198,7 @@ def test_theorem_2_where_its_assumption_holds(kind: torch.dtype, seed: int, scal
 
 
 def test_theorem_2_fails_without_its_assumption() -> None:
-    """Both ways: a target less entropic than the teacher, and one more entropic than both ends."""
+    """Counterexamples: a target with less entropy than the teacher, and one with more than both ends."""
     s = torch.tensor([[4.0, 0.0, 0.0]], dtype=torch.float64).log_softmax(-1)
     flat = torch.zeros(1, 3, dtype=torch.float64).log_softmax(-1)
     assert entropy_of(mix(s, flat, 0.15)).item() == pytest.approx(1.0548, abs=1e-4)
@@ -297,7 +297,7 @@ def test_the_order_of_the_vocabulary_does_not_matter(seed: int, scale: float) ->
 
 @pytest.mark.parametrize("alpha", [0.15, 0.6])
 def test_the_gate_slows_and_does_not_move_the_fixed_point(alpha: float) -> None:
-    """With a reference that follows the student, p <- q(p) ends at r for every alpha < 1; a frozen one holds q."""
+    """Fixed point: r for every alpha < 1 with a reference that follows the student; q with a frozen one."""
     s, r = draw(3, 1.0), draw(4, 1.0)
     p = s
     for n in range(1, 40):
@@ -308,7 +308,7 @@ def test_the_gate_slows_and_does_not_move_the_fixed_point(alpha: float) -> None:
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (0.9, 0.85), (0.2, 1.0)])
 def test_several_contexts_pull_by_their_weights(weights: tuple[float, float]) -> None:
-    """Of (1 - alpha_1) KL(p|r_1) + (1 - alpha_2) KL(p|r_2) the least is at log p = sum w_i log r_i + c."""
+    """Minimum of (1 - alpha_1) KL(p|r_1) + (1 - alpha_2) KL(p|r_2): log p = sum w_i log r_i + c."""
     r = draw(6, 1.0, rows=2)
     w = torch.tensor(weights, dtype=torch.float64) / sum(weights)
     logits = (w[:, None] * r).sum(0).requires_grad_()

@@ -1,4 +1,4 @@
-"""The leakage figures: what must hold between them, and the probe that measures mutual information."""
+"""Leakage metrics: relations between them, and the probe that measures mutual information."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def draw(seed: int, scale: float, *shape: int) -> torch.Tensor:
 @given(
     seed=st.integers(0, 10_000), scale=st.sampled_from([0.01, 1.0, 8.0]), alpha_max=st.sampled_from([0.15, 0.5, 1.0])
 )
-def test_what_must_hold_at_every_token(seed: int, scale: float, alpha_max: float) -> None:
+def test_relations_at_every_token(seed: int, scale: float, alpha_max: float) -> None:
     """KL(q|s) <= KL(r|s); (1 - alpha_max)^2 R <= R_demo <= R; the centred form is exact."""
     s, r = draw(seed, scale, T), draw(seed + 1, scale, T)
     method = DemoPSD(alpha_max=alpha_max, floor=1e-30)
-    found = demopsd_loss(s, s, r, torch.ones(T), top_k=None, alpha_max=alpha_max, floor=1e-30)
+    result = demopsd_loss(s, s, r, torch.ones(T), top_k=None, alpha_max=alpha_max, floor=1e-30)
     q = method.target(s, r)
-    terms = leakage_terms(s, r, q, found.alpha_BT)
+    terms = leakage_terms(s, r, q, result.alpha_BT)
     assert (terms["leakage/target_nats"] <= terms["leakage/teacher_nats"] + 1e-10).all()
     assert (terms["leakage/r_demo"] <= terms["leakage/r_leak"]).all()
     assert (terms["leakage/r_demo"] >= (1 - alpha_max) ** 2 * terms["leakage/r_leak"] - 1e-10).all()
@@ -53,7 +53,7 @@ def test_what_must_hold_at_every_token(seed: int, scale: float, alpha_max: float
     torch.testing.assert_close(terms["leakage/target_variance"], centred, atol=1e-9, rtol=1e-7)
 
 
-def test_order_of_entropies_is_found_broken_where_it_is() -> None:
+def test_a_violated_order_of_entropies_is_reported() -> None:
     """s sharp, r flat: less entropic than the teacher. s flat, r sharp along s: in order."""
     sharp = torch.tensor([[4.0, 0.0, 0.0]], dtype=torch.float64).log_softmax(-1)
     flat = torch.zeros(1, 3, dtype=torch.float64).log_softmax(-1)
@@ -63,12 +63,12 @@ def test_order_of_entropies_is_found_broken_where_it_is() -> None:
     assert broken["entropy/target_below_teacher_fraction"].item()
     assert broken["entropy/covariance_negative_fraction"].item()
     mild = (0.25 * sharp).log_softmax(-1)
-    kept = ordering_terms(mild, sharp, barycenter(mild, sharp, alpha))
-    assert not any(value.item() for name, value in kept.items() if name.endswith("fraction"))
+    ordered = ordering_terms(mild, sharp, barycenter(mild, sharp, alpha))
+    assert not any(value.item() for name, value in ordered.items() if name.endswith("fraction"))
 
 
 def test_information_by_hand() -> None:
-    """Two contexts that never agree tell all there is, ln 2; equal ones tell nothing."""
+    """Two contexts that never agree have information ln 2; equal ones have none."""
     apart = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]], dtype=torch.float64).clamp(min=1e-300).log()
     assert information(apart).item() == pytest.approx(math.log(2))
     same = draw(0, 1.0, 1, T).expand(5, T, V)
@@ -79,7 +79,7 @@ def test_information_by_hand() -> None:
 
 def test_information_of_a_sample_of_contexts_is_low_and_grows_with_m() -> None:
     population = draw(0, 2.0, 64, 1)
-    whole = information(population).item()
+    of_population = information(population).item()
     random = torch.Generator().manual_seed(0)
 
     def estimate(m: int) -> float:
@@ -88,7 +88,7 @@ def test_information_of_a_sample_of_contexts_is_low_and_grows_with_m() -> None:
 
     estimates = [estimate(m) for m in (2, 4, 8, 16)]
     assert estimates == sorted(estimates)
-    assert estimates[-1] < whole
+    assert estimates[-1] < of_population
     assert all(value <= math.log(m) for value, m in zip(estimates, (2, 4, 8, 16), strict=True))
 
 
@@ -111,14 +111,14 @@ def test_the_probe_chooses_responses_with_different_solutions() -> None:
     config = load(DEMO, ["leakage.contexts=3"])
     builder = PromptBuilder(byte_tokenizer())
     groups, scored = groups_and_scores(config, builder)
-    found = list(leakage_probe.select_probes(config, groups, scored))
-    assert [(p.family, p.item.id) for p in found] == [
+    probes = list(leakage_probe.select_probes(config, groups, scored))
+    assert [(p.family, p.item.id) for p in probes] == [
         ("siblings", "q0#0"),
         ("answers", "q0#0"),
         ("answers", "q2#0"),
     ], "q1 has no success, and all other right responses to q2 are the same"
-    assert found[0].solutions == [f"other {RIGHT}", RIGHT], "its own text once, from a sibling that wrote the same"
-    assert found[1].solutions == ["<answer>1</answer>", "<answer>2</answer>"]
+    assert probes[0].solutions == [f"other {RIGHT}", RIGHT], "its own text once, from a sibling that wrote the same"
+    assert probes[1].solutions == ["<answer>1</answer>", "<answer>2</answer>"]
 
 
 @pytest.mark.parametrize("words", [["method=demopsd"], ["demopsd.reference=live"], ["method=sdpo"], ["method=opsd"]])
@@ -127,13 +127,13 @@ def test_the_probe_reports_both_families_and_m(words: list[str]) -> None:
     builder = PromptBuilder(byte_tokenizer())
     groups, scored = groups_and_scores(config, builder)
     method = resolve_method(config)
-    found = asyncio.run(leakage_probe.measure(config, method, StandInTeacher(World()), builder, groups, scored))
+    metrics = asyncio.run(leakage_probe.measure(config, method, StandInTeacher(World()), builder, groups, scored))
     for family in ("siblings", "answers"):
-        assert found[f"leakage/{family}_contexts_mean"] == 2
-        assert 0 < found[f"leakage/{family}_teacher_nats"] <= math.log(2)
-        ratio = found[f"leakage/{family}_target_nats"] / found[f"leakage/{family}_teacher_nats"]
-        assert found[f"leakage/{family}_ratio"] == pytest.approx(ratio)
-        assert (ratio == 1) == ("demopsd" not in words[0]), "what the other methods aim at is the teacher"
+        assert metrics[f"leakage/{family}_contexts_mean"] == 2
+        assert 0 < metrics[f"leakage/{family}_teacher_nats"] <= math.log(2)
+        ratio = metrics[f"leakage/{family}_target_nats"] / metrics[f"leakage/{family}_teacher_nats"]
+        assert metrics[f"leakage/{family}_ratio"] == pytest.approx(ratio)
+        assert (ratio == 1) == ("demopsd" not in words[0]), "the target of the other methods is the teacher"
 
 
 def test_the_probe_is_due_at_its_steps_and_for_methods_with_a_teacher() -> None:

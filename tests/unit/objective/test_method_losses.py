@@ -1,4 +1,4 @@
-"""Every method: both its forms, its float64 reference, its closed gradient, and what no input may do to it."""
+"""Every method: its two forms, its float64 reference, its gradient in closed form, and extreme inputs."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def logits(seed: int, scale: float = 3.0, shape: tuple[int, ...] = (B, T, V)) ->
 
 
 def sample(seed: int = 0, scale: float = 3.0, rows: int = B) -> dict[str, Any]:
-    """All that any method may ask for."""
+    """Inputs of all methods."""
     random = torch.Generator().manual_seed(seed)
     names = ("student_logits_BTV", "reference_logits_BTV", "teacher_logits_BTV")
-    found = {name: logits(3 * seed + i, scale, (rows, T, V)) for i, name in enumerate(names)}
-    return found | {
+    tensors = {name: logits(3 * seed + i, scale, (rows, T, V)) for i, name in enumerate(names)}
+    return tensors | {
         "mask_BT": torch.rand(rows, T, generator=random) < 0.7,
         "importance_ratio_BT": (0.4 * torch.randn(rows, T, generator=random, dtype=torch.float64)).exp(),
         "advantage_BT": torch.randn(rows, 1, generator=random, dtype=torch.float64).expand(rows, T),
@@ -64,7 +64,7 @@ def rows_of(x: dict[str, Any], rows: slice) -> dict[str, Any]:
 @every_method
 @pytest.mark.parametrize("top_k", [None, 1, 5, V - 1])
 def test_both_forms_give_the_same_number(method: Objective, top_k: int | None) -> None:
-    """All logits at hand, against float32 values of a teacher on the support."""
+    """Loss from full logits, against the loss from a teacher's float32 values on the support."""
     x = {name: value.float() if value.is_floating_point() else value for name, value in sample().items()}
     here = loss_from_logits(method, **x, top_k=top_k)
     ids = top_k_support(x["student_logits_BTV"], top_k)
@@ -82,8 +82,8 @@ def test_both_forms_give_the_same_number(method: Objective, top_k: int | None) -
 def test_sdpo_and_its_gradient_against_float64_numpy(divergence: Any, top_k: int | None) -> None:
     student, teacher = logits(1).requires_grad_(), logits(2)
     mask = torch.ones(B, T)
-    found = loss_from_logits(SDPO(divergence), student, mask, teacher_logits_BTV=teacher, top_k=top_k)
-    found.loss_BT.sum().backward()
+    result = loss_from_logits(SDPO(divergence), student, mask, teacher_logits_BTV=teacher, top_k=top_k)
+    result.loss_BT.sum().backward()
     assert student.grad is not None
     for b in range(B):
         for t in range(T):
@@ -96,15 +96,15 @@ def test_sdpo_and_its_gradient_against_float64_numpy(divergence: Any, top_k: int
                 "jsd": (0.5 * kl(p, m) + 0.5 * kl(r, m), 0.5 * np.log(p / m)),
                 "reverse_kl": (kl(p, r), np.log(p / r)),
             }[divergence]
-            assert found.loss_BT[b, t].item() == pytest.approx(loss, abs=1e-10)
+            assert result.loss_BT[b, t].item() == pytest.approx(loss, abs=1e-10)
             distribution = np.empty(V)  # every token has the value of its atom
             distribution[np.arange(V) if support is None else support] = log_ratio[
                 : len(log_ratio) if top_k is None else -1
             ]
             if support is not None:
                 distribution[np.setdiff1d(np.arange(V), support)] = log_ratio[-1]
-            whole = softmax(z)
-            expected = whole * (distribution - (whole * distribution).sum())
+            p_V = softmax(z)
+            expected = p_V * (distribution - (p_V * distribution).sum())
             np.testing.assert_allclose(student.grad[b, t].numpy(), expected, atol=1e-10)
 
 
@@ -130,7 +130,7 @@ def test_demopsd_at_its_ends_is_sdpo_and_a_live_reference_is_the_student() -> No
     torch.testing.assert_close(without.loss, given_itself.loss, atol=1e-12, rtol=1e-12)
 
 
-def test_gates() -> None:
+def test_constant_and_threshold_gates() -> None:
     x = sample(5, scale=0.5)
     constant = loss_from_logits(DemoPSD(gate="constant", alpha_max=0.07), **x)
     assert (constant.distributions["demopsd/alpha"] == 0.07).all()
@@ -153,7 +153,7 @@ def test_grpo_and_its_gradient(ratio: float, advantage: float) -> None:
     method = GRPO(clip_low=0.2, clip_high=0.28, dual_clip=3.0, kl_coefficient=0.04)
     student, initial = logits(1, shape=(1, 1, V)).requires_grad_(), logits(2, shape=(1, 1, V))
     y = 3
-    found = loss_from_logits(
+    result = loss_from_logits(
         method,
         student,
         torch.ones(1, 1),
@@ -163,8 +163,8 @@ def test_grpo_and_its_gradient(ratio: float, advantage: float) -> None:
         advantage_BT=torch.tensor([[advantage]], dtype=torch.float64),
     )
     p, q = softmax(student.detach().numpy()[0, 0]), softmax(initial.numpy()[0, 0])
-    assert found.loss.item() == pytest.approx(grpo_token(p[y], ratio, advantage, q[y], method), abs=1e-10)
-    found.loss.backward()
+    assert result.loss.item() == pytest.approx(grpo_token(p[y], ratio, advantage, q[y], method), abs=1e-10)
+    result.loss.backward()
     flows = (advantage > 0 and ratio <= 1.28) or (advantage < 0 and 0.8 <= ratio <= 3.0)
     slope = 0.04 * (1 - q[y] / p[y]) - (ratio * advantage if flows else 0.0)
     expected = slope * ((np.arange(V) == y) - p)
@@ -175,7 +175,7 @@ def test_grpo_and_its_gradient(ratio: float, advantage: float) -> None:
 @every_method
 @pytest.mark.parametrize("parts", [[4], [2, 2], [1, 1, 1, 1], [1, 3]])
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "max_length"])
-def test_loss_gradient_and_metrics_do_not_depend_on_the_cut(
+def test_loss_gradient_and_metrics_do_not_depend_on_the_split(
     method: Objective, parts: list[int], aggregation: Any
 ) -> None:
     """Shards of any size, and packed (all tokens in a row, none masked) instead of padded."""
@@ -184,9 +184,9 @@ def test_loss_gradient_and_metrics_do_not_depend_on_the_cut(
     lengths = x["mask_BT"].sum(-1)
     counts = {"token_count": float(lengths.sum()), "sequence_count": B, "max_tokens": 11}
     weight_BT = token_weight(aggregation, lengths, **counts)[:, None].expand(B, T)
-    whole = loss_from_logits(method, **x, weight_BT=weight_BT, top_k=5)
-    (expected,) = torch.autograd.grad(whole.loss, student)
-    total, metrics, start = torch.zeros(()), dict.fromkeys(whole.metrics, 0.0), 0
+    full = loss_from_logits(method, **x, weight_BT=weight_BT, top_k=5)
+    (expected,) = torch.autograd.grad(full.loss, student)
+    total, metrics, start = torch.zeros(()), dict.fromkeys(full.metrics, 0.0), 0
     for size in parts:
         rows = slice(start, start + size)
         part = loss_from_logits(
@@ -196,13 +196,13 @@ def test_loss_gradient_and_metrics_do_not_depend_on_the_cut(
         total = total + part.loss.detach()
         metrics = {name: metrics[name] + float(value) for name, value in part.metrics.items()}
         start += size
-    torch.testing.assert_close(total, whole.loss.detach(), atol=1e-12, rtol=1e-12, check_dtype=False)
+    torch.testing.assert_close(total, full.loss.detach(), atol=1e-12, rtol=1e-12, check_dtype=False)
     torch.testing.assert_close(student.grad, expected, atol=1e-14, rtol=1e-12)
-    assert metrics == pytest.approx({name: float(value) for name, value in whole.metrics.items()}, rel=1e-9)
+    assert metrics == pytest.approx({name: float(value) for name, value in full.metrics.items()}, rel=1e-9)
     mask = x.pop("mask_BT")
     flat = {name: value[mask] for name, value in x.items()}
     packed = loss_from_logits(method, mask_BT=torch.ones(int(mask.sum())), weight_BT=weight_BT[mask], **flat, top_k=5)
-    torch.testing.assert_close(packed.loss, whole.loss, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(packed.loss, full.loss, atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(torch.autograd.grad(packed.loss, student)[0], expected, atol=1e-14, rtol=1e-12)
 
 
@@ -226,10 +226,10 @@ def test_aggregations_by_hand() -> None:
     kind=st.sampled_from([torch.float32, torch.bfloat16]),
     mask=st.sampled_from(["some", "none", "one sample", "one token"]),
 )
-def test_nothing_makes_it_infinite(
+def test_no_input_makes_it_infinite(
     method: Objective, seed: int, scale: float, top_k: int | None, kind: torch.dtype, mask: str
 ) -> None:
-    """Logits of 40 N(0, 1), half precision, K beyond V, masked samples with rubbish in them, and nothing at all."""
+    """Logits of 40 N(0, 1), half precision, K beyond V, masked samples with NaN in them, and an empty mask."""
     x = sample(seed, scale)
     x |= {name: value.to(kind) for name, value in x.items() if name.endswith("logits_BTV")}
     mask_BT = x["mask_BT"]
@@ -243,17 +243,17 @@ def test_nothing_makes_it_infinite(
         x[name][~mask_BT] = float("nan")
     x["importance_ratio_BT"][~mask_BT] = float("nan")
     student = x["student_logits_BTV"].requires_grad_()
-    found = loss_from_logits(method, **x, top_k=top_k)
-    found.loss.backward()
+    result = loss_from_logits(method, **x, top_k=top_k)
+    result.loss.backward()
     assert student.grad is not None
-    assert torch.isfinite(found.loss)
+    assert torch.isfinite(result.loss)
     assert torch.isfinite(student.grad).all()
     assert (student.grad[~mask_BT] == 0).all()
-    assert all(torch.isfinite(value) for value in found.metrics.values())
+    assert all(torch.isfinite(value) for value in result.metrics.values())
     if not isinstance(method, GRPO):
-        assert (found.loss_BT >= 0).all()
+        assert (result.loss_BT >= 0).all()
     if not mask_BT.any():
-        assert found.loss == 0
+        assert result.loss == 0
 
 
 @distilling

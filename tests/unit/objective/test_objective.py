@@ -1,4 +1,4 @@
-"""The DemoPSD loss: equal to a float64 reference, a true divergence, and indifferent to how a batch is cut."""
+"""DemoPSD loss: equal to a float64 reference, a true divergence, and independent of how a batch is split."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def ones() -> torch.Tensor:
 @pytest.mark.parametrize("scale", [0.1, 3.0, 8.0])
 def test_equals_the_float64_reference(top_k: int | None, scale: float) -> None:
     student, reference, teacher = three(7, scale)
-    found = demopsd_loss(student, reference, teacher, ones(), top_k=top_k, **SETTINGS)
+    result = demopsd_loss(student, reference, teacher, ones(), top_k=top_k, **SETTINGS)
     for b in range(B):
         for t in range(T):
             loss, alpha, d, _ = demopsd_token(
@@ -55,16 +55,16 @@ def test_equals_the_float64_reference(top_k: int | None, scale: float) -> None:
                 kappa=50.0,
                 floor=1e-8,
             )
-            assert found.loss_BT[b, t].item() == pytest.approx(loss, abs=1e-10, rel=1e-9)
-            assert found.alpha_BT[b, t].item() == pytest.approx(alpha, abs=1e-10)
-            assert found.disagreement_BT[b, t].item() == pytest.approx(d, abs=1e-10)
-    assert found.loss.item() == pytest.approx(found.loss_BT.mean().item(), rel=1e-12)
+            assert result.loss_BT[b, t].item() == pytest.approx(loss, abs=1e-10, rel=1e-9)
+            assert result.alpha_BT[b, t].item() == pytest.approx(alpha, abs=1e-10)
+            assert result.disagreement_BT[b, t].item() == pytest.approx(d, abs=1e-10)
+    assert result.loss.item() == pytest.approx(result.loss_BT.mean().item(), rel=1e-12)
 
 
 def test_golden_numbers() -> None:
     """Two tokens worked out by hand: r = (.5, .5), s = (.9, .1), p = (.7, .3), alpha held by kappa."""
     p, s, r = (torch.tensor([[x]], dtype=torch.float64).log() for x in ([0.7, 0.3], [0.9, 0.1], [0.5, 0.5]))
-    found = demopsd_loss(p, s, r, torch.ones(1, 1), top_k=None, alpha_max=0.5, gate_sensitivity=10.0)
+    result = demopsd_loss(p, s, r, torch.ones(1, 1), top_k=None, alpha_max=0.5, gate_sensitivity=10.0)
     m = (0.7, 0.3)
     d = 0.5 * sum(x * math.log(x / y) for x, y in zip((0.9, 0.1), m, strict=True)) + 0.5 * sum(
         0.5 * math.log(0.5 / y) for y in m
@@ -72,8 +72,8 @@ def test_golden_numbers() -> None:
     alpha = 0.5 * math.tanh(5 * d)
     weights = [0.5 ** (1 - alpha) * x**alpha for x in (0.9, 0.1)]
     q = [w / sum(weights) for w in weights]
-    assert found.disagreement_BT.item() == pytest.approx(d, abs=1e-12)
-    assert found.loss.item() == pytest.approx(0.7 * math.log(0.7 / q[0]) + 0.3 * math.log(0.3 / q[1]), abs=1e-12)
+    assert result.disagreement_BT.item() == pytest.approx(d, abs=1e-12)
+    assert result.loss.item() == pytest.approx(0.7 * math.log(0.7 / q[0]) + 0.3 * math.log(0.3 / q[1]), abs=1e-12)
 
 
 @pytest.mark.parametrize("top_k", [None, 6])
@@ -81,8 +81,8 @@ def test_gradient_is_that_of_the_closed_form(top_k: int | None) -> None:
     """d KL(p|q) / dz_v = p_v (log(P_b / Q_b) - loss), b the atom of v -- tail tokens move together."""
     student, reference, teacher = three(11)
     student.requires_grad_()
-    found = demopsd_loss(student, reference, teacher, ones(), top_k=top_k, **SETTINGS)
-    found.loss_BT.sum().backward()
+    result = demopsd_loss(student, reference, teacher, ones(), top_k=top_k, **SETTINGS)
+    result.loss_BT.sum().backward()
     for b in range(B):
         for t in range(T):
             z = student[b, t].detach().numpy()
@@ -138,21 +138,21 @@ def test_loss_identity_and_minimum(seed: int, scale: float, alpha: float) -> Non
 def test_bounds_hold_in_float32(seed: int, scale: float, top_k: int | None) -> None:
     """0 <= d <= ln 2, 0 <= alpha <= alpha_max, 0 <= loss <= log 1/floor + (K + 1) floor; everything finite."""
     student, reference, teacher = (x.float() for x in three(seed, scale))
-    found = demopsd_loss(student, reference, teacher, ones(), top_k=top_k, **SETTINGS)
-    assert ((found.disagreement_BT >= 0) & (found.disagreement_BT <= math.log(2) + 1e-7)).all()
-    assert ((found.alpha_BT >= 0) & (found.alpha_BT <= 0.15 + 1e-7)).all()
-    assert ((found.loss_BT >= 0) & (found.loss_BT <= math.log(1e8) + 1e-4)).all()
+    result = demopsd_loss(student, reference, teacher, ones(), top_k=top_k, **SETTINGS)
+    assert ((result.disagreement_BT >= 0) & (result.disagreement_BT <= math.log(2) + 1e-7)).all()
+    assert ((result.alpha_BT >= 0) & (result.alpha_BT <= 0.15 + 1e-7)).all()
+    assert ((result.loss_BT >= 0) & (result.loss_BT <= math.log(1e8) + 1e-4)).all()
     exact = demopsd_loss(*three(seed, scale), ones(), top_k=top_k, **SETTINGS)
-    torch.testing.assert_close(found.loss_BT.double(), exact.loss_BT, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(result.loss_BT.double(), exact.loss_BT, atol=1e-5, rtol=1e-4)
 
 
 def test_equal_teacher_and_reference_close_the_gate() -> None:
     student, reference, _ = three(1)
-    found = demopsd_loss(student, reference, reference, ones(), **SETTINGS)
-    assert found.disagreement_BT.max() < 1e-30  # the square of a rounding error
-    assert found.alpha_BT.max() < 1e-28
+    result = demopsd_loss(student, reference, reference, ones(), **SETTINGS)
+    assert result.disagreement_BT.max() < 1e-30  # the square of a rounding error
+    assert result.alpha_BT.max() < 1e-28
     torch.testing.assert_close(
-        found.loss_BT, generalised_kl(student.log_softmax(-1), floored(reference.log_softmax(-1), 1e-8))
+        result.loss_BT, generalised_kl(student.log_softmax(-1), floored(reference.log_softmax(-1), 1e-8))
     )
 
 
@@ -189,16 +189,16 @@ def test_tail_is_exact_where_one_minus_the_rest_cancels() -> None:
 
 
 @pytest.mark.parametrize("parts", [[2], [1, 1], [3, 5], [1, 2, 3, 2]])
-def test_loss_and_gradient_do_not_depend_on_the_cut(parts: list[int]) -> None:
+def test_loss_and_gradient_do_not_depend_on_the_split(parts: list[int]) -> None:
     """Shards with the global token count: losses, metrics and gradients add up to the whole batch's."""
     rows = sum(parts)
     shape = (rows, T, V)
     student, reference, teacher = logits(1, shape=shape), logits(2, shape=shape), logits(3, shape=shape)
     mask = torch.rand(rows, T, generator=torch.Generator().manual_seed(0)) < 0.7
     student.requires_grad_()
-    whole = demopsd_loss(student, reference, teacher, mask, top_k=5, **SETTINGS)
-    (expected,) = torch.autograd.grad(whole.loss, student)
-    count, total, metrics, start = float(mask.sum()), 0.0, dict.fromkeys(whole.metrics, 0.0), 0
+    full = demopsd_loss(student, reference, teacher, mask, top_k=5, **SETTINGS)
+    (expected,) = torch.autograd.grad(full.loss, student)
+    count, total, metrics, start = float(mask.sum()), 0.0, dict.fromkeys(full.metrics, 0.0), 0
     for size in parts:
         cut = slice(start, start + size)
         part: Any = demopsd_loss(
@@ -208,9 +208,9 @@ def test_loss_and_gradient_do_not_depend_on_the_cut(parts: list[int]) -> None:
         total += part.loss.item()
         metrics = {name: metrics[name] + float(value) for name, value in part.metrics.items()}
         start += size
-    assert total == pytest.approx(whole.loss.item(), rel=1e-12)
+    assert total == pytest.approx(full.loss.item(), rel=1e-12)
     torch.testing.assert_close(student.grad, expected, atol=1e-14, rtol=1e-12)
-    for name, value in whole.metrics.items():
+    for name, value in full.metrics.items():
         assert metrics[name] == pytest.approx(float(value), rel=1e-9), name
 
 
@@ -249,14 +249,14 @@ def test_temperature_divides_all_three() -> None:
 
 def test_half_precision_logits_are_lifted() -> None:
     student, reference, teacher = (x.bfloat16() for x in three(9))
-    found = demopsd_loss(student, reference, teacher, ones(), **SETTINGS)
-    assert found.loss_BT.dtype == torch.float32
+    result = demopsd_loss(student, reference, teacher, ones(), **SETTINGS)
+    assert result.loss_BT.dtype == torch.float32
     exact = demopsd_loss(student.double(), reference.double(), teacher.double(), ones(), **SETTINGS)
-    torch.testing.assert_close(found.loss_BT.double(), exact.loss_BT, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(result.loss_BT.double(), exact.loss_BT, atol=1e-5, rtol=1e-4)
 
 
 def test_values_on_the_support_give_the_same_number() -> None:
-    """The cluster's form, whose teacher sends float32 values alone, against the three-logits form."""
+    """Loss from the float32 values that a teacher worker sends, against the loss from three logits tensors."""
     student, reference, teacher = (x.float() for x in three(10))
     support = top_k_support(student, 5)
     sent_s, sent_r = (torch.from_numpy(coarsen(x, support).numpy().copy()) for x in (reference, teacher))
