@@ -39,7 +39,7 @@ def read_message(path: Path) -> dict[str, Any] | None:
 
 @asynccontextmanager
 async def scaled_on_request(folder: RunFolder, pool: RolloutPool, say: Callable[[str], None]) -> AsyncIterator[None]:
-    """Inside, the number of rollout workers follows the requests."""
+    """Change the number of rollout workers on request while the block runs."""
     for stale in (request_file(folder), answer_file(folder)):
         stale.unlink(missing_ok=True)  # from before a resume
     following = asyncio.ensure_future(_follow_requests(folder, pool, say))

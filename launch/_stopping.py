@@ -25,7 +25,7 @@ def stopped_by_signals(stop: StopRequest, within_s: float, say: Callable[[str], 
     """
     loop, run = asyncio.get_running_loop(), asyncio.current_task()
     assert run is not None
-    asked = False
+    stopping = False
 
     def ask(name: str) -> None:
         say(f"{name}: the step is finished or dropped, then saved; once more ends at once")
@@ -33,13 +33,13 @@ def stopped_by_signals(stop: StopRequest, within_s: float, say: Callable[[str], 
         loop.call_later(within_s, run.cancel)
 
     def on_signal(number: int, _: object) -> None:
-        nonlocal asked
-        if asked:
+        nonlocal stopping
+        if stopping:
             end_descendants(politely=False)
             sys.stdout.write("\x1b[?25h" if sys.stdout.isatty() else "")  # the cursor, which a progress bar hides
             sys.stdout.flush()
             os._exit(INTERRUPTED)
-        asked = True
+        stopping = True
         loop.call_soon_threadsafe(ask, signal.Signals(number).name)
 
     before = {number: signal.signal(number, on_signal) for number in SIGNALS}

@@ -92,7 +92,7 @@ def run(config: Config, model: Path, data: LoadedData, start: RunStart | None) -
             log.note(f"report in {write_report([start.folder.path], start.folder.report)}: open it in a browser")
         log.note(closing_line(summary))
         if summary.get("active_fraction") == 0:
-            log.note("warning: no step had anything to learn from; the student is the model that was given")
+            log.note("warning: no step had anything to learn from; the student is the initial model")
     return True
 
 

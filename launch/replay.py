@@ -123,14 +123,14 @@ def read_step(path: Path, step: int) -> tuple[RunFolder, ReplayBatch, Checkpoint
             raise CheckpointError(f"{checkpoint.path}, which step {step} began from, is damaged: {damage}.")
         if checkpoint.digest() != batch.record.checkpoint:
             raise DifferenceError(
-                f"first that differs: the weights before. {checkpoint.path} has been made anew since the step."
+                f"first that differs: the weights before. {checkpoint.path} has been written again since the step."
             )
     return folder, batch, checkpoint
 
 
 NO_BATCH = (
-    "the run has kept no batch. With checkpoint.replayable=true it keeps that of the first step and of the step after "
-    "each checkpoint."
+    "the run has recorded no batch. With checkpoint.replayable=true it records the batch of the first step and of the "
+    "step after each checkpoint."
 )
 
 
@@ -138,7 +138,7 @@ def obstacle(step: int, recorded: Sequence[int]) -> str:
     """Reason why a step cannot be replayed."""
     if step in recorded:
         return f"there is no checkpoint of step {step - 1}, the state that it began from."
-    return "its batch was not kept; only that of a step after a checkpoint is, and of the first."
+    return "its batch was not recorded; only the first step and the step after each checkpoint are."
 
 
 def recorded_config(batch: ReplayBatch, words: Sequence[str]) -> Config:

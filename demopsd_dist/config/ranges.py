@@ -90,7 +90,7 @@ def check_values(config: Any) -> None:
 
 
 def values(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Range | None]]:
-    """Every value of a config as (key, value, range); a list yields each of its elements."""
+    """Values of a config as (key, value, range); a list yields each of its elements."""
     for item in fields(node):
         key, value = prefix + item.name, getattr(node, item.name)
         if is_dataclass(value):

@@ -70,7 +70,7 @@ class Transport(Enum):
     """Route of published weights from the first learner to the rollout workers and the teacher."""
 
     auto = "auto"  # shared_memory where all of them are on its node, else object_store
-    shared_memory = "shared_memory"  # memory that all keep mapped for the whole run
+    shared_memory = "shared_memory"  # memory that all roles map for the length of the run
     object_store = "object_store"  # Ray's: across nodes
 
 
@@ -124,7 +124,7 @@ class CheckpointConfig:
     every_steps: int = setting(20, at_least=0, unit="steps")
     """Interval of checkpoints, with one more after the last step; 0 saves only when the run is stopped."""
     keep: int = setting(2, above=0)
-    """Number of checkpoints that are kept, the newest."""
+    """Number of newest checkpoints to keep; older ones are deleted."""
     replayable: bool = False
     """Keep with each checkpoint, and with the start of the run, the whole batch of the next step and digests of
     everything computed from it, so that `python -m launch.replay` can repeat that step. Costs about as much time as a

@@ -41,8 +41,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dic
     nodes = [start(["--node-name=first", *head], environment)]
     nodes.append(start(["--node-name=second", f"--address={address}", *common], environment))
     try:
-        asked = [sys.executable, "-m", "launch.wait_for_nodes", address, "first", "second", "--within", str(START_S)]
-        subprocess.run(asked, env=environment, cwd=ROOT, check=True, timeout=START_S + 30)
+        wait = [sys.executable, "-m", "launch.wait_for_nodes", address, "first", "second", "--within", str(START_S)]
+        subprocess.run(wait, env=environment, cwd=ROOT, check=True, timeout=START_S + 30)
         yield address, environment
     finally:
         for node in nodes:
@@ -64,7 +64,7 @@ def examine(cluster: tuple[str, dict[str, str]], *words: str) -> subprocess.Comp
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_every_node_gives_an_account(cluster: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+def test_every_node_is_checked(cluster: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     done = examine(cluster, f"output_dir={tmp_path}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the cluster: 2 answered" in done.stdout
@@ -75,7 +75,7 @@ def test_every_node_gives_an_account(cluster: tuple[str, dict[str, str]], tmp_pa
     assert min(rates) > 0
 
 
-def test_what_the_nodes_lack_is_a_problem(cluster: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+def test_claims_beyond_the_nodes_are_a_problem(cluster: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     done = examine(cluster, f"output_dir={tmp_path}", "learner.num_workers=9")
     assert done.returncode == 1
     assert re.search(r"PROBLEM +processors +the cluster: .* need 4.8 CPUs; there are 2\.", done.stdout)

@@ -23,7 +23,7 @@ RAY = str(Path(sys.executable).with_name("ray"))
 START_S, END_S = 90, 120
 
 
-SEVERAL = """
+RUN_COMMANDS = """
 import sys
 from launch.submit import main
 address, *commands = sys.argv[1:]
@@ -41,9 +41,9 @@ class Head:
         return self._start("-m", "launch.submit", *words, f"--address={self.url}")
 
     def answers(self, *commands: str, **environment: str) -> str:
-        """What `launch.submit` says to one command after the other, with the exit code of each, in one process."""
-        said, _ = self._start("-c", SEVERAL, self.url, *commands, **environment).communicate(timeout=END_S)
-        return said
+        """Output and exit code of `launch.submit` for each command, run one after the other in one process."""
+        output, _ = self._start("-c", RUN_COMMANDS, self.url, *commands, **environment).communicate(timeout=END_S)
+        return output
 
     def _start(self, *words: str, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -98,15 +98,17 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             own.cleanup()
 
 
-def test_jobs_are_followed_looked_at_and_stopped(head: Head, tmp_path: Path) -> None:
-    """Two at once: one that fails, and one that is left alone and then stopped."""
+def test_jobs_are_followed_queried_and_stopped(head: Head, tmp_path: Path) -> None:
+    """Two jobs at once: one that fails, and one whose follower is interrupted before it is stopped."""
     wrong = head.submit("configs/demo.yaml", f"output_dir={tmp_path}", "data.train=/nowhere/train.jsonl")
     small = ["rollout.num_workers=1", "learner.num_workers=1", "evaluation.at_start=false", "steps=9000"]
     run = head.submit("configs/demo.yaml", f"output_dir={tmp_path}", *small)
-    said, _ = wrong.communicate(timeout=END_S)
-    failed, last = said.splitlines()[0].removeprefix("job "), said.splitlines()[-1]
-    assert wrong.returncode == 2, said
-    assert re.fullmatch(rf"{failed} failed with exit code 2: (error: data.train=/nowhere/train\.jsonl: .*)", last), said
+    output, _ = wrong.communicate(timeout=END_S)
+    failed, last = output.splitlines()[0].removeprefix("job "), output.splitlines()[-1]
+    assert wrong.returncode == 2, output
+    assert re.fullmatch(rf"{failed} failed with exit code 2: (error: data.train=/nowhere/train\.jsonl: .*)", last), (
+        output
+    )
     error = last.partition(": ")[2]
 
     assert run.stdout is not None
@@ -120,14 +122,14 @@ def test_jobs_are_followed_looked_at_and_stopped(head: Head, tmp_path: Path) -> 
     assert run.wait(30) == 130
     assert f"{name} goes on; --stop {name} ends it" in run.stdout.read()
 
-    said = head.answers(f"--status {failed}", f"--status {name}", f"--stop {name}", f"--logs {name}", "--status any")
-    looked, _, followed = said.partition(f"{name} is asked to stop\nexit code 0\n")
-    assert looked == f"{failed} FAILED with exit code 2\n{error}\nexit code 0\n{name} RUNNING\nexit code 0\n", said
+    output = head.answers(f"--status {failed}", f"--status {name}", f"--stop {name}", f"--logs {name}", "--status any")
+    states, _, log = output.partition(f"{name} is asked to stop\nexit code 0\n")
+    assert states == f"{failed} FAILED with exit code 2\n{error}\nexit code 0\n{name} RUNNING\nexit code 0\n", output
     stopped = f"interrupted\n{name} was stopped\nexit code 130\n"
-    assert followed.endswith(f"{stopped}error: --address {head.url}: there is no job any.\nexit code 2\n"), said
+    assert log.endswith(f"{stopped}error: --address {head.url}: there is no job any.\nexit code 2\n"), output
 
 
-def test_without_the_token_nothing_is_told(head: Head) -> None:
-    said = head.answers("--status any", RAY_AUTH_TOKEN="0" * 64)
-    assert "the cluster refuses the token" in said
-    assert said.endswith("exit code 2\n")
+def test_a_wrong_token_is_refused(head: Head) -> None:
+    output = head.answers("--status any", RAY_AUTH_TOKEN="0" * 64)
+    assert "the cluster refuses the token" in output
+    assert output.endswith("exit code 2\n")

@@ -150,8 +150,8 @@ def model_at(folder: Path, leave_out: str = "") -> Path:
 
 
 def test_model_folder_is_checked_before_anything_is_loaded(tmp_path: Path) -> None:
-    whole = model_at(tmp_path / "whole")
-    assert model_folder(load(DEMO, [f"model.path={whole}"])) == whole
+    complete = model_at(tmp_path / "complete")
+    assert model_folder(load(DEMO, [f"model.path={complete}"])) == complete
     assert model_folder(load(DEMO)) == MODEL_DIR
     for missing in ("tokenizer.json", "config.json", "model.safetensors"):
         folder = model_at(tmp_path / f"no-{missing}", leave_out=missing)

@@ -74,7 +74,7 @@ def types_in(annotation: Any) -> Iterator[Any]:
 
 
 def settings(section: type, prefix: str = "") -> Iterator[Setting]:
-    """Every field of the schema, by walking its dataclasses."""
+    """Fields of the schema, from a walk of its dataclasses."""
     hints = typing.get_type_hints(section)
     for item in dataclasses.fields(section):
         if dataclasses.is_dataclass(hints[item.name]):

@@ -1,4 +1,4 @@
-"""Every command that the documents and results show names a program that is there, and is in words that it takes."""
+"""Commands in the documents and results: each names an existing program and parses."""
 
 from __future__ import annotations
 
@@ -16,37 +16,38 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[3]
-PLACES = ("*.md", "configs/*.md", "docs/*.md", "benchmarks/results/*.md")
-PAGES = [path for place in PLACES for path in ROOT.glob(place)]
+GLOBS = ("*.md", "configs/*.md", "docs/*.md", "benchmarks/results/*.md")
+PAGES = [path for pattern in GLOBS for path in ROOT.glob(pattern)]
 
 
-def shown() -> list[str]:
+def documented_commands() -> list[str]:
+    """Commands of the pages, each once."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in PAGES).replace("\\\n", " ")
-    found = re.findall(r"python -m ((?:launch|benchmarks|demopsd_dist)[\w.]*(?: [^`\n#|>&]*)?)", text)
-    return sorted({command.strip() for command in found if " ... " not in command})
+    commands = re.findall(r"python -m ((?:launch|benchmarks|demopsd_dist)[\w.]*(?: [^`\n#|>&]*)?)", text)
+    return sorted({command.strip() for command in commands if " ... " not in command})
 
 
-class Taken(Exception):
-    """The words have been parsed; nothing else shall happen."""
+class ParsedError(Exception):
+    """Signal that the arguments were parsed; nothing else runs."""
 
 
 def stopping(parse: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(parse)
     def parse_and_stop(*words: Any, **named: Any) -> Any:
         parse(*words, **named)
-        raise Taken
+        raise ParsedError
 
     return parse_and_stop
 
 
 def test_there_are_commands() -> None:
-    programs = {command.split()[0] for command in shown()}
+    programs = {command.split()[0] for command in documented_commands()}
     assert len(programs) > 20
     assert {"launch.train", "benchmarks.throughput", "benchmarks.plan"} <= programs
 
 
-@pytest.mark.parametrize("command", shown())
-def test_it_is_taken(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", documented_commands())
+def test_a_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, *words = shlex.split(command)
     program = importlib.util.find_spec(name)
     assert program, f"no program {name}"
@@ -56,10 +57,10 @@ def test_it_is_taken(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for parse in ("parse_args", "parse_intermixed_args"):
         monkeypatch.setattr(argparse.ArgumentParser, parse, stopping(getattr(argparse.ArgumentParser, parse)))
     monkeypatch.setattr(sys, "argv", [name, *words])
-    with pytest.raises(Taken):
+    with pytest.raises(ParsedError):
         module.main()
 
 
-def test_words_that_are_not_taken_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_option_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit):
-        test_it_is_taken("benchmarks.plan --roundz 3", monkeypatch)
+        test_a_command_parses("benchmarks.plan --roundz 3", monkeypatch)

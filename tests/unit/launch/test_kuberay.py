@@ -1,4 +1,4 @@
-"""`launch/kuberay.yaml` is a RayJob, and offers what the config that it runs asks for."""
+"""`launch/kuberay.yaml`: a valid RayJob with the GPUs that its config claims."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def test_it_is_a_ray_job() -> None:
         (("spec", "backoffLimit"), -1),
     ],
 )
-def test_the_schema_refuses_what_is_none(path: tuple[Any, ...], value: Any) -> None:
+def test_the_schema_refuses_an_invalid_job(path: tuple[Any, ...], value: Any) -> None:
     job = copy.deepcopy(JOB)
-    place = job
+    node = job
     for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = value
+        node = node[key]
+    node[path[-1]] = value
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.Draft202012Validator(RAY_JOB).validate(job)
 
 
-def test_it_offers_what_its_config_asks_for() -> None:
+def test_it_has_the_gpus_that_its_config_claims() -> None:
     words = shlex.split(JOB["spec"]["entrypoint"])
     assert words[:3] == [".venv/bin/python", "-m", "launch.train"]
     config = load(ROOT / words[3], words[4:])
@@ -60,7 +60,9 @@ def test_it_offers_what_its_config_asks_for() -> None:
         assert group["rayStartParams"]["num-gpus"] == each
         assert all(has_label(group["labels"], bundle.nodes) is (bundle.role == role) for bundle in bundles(config))
         assert group["replicas"] * int(each) == gpus, role
-        assert group["minReplicas"] == group["maxReplicas"] == group["replicas"], "a job that waits for ever is none"
+        assert group["minReplicas"] == group["maxReplicas"] == group["replicas"], (
+            "a smaller group would make the job wait for ever"
+        )
 
 
 def test_pods_have_shared_memory_the_data_and_their_mounts() -> None:
@@ -72,7 +74,7 @@ def test_pods_have_shared_memory_the_data_and_their_mounts() -> None:
         assert "persistentVolumeClaim" in volumes[mounts["/data"]]
 
 
-def test_it_is_closed_to_strangers_bounded_and_of_the_locks_ray() -> None:
+def test_it_needs_a_token_has_time_limits_and_runs_the_locked_ray() -> None:
     assert CLUSTER["authOptions"] == {"mode": "token"}
     assert CLUSTER["rayVersion"] == locked_versions("gpu")["ray"].partition("+")[0]
     spec = JOB["spec"]

@@ -1,4 +1,4 @@
-"""The fence around a run: what was started inside, children of children and orphans too, is gone at the end."""
+"""End of all processes started inside `fenced`, including grandchildren and orphans."""
 
 from __future__ import annotations
 

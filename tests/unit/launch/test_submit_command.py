@@ -1,4 +1,4 @@
-"""What `launch.submit` sends, and what it refuses before anything is sent."""
+"""Commands that `launch.submit` sends, and settings that it refuses before sending."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ ADDRESS = "--address=http://head:8265"
 
 
 def sent(*words: str) -> str:
+    """Command that the head would run."""
     arguments = parse_arguments([*words, ADDRESS])
     return entrypoint(arguments, load_settings(arguments))
 
 
 def test_the_head_runs_training_with_the_same_words() -> None:
     words = "output_dir=/data/runs 'rollout.nodes=role=in(a,b)' ray_address=auto --resume"
-    found = sent(DEMO, "output_dir=/data/runs", "rollout.nodes=role=in(a,b)", "--resume")
-    assert found == f"exec {sys.executable} -m launch.train configs/demo.yaml {words}"
+    command = sent(DEMO, "output_dir=/data/runs", "rollout.nodes=role=in(a,b)", "--resume")
+    assert command == f"exec {sys.executable} -m launch.train configs/demo.yaml {words}"
     assert sent(DEMO, "output_dir=/r", "--python=/opt/python").startswith("exec /opt/python -m launch.train ")
 
 
@@ -42,7 +43,7 @@ def test_the_head_runs_training_with_the_same_words() -> None:
         (["output_dir=/r", "step=3"], "steps"),
     ],
 )
-def test_what_would_not_work_there_is_refused_here(words: list[str], message: str) -> None:
+def test_settings_that_fail_on_the_head_are_refused_here(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         sent(DEMO, *words)
 
@@ -54,13 +55,13 @@ def test_a_config_from_elsewhere_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [[], [DEMO, "--status=a"], ["--stop=a", "--logs=a"]])
-def test_one_thing_is_asked_for(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_exactly_one_action_is_needed(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_arguments([*words, ADDRESS])
     assert "give a config to submit, or one of --status, --logs and --stop" in capsys.readouterr().err
 
 
-def test_an_address_that_is_none_and_one_where_nobody_answers(
+def test_an_invalid_address_and_one_without_a_server(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)

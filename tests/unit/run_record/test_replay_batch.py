@@ -191,11 +191,11 @@ def folder(tmp_path: Path) -> RunFolder:
 def test_a_step_that_cannot_be_replayed_is_refused_with_the_reason(folder: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no run folder"):
         replay.read_step(tmp_path, 1)
-    with pytest.raises(CheckpointError, match="the run has kept no batch"):
+    with pytest.raises(CheckpointError, match="the run has recorded no batch"):
         replay.read_step(folder.path, 1)
     for step in (1, 21):
         write_batch(folder.replay, batch(), step)
-    with pytest.raises(CheckpointError, match=r"batch was not kept; .* Steps that can: 1\."):
+    with pytest.raises(CheckpointError, match=r"batch was not recorded; .* Steps that can: 1\."):
         replay.read_step(folder.path, 7)
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 20, .* Steps that can: 1\."):
         replay.read_step(folder.path, 21)
