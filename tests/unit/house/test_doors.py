@@ -99,7 +99,7 @@ def test_library_has_no_engine_and_no_outer_room() -> None:
 def test_training_needs_no_tensors_but_in_the_leakage_probe() -> None:
     files = [path for path in python_files("demopsd_dist/training") if path.name != "leakage_probe.py"]
     names = {path.stem for path in files}
-    assert names >= {"loop", "prefetch", "evaluate", "roles", "coalesce", "step_batch"}
+    assert names >= {"loop", "pipelining", "evaluate", "roles", "step_batch"}
     assert offenders(files, "torch", "transformers", "demopsd_dist.objective") == []
 
 
