@@ -20,7 +20,9 @@ R = TypeVar("R")
 class Ref(Protocol[R]):
     """A reference to the result of a remote call: the part of Ray's `ObjectRef` that this project uses."""
 
-    def future(self) -> Future[R]: ...
+    def future(self) -> Future[R]:
+        """Future of the result."""
+        ...
 
 
 class Handle(Generic[W_co]):

@@ -1,6 +1,6 @@
-"""Hosts of their own on one machine: network namespaces with an address each, on the bridge that the first of them has.
+"""Simulated hosts on one machine: network namespaces with an address each, on a bridge in the first of them.
 
-Nothing of it is in the machine's own network. Linux, and root's rights.
+The machine's own network is not touched. Needs Linux and root's rights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ENTER = 'hostname "$1"; mount --bind "$2" /etc/hosts; shift 2; exec "$@"'  # wit
 
 
 class Hosts:
-    """`with Hosts("head", "one") as hosts:` -- at the end their processes and namespaces are gone."""
+    """Simulated hosts by name, as a context: at its end their processes and namespaces are gone."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
@@ -52,7 +52,7 @@ class Hosts:
         return f"{NETWORK}.{self.names.index(name) + 1}"
 
     def folder(self, name: str) -> Path:
-        """Of the host alone; its path is short, as sockets need it."""
+        """Folder of the host alone; its path is short, as sockets need it."""
         folder = Path(self._folder.name) / name
         folder.mkdir(exist_ok=True)
         return folder
@@ -74,19 +74,20 @@ class Hosts:
         )
 
     def cut(self, name: str) -> None:
-        """No packet reaches the host any more, and none comes from it. It is not told."""
+        """Cut the host off: no packet reaches it or leaves it, and it gets no notice."""
         self._ip(self.names[0], f"link set {name} nomaster down")
 
     def pids(self, name: str) -> list[int]:
         return [int(word) for word in ip("netns", "pids", self._spaces[name]).split()]
 
     def close(self) -> None:
-        """
+        """End all processes and remove the namespaces.
+
         Raises:
             AssertionError: a process outlived its killing.
         """
-        give_up = time.monotonic() + END_S
-        while (left := self._left()) and time.monotonic() < give_up:
+        deadline = time.monotonic() + END_S
+        while (left := self._left()) and time.monotonic() < deadline:
             for pid in left:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -98,11 +99,11 @@ class Hosts:
         assert not left, left
 
     def _left(self) -> list[int]:
-        found = []
+        pids = []
         for name in self.names:
             with suppress(subprocess.CalledProcessError):
-                found += self.pids(name)
-        return found
+                pids += self.pids(name)
+        return pids
 
     def _settle(self, name: str, interface: str) -> None:
         self._ip(name, f"addr add {self.address(name)}/24 dev {interface}")
@@ -118,11 +119,11 @@ def ip(*words: str) -> str:
 
 
 def why_not() -> str | None:
-    """Why there can be no hosts here, if so."""
+    """Reason that hosts cannot be simulated here; None if they can."""
     try:
         with Hosts("first", "second") as hosts:
             done = hosts.start("second", ["true"], os.environ).wait(30)
             return f"a host's first process ended with {done}" if done else None
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        return f"hosts of their own need Linux, iproute2 and root's rights: {str(said).strip()}"
+        reason = getattr(error, "stderr", None) or str(error)
+        return f"simulated hosts need Linux, iproute2 and root's rights: {str(reason).strip()}"

@@ -1,5 +1,5 @@
-"""One run over three hosts with addresses, names and mounts of their own: each role where its label says, and one host
-cut off in the middle of it."""
+"""One run over three simulated hosts with addresses, names and mounts of their own: each role is placed by its label,
+and one host is cut off in the middle of the run."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ class Cluster:
             }
         )
         self.address = f"{hosts.address('head')}:{PORT}"
-        self._stale = ROOT / "workers" / "probe.py"
-        old = folder / "probe.py"
+        self._stale = ROOT / "workers" / "weights" / "canary.py"
+        old = folder / "canary.py"
         old.write_text(self._stale.read_text() + "\n# of yesterday\n")
         head = ["--head", f"--port={PORT}", "--include-dashboard=false", "--labels=role=sample"]
         self._ray("head", [RAY], head)
@@ -97,7 +97,7 @@ class Cluster:
         )
 
     def mend(self) -> None:
-        """The checkout of the last host is brought up to date."""
+        """Bring the checkout of the last host up to date."""
         mounts = f"--mount=/proc/{self._two.pid}/ns/mnt"
         subprocess.run(["nsenter", mounts, "umount", str(self._stale)], check=True, timeout=30)
 
@@ -119,16 +119,16 @@ class Cluster:
         return (self.folder / log).read_text()
 
     def runs(self, host: str, role: str) -> bool:
-        """Has this host a process of this role?"""
+        """Whether the host has a process of this role."""
         return any(f"ray::{role.capitalize()}Worker" in command(pid) for pid in self.hosts.pids(host))
 
     def wait_until(
         self, what: str, ready: Callable[[], bool], run: subprocess.Popen[bytes], log: str, s: float
     ) -> None:
-        give_up = time.monotonic() + s
+        deadline = time.monotonic() + s
         while not ready():
             assert run.poll() is None, self.said(log)
-            assert time.monotonic() < give_up, f"waited in vain for {what}\n{self.said(log)}"
+            assert time.monotonic() < deadline, f"waited in vain for {what}\n{self.said(log)}"
             time.sleep(0.1)
 
 

@@ -1,4 +1,4 @@
-"""What a real run leaves on record, held against plain forwards of the model it began with."""
+"""Records of a real run, compared with plain forwards of the model that it began with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def hold_metrics(records: list[dict[str, float]]) -> None:
 
 
 def hold_samples(folder: Path, task: Task, logits_of: Logits) -> None:
-    """At the first step student and reference are the model itself, and the teacher is it with the privileged view."""
+    """Compare the samples of the first step: student and reference are the model itself, and the teacher is the model
+    with the privileged view."""
     assert [path.name for path in samples.files(folder / "samples")] == [f"step-00000{i}.parquet" for i in (1, 2, 3)]
     rows = [row for row in samples.read(samples.file_path(folder / "samples", 1)) if row["learned"]]
     assert len(rows) > 4

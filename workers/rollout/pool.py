@@ -56,7 +56,7 @@ class FixedPool:
         """Do nothing."""
 
     def metrics(self) -> dict[str, float]:
-        """No metrics."""
+        """Return none: a fixed pool has nothing to count."""
         return {}
 
 

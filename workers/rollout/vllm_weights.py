@@ -54,10 +54,12 @@ class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
     update_info_cls = BucketUpdate
 
     def init_transfer_engine(self, init_info: BucketInit) -> None:
+        """Prepare to receive weights."""
         self._receiver = init_info.receiver
         self._segments = MappedSegments()
 
     def start_weight_update(self) -> None:
+        """Begin a publish."""
         self._missing = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
 
@@ -85,16 +87,18 @@ class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
             )
 
     def update_weights(self, update_info: dict) -> None:
+        """Load some buckets of a publish, and wait until the device has them."""
         self.receive_weights(self.parse_update_info(update_info))
         if self.device.type != "cpu":  # the base class synchronizes always, which a CPU build refuses
             torch.accelerator.synchronize()
 
     def finish_weight_update(self) -> None:
+        """End a publish: let vLLM process the loaded layers."""
         finalize_layerwise_reload(self.model, self.model_config)
         pack_tied_heads(self.model)
 
     def shutdown(self) -> None:
-        pass
+        """Do nothing."""
 
 
 def pack_tied_heads(model: torch.nn.Module) -> None:

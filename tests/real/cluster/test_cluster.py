@@ -1,4 +1,4 @@
-"""Who may use the Ray of a run: nobody without its token, from another machine, or as another user of this one."""
+"""Access to the Ray of a run: none without its token, from another machine, or as another user of this one."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from workers.cluster.jobs import JobClient
 ROOT = Path(__file__).parents[3]
 JOIN = (
     "import sys; from demopsd_dist.config import load\n"
-    "from launch._command_line import exit_code_of; from workers import cluster\n"
+    "from launch._command_line import exit_code_of; from workers.cluster import session\n"
     "config = load('configs/demo.yaml', ['ray_address=' + sys.argv[1], 'rollout.cpus_per_worker=0.1'])\n"
-    "sys.exit(exit_code_of(lambda: cluster.join(config) or print('joined') or 0))"
+    "sys.exit(exit_code_of(lambda: session.join(config) or print('joined') or 0))"
 )
 
 
@@ -35,7 +35,7 @@ def of_ray() -> list[psutil.Process]:
 
 
 def tokens() -> set[str]:
-    """Those in the environments of the processes that Ray has started."""
+    """Tokens in the environments of the processes that Ray has started."""
     return {token for process in of_ray() if (token := process.environ().get("RAY_AUTH_TOKEN"))}
 
 
@@ -102,9 +102,9 @@ def test_without_the_token_nobody_joins(
 ) -> None:
     refused = joining(tmp_path, **environment)
     assert refused.returncode == 2, refused.stderr
-    *told_by_ray, said = refused.stderr.splitlines()
-    assert message in said
-    assert len(told_by_ray) <= 1
+    *lines_of_ray, last = refused.stderr.splitlines()
+    assert message in last
+    assert len(lines_of_ray) <= 1
     assert refused.stdout == ""
 
 
@@ -118,7 +118,7 @@ def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
 def test_a_look_at_the_jobs_of_another_cluster_leaves_the_token_of_this_one(
     ray_here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without it Ray would end this process at its next word to the cluster."""
+    """Ray would end this process at its next request to the cluster if the token were lost."""
     with monkeypatch.context() as patch:
         patch.setenv("RAY_AUTH_TOKEN", "0" * 64)
         with pytest.raises(ConfigError, match="no jobs can be handled there"):

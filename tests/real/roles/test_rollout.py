@@ -1,4 +1,4 @@
-"""A rollout worker at work: weights that come while it samples, groups that nobody waits for, the engine's top k."""
+"""A rollout worker: weights that arrive while it samples, abandoned requests, the engine's top k."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def unfinished(worker: ActorGroup[WatchedRollouts]) -> int:
 
 
 def long_sampling(seed: str) -> Sampling:
-    """At this temperature hardly any response ends by itself."""
+    """Sampling at a temperature at which hardly any response ends by itself."""
     return Sampling(samples=4, temperature=2.0, top_p=1.0, max_response_tokens=64, seed=seed)
 
 
@@ -81,8 +81,8 @@ def test_responses_under_way_go_on_with_new_weights(
         torch.testing.assert_close(found[own], newest[own], atol=1e-4, rtol=1e-4)
 
 
-def test_what_nobody_waits_for_is_dropped(worker: ActorGroup[WatchedRollouts], task: Task) -> None:
-    """The caller takes one group and goes: the engine stops on the others, and has its room again."""
+def test_abandoned_requests_are_dropped(worker: ActorGroup[WatchedRollouts], task: Task) -> None:
+    """The caller takes one group and closes the stream: the engine aborts the rest and has its capacity again."""
     rollouts = RolloutGroup(FixedPool(worker, CONFIG), CONFIG)
 
     async def take_one() -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Teachers that share a copy of the weights: bit for bit what one with a whole copy says, holds and saves."""
+"""Teachers that share a copy of the weights: scores, weights and files are bit for bit those of a whole copy."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TOP_K = 7
 
 
 class Holder(TeacherWorker):
-    """Has all kinds of weights, tells what it has, and saves it in several files."""
+    """A teacher worker with all kinds of weights, which counts its elements and saves them in several files."""
 
     _file_bytes = 1 << 20
 
@@ -54,26 +54,26 @@ def whole_teacher(folder: Path = MODEL_DIR) -> Holder:
     return worker
 
 
-def taught(group: ActorGroup, call: Callable[[Any, int], Any]) -> list[Any]:
+def call_all(group: ActorGroup, call: Callable[[Any, int], Any]) -> list[Any]:
     return asyncio.run(group.each(call, within_s=60, what="a test"))
 
 
-def took(group: ActorGroup | None, alone: Holder, versions: int) -> None:
-    """So many publishes: MiniSci's own weights, then those a little off."""
+def publish_to(group: ActorGroup | None, alone: Holder, versions: int) -> None:
+    """Publish `versions` times: MiniSci's own weights, then moved ones."""
     own = load_causal_lm(MODEL_DIR, Precision.float32)
     for version, model in enumerate([own, *[moved_model()] * (versions - 1)][:versions]):
         bucket_refs = posted(version, model.named_parameters())
         alone.receive(version, bucket_refs)
         if group is not None:
-            taught(group, partial(receive, version, bucket_refs))
+            call_all(group, partial(receive, version, bucket_refs))
 
 
 def receive(version: int, bucket_refs: Any, worker: Any, _: int) -> Any:
     return worker(Holder.receive, version, bucket_refs)
 
 
-def score(asked: list[Any], forwards: Forwards, worker: Any, rank: int) -> Any:
-    return worker(Holder.score, *asked[rank], forwards)
+def score(calls: list[Any], forwards: Forwards, worker: Any, rank: int) -> Any:
+    return worker(Holder.score, *calls[rank], forwards)
 
 
 @pytest.fixture(scope="module")
@@ -112,31 +112,31 @@ def supports(of: list[TrainingExample]) -> list[Tokens]:
 def test_they_say_what_one_with_a_whole_copy_says(
     sharers: ActorGroup, folder: Path, given: bool, versions: int
 ) -> None:
-    """Also where they have several forwards to run, one, or none."""
+    """Workers with several forwards to run, one, or none."""
     alone = whole_teacher(folder)
-    took(sharers, alone, versions)
-    hands = [examples(7), examples(1), []]
-    asked = [(hand, supports(hand) if given else None) for hand in hands]
+    publish_to(sharers, alone, versions)
+    assignment = [examples(7), examples(1), []]
+    calls = [(part, supports(part) if given else None) for part in assignment]
     for forwards in (
         Forwards(SupportKind.student, WeightSource.ema, WeightSource.ema),
         Forwards(SupportKind.student, WeightSource.frozen, WeightSource.trust_region),
     ):
-        answers = taught(sharers, partial(score, asked, forwards))
-        for hand, answer in zip(asked, answers, strict=True):
-            expected = alone.score(*hand, forwards)
-            assert len(answer) == len(expected) == len(hand[0])
+        answers = call_all(sharers, partial(score, calls, forwards))
+        for call, answer in zip(calls, answers, strict=True):
+            expected = alone.score(*call, forwards)
+            assert len(answer) == len(expected) == len(call[0])
             for one, other in zip(answer, expected, strict=True):
                 for found, wanted in zip(one, other, strict=True):
                     assert (found is None) == (wanted is None)
                     if found is not None:
                         np.testing.assert_array_equal(found, wanted)
-    ran = taught(sharers, lambda worker, _: worker(Holder.forward_counts))
+    ran = call_all(sharers, lambda worker, _: worker(Holder.forward_counts))
     assert ran[2] == {}, "forwards for nothing are not counted"
 
 
 def test_each_holds_its_part_alone(sharers: ActorGroup) -> None:
     whole = whole_teacher().elements()
-    parts = taught(sharers, lambda worker, _: worker(Holder.elements))
+    parts = call_all(sharers, lambda worker, _: worker(Holder.elements))
     assert sum(parts) == whole
     assert max(parts) < 0.36 * whole
 
@@ -147,10 +147,10 @@ def test_what_they_save_fits_one_and_the_other_way_round(sharers: ActorGroup, tm
     for folder in (ours, theirs):
         folder.mkdir()
     one = whole_teacher()
-    took(None, one, versions=3)
+    publish_to(None, one, versions=3)
     one.save(ours)
-    taught(sharers, lambda worker, _: worker(Holder.load, ours))
-    taught(sharers, lambda worker, _: worker(Holder.save, theirs))
+    call_all(sharers, lambda worker, _: worker(Holder.load, ours))
+    call_all(sharers, lambda worker, _: worker(Holder.save, theirs))
     assert len(list(theirs.glob("*.safetensors"))) > RANKS
     other = whole_teacher()
     other.load(theirs)

@@ -1,4 +1,4 @@
-"""An engine of two processes that share its weights: it samples and is brought new weights as any other."""
+"""An engine of two processes that share its weights: it samples and receives weights as any other."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ CONFIG = demo("rollout.tensor_parallel=2")
 
 
 def test_weights_reach_both_processes(spares: Spares, task: Task, tmp_path: Path) -> None:
-    """Through shared memory and Ray's object store. The canary, and what is sampled then, have the log-probabilities of
-    plain forwards of the new model."""
+    """Weights by shared memory and by Ray's object store. The canary, and tokens sampled then, have the log-probabilities
+    of plain forwards of the new model."""
     model = moved_model()
     model.save_pretrained(tmp_path)
     cut = len(named := list(model.named_parameters())) // 2
@@ -55,13 +55,13 @@ def test_weights_reach_both_processes(spares: Spares, task: Task, tmp_path: Path
             lambda worker, _: worker(RolloutWorker.attach, plan, memory.segment), within_s=60, what="shared memory"
         )
     )
-    said = [asyncio.run(publish(0, [ray.put(bucket_ref) for bucket_ref in shared]))]
+    logps = [asyncio.run(publish(0, [ray.put(bucket_ref) for bucket_ref in shared]))]
     damaged = pack_bucket(0, 0, old[0], memory.buffer(0))
     damaged.data[5] ^= 1
     with pytest.raises(WeightSyncError, match="rollout 0 got bucket 0 of weights version 0 damaged"):
         asyncio.run(publish(0, [ray.put(memory.send(damaged))]))
-    said.append(asyncio.run(publish(1, posted(1, *buckets))))
-    for logp, folder in zip(said, (MODEL_DIR, tmp_path), strict=True):
+    logps.append(asyncio.run(publish(1, posted(1, *buckets))))
+    for logp, folder in zip(logps, (MODEL_DIR, tmp_path), strict=True):
         (logits,) = logits_of(folder, [(canary[:1], canary[1:])])
         np.testing.assert_allclose(logp, logits.log_softmax(-1).numpy()[np.arange(31), canary[1:]], atol=1e-3)
     assert len(engine_processes()) == 2

@@ -133,8 +133,8 @@ def test_a_byte_flipped_on_the_way(published: RealRoles) -> None:
     [(1.02, "rollout 1 does not have the weights of version"), (1 + 1e-5, "rollout 1 kept its weights")],
 )
 def test_an_engine_that_keeps_its_weights(published: RealRoles, factor: float, message: str) -> None:
-    """It takes all buckets, confirms, and goes on with what it had: also where that is within the allowed difference.
-    The other engine, and the number of calls, are as they should be."""
+    """An engine that acknowledges all buckets and loads none is refused, also where its values are within the allowed
+    difference. The other engine, and the number of calls, are as they should be."""
 
     def drop_from_now_on(worker: Any) -> None:
         call = worker._engine.collective_rpc
@@ -169,8 +169,8 @@ def test_weights_of_another_version(published: RealRoles) -> None:
 
 
 def test_a_tied_head(ranks: Ranks, spares: Spares, tmp_path: Path) -> None:
-    """It is sent once, as the embedding. An engine that packs its weights keeps the old head unless it packs again;
-    where it does not, the canary shows it."""
+    """A tied head is sent once, as the embedding. An engine that packs its weights keeps the old head unless it packs
+    again; where it does not, the canary shows it."""
     small_model(tmp_path, tie_word_embeddings=True)
 
     def forget_it(worker: Any) -> None:
@@ -212,14 +212,14 @@ def test_zero_3_publishes_what_is_gathered(ranks: Ranks, tmp_path: Path) -> None
         count = len(publisher.plan.buckets)
         assert count > 3
         assert group.call_count - before == 2 * (count + 1)
-        found = received(publisher, version)
-        assert found.keys() == dict(large.named_parameters()).keys()
+        tensors = received(publisher, version)
+        assert tensors.keys() == dict(large.named_parameters()).keys()
         for name, parameter in large.named_parameters():
-            assert torch.equal(found[name], parameter), name
+            assert torch.equal(tensors[name], parameter), name
 
 
 def received(publisher: WeightPublisher, version: int) -> dict[str, torch.Tensor]:
-    """What a receiver in this process gets."""
+    """Tensors that a receiver in this process gets."""
     receiver = Receiver("here")
     receiver.attach(publisher.plan, publisher.segment)
     bucket_refs = [ray.put(bucket_ref) for bucket_ref in publisher.bucket_refs]

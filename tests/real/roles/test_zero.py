@@ -95,7 +95,7 @@ def test_it_learns(one_rank: np.ndarray) -> None:
 def test_two_ranks_at_every_stage_are_one_rank(
     stage: int, one_rank: np.ndarray, ranks: Ranks, scored: list[ScoredExample], tmp_path: Path
 ) -> None:
-    """Also with another cut into micro-batches: 150 padded tokens instead of all at once."""
+    """Two ranks compute what one does, with micro-batches of 150 padded tokens instead of one batch too."""
     folder = tmp_path / "student"
     found = losses(ranks, scored, 150, "learner.num_workers=2", f"learner.zero_stage={stage}", export=folder)
     np.testing.assert_allclose(found[0, 0], one_rank[0, 0], atol=1e-5)

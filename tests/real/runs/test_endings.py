@@ -55,7 +55,7 @@ class Launched:
         return lambda: text in self.log.read_text()
 
     def has_said_more(self, text: str, times: int) -> Callable[[], bool]:
-        """From now on."""
+        """Condition: the text was printed that many times from now on."""
         before = self.log.read_text().count(text)
         return lambda: self.log.read_text().count(text) >= before + times
 

@@ -138,14 +138,14 @@ def forgetful(worker: Any) -> bool:
 
 
 def test_engines_sleep_while_the_learners_learn(roles: RealRoles, spares: Spares, task: Task, tmp_path: Path) -> None:
-    """Between sampling and the next weights they do nothing. A step that learned nothing gives them theirs back."""
+    """Engines sleep between sampling and the next weights. A step that learned nothing gives theirs back."""
     config = demo(*SHORT, "rollout.sleep=true", f"output_dir={tmp_path}")
     engines = roles.actors.pool.group
     started = time.monotonic()
     trains(config, roles, spares, task, FULL)
     for spans in asyncio.run(engines.each(lambda w, _: w(Traced.spans_since, started), within_s=60, what="spans")):
         order = [name for name, _, _ in sorted(spans, key=lambda span: span.start_s) if name in ("receive", "sleep")]
-        assert order == ["receive", *["sleep", "receive"] * STEPS, "receive"], "at last the roles's own weights again"
+        assert order == ["receive", *["sleep", "receive"] * STEPS, "receive"], "at last the session's own weights again"
 
     async def slept(roles: Roles) -> tuple[list[Rollout], list[Rollout]]:
         publisher = roles.weights
@@ -169,7 +169,8 @@ def test_engines_sleep_while_the_learners_learn(roles: RealRoles, spares: Spares
 
 
 def test_the_teachers_weights_move_as_they_should(ray_here: None, tmp_path: Path) -> None:
-    """After versions 0 and 1: ema (1 - eta) old + eta new, live new, frozen old; a trust region mixes their logits."""
+    """Weights after versions 0 and 1: ema (1 - eta) old + eta new, live new, frozen old; a trust region
+    mixes their logits."""
     config = demo("method=sdpo", "sdpo.teacher=trust_region", "teacher.trust_region_rate=0.3", "teacher.ema_rate=0.05")
     held = {WeightSource.ema, WeightSource.live, WeightSource.frozen}
     old = load_causal_lm(MODEL_DIR, Precision.float32)

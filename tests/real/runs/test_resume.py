@@ -36,15 +36,15 @@ ALIKE = (
 TIMES = ("time/", "perf/", "_per_s")
 
 
-def told(folder: Path) -> list[dict[str, float]]:
-    """What a run recorded, but for how long things took."""
+def metrics_without_times(folder: Path) -> list[dict[str, float]]:
+    """Metrics that a run recorded, without its times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if not any(t in key for t in TIMES)} for line in lines]
 
 
 @contextmanager
 def reaped_by_nobody() -> Iterator[None]:
-    """As in a container whose first process is not an init: the pid of an orphan that ended stays taken."""
+    """Processes as in a container whose first process is not an init: the pid of an orphan that ended stays taken."""
     prctl, subreaper = ctypes.CDLL(None).prctl, 36
     prctl(subreaper, 1, 0, 0, 0)
     try:
@@ -81,7 +81,7 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(
     resumed = struck.again("--resume")
     assert resumed.end(within_s=400) == 0, resumed.log.read_text()
     assert "resumed after step 5" in resumed.log.read_text()
-    assert told(resumed.folder) == told(calm.folder)
+    assert metrics_without_times(resumed.folder) == metrics_without_times(calm.folder)
     one, other = (load_file(run.folder / "student" / "model.safetensors") for run in (calm, resumed))
     assert one.keys() == other.keys()
     assert all((one[name] == other[name]).all() for name in one)

@@ -45,7 +45,7 @@ def logits_of(folder: Path, samples: list[tuple[np.ndarray, np.ndarray]]) -> lis
 
 
 def logp_of(logits: torch.Tensor, rollout: Rollout) -> np.ndarray:
-    """What (T, V) logits say of the tokens that were sampled."""
+    """Log-probabilities of the sampled tokens by logits (T, V)."""
     return logits.log_softmax(-1).numpy()[np.arange(len(rollout.tokens_T)), rollout.tokens_T]
 
 

@@ -39,7 +39,7 @@ def test_a_rollout_without_engine_support_is_refused_by_name() -> None:
     assert [support_TK.tolist() for support_TK in supports] == [ids_TK.tolist() for ids_TK in ids]
     gaps = [complete[0], example("gap", None), complete[2], example("later", None)]
     with pytest.raises(
-        WorkerError, match=r"rollout gap/0 of rollout worker 0 has no support ids, .* same configuration"
+        WorkerError, match=r"rollout gap#0 of rollout worker 0 has no support ids, .* same configuration"
     ):
         asyncio.run(learners.support(gaps))
 
