@@ -91,10 +91,11 @@ def to_yaml(config: Config) -> str:
 
 
 def _merged(tree: DictConfig, new: Any, source: str) -> DictConfig:
+    """`tree` with the settings of `new` over it; unknown keys and references are refused."""
     if not isinstance(new, DictConfig):
         raise ConfigError(f"{source}: a mapping of settings is needed, not {type(new).__name__}.")
     known = set(_keys(Config))
-    for key in _leaves(OmegaConf.to_container(new)):
+    for key in _given_keys(OmegaConf.to_container(new)):
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [
                 name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]
@@ -113,6 +114,7 @@ def _merged(tree: DictConfig, new: Any, source: str) -> DictConfig:
 
 
 def _keys(node: type, prefix: str = "") -> Iterator[str]:
+    """Keys of the schema, of sections too, with dots."""
     for item in fields(node):
         kind = item.default_factory if item.default_factory is not None else None
         yield prefix + item.name
@@ -120,14 +122,16 @@ def _keys(node: type, prefix: str = "") -> Iterator[str]:
             yield from _keys(kind, f"{prefix}{item.name}.")
 
 
-def _leaves(node: Any, prefix: str = "") -> Iterator[str]:
+def _given_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Keys in a mapping, of nested ones too, with dots."""
     if isinstance(node, dict):
         for key, value in node.items():
             yield f"{prefix}{key}"
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from _given_keys(value, f"{prefix}{key}.")
 
 
 def _texts(node: Any) -> Iterator[str]:
+    """Strings in a nested value."""
     if isinstance(node, str):
         yield node
     elif isinstance(node, (dict, list)):
