@@ -28,8 +28,8 @@ CONFIG = demo("rollout.tensor_parallel=2")
 
 
 def test_weights_reach_both_processes(spares: Spares, task: Task, tmp_path: Path) -> None:
-    """Weights by shared memory and by Ray's object store. The canary, and tokens sampled then, have the log-probabilities
-    of plain forwards of the new model."""
+    """Weights by shared memory and by Ray's object store. The canary, and tokens sampled then, have the
+    log-probabilities of plain forwards of the new model."""
     model = moved_model()
     model.save_pretrained(tmp_path)
     cut = len(named := list(model.named_parameters())) // 2
