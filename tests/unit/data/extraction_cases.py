@@ -1,4 +1,4 @@
-r"""Written responses, and what each extractor must make of them. None: no answer.
+r"""Responses with the answer that each extractor must give. None: no answer.
 
 Every row is a decision; docstrings of `demopsd_dist/data/rewards/extraction.py` give the rules that they follow.
 """

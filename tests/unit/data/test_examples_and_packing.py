@@ -1,4 +1,4 @@
-"""From rollouts to a training batch: who learns from whom, and that every sample is placed exactly once."""
+"""From rollouts to a training batch: the choice of siblings, and every sample in exactly one shard."""
 
 from __future__ import annotations
 
@@ -28,16 +28,19 @@ def builder() -> PromptBuilder:
 
 
 def group(name: str, texts: list[str]) -> RewardedGroup:
-    of = prompt(name)
-    return reward_group([rollout(of, i, f"{text} [{i}]") for i, text in enumerate(texts)], resolve_reward("answer"))
+    question = prompt(name)
+    return reward_group(
+        [rollout(question, i, f"{text} [{i}]") for i, text in enumerate(texts)], resolve_reward("answer")
+    )
 
 
-def shown(builder: PromptBuilder, view: object) -> int:
+def sibling_in(builder: PromptBuilder, view: object) -> int:
+    """Sample number of the solution in the teacher's prompt."""
     text = builder.tokenizer.decode(view)
     return int(text.partition("Correct solution:")[2].partition("[")[2].partition("]")[0])
 
 
-def taught(
+def sibling_examples(
     builder: PromptBuilder, groups: list[RewardedGroup], *, exclude_own_success: bool = True
 ) -> list[TrainingExample]:
     return examples_from_siblings(groups, builder, exclude_own_success=exclude_own_success, seed="0").examples
@@ -46,25 +49,25 @@ def taught(
 def test_a_rollout_learns_from_a_correct_sibling_and_never_from_itself(builder: PromptBuilder) -> None:
     groups = [group(str(g), [RIGHT, WRONG, RIGHT, WRONG]) for g in range(20)]
     assert groups[0].rewards == [1.0, 0.0, 1.0, 0.0]
-    examples = taught(builder, groups)
+    examples = sibling_examples(builder, groups)
     assert len(examples) == 80
-    chosen = Counter((example.rollout.sample, shown(builder, example.privileged_tokens)) for example in examples)
+    chosen = Counter((example.rollout.sample, sibling_in(builder, example.privileged_tokens)) for example in examples)
     assert {pair for pair in chosen if pair[0] in (0, 2)} == {(0, 2), (2, 0)}
     assert {pair for pair in chosen if pair[0] in (1, 3)} == {(1, 0), (1, 2), (3, 0), (3, 2)}  # either, at random
 
 
-def test_a_lone_success_teaches_the_others_only(builder: PromptBuilder) -> None:
+def test_a_lone_success_is_shown_to_its_siblings_only(builder: PromptBuilder) -> None:
     groups = [group("a", [WRONG, RIGHT, WRONG]), group("b", [WRONG] * 3), group("c", [RIGHT] * 3)]
-    ids = [example.id for example in taught(builder, groups)]
+    ids = [example.id for example in sibling_examples(builder, groups)]
     assert ids == ["a#0", "a#2", "c#0", "c#1", "c#2"]
-    own = [example.id for example in taught(builder, groups, exclude_own_success=False)]
+    own = [example.id for example in sibling_examples(builder, groups, exclude_own_success=False)]
     assert own == ["a#0", "a#1", "a#2", "c#0", "c#1", "c#2"]
 
 
 def test_the_choice_does_not_depend_on_the_order_of_groups(builder: PromptBuilder) -> None:
     groups = [group(str(g), [RIGHT] * 4) for g in range(10)]
-    views = {example.id: example.privileged_tokens.tolist() for example in taught(builder, groups)}
-    again = {example.id: example.privileged_tokens.tolist() for example in taught(builder, groups[::-1])}
+    views = {example.id: example.privileged_tokens.tolist() for example in sibling_examples(builder, groups)}
+    again = {example.id: example.privileged_tokens.tolist() for example in sibling_examples(builder, groups[::-1])}
     assert views == again
 
 
@@ -72,23 +75,23 @@ def hint(response: str, question: Question) -> RewardResult:
     return RewardResult(float(RIGHT in response), None if RIGHT in response else f"{{solution}}? not {response[-4:]}")
 
 
-def test_feedback_is_of_the_own_attempt_and_makes_a_lesson_alone(builder: PromptBuilder) -> None:
-    """A wrong response sees what was said of itself; with no right sibling, that alone and no heading of a solution."""
+def test_feedback_is_that_of_the_own_attempt_and_is_enough_for_an_example(builder: PromptBuilder) -> None:
+    """A wrong response gets its own feedback; without a right sibling, the feedback alone and no solution heading."""
     reward = Reward("hint", hint, lambda response: None)
     texts = {"a": [WRONG, RIGHT, WRONG], "b": [WRONG] * 2, "c": [RIGHT] * 2}
     groups = [
         reward_group([rollout(prompt(name), i, f"{text} [{i}]") for i, text in enumerate(row)], reward)
         for name, row in texts.items()
     ]
-    found = examples_from_siblings(groups, builder, exclude_own_success=True, seed="0", feedback=True).examples
-    views = {example.id: builder.tokenizer.decode(example.privileged_tokens) for example in found}
+    examples = examples_from_siblings(groups, builder, exclude_own_success=True, seed="0", feedback=True).examples
+    views = {example.id: builder.tokenizer.decode(example.privileged_tokens) for example in examples}
     assert list(views) == ["a#0", "a#2", "b#0", "b#1", "c#0", "c#1"], "a#1 has neither a sibling nor feedback"
     for name, view in views.items():
         assert ("Correct solution:" in view) == (name[0] != "b")
         assert ("Feedback" in view) == (name[0] != "c")
-        assert (f"{{solution}}? not  [{name[2]}]" in view) == (name[0] != "c"), "its own, as it was written"
-    without = [example.id for example in taught(builder, groups)]
-    assert without == ["a#0", "a#2", "c#0", "c#1"], "feedback that is not asked for makes no example"
+        assert (f"{{solution}}? not  [{name[2]}]" in view) == (name[0] != "c"), "its own feedback, unchanged"
+    without = [example.id for example in sibling_examples(builder, groups)]
+    assert without == ["a#0", "a#2", "c#0", "c#1"], "feedback makes no example unless it is enabled"
 
 
 def test_advantages_of_a_group() -> None:
@@ -101,15 +104,15 @@ def test_advantages_of_a_group() -> None:
     assert tenths.advantages(scaled=True) == [0.0] * 3
 
 
-def test_responses_without_advantage_cost_nothing_and_still_count() -> None:
+def test_responses_without_advantage_are_left_out_but_count_in_the_size() -> None:
     groups = [group("a", [RIGHT, WRONG]), group("b", [RIGHT, RIGHT])]
     short = examples_from_rewards(groups, scaled=True, leave_out_silent=True)
     assert [example.id for example in short.examples] == ["a#0", "a#1"]
     assert (short.size.sequences, short.size.tokens) == (4, 16)
-    whole = examples_from_rewards(groups, scaled=True, leave_out_silent=False)
-    assert len(whole.examples) == 4
-    assert whole.size == short.size
-    assert all(len(example.privileged_tokens) == 0 for example in whole.examples)
+    every = examples_from_rewards(groups, scaled=True, leave_out_silent=False)
+    assert len(every.examples) == 4
+    assert every.size == short.size
+    assert all(len(example.privileged_tokens) == 0 for example in every.examples)
 
 
 @given(
@@ -118,16 +121,18 @@ def test_responses_without_advantage_cost_nothing_and_still_count() -> None:
     micro_batch_tokens=st.integers(1, 300),
     tree_tokens=st.integers(0, 200),
 )
-def test_every_sample_is_placed_once_and_ranks_meet(
+def test_every_sample_is_in_one_shard_and_ranks_have_equal_micro_batches(
     lengths: list[tuple[int, int, int]], dp_size: int, micro_batch_tokens: int, tree_tokens: int
 ) -> None:
     items = [scored(str(i), p, r) for i, (p, r, siblings) in enumerate(lengths) for _ in range(siblings)]
     batch = packed(items, dp_size, micro_batch_tokens, tree_tokens)
     assert len(batch.shards) == dp_size
-    assert len({len(rank) for rank in batch.shards}) == 1, "ranks meet in collectives: as many micro-batches each"
+    assert len({len(rank) for rank in batch.shards}) == 1, (
+        "ranks meet in collectives: the same number of micro-batches each"
+    )
     rows = [row for rank in batch.shards for micro in rank for row in micro]
-    placed = [item for row in rows for item in row]
-    assert sorted(map(id, placed)) == sorted(map(id, items))
+    packed_items = [item for row in rows for item in row]
+    assert sorted(map(id, packed_items)) == sorted(map(id, items))
     assert batch.token_count == sum(r * siblings for _, r, siblings in lengths)
     for row in rows:
         assert len({item.prompt.id for item in row}) == 1, "only responses to one question share a row"
@@ -142,19 +147,19 @@ def nodes(row: Sequence[ScoredExample]) -> int:
     return len(build_prefix_tree([item.example.student_input for item in row]).tokens_L)
 
 
-def test_rectangles_go_from_long_to_short() -> None:
-    cut = padded_batches([Row((tokens,), tokens) for tokens in (3, 9, 1, 8, 2)], 18)
-    assert [[row.tokens for row in batch] for batch in cut] == [[9, 8], [3, 2, 1]]
+def test_padded_batches_go_from_long_to_short_rows() -> None:
+    batches = padded_batches([Row((tokens,), tokens) for tokens in (3, 9, 1, 8, 2)], 18)
+    assert [[row.tokens for row in batch] for batch in batches] == [[9, 8], [3, 2, 1]]
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=8))
-def test_a_tree_holds_each_prefix_once_and_each_sequence_whole(lists: list[list[int]]) -> None:
+def test_a_tree_holds_each_prefix_once_and_each_sequence_completely(lists: list[list[int]]) -> None:
     tree = build_prefix_tree([np.asarray(tokens, np.int32) for tokens in lists])
     prefixes = {tuple(tokens[: end + 1]) for tokens in lists for end in range(len(tokens))}
     assert len(tree.tokens_L) == len(prefixes)
     for tokens, path in zip(lists, tree.paths, strict=True):
         assert tree.tokens_L[path].tolist() == tokens
         assert tree.depth_L[path].tolist() == list(range(len(tokens)))
-        for place, node in enumerate(path):
+        for position, node in enumerate(path):
             seen = np.tri(len(prefixes))[node] if tree.visible_LL is None else tree.visible_LL[node]
-            assert np.flatnonzero(seen).tolist() == sorted(path[: place + 1]), "its ancestors and itself, no other"
+            assert np.flatnonzero(seen).tolist() == sorted(path[: position + 1]), "its ancestors and itself, no other"

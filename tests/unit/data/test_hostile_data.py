@@ -1,4 +1,4 @@
-"""Whatever stands in a data file: questions, a counted drop, or one line that names file and place. Never a hang."""
+"""Any content of a data file gives questions, counted refusals, or one line with file and position. It never hangs."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def outcome(path: Path) -> LoadedSource | str:
-    """What was loaded, all of which can be stored again; or the line that says why nothing was."""
+    """The loaded source, after checking that it can be stored again; or the line of the error."""
     try:
         loaded = load_source(DataConfig(), "train", str(path))
     except DataError as error:
-        said = str(error)
+        message = str(error)
     else:
         for question in loaded.questions:
             assert question.text.strip()
@@ -53,18 +53,18 @@ def outcome(path: Path) -> LoadedSource | str:
             json.dumps(vars(question), ensure_ascii=False).encode()
         assert loaded.refusal_summary().isprintable()
         return loaded
-    assert said.isprintable()
-    assert len(said) <= MAX_MESSAGE_CHARS
-    assert path.name in said
-    return said
+    assert message.isprintable()
+    assert len(message) <= MAX_MESSAGE_CHARS
+    assert path.name in message
+    return message
 
 
 @given(records=st.lists(RECORDS, min_size=1, max_size=3))
 def test_any_records(folder: Path, records: list[dict[str, Any]]) -> None:
     path = folder / "any.jsonl"
     path.write_text("\n".join(map(json.dumps, records)))
-    found = outcome(path)
-    assert isinstance(found, str) or found.records == len(records)
+    result = outcome(path)
+    assert isinstance(result, str) or result.records == len(records)
 
 
 @given(content=st.binary(max_size=300), suffix=st.sampled_from([".jsonl", ".csv", ".txt"]))
@@ -112,17 +112,17 @@ GOOD = {"prompt": "1+1?", "answer": "2"}
     ],
     ids=lambda value: None if len(value) < 80 else f"{len(value)} characters",
 )
-def test_a_broken_record_is_named(folder: Path, line: str | bytes, message: str) -> None:
+def test_a_broken_record_is_refused_by_line(folder: Path, line: str | bytes, message: str) -> None:
     path = folder / "broken.jsonl"
     path.write_bytes(
         json.dumps({**GOOD, "id": "1"}).encode() + b"\n" + (line.encode() if isinstance(line, str) else line)
     )
-    found = outcome(path)
-    assert isinstance(found, str)
-    assert message in found
+    result = outcome(path)
+    assert isinstance(result, str)
+    assert message in result
 
 
-def test_long_and_odd_text_that_is_whole_is_taken(folder: Path) -> None:
+def test_long_and_odd_but_valid_text_is_loaded(folder: Path) -> None:
     path = folder / "whole.jsonl"
     texts = ["x" * BIG, "a\0b", "\x1b[2J\r\n", "水" * 1_000_000, "\ufeff1+1?"]
     path.write_text("\ufeff" + "\n".join(json.dumps({"prompt": text, "answer": 1e-5}) for text in texts))
@@ -143,16 +143,16 @@ def test_long_and_odd_text_that_is_whole_is_taken(folder: Path) -> None:
     ],
     ids=["columns", "quote", "cell", "header", "empty"],
 )
-def test_a_broken_table_is_named(folder: Path, content: str, message: str) -> None:
+def test_a_broken_table_is_refused(folder: Path, content: str, message: str) -> None:
     path = folder / "broken.csv"
     path.write_text(content)
-    found = outcome(path)
-    assert isinstance(found, str)
-    assert message in found
+    result = outcome(path)
+    assert isinstance(result, str)
+    assert message in result
 
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".jsonl", "no\0thing.jsonl", "a folder.jsonl"])
-def test_a_path_that_is_no_file(folder: Path, name: str) -> None:
+def test_a_path_that_is_not_a_file(folder: Path, name: str) -> None:
     (folder / "a folder.jsonl").mkdir(exist_ok=True)
     with pytest.raises(DataError, match=r"there is no such file|cannot be read: File name too long"):
         load_source(DataConfig(), "train", str(folder / name))
@@ -165,7 +165,7 @@ def test_a_file_that_gives_an_error_when_read() -> None:
 
 @pytest.mark.parametrize("name", ["json", "csv", "pandas", "../x", "a/b/c", "hf:a"])
 def test_a_hub_name_reads_no_folder_by_accident(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`datasets` takes some bare names for a reader of the working directory."""
+    """`datasets` takes some bare names for a builder that reads the working directory."""
     monkeypatch.chdir(folder)
     (folder / "there.jsonl").write_text(json.dumps(GOOD))
     with pytest.raises(DataError, match="is not of the form hf:owner/name"):
@@ -182,20 +182,20 @@ def test_a_hub_name_reads_no_folder_by_accident(folder: Path, name: str, monkeyp
         {"text": {"a": 1}, "label": {"A": 1}},
     ],
 )
-def test_choices_that_are_none_are_counted(choices: Any) -> None:
+def test_invalid_choices_are_counted(choices: Any) -> None:
     record = {"question": "Why?", "type": "mcq-4-choices", "answerKey": "B", "choices": choices}
     assert parse_sciknoweval(SourceRecord(record, "here", "raw", 1)) == RefusedRecord("there are not 4 choices")
 
 
-def test_choices_of_no_text_are_named() -> None:
+def test_a_choice_that_is_not_text_is_refused_by_name() -> None:
     choices = {"text": ["a", "b", {"c": 1}, "d"], "label": list("ABCD")}
     record = {"question": "Why?", "type": "mcq-4-choices", "answerKey": "B", "choices": choices}
     with pytest.raises(DataError, match=r"here: 'choices.text\[2\]' must be text, not dict"):
         parse_sciknoweval(SourceRecord(record, "here", "raw", 1))
     numbers = {"text": [1, 2.5, 3e-7, "d"], "label": list("ABCD")}
-    asked = parse_sciknoweval(SourceRecord({**record, "choices": numbers}, "here", "raw", 1))
-    assert isinstance(asked, ParsedQuestion)
-    assert "A: 1\nB: 2.5\nC: 0.0000003\nD: d" in asked.question.text
+    parsed = parse_sciknoweval(SourceRecord({**record, "choices": numbers}, "here", "raw", 1))
+    assert isinstance(parsed, ParsedQuestion)
+    assert "A: 1\nB: 2.5\nC: 0.0000003\nD: d" in parsed.question.text
 
 
 def test_gpqa_without_an_option_is_counted() -> None:
@@ -203,7 +203,7 @@ def test_gpqa_without_an_option_is_counted() -> None:
     assert parse_gpqa(SourceRecord(row, "here", "gpqa", 1)) == RefusedRecord("there are not 4 choices")
 
 
-def test_thousands_of_reasons_are_told_in_one_line(folder: Path) -> None:
+def test_thousands_of_reasons_fit_in_one_line(folder: Path) -> None:
     path = folder / "kinds.jsonl"
     kinds = [f"kind {i}" for i in range(3000)]
     records = [{"question": "Why?", "type": kind, "answerKey": "", "choices": {}} for kind in kinds]
@@ -214,7 +214,7 @@ def test_thousands_of_reasons_are_told_in_one_line(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("run", ["\u0301\u0323", "\u0f73", "\uff9e", "\u0344"])
-def test_many_combining_marks_take_no_time(run: str) -> None:
+def test_many_combining_marks_take_linear_time(run: str) -> None:
     """Normalization sorts a run of marks in quadratic time, minutes for this one."""
     text = "a" + run * 100_000
     question = Question("q", text, "1", "all")

@@ -1,4 +1,4 @@
-"""Hints that the student learned from a solution it cannot see."""
+"""Signs that the student learned from a solution it cannot see."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from demopsd_dist.minisci.tasks import solution_text, work_out
 
 
 @pytest.mark.parametrize(
-    ("response", "speaks"),
+    ("response", "mentions"),
     [
         ("As the Correct\nSolution shows, it is 4.", True),
         ("The reference solution has 4.", True),
@@ -30,11 +30,11 @@ from demopsd_dist.minisci.tasks import solution_text, work_out
         ("", False),
     ],
 )
-def test_mentions_solution(response: str, speaks: bool) -> None:
-    assert mentions_solution(response) is speaks
+def test_mentions_solution(response: str, mentions: bool) -> None:
+    assert mentions_solution(response) is mentions
 
 
-def test_the_words_of_the_teachers_template_count() -> None:
+def test_the_phrases_of_the_teachers_template_count() -> None:
     for template in (PRIVILEGED_TEMPLATE, SOLUTION_TEMPLATE):
         assert mentions_solution(re.sub(r"\{\w+\}", "", template))
 
@@ -55,7 +55,7 @@ def test_answers_first(response: str, first: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("response", "found"),
+    ("response", "unsupported"),
     [
         ("<reasoning>2+2=4</reasoning><answer>4</answer>", False),
         ("<reasoning>2+2=5</reasoning><answer>4</answer>", True),
@@ -65,21 +65,21 @@ def test_answers_first(response: str, first: bool) -> None:
         ("2+2=4", None),
     ],
 )
-def test_unsupported(response: str, found: bool | None) -> None:
-    assert answer_unsupported(response) is found
+def test_answer_unsupported(response: str, unsupported: bool | None) -> None:
+    assert answer_unsupported(response) is unsupported
 
 
-def test_worked_solutions_have_none_of_it() -> None:
+def test_worked_solutions_show_no_sign() -> None:
     responses = [solution_text(*work_out(expression)) for expression in ("35+3*3", "4*(2+5)", "99-11")]
     assert sign_fractions(responses) == {"mentions_solution": 0.0, "answers_first": 0.0, "unsupported": 0.0}
     assert sign_fractions([*responses, "<answer>4</answer>"])["answers_first"] == 0.25
 
 
-def test_a_response_is_begun_by_the_answer() -> None:
+def test_an_early_answer_prompt_ends_with_the_answer_tag() -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     prompt = PromptBuilder(tokenizer).student(Question("q/1", "2+2?", "4", "physics"))
-    (begun,) = early_answer_prompts([prompt], tokenizer)
-    assert tokenizer.decode(begun.tokens) == tokenizer.decode(prompt.tokens) + "<answer>"
-    assert begun.question == prompt.question
+    (forced,) = early_answer_prompts([prompt], tokenizer)
+    assert tokenizer.decode(forced.tokens) == tokenizer.decode(prompt.tokens) + "<answer>"
+    assert forced.question == prompt.question

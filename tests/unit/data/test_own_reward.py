@@ -1,4 +1,4 @@
-"""A user's own reward may hang, die, print or start processes: the run goes on, or ends with a line that says so."""
+"""A user's own reward that hangs, dies, prints or starts processes: the run continues, or ends with a clear line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.unit.run_record.sample_rows import prompt, rollout
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 QUESTION = Question(id="physics/7", text="A car at 3 m/s ...", answer="B", field="physics")
 OWN = """
-import ctypes, os, re, subprocess, sys, time
+import ctypes, os, re, signal, subprocess, sys, time
 
 calls = 0
 
@@ -34,10 +34,17 @@ def reward(response, question):
         case "sleep": time.sleep(600)
         case "loop":
             while True: pass
+        case "deaf":
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP): signal.signal(number, signal.SIG_IGN)
+            while True: pass
         case "regex": return float(bool(re.match("(a+)+$", "a" * 50 + "b")))
         case "children":
             subprocess.Popen(["sleep", "600.7"])
             time.sleep(600)
+        case "child": subprocess.Popen(["sleep", "600.7"])
+        case "orphan":
+            subprocess.Popen(["sleep", "600.7"])
+            os._exit(7)
         case "exit": sys.exit("enough")
         case "die": os._exit(7)
         case "crash": ctypes.string_at(0)
@@ -78,21 +85,25 @@ def process_of(reward: Reward) -> psutil.Process:
     return psutil.Process(reward.function._process.pid)
 
 
-@pytest.mark.parametrize("how", ["sleep", "loop", "regex", "children"])
-def test_one_that_hangs_is_ended_and_shows_the_sample(own: Callable[..., Reward], how: str) -> None:
+def children_left() -> list[psutil.Process]:
+    """Children of a reward that have not ended within 10 seconds."""
+    children = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "600.7"]]
+    return psutil.wait_procs(children, timeout=10)[1]
+
+
+@pytest.mark.parametrize("how", ["sleep", "loop", "deaf", "regex", "children"])
+def test_a_hung_reward_is_ended_and_the_error_shows_the_sample(own: Callable[..., Reward], how: str) -> None:
     reward = own(reward_s=1.0)
     before = process_of(reward)
     started = time.monotonic()
-    message = rf"reward=own_module.reward failed by giving no reward within limits.reward_s=1 s. Question 'physics/7'.*'{how}'"
-    with pytest.raises(RewardError, match=message):
+    message = f"failed by giving no reward within limits.reward_s=1 s. Question 'physics/7'.*'{how}'"
+    with pytest.raises(RewardError, match=f"reward=own_module.reward {message}"):
         reward(how, QUESTION)
     assert time.monotonic() - started < 10
     assert not before.is_running()
     if how == "children":
-        slept = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "600.7"]]
-        _, left = psutil.wait_procs(slept, timeout=10)
-        assert left == [], "what it had started is ended too"
-    assert reward("x" * 1000, QUESTION) == RewardResult(1e-4), "the next is marked, by a new process"
+        assert children_left() == []
+    assert reward("x" * 1000, QUESTION) == RewardResult(1e-4), "a new process rewards the next response"
     assert process_of(reward).pid != before.pid
 
 
@@ -106,14 +117,26 @@ def test_one_that_hangs_is_ended_and_shows_the_sample(own: Callable[..., Reward]
     ],
     ids=lambda value: value[:5],
 )
-def test_one_that_ends_is_an_error_of_this_sample(own: Callable[..., Reward], how: str, message: str) -> None:
+def test_a_reward_that_ends_its_process_is_an_error_of_this_sample(
+    own: Callable[..., Reward], how: str, message: str
+) -> None:
     reward = own(reward_s=60.0)
     with pytest.raises(RewardError, match=message):
         reward(how, QUESTION)
     assert reward("answer", QUESTION) == RewardResult(1.0)
 
 
-def test_its_process_is_kept_and_what_it_prints_is_seen(
+def test_children_end_with_a_reward_that_crashes_or_is_no_longer_used(own: Callable[..., Reward]) -> None:
+    reward = own()
+    with pytest.raises(RewardError, match=r"ending its process, exit code 7\."):
+        reward("orphan", QUESTION)
+    assert children_left() == []
+    assert reward("child", QUESTION) == RewardResult(5e-7)
+    del reward
+    assert children_left() == []
+
+
+def test_the_process_serves_many_calls_and_its_output_is_visible(
     own: Callable[..., Reward], capfd: pytest.CaptureFixture[str]
 ) -> None:
     reward = own()
@@ -125,7 +148,7 @@ def test_its_process_is_kept_and_what_it_prints_is_seen(
     assert reward("a\n\0 水 \ud800", QUESTION).reward > 0
     assert process_of(reward) == process
     del reward
-    assert not process.is_running(), "nobody asks it any more"
+    assert not process.is_running(), "it ends with its Reward"
 
 
 def test_a_module_that_cannot_be_imported_in_time_is_refused(own: Callable[..., Reward]) -> None:
@@ -138,7 +161,7 @@ def test_a_module_that_cannot_be_imported_in_time_is_refused(own: Callable[..., 
             resolve_reward(f"own_{name}.reward", Limits(start_s=1.0 if name == "hangs" else 60.0))
 
 
-def test_it_does_not_outlive_the_run(modules: Path) -> None:
+def test_the_process_ends_with_a_killed_run(modules: Path) -> None:
     code = (
         "import os, signal, sys; from demopsd_dist.data.rewards import resolve_reward\n"
         "reward = resolve_reward('own_module.reward'); print(reward.function._process.pid, flush=True)\n"
@@ -158,16 +181,16 @@ def test_it_does_not_outlive_the_run(modules: Path) -> None:
     assert not psutil.pid_exists(int(run.stdout)) or psutil.Process(int(run.stdout)).status() == psutil.STATUS_ZOMBIE
 
 
-def marks_of(own: Callable[..., Reward], texts: list[str], errors: RewardErrors) -> RewardedGroup:
-    asked = prompt("q")
-    return reward_group([rollout(asked, i, text) for i, text in enumerate(texts)], own(reward_s=5.0, errors=errors))
+def rewarded_group(own: Callable[..., Reward], texts: list[str], errors: RewardErrors) -> RewardedGroup:
+    question = prompt("q")
+    return reward_group([rollout(question, i, text) for i, text in enumerate(texts)], own(reward_s=5.0, errors=errors))
 
 
-def test_a_response_without_a_mark_is_left_out_of_its_group(own: Callable[..., Reward]) -> None:
+def test_a_response_without_a_reward_is_left_out_of_its_group(own: Callable[..., Reward]) -> None:
     texts = ["x", "die", "right", "sleep", "xx"]
     with pytest.raises(RewardError, match="ending its process"):
-        marks_of(own, texts, RewardErrors.stop)
-    group = marks_of(own, texts, RewardErrors.drop)
+        rewarded_group(own, texts, RewardErrors.stop)
+    group = rewarded_group(own, texts, RewardErrors.drop)
     assert [rollout.sample for rollout in group.rollouts] == [0, 2, 4]
     assert [rollout.sample for rollout in group.unrewarded] == [1, 3]
     assert "exit code 7" in str(group.failures[0][1])
@@ -176,9 +199,9 @@ def test_a_response_without_a_mark_is_left_out_of_its_group(own: Callable[..., R
     assert group.siblings(group.index_of(2), exclude_own_success=True) == []
     examples = examples_from_rewards([group], scaled=False, leave_out_silent=False).examples
     assert [example.rollout.sample for example in examples] == [0, 2, 4]
-    nobody = marks_of(own, ["die", "die"], RewardErrors.drop)
-    assert (nobody.rollouts, nobody.has_signal, nobody.successes, nobody.prompt.id) == ([], False, [], "q")
-    assert examples_from_rewards([nobody], scaled=True, leave_out_silent=False).examples == []
+    empty = rewarded_group(own, ["die", "die"], RewardErrors.drop)
+    assert (empty.rollouts, empty.has_signal, empty.successes, empty.prompt.id) == ([], False, [], "q")
+    assert examples_from_rewards([empty], scaled=True, leave_out_silent=False).examples == []
 
 
 def test_dropping_is_for_rewards_that_can_fail() -> None:

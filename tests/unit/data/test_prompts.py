@@ -1,4 +1,4 @@
-"""The two views of a question: nothing in a question or solution can break them, and only a solution is ever cut."""
+"""Prompts of student and teacher: no text in a question or solution breaks them, and the question is never cut."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def ask(text: str, system: str | None = None) -> Question:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_goes_through_untouched(builder: PromptBuilder, text: str) -> None:
+def test_hostile_text_stays_unchanged(builder: PromptBuilder, text: str) -> None:
     decode = builder.tokenizer.decode
     assert text in decode(builder.student(ask(text)).tokens)
     assert decode(builder.privileged(ask(text), text)).count(text) == 2
@@ -56,7 +56,7 @@ def test_fill_is_plain_substitution(prompt: str, solution: str, feedback: str) -
     assert filled == f"<{prompt}|{solution}|{feedback}>"
 
 
-def test_what_is_missing_leaves_no_heading(builder: PromptBuilder) -> None:
+def test_a_missing_solution_or_feedback_leaves_no_heading(builder: PromptBuilder) -> None:
     decode, question = builder.tokenizer.decode, ask("Why?")
     bare = builder.privileged(question, None).tolist()
     assert "Why?\n\nCorrectly solve the original question." in decode(bare)
@@ -66,7 +66,7 @@ def test_what_is_missing_leaves_no_heading(builder: PromptBuilder) -> None:
     assert "Why?\n\nFeedback on your earlier attempt:\n\nToo long.\n\nCorrectly" in alone
 
 
-def test_the_system_message_is_kept_in_both_views(builder: PromptBuilder) -> None:
+def test_the_system_message_is_in_both_prompts(builder: PromptBuilder) -> None:
     question = ask("Why?", system="Answer in one word.")
     for tokens in (builder.student(question).tokens, builder.privileged(question, "Because.")):
         assert "Answer in one word." in builder.tokenizer.decode(tokens)
@@ -75,11 +75,11 @@ def test_the_system_message_is_kept_in_both_views(builder: PromptBuilder) -> Non
 def test_only_the_solution_is_cut_to_fit_and_from_the_right(builder: PromptBuilder) -> None:
     question = ask("What is the mass of 水?")
     solution = "".join(f"step {i}; " for i in range(100))
-    room = len(builder.privileged(question, solution[:20]))
-    small = PromptBuilder(builder.tokenizer, max_privileged_tokens=room)
+    limit = len(builder.privileged(question, solution[:20]))
+    small = PromptBuilder(builder.tokenizer, max_privileged_tokens=limit)
     tokens = small.privileged(question, solution)
     text = builder.tokenizer.decode(tokens)
-    assert len(tokens) == room
+    assert len(tokens) == limit
     assert question.text in text
     assert "Correctly solve the original question." in text
     assert solution[:20] in text
@@ -87,13 +87,13 @@ def test_only_the_solution_is_cut_to_fit_and_from_the_right(builder: PromptBuild
     assert len(small.privileged(question, solution[:20])) == len(tokens)
 
 
-def test_the_solution_gives_way_before_the_feedback(builder: PromptBuilder) -> None:
+def test_the_solution_is_cut_before_the_feedback(builder: PromptBuilder) -> None:
     question, solution, feedback = ask("What?"), "s" * 300, "f" * 300
 
-    def view(room: int) -> str:
-        small = PromptBuilder(builder.tokenizer, max_privileged_tokens=room)
+    def view(limit: int) -> str:
+        small = PromptBuilder(builder.tokenizer, max_privileged_tokens=limit)
         tokens = small.privileged(question, solution, feedback)
-        assert len(tokens) <= room
+        assert len(tokens) <= limit
         return builder.tokenizer.decode(tokens)
 
     whole, bare = len(builder.privileged(question, solution, feedback)), len(builder.privileged(question, None))
@@ -109,7 +109,7 @@ def test_the_solution_gives_way_before_the_feedback(builder: PromptBuilder) -> N
 
 
 @pytest.mark.parametrize(
-    ("text", "kept"),
+    ("text", "remaining"),
     [
         ("plain", "plain"),
         ("<think>hm</think>yes", "yes"),
@@ -119,8 +119,8 @@ def test_the_solution_gives_way_before_the_feedback(builder: PromptBuilder) -> N
         ("<think>", ""),
     ],
 )
-def test_thinking_is_dropped(text: str, kept: str) -> None:
-    assert strip_thinking(text) == kept
+def test_thinking_is_dropped(text: str, remaining: str) -> None:
+    assert strip_thinking(text) == remaining
 
 
 def test_the_default_template_is_the_one_of_the_config() -> None:

@@ -1,4 +1,4 @@
-"""Answer checking: what counts as an answer and as right, that no response makes it slow, and a user's own reward."""
+"""Answer checking: extraction and comparison of answers, linear time on any response, and a user's own reward."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ pieces = st.lists(st.sampled_from(PIECES)).map("".join)
 @pytest.mark.parametrize(
     ("form", "response", "expected"), [(form, *case) for form, cases in TABLES.items() for case in cases]
 )
-def test_what_a_response_gives(form: str, response: str, expected: str | None) -> None:
+def test_the_answer_extracted_from_a_response(form: str, response: str, expected: str | None) -> None:
     assert EXTRACTORS[form](response) == expected
 
 
 @pytest.mark.parametrize(("given", "expected"), SAME)
-def test_same_answers_get_the_point(given: str, expected: str) -> None:
+def test_equal_answers_are_rewarded(given: str, expected: str) -> None:
     assert same_answer(given, expected)
     assert answer_reward(f"so <answer>{given}</answer>", expected) == 1.0
 
 
 @pytest.mark.parametrize(("given", "expected"), DIFFERENT)
-def test_different_answers_do_not(given: str, expected: str) -> None:
+def test_different_answers_are_not_rewarded(given: str, expected: str) -> None:
     assert not same_answer(given, expected)
     assert answer_reward(f"so <answer>{given}</answer>", expected) == 0.0
 
@@ -63,12 +63,12 @@ def test_there_are_hundreds_of_cases_and_no_two_contradict() -> None:
 
 
 @given(response=st.one_of(st.text(), pieces), expected=st.text(min_size=1))
-def test_any_text_gives_text_of_it_or_nothing(response: str, expected: str) -> None:
+def test_an_extracted_answer_is_part_of_the_response(response: str, expected: str) -> None:
     for extract in EXTRACTORS.values():
-        found = extract(response)
-        assert found is None or found.strip() == found != ""
-    for found in (extract_answer(response), extract_boxed(response), extract_any(response) and None):
-        assert found is None or found in response
+        answer = extract(response)
+        assert answer is None or answer.strip() == answer != ""
+    for answer in (extract_answer(response), extract_boxed(response), extract_any(response) and None):
+        assert answer is None or answer in response
     assert same_answer(response, expected) in (True, False)
 
 
@@ -119,8 +119,8 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("form", ANSWER_FORMS)
-def test_a_megabyte_takes_no_time(form: str, name: str) -> None:
-    """A quadratic search of these takes minutes, so a generous bound on processor time tells the two apart."""
+def test_a_megabyte_is_checked_in_linear_time(form: str, name: str) -> None:
+    """A quadratic search of these takes minutes, so a generous limit on processor time shows the difference."""
     reward, text = resolve_reward(form), HOSTILE[name]
     started = time.process_time()
     for response in (text, ANSWER_FORMS[form].write(text), f"<answer>{text}</answer>"):
@@ -128,23 +128,23 @@ def test_a_megabyte_takes_no_time(form: str, name: str) -> None:
     assert time.process_time() - started < 2.0
 
 
-def test_built_in_rewards_mark_by_their_form() -> None:
+def test_built_in_rewards_read_their_own_form() -> None:
     responses = {
         "answer": "<answer>(b)</answer>",
         "boxed": r"So \boxed{\text{B}} it is",
         "letter": "The answer is (B).",
     }
     for form in ("answer", "boxed", "letter"):
-        marks = {name: resolve_reward(form)(response, QUESTION) for name, response in responses.items()}
-        assert marks == {name: RewardResult(float(name == form)) for name in responses}
+        results = {name: resolve_reward(form)(response, QUESTION) for name, response in responses.items()}
+        assert results == {name: RewardResult(float(name == form)) for name in responses}
     assert all(resolve_reward("auto")(response, QUESTION) == RewardResult(1.0) for response in responses.values())
     assert resolve_reward("boxed").extract(responses["boxed"]) == r"\text{B}"
 
 
-@pytest.mark.parametrize("score", [float("nan"), -0.1, 1.1, float("inf"), "1", None, [1], 1j])
-def test_a_mark_is_a_number_from_0_to_1(score: object) -> None:
+@pytest.mark.parametrize("reward", [float("nan"), -0.1, 1.1, float("inf"), "1", None, [1], 1j])
+def test_a_reward_is_a_number_from_0_to_1(reward: object) -> None:
     with pytest.raises((TypeError, ValueError), match=r"a reward is a number from 0 to 1, not"):
-        RewardResult(score)  # type: ignore[arg-type]
+        RewardResult(reward)  # type: ignore[arg-type]
 
 
 def test_blank_feedback_is_none() -> None:
@@ -155,12 +155,12 @@ def test_blank_feedback_is_none() -> None:
 
 
 MINE = """
-from demopsd_dist.data.records import RewardResult, Question
+from demopsd_dist.data.rewards import Question, RewardResult
 
-def plain(response: str, question: Question) -> float:
+def fraction(response: str, question: Question) -> float:
     return len(response) / 10
 
-def told(response: str, question: Question) -> RewardResult:
+def with_feedback(response: str, question: Question) -> RewardResult:
     return RewardResult(0.25, f"{question.id}: think again")
 
 def nan(response, question): return float("nan")
@@ -183,12 +183,12 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str
 
 
 def test_a_users_own_reward(mine: Callable[[str], str]) -> None:
-    plain, told = resolve_reward(mine("mine.plain")), resolve_reward(mine("mine.told"))
-    assert plain("12345", QUESTION) == RewardResult(0.5)
-    assert told("", QUESTION) == RewardResult(0.25, "physics/7: think again")
-    assert plain.extract(" ") is None
-    assert plain.extract("anything") == "anything", "what is an answer, only the user knows"
-    assert answer_form(mine("mine.plain")) == ANSWER_FORMS["auto"]
+    fraction, with_feedback = resolve_reward(mine("mine.fraction")), resolve_reward(mine("mine.with_feedback"))
+    assert fraction("12345", QUESTION) == RewardResult(0.5)
+    assert with_feedback("", QUESTION) == RewardResult(0.25, "physics/7: think again")
+    assert fraction.extract(" ") is None
+    assert fraction.extract("anything") == "anything", "only the user knows which text is an answer"
+    assert answer_form(mine("mine.fraction")) == ANSWER_FORMS["auto"]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_users_own_reward(mine: Callable[[str], str]) -> None:
     [
         ("nan", r"ValueError: a reward is a number from 0 to 1, not nan\."),
         ("nothing", r"TypeError: a reward is a number from 0 to 1, not NoneType\."),
-        ("plain", r"ValueError: a reward is a number from 0 to 1, not 39.8\."),
+        ("fraction", r"ValueError: a reward is a number from 0 to 1, not 39.8\."),
         ("raises", r"at mine_\w+\.py:\d+ with KeyError: 'a key\\nover two lines'"),
     ],
 )
@@ -204,12 +204,12 @@ def test_a_reward_that_fails_shows_the_sample(mine: Callable[[str], str], name: 
     response = "start" + "\n" * 200 + "x" * 190 + "\nthe end"
     with pytest.raises(RewardError, match=message) as caught:
         resolve_reward(mine(f"mine.{name}"))(response[-398:], QUESTION)
-    said = str(pickle.loads(pickle.dumps(caught.value)))
-    assert "\n" not in said
-    assert mine(f"reward=mine.{name} failed") in said
-    assert "Question 'physics/7', expected answer 'B', response of 398 characters ending in '" in said
-    assert r"xxx\nthe end'" in said
-    assert "start" not in said
+    message = str(pickle.loads(pickle.dumps(caught.value)))
+    assert "\n" not in message
+    assert mine(f"reward=mine.{name} failed") in message
+    assert "Question 'physics/7', expected answer 'B', response of 398 characters ending in '" in message
+    assert r"xxx\nthe end'" in message
+    assert "start" not in message
     assert caught.value.exit_code == 1
 
 
@@ -220,7 +220,7 @@ def test_a_reward_that_fails_shows_the_sample(mine: Callable[[str], str], name: 
         ("xyzzy", "For your own give its dotted path, package.name: def my_reward(response: str, question: Question)"),
         ("", "is not built in"),
         ("no_such_module.reward", "there is no module no_such_module to import from"),
-        ("mine.plian", "has no plian. Did you mean mine.plain? What is looked for: def my_reward("),
+        ("mine.fractoin", "has no fractoin. Did you mean mine.fraction? What is looked for: def my_reward("),
         ("mine.number", "cannot be called with a response and its question"),
         ("mine.one", "cannot be called with a response and its question"),
         ("mine.later", "cannot be called with a response and its question"),
@@ -228,7 +228,7 @@ def test_a_reward_that_fails_shows_the_sample(mine: Callable[[str], str], name: 
         (".reward", "reward=.reward"),
     ],
 )
-def test_what_is_no_reward_is_refused_at_the_start(mine: Callable[[str], str], name: str, message: str) -> None:
+def test_an_invalid_reward_is_refused_at_the_start(mine: Callable[[str], str], name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(mine(message) if "mine." in message else message)) as caught:
         resolve_reward(mine(name))
     assert "\n" not in str(caught.value)
@@ -247,7 +247,7 @@ def test_what_is_no_reward_is_refused_at_the_start(mine: Callable[[str], str], n
         (["privileged.feedback_template=x"], "privileged.feedback_template holds {feedback} 0 times"),
     ],
 )
-def test_settings_of_feedback_that_do_not_go_together(words: list[str], message: str) -> None:
+def test_conflicting_settings_of_feedback_are_refused(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         load(DEMO, words)
 

@@ -1,4 +1,4 @@
-"""Reading questions: real records go through, broken ones are named by file and line."""
+"""Loading of questions: real records give questions, broken ones are refused by file and line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_jsonl(path: Path, key: str = "data.train") -> list[Question]:
     return load_source(DataConfig(), split, str(path)).questions
 
 
-def test_fields_are_found_under_their_usual_names(tmp_path: Path) -> None:
+def test_fields_are_read_under_their_usual_names(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         json.dumps({"prompt": "1+1?", "answer": "2", "field": "math", "id": 7, "system": "Be brief."}),
@@ -96,12 +96,12 @@ def test_a_null_split_is_empty_and_minisci_is_sized() -> None:
 
 @pytest.mark.skipif(not SCIKNOWEVAL.is_dir(), reason="the SciKnowEval records are not beside the checkout")
 @pytest.mark.parametrize("name", ["physics-train", "physics-test", "chemistry-train", "chemistry-test"])
-def test_every_real_record_goes_through_and_its_answer_is_right(name: str) -> None:
+def test_every_real_record_gives_a_question_and_its_answer_is_right(name: str) -> None:
     path = SCIKNOWEVAL / f"{name}.jsonl"
-    found = read_jsonl(path, "data.train")
-    assert len(found) == sum(1 for line in path.open(encoding="utf-8") if line.strip())
+    loaded = read_jsonl(path, "data.train")
+    assert len(loaded) == sum(1 for line in path.open(encoding="utf-8") if line.strip())
     builder = PromptBuilder(byte_tokenizer())
-    for question in found:
+    for question in loaded:
         assert question.system
         views = builder.student(question).tokens, builder.privileged(question, "$x = \\frac{1}{2}$ {so}")
         assert all(question.text in builder.tokenizer.decode(view) for view in views)

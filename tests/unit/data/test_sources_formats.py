@@ -1,4 +1,4 @@
-"""Every format, every filter: a record is taken or counted, and what is taken can be asked unchanged."""
+"""Formats and filters: every record gives a question or is counted, and its text reaches the prompt unchanged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from demopsd_dist.config import DataConfig, Duplicates, FieldNames, Format, load
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.sources import ParsedQuestion, SourceRecord, load_data, load_source
 from demopsd_dist.data.sources.gpqa import parse as parse_gpqa
-from demopsd_dist.data.sources.own_records import parse as parse_plain
+from demopsd_dist.data.sources.own_records import parse as parse_own
 from demopsd_dist.data.sources.sciknoweval import parse as parse_sciknoweval
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
 from demopsd_dist.util.errors import ConfigError, DataError
@@ -69,7 +69,7 @@ def gpqa_csv(path: Path, *rows: dict[str, str]) -> str:
     return str(path)
 
 
-def test_sciknoweval_types_are_taken_or_refused_by_name(tmp_path: Path) -> None:
+def test_sciknoweval_types_are_parsed_or_refused_by_name(tmp_path: Path) -> None:
     path = jsonl(
         tmp_path / "raw.jsonl",
         raw(),
@@ -105,17 +105,17 @@ def test_sciknoweval_types_are_taken_or_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not RAW.is_dir(), reason="the SciKnowEval records are not beside the checkout")
-def test_every_published_record_is_taken_or_counted() -> None:
+def test_every_published_record_is_parsed_or_counted() -> None:
     paths = sorted(RAW.rglob("*.jsonl"))
     loaded = {path.stem: load_source(DataConfig(), "train", str(path)) for path in paths}
     for path in paths:
         assert loaded[path.stem].records == sum(1 for line in path.open(encoding="utf-8") if line.strip())
     filling = loaded.pop("balancing_chemical_equation")
     assert (filling.questions, filling.refused) == ([], Counter({"type filling is not multiple choice": 300}))
-    assert all(not found.refused for found in loaded.values())
-    asked = {question.text: question.answer for question in loaded["general_physics_calculation"].questions}
+    assert all(not source.refused for source in loaded.values())
+    answers = {question.text: question.answer for question in loaded["general_physics_calculation"].questions}
     published = [*loaded["physics-train"].questions, *loaded["physics-test"].questions]
-    assert {question.text: question.answer for question in published} == asked
+    assert {question.text: question.answer for question in published} == answers
 
 
 def test_gpqa_options_are_shuffled_by_the_record_alone(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_own_names_of_fields(tmp_path: Path) -> None:
         load_source(DataConfig(format=Format.gpqa), "train", path)
 
 
-def test_filters_count_what_they_leave_out(tmp_path: Path) -> None:
+def test_filters_count_the_records_that_they_leave_out(tmp_path: Path) -> None:
     records = [raw("a"), raw("b", level="L2"), raw("c", kind="mcq-2-choices"), raw("d", domain="Biology"), raw("e")]
     records.append(raw("f", details=None))
     data = DataConfig(only_fields=["physics"], only_levels=["L3"], only_types=["mcq-4-choices"])
@@ -171,7 +171,7 @@ def test_filters_count_what_they_leave_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("test", [None, "split"])
-def test_a_tenth_is_held_out_whatever_the_order(tmp_path: Path, test: str | None) -> None:
+def test_a_tenth_is_held_out_in_any_order(tmp_path: Path, test: str | None) -> None:
     path = numbered(tmp_path / "mine.jsonl", 50)
     data = load_data(DataConfig(train=path, test=test, ood=None))
     parts = {split: {question.text for question in data.questions[split]} for split in ("train", "test")}
@@ -188,14 +188,14 @@ def test_a_tenth_is_held_out_whatever_the_order(tmp_path: Path, test: str | None
         load_data(DataConfig(train=numbered(tmp_path / "one.jsonl", 1), test=test, ood=None))
 
 
-def test_twins_in_train_and_test_are_told_dropped_or_refused(tmp_path: Path) -> None:
+def test_duplicates_in_train_and_test_are_reported_dropped_or_refused(tmp_path: Path) -> None:
     train = jsonl(tmp_path / "train.jsonl", *({"prompt": f"Ｗhat  IS {i}?", "answer": i} for i in range(4)))
     test = jsonl(tmp_path / "test.jsonl", *({"prompt": f"what is\n{i}?", "answer": i} for i in (2, 9)))
     line = "1 of 2 test questions are also in train (first: test/1, in train train/3)"
-    told = load_data(DataConfig(train=train, test=test, ood=None))
-    assert told.notes() == [line]
-    assert len(told.questions["train"]) == 4
-    assert told.summary()["questions_also_in_train"] == {"test": 1}
+    reported = load_data(DataConfig(train=train, test=test, ood=None))
+    assert reported.notes() == [line]
+    assert len(reported.questions["train"]) == 4
+    assert reported.summary()["questions_also_in_train"] == {"test": 1}
     dropped = load_data(DataConfig(train=train, test=test, ood=None, duplicates=Duplicates.drop))
     assert [question.id for question in dropped.questions["train"]] == ["train/1", "train/2", "train/4"]
     assert dropped.splits["train"].records == 4
@@ -245,7 +245,7 @@ def test_minisci_by_the_name_of_its_split() -> None:
         load_source(DataConfig(), "ood", "minisci:tset")
 
 
-def test_a_dry_run_tells_what_was_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_prints_the_records_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = jsonl(tmp_path / "raw.jsonl", *(raw(f"q{i}") for i in range(30)), raw("z", kind="filling"))
     words = [f"data.train={path}", "data.test=split", "data.ood=null"]
     assert main([str(ROOT / "configs" / "demo.yaml"), *words, "--dry-run"]) == 0
@@ -280,19 +280,19 @@ QUESTIONS = TEXTS.filter(lambda text: text.strip() != "")
 
 
 @given(question=QUESTIONS, option=QUESTIONS)
-def test_whatever_a_question_holds_it_arrives_in_both_views_unchanged(question: str, option: str) -> None:
+def test_any_text_of_a_question_is_unchanged_in_both_prompts(question: str, option: str) -> None:
     stored = json.loads(json.dumps({"prompt": question, "answer": "1"}))
     options = raw(question, choices={"text": [option, "b", "c", "d"], "label": list("ABCD")})
     items = [
-        parse_plain(SourceRecord(stored, "here", "mine", 1), FieldNames()),
+        parse_own(SourceRecord(stored, "here", "mine", 1), FieldNames()),
         parse_sciknoweval(SourceRecord(json.loads(json.dumps(options)), "here", "raw", 1)),
         parse_gpqa(
             SourceRecord({**gpqa_row("r"), "Question": f"[{question}]", "Correct Answer": f"[{option}]"}, "", "g", 1)
         ),
     ]
-    for item, whole in zip(items, (question, question, f"[{question}]"), strict=True):
+    for item, text in zip(items, (question, question, f"[{question}]"), strict=True):
         assert isinstance(item, ParsedQuestion)
-        asked = item.question
-        assert asked.text == question or (asked.text.startswith(f"{whole}\n\nA: ") and option in asked.text)
-        for view in (BUILDER.student(asked).tokens, BUILDER.privileged(asked, "so: {1}")):
-            assert asked.text in BUILDER.tokenizer.decode(view)
+        parsed = item.question
+        assert parsed.text == question or (parsed.text.startswith(f"{text}\n\nA: ") and option in parsed.text)
+        for view in (BUILDER.student(parsed).tokens, BUILDER.privileged(parsed, "so: {1}")):
+            assert parsed.text in BUILDER.tokenizer.decode(view)

@@ -1,4 +1,4 @@
-"""MiniSci: right by construction, disjoint splits, and a base model that has something to learn."""
+"""MiniSci: right solutions, disjoint splits, and a base model that has something to learn."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def test_splits_share_no_question() -> None:
 
 
 def test_validation_shares_no_operands_with_test_or_training() -> None:
-    def asked(questions: list[tasks.Question]) -> set[str]:
+    def operands(questions: list[tasks.Question]) -> set[str]:
         return {question.id.partition("/")[2] for question in questions}
 
-    validation = asked(tasks.questions("validation", 192, seed=0))
+    validation = operands(tasks.questions("validation", 192, seed=0))
     assert len(validation) == 192
-    assert not validation & asked(tasks.questions("test", tasks.RESERVED, seed=0))
-    assert not validation & asked(tasks.questions("train", 4096, seed=0))
+    assert not validation & operands(tasks.questions("test", tasks.RESERVED, seed=0))
+    assert not validation & operands(tasks.questions("train", 4096, seed=0))
 
 
 def test_questions_are_seeded_unique_and_balanced() -> None:
@@ -58,7 +58,7 @@ def test_questions_are_seeded_unique_and_balanced() -> None:
 
 
 @pytest.mark.parametrize("text", ["plain", "水 🎈 \x00", r"\frac{1}{2} {x} $y$", "<answer>3</answer>"])
-def test_any_text_survives_the_tokenizer(text: str) -> None:
+def test_the_tokenizer_round_trips_any_text(text: str) -> None:
     tokenizer = byte_tokenizer()
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
@@ -73,7 +73,7 @@ def test_the_shipped_tokenizer_is_the_one_in_the_source() -> None:
 
 
 def test_the_base_model_is_weak_alone_and_strong_with_a_solution() -> None:
-    """What self-distillation needs; the demo's own evaluation measures the first number anew in every run."""
-    figures = json.loads((MODEL_DIR / "BUILD.json").read_text())["figures"]
-    assert 0.25 <= figures["test"]["average"] <= 0.60
-    assert figures["test_privileged"]["average"] >= figures["test"]["average"] + 0.30
+    """Self-distillation needs this gap; the evaluation of each demo run measures the first number again."""
+    metrics = json.loads((MODEL_DIR / "BUILD.json").read_text())["figures"]
+    assert 0.25 <= metrics["test"]["average"] <= 0.60
+    assert metrics["test_privileged"]["average"] >= metrics["test"]["average"] + 0.30

@@ -1,4 +1,4 @@
-"""Nothing that a model or a data set says reaches a terminal or a page but as text."""
+"""Text of models and data sets reaches terminals and pages without control characters."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_ordinary_text_stays_as_it_is(text: str) -> None:
         ("\U000e0041\ue000", "\\U000e0041\\ue000"),
     ],
 )
-def test_what_steers_or_hides_is_shown(text: str, shown: str) -> None:
+def test_control_and_hidden_characters_are_escaped(text: str, shown: str) -> None:
     assert escape_control_chars(text) == shown
 
 
@@ -53,14 +53,14 @@ def test_lines_and_length() -> None:
 
 
 @given(st.text(max_size=60))
-def test_no_text_brings_a_control_character(text: str) -> None:
+def test_no_control_character_remains(text: str) -> None:
     allowed = "\u200c\u200d"
     kinds = {unicodedata.category(character) for character in escape_control_chars(text) if character not in allowed}
     assert not kinds & {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
     assert escape_control_chars(escape_control_chars(text)) == escape_control_chars(text)
 
 
-def drawn(progress: Progress, width: int) -> str:
+def rendered(progress: Progress, width: int) -> str:
     file = StringIO()
     Console(file=file, width=width, force_terminal=True, color_system=None).print(progress)
     return file.getvalue()
@@ -69,17 +69,19 @@ def drawn(progress: Progress, width: int) -> str:
 @pytest.mark.parametrize("width", [1, 8, 24, 39, 40, 95, 96, 250])
 def test_the_live_view_fits_any_width_and_shows_hostile_text(width: int) -> None:
     progress = Progress(40)
-    assert drawn(progress, width)
+    assert rendered(progress, width)
     progress.add_step(12, {"perf/step_s": 4.0, "time/wait_for_rollouts_s": 2.0, "time/learn_s": 1.0})
     for text in [*HOSTILE, LONG_LINE]:
-        progress.show_sample({"step": 12, "field": text, "reward": 1.0, "question": text, "response": text, "expected": text})
-        said = drawn(progress, width)
-        assert max(map(len, said.splitlines())) <= width
-        assert not {"\x1b", "\x07", "\x9b", "\u202e", "\u2066", "\ufeff", "\x00"} & set(said)
-        assert len(said.splitlines()) < 40 or width < 24
+        progress.show_sample(
+            {"step": 12, "field": text, "reward": 1.0, "question": text, "response": text, "expected": text}
+        )
+        output = rendered(progress, width)
+        assert max(map(len, output.splitlines())) <= width
+        assert not {"\x1b", "\x07", "\x9b", "\u202e", "\u2066", "\ufeff", "\x00"} & set(output)
+        assert len(output.splitlines()) < 40 or width < 24
     if width >= 40:
-        assert "12/40  1:5" in said
-        assert "50%" in said
+        assert "12/40  1:5" in output
+        assert "50%" in output
 
 
 def test_markup_in_a_response_is_text() -> None:
