@@ -1,1 +1,1 @@
-"""Measurements: `python -m benchmarks.<name>`; results are kept in `benchmarks/results/`."""
+"""Measurements: `python -m benchmarks.<name>`. Results are in `benchmarks/results/`."""

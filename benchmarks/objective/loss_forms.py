@@ -70,6 +70,7 @@ class LossCase:
 
 
 def demopsd_plain(case: LossCase) -> Tensor:
+    """DemoPSD's loss from all logits at once."""
     return _demopsd_rows(case.hidden_NH, case.weight_VH, case, slice(0, case.tokens))
 
 
@@ -89,6 +90,7 @@ def _demopsd_rows(hidden_NH: Tensor, weight_VH: Tensor, case: LossCase, rows: sl
 
 
 def demopsd_fused(case: LossCase) -> Tensor:
+    """DemoPSD's loss in the trainer's fused form."""
     ids, reference, teacher = case.sent
 
     def loss_of(part: TokenSlice) -> Tensor:
@@ -99,6 +101,7 @@ def demopsd_fused(case: LossCase) -> Tensor:
 
 
 def sdpo_fused(case: LossCase) -> Tensor:
+    """SDPO's loss in the trainer's fused form."""
     ids = case.sent[0]
 
     def loss_of(part: TokenSlice) -> Tensor:
@@ -109,6 +112,7 @@ def sdpo_fused(case: LossCase) -> Tensor:
 
 
 def sdpo_plain(case: LossCase) -> Tensor:
+    """SDPO's loss from all logits at once."""
     student_logits_NV = linear(case.hidden_NH, case.weight_VH)
     ids = top_k_support(student_logits_NV.detach(), TOP_K)
     teacher_NA = coarsen(case.teacher_logits(slice(None)), ids)
@@ -117,6 +121,7 @@ def sdpo_plain(case: LossCase) -> Tensor:
 
 
 def sdpo_trl(case: LossCase) -> Tensor:
+    """SDPO's loss by TRL."""
     from trl.experimental.sdpo.loss_utils import compute_topk_self_distillation_loss
 
     return compute_topk_self_distillation_loss(
@@ -129,6 +134,7 @@ def sdpo_trl(case: LossCase) -> Tensor:
 
 
 def jsd_fused(case: LossCase) -> Tensor:
+    """Jensen-Shannon divergence in the trainer's fused form."""
     def loss_of(part: TokenSlice) -> Tensor:
         teacher_NV = coarsen(case.teacher_logits(part.tokens), None)
         views = TokenViews(part.student_logp_NA, None, teacher_NV, has_tail=False)
@@ -138,6 +144,7 @@ def jsd_fused(case: LossCase) -> Tensor:
 
 
 def jsd_liger(case: LossCase) -> Tensor:
+    """Jensen-Shannon divergence by Liger."""
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
     labels = torch.zeros(case.tokens, dtype=torch.long, device=case.device)

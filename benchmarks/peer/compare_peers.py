@@ -43,7 +43,7 @@ TRIAL_S, RUN_S = 300, 900
 
 @dataclass(frozen=True)
 class WorkShape:
-    """How TRL uses the cores: data-parallel processes, each with its share of the threads, and samples a forward."""
+    """Split of TRL's work: data-parallel processes, each with its share of the threads, and samples a forward."""
 
     processes: int
     micro_batch: int

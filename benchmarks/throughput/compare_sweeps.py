@@ -103,7 +103,7 @@ def comparison(old: Row, new: Row) -> list[str]:
     if noise:
         lines.append(f"A change of samples/s by about {median(noise):.0%} would have been seen.")
     else:
-        lines.append("Where a side has one round alone its noise is not known, and no change can be found.")
+        lines.append("A side with a single round has no known noise: no change can be found.")
     lines.append("The intervals cover the noise of each sweep, not changes of the machine between the two.")
     return lines
 

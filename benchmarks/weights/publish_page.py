@@ -8,7 +8,7 @@ from typing import Any
 Row = dict[str, Any]
 KINDS = {
     "transport": "Bytes arrived and their digest checked, by receivers that do nothing else.",
-    "full": "vLLM engines as receivers: load, re-pack, and the probe compared.",
+    "full": "vLLM engines as receivers: load, re-pack, and the canary compared.",
 }
 
 

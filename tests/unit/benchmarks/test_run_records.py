@@ -33,7 +33,7 @@ def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [1, 20, -2])
 def test_an_incomplete_last_line_is_reported_and_replaced(tmp_path: Path, size: int) -> None:
-    """As after a kill in mid-write."""
+    """A writer that was killed in mid-write leaves such a line."""
     messages: list[str] = []
     records = RunRecords(tmp_path / "records.jsonl", messages.append)
     records.append("one", RECORD)
