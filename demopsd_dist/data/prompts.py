@@ -113,7 +113,7 @@ class PromptBuilder:
         """Token ids of a chat: the system message, if any, and `content` as the user's.
 
         Special tokens in the texts are replaced by stand-ins before the chat template puts in its own, so that the
-        two can be told apart.
+        two can be distinguished.
         """
         stand_ins = self._stand_ins((question.system or "", content))
         messages = [{"role": "user", "content": _replace_all(content, stand_ins)}]
