@@ -152,9 +152,9 @@ def _published(rows: Sequence[Row]) -> Iterator[str]:
         "## Beside published figures",
         "",
         "**Other systems on GPUs**, planned with efficiencies that are **assumed and not calibrated**: an order of "
-        "magnitude, no validation. They train and sample on all GPUs in turn, with kernels, parallelism and a method of "
-        "their own. The planner is given their samples, lengths and engine sizes, two forwards for log-probabilities, and one "
-        "optimizer step where they make four. The paper of DemoPSD publishes no times.",
+        "magnitude, no validation. They train and sample on all GPUs in turn, with kernels, parallelism and a method "
+        "of their own. The planner is given their samples, lengths and engine sizes, two forwards for "
+        "log-probabilities, and one optimizer step where they make four. The paper of DemoPSD publishes no times.",
         "",
         "| source | model | GPUs | published s a step | planned | ratio | published tokens/s/GPU | planned |",
         "|---|---|---|---|---|---|---|---|",

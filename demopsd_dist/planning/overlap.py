@@ -1,7 +1,7 @@
 """Step time where steps overlap: batches are sampled and scored while the learners learn from the one before.
 
 A small discrete-event simulation. A process is a generator; it yields seconds to pass, a worker group to acquire, or a
-signal to wait for. It follows `training/loop.py`, `training/prefetch.py` and `training/coalesce.py`;
+signal to wait for. It follows `training/loop.py` and `training/pipelining.py`;
 `benchmarks/plan/compare_plans.py` compares it with a run of the real driver.
 """
 

@@ -161,8 +161,8 @@ def test_adapters_alone_have_gradients_and_moments(stage: int) -> None:
 )
 def test_what_a_rank_holds_by_zero_stage(stage: int, precision: str, bytes_a_parameter: float) -> None:
     workload = replace(example_workload(), zero_stage=stage, precision=precision)
-    held = learner_footprint(workload, Power(gpu()), 4).persistent
-    assert sum(held.values()) * 2**30 == pytest.approx(bytes_a_parameter * SHAPE.parameters)
+    persistent = learner_footprint(workload, Power(gpu()), 4).persistent
+    assert sum(persistent.values()) * 2**30 == pytest.approx(bytes_a_parameter * SHAPE.parameters)
 
 
 def test_processes_of_an_engine_share_its_weights_and_room() -> None:
@@ -220,15 +220,15 @@ def test_teachers_share_a_copy() -> None:
     assert head > 2 * layer
     assert four["gathered weights"] * 2**30 == pytest.approx(4 * (2 * head + 2 * (head + 4096)), rel=1e-6)
     tied = replace(workload, shape=replace(shape, tied=True))
-    held = teacher_footprint(tied, Power(gpu()), 4, 4).persistent
-    assert held["gathered weights"] * 2**30 == pytest.approx(4 * (head + layer + 2 * (head + 4096)), rel=1e-6)
+    persistent = teacher_footprint(tied, Power(gpu()), 4, 4).persistent
+    assert persistent["gathered weights"] * 2**30 == pytest.approx(4 * (head + layer + 2 * (head + 4096)), rel=1e-6)
     assert "gathered weights" not in alone
 
 
 def test_a_large_model_is_never_gathered_whole() -> None:
     workload = replace(example_workload(shape=KNOWN["qwen3-32b"]), zero_stage=3, precision="bfloat16")
-    held = learner_footprint(workload, Power(gpu()), 32).persistent
-    assert held["gathered weights"] * 2**30 == 2e9
+    persistent = learner_footprint(workload, Power(gpu()), 32).persistent
+    assert persistent["gathered weights"] * 2**30 == 2e9
 
 
 def test_an_engine_on_a_gpu_takes_its_share_and_no_more() -> None:
