@@ -135,6 +135,7 @@ def sdpo_trl(case: LossCase) -> Tensor:
 
 def jsd_fused(case: LossCase) -> Tensor:
     """Jensen-Shannon divergence in the trainer's fused form."""
+
     def loss_of(part: TokenSlice) -> Tensor:
         teacher_NV = coarsen(case.teacher_logits(part.tokens), None)
         views = TokenViews(part.student_logp_NA, None, teacher_NV, has_tail=False)
