@@ -73,7 +73,7 @@ def test_information_by_hand() -> None:
     assert information(apart).item() == pytest.approx(math.log(2))
     same = draw(0, 1.0, 1, T).expand(5, T, V)
     assert information(same).abs().max() < 1e-12
-    with pytest.raises(ValueError, match="needs at least 2 contexts, not 1"):
+    with pytest.raises(ValueError, match="over 1 context is not defined; give at least 2"):
         information(same[:1])
 
 
