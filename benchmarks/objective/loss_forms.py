@@ -23,6 +23,7 @@ from demopsd_dist.objective import (
     SDPO,
     SLICE_TOKENS,
     DemoPSD,
+    OutputHead,
     TokenSlice,
     TokenViews,
     coarsen,
@@ -97,7 +98,7 @@ def demopsd_fused(case: LossCase) -> Tensor:
         views = TokenViews(part.student_logp_NA, reference[part.tokens], teacher[part.tokens])
         return reduced(DemoPSD(), views, token_count=case.tokens).loss
 
-    return fused_loss(case.hidden_NH, case.weight_VH, ids, loss_of)
+    return fused_loss(case.hidden_NH, OutputHead(case.weight_VH), ids, loss_of)
 
 
 def sdpo_fused(case: LossCase) -> Tensor:
@@ -108,7 +109,7 @@ def sdpo_fused(case: LossCase) -> Tensor:
         teacher_NA = coarsen(case.teacher_logits(part.tokens), ids[part.tokens])
         return reduced(SDPO(), TokenViews(part.student_logp_NA, None, teacher_NA), token_count=case.tokens).loss
 
-    return fused_loss(case.hidden_NH, case.weight_VH, ids, loss_of)
+    return fused_loss(case.hidden_NH, OutputHead(case.weight_VH), ids, loss_of)
 
 
 def sdpo_plain(case: LossCase) -> Tensor:
@@ -141,7 +142,7 @@ def jsd_fused(case: LossCase) -> Tensor:
         views = TokenViews(part.student_logp_NA, None, teacher_NV, has_tail=False)
         return reduced(OPSD(), views, token_count=case.tokens).loss
 
-    return fused_loss(case.hidden_NH, case.weight_VH, None, loss_of)
+    return fused_loss(case.hidden_NH, OutputHead(case.weight_VH), None, loss_of)
 
 
 def jsd_liger(case: LossCase) -> Tensor:

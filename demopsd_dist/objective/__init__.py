@@ -5,9 +5,9 @@ when the support is the whole vocabulary). Distributions are given as natural-lo
 type; half-precision logits are lifted to float32.
 
 A method (`DemoPSD`, `SDPO`, `OPSD`, `GRPO`) is a record of its settings that maps `TokenViews` to a loss of each token;
-`reduced` takes the mean; `fused_loss` starts from hidden states and calls both for a slice of tokens at a time. Alpha
-is computed in `demopsd.py`, with the formulas of `barycenter.py`. To use the DemoPSD loss in another trainer, call
-`demopsd_loss` (`standalone_loss.py`).
+`reduced` takes the mean; `fused_loss` starts from hidden states and an `OutputHead`, and calls both for a slice of
+tokens at a time. Alpha is computed in `demopsd.py`, with the formulas of `barycenter.py`. To use the DemoPSD loss in
+another trainer, call `demopsd_loss` (`standalone_loss.py`).
 """
 
 from demopsd_dist.objective.aggregate import token_weight
@@ -24,6 +24,7 @@ from demopsd_dist.objective.divergence import (
 from demopsd_dist.objective.fused import SLICE_TOKENS, TokenSlice, fused_loss
 from demopsd_dist.objective.grpo import GRPO
 from demopsd_dist.objective.leakage import information, leakage_terms, ordering_terms
+from demopsd_dist.objective.logit_transform import LogitTransform, OutputHead
 from demopsd_dist.objective.method import Loss, Objective, TokenLoss, TokenViews, reduced, statistic
 from demopsd_dist.objective.opsd import OPSD
 from demopsd_dist.objective.sdpo import SDPO
@@ -38,8 +39,10 @@ __all__ = [
     "DemoPSD",
     "DemoPSDLoss",
     "GatedTarget",
+    "LogitTransform",
     "Loss",
     "Objective",
+    "OutputHead",
     "TokenLoss",
     "TokenSlice",
     "TokenViews",

@@ -7,7 +7,8 @@ has a closed form:
     dL/dz_v = g_v - p_v sum(g)                      v in the support
     dL/dz_v = p_v (g_tail / P_tail - sum(g))        v in the tail: its tokens move together
 
-with g = dL/d log P. Left out: a recomputing backward, which would save the gradient of the head and cost one more
+with g = dL/d log P. Before the head's weight comes the derivative of the model's own transform of its logits
+(`logit_transform.py`). Left out: a recomputing backward, which would save the gradient of the head and cost one more
 product with it.
 """
 
@@ -20,8 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
+from demopsd_dist.objective.logit_transform import LogitTransform, OutputHead
 from demopsd_dist.objective.support import lifted
 
 SLICE_TOKENS = {"cpu": 128, "cuda": 1024}  # by device: a CPU's caches are small, a GPU needs large products
@@ -57,11 +58,10 @@ LossOfSlice = Callable[[TokenSlice], Tensor]  # returns a scalar; the scalars of
 
 def fused_loss(
     hidden_NH: Tensor,
-    weight_VH: Tensor,
+    head: OutputHead,
     support_NK: Tensor | None,
     loss_of: LossOfSlice,
     *,
-    bias_V: Tensor | None = None,
     temperature: float = 1.0,
     slice_tokens: int | None = None,
 ) -> Tensor:
@@ -69,10 +69,10 @@ def fused_loss(
 
     Args:
         hidden_NH: last hidden states of N tokens; N may be 0.
-        weight_VH: the head's weight, whole (under ZeRO-3: gathered).
+        head: its weight is whole (under ZeRO-3: gathered).
         support_NK: distinct ids, K < V; None for the full vocabulary.
         loss_of: called once for each slice, in order.
-        temperature: divides the logits.
+        temperature: divides the head's logits.
         slice_tokens: tokens in a slice; memory grows with `slice_tokens * V`, not with N. None for `SLICE_TOKENS`.
 
     Raises:
@@ -82,7 +82,9 @@ def fused_loss(
         raise ValueError(f"support {tuple(support_NK.shape)} does not fit hidden states {tuple(hidden_NH.shape)}.")
     if slice_tokens is None:
         slice_tokens = SLICE_TOKENS.get(hidden_NH.device.type, SLICE_TOKENS["cuda"])
-    return _FusedLoss.apply(hidden_NH, weight_VH, bias_V, support_NK, loss_of, temperature, slice_tokens)
+    return _FusedLoss.apply(
+        hidden_NH, head.weight_VH, head.bias_V, head.transform, support_NK, loss_of, temperature, slice_tokens
+    )
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -94,6 +96,7 @@ class _FusedLoss(torch.autograd.Function):
         hidden_NH: Tensor,
         weight_VH: Tensor,
         bias_V: Tensor | None,
+        transform: LogitTransform,
         support_NK: Tensor | None,
         loss_of: LossOfSlice,
         temperature: float,
@@ -105,12 +108,17 @@ class _FusedLoss(torch.autograd.Function):
         _, with_weight, with_bias, *_ = ctx.needs_input_grad  # False for a head that is not trained
         d_weight_VH = torch.zeros_like(weight_VH, dtype=wide) if with_weight else None
         d_bias_V = torch.zeros_like(bias_V, dtype=wide) if bias_V is not None and with_bias else None
+        head = OutputHead(weight_VH, bias_V, transform)
         for start in range(0, len(hidden_NH), slice_tokens):
             tokens = slice(start, start + slice_tokens)
-            logits_NV = lifted(linear(hidden_NH[tokens], weight_VH, bias_V)).div_(temperature)
+            logits_NV = lifted(head.logits(hidden_NH[tokens]))
+            derivative = None if transform.is_identity else transform.derivative(logits_NV)
+            logits_NV.div_(temperature)
             ids_NK = None if support_NK is None else support_NK[tokens]
             total += _to_gradient(logits_NV, ids_NK, start, loss_of)
             d_logits_NV = logits_NV.div_(temperature)
+            if derivative is not None:
+                d_logits_NV.mul_(derivative)
             if d_bias_V is not None:
                 d_bias_V += d_logits_NV.sum(0)
             d_logits_NV = d_logits_NV.to(weight_VH.dtype)
@@ -126,7 +134,7 @@ class _FusedLoss(torch.autograd.Function):
         d_hidden_NH, d_weight_VH, d_bias_V = ctx.saved_tensors
         # In place: each is the gradient itself, and this graph is walked once.
         d_head = [None if d is None else d.mul_(d_total).to(ctx.weight_dtype) for d in (d_weight_VH, d_bias_V)]
-        return d_hidden_NH.mul_(d_total), *d_head, *[None] * 4
+        return d_hidden_NH.mul_(d_total), *d_head, *[None] * 5
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

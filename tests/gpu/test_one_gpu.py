@@ -18,7 +18,7 @@ from demopsd_dist.data.packing import pack
 from demopsd_dist.data.records import BatchSize, Prompt, Question, Rollout, ScoredExample, Tokens, TrainingExample
 from demopsd_dist.methods import resolve_method
 from demopsd_dist.minisci import MODEL_DIR
-from demopsd_dist.objective import SDPO, TokenSlice, TokenViews, coarsen, fused_loss, reduced, top_k_support
+from demopsd_dist.objective import SDPO, OutputHead, TokenSlice, TokenViews, coarsen, fused_loss, reduced, top_k_support
 from demopsd_dist.training.roles import Roles
 from workers.actors import LearnersAndTeacher
 from workers.cluster import session
@@ -157,7 +157,7 @@ def test_the_fused_loss_has_the_gradients_of_float64(top_k: int | None) -> None:
             views = TokenViews(part.student_logp_NA, None, teacher_NA[part.tokens], has_tail=top_k is not None)
             return reduced(SDPO(), views, token_count=1500).loss
 
-        fused_loss(hidden_NH, weight_VH, support_NK, loss_of).backward()
+        fused_loss(hidden_NH, OutputHead(weight_VH), support_NK, loss_of).backward()
         gradients.append((hidden_NH.grad, weight_VH.grad))
     for exact, narrow in zip(*gradients, strict=True):
         assert exact is not None

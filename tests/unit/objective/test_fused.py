@@ -13,7 +13,9 @@ from demopsd_dist.objective import (
     OPSD,
     SDPO,
     DemoPSD,
+    LogitTransform,
     Objective,
+    OutputHead,
     TokenSlice,
     TokenViews,
     coarsen,
@@ -70,10 +72,9 @@ def fused(
 
     return fused_loss(
         x["hidden"],
-        x["weight"],
+        OutputHead(x["weight"], x["bias"]),
         support,
         loss_of,
-        bias_V=x["bias"],
         temperature=temperature,
         slice_tokens=slice_tokens,
     )
@@ -144,7 +145,9 @@ def test_a_slice_has_token_log_probabilities_and_entropy() -> None:
         seen.append((part.token_logp(ids[part.tokens]), part.entropy_N))
         return part.student_logp_NA.sum() * 0.0
 
-    fused_loss(x["hidden"], x["weight"], top_k_support(logits, 3), loss_of, temperature=0.7, slice_tokens=10)
+    fused_loss(
+        x["hidden"], OutputHead(x["weight"]), top_k_support(logits, 3), loss_of, temperature=0.7, slice_tokens=10
+    )
     logp, entropies = (torch.cat(parts) for parts in zip(*seen, strict=True))
     torch.testing.assert_close(logp, logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0])
     torch.testing.assert_close(entropies, entropy(logits))
@@ -153,7 +156,9 @@ def test_a_slice_has_token_log_probabilities_and_entropy() -> None:
 def test_no_tokens_no_loss_and_a_zero_gradient() -> None:
     x = inputs()
     hidden, weight = x["hidden"][:0].requires_grad_(), x["weight"].requires_grad_()
-    loss = fused_loss(hidden, weight, torch.zeros(0, 3, dtype=torch.long), lambda part: part.student_logp_NA.sum())
+    loss = fused_loss(
+        hidden, OutputHead(weight), torch.zeros(0, 3, dtype=torch.long), lambda part: part.student_logp_NA.sum()
+    )
     loss.backward()
     assert loss.item() == 0
     assert weight.grad is not None
@@ -164,5 +169,72 @@ def test_a_support_of_another_length_is_refused() -> None:
     x = inputs()
     with pytest.raises(ValueError, match=r"support \(3, 2\) does not fit hidden states \(37, 8\)"):
         fused_loss(
-            x["hidden"], x["weight"], torch.zeros(3, 2, dtype=torch.long), lambda part: part.student_logp_NA.sum()
+            x["hidden"],
+            OutputHead(x["weight"]),
+            torch.zeros(3, 2, dtype=torch.long),
+            lambda part: part.student_logp_NA.sum(),
         )
+
+
+TRANSFORMS = [LogitTransform(0.25), LogitTransform(8.0), LogitTransform(soft_cap=3.0), LogitTransform(1.7, 2.5)]
+
+
+def transformed(logits: Tensor, transform: LogitTransform) -> Tensor:
+    """Logits as the model's own code would have them."""
+    logits = logits * transform.scale
+    return logits if transform.soft_cap is None else transform.soft_cap * torch.tanh(logits / transform.soft_cap)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("top_k", [None, 7])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_logit_transform_has_the_loss_and_gradients_of_autograd(
+    transform: LogitTransform, top_k: int | None, temperature: float
+) -> None:
+    """The temperature divides the transformed logits, as in vLLM; with a soft cap the other order differs."""
+    x = inputs()
+    leaves = [x[name].requires_grad_() for name in ("hidden", "weight", "bias")]
+    logits = transformed(x["hidden"] @ x["weight"].T + x["bias"], transform)
+    support = top_k_support(logits.detach(), top_k)
+    reference = coarsen(x["reference"], support, temperature)
+    views = TokenViews(coarsen(logits, support, temperature), reference, reference.flip(0), has_tail=top_k is not None)
+    expected = reduced(DemoPSD(), views, token_count=N).loss
+
+    def loss_of(part: TokenSlice) -> Tensor:
+        atoms = (reference[part.tokens], reference.flip(0)[part.tokens])
+        return reduced(
+            DemoPSD(), TokenViews(part.student_logp_NA, *atoms, has_tail=top_k is not None), token_count=N
+        ).loss
+
+    head = OutputHead(x["weight"], x["bias"], transform)
+    actual = fused_loss(x["hidden"], head, support, loss_of, temperature=temperature, slice_tokens=5)
+    torch.testing.assert_close(actual, expected, atol=1e-12, rtol=1e-12)
+    for one, other in zip(torch.autograd.grad(actual, leaves), torch.autograd.grad(expected, leaves), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_a_heads_logits_are_those_of_the_models_own_code(transform: LogitTransform) -> None:
+    """With a gradient and without, where they are computed in place."""
+    x = inputs()
+    expected = transformed(x["hidden"] @ x["weight"].T, transform)
+    head = OutputHead(x["weight"].requires_grad_(), transform=transform)
+    torch.testing.assert_close(head.logits(x["hidden"]), expected, atol=1e-12, rtol=1e-12)
+    (gradient,) = torch.autograd.grad(head.logits(x["hidden"]).square().sum(), x["weight"])
+    (wanted,) = torch.autograd.grad(transformed(x["hidden"] @ x["weight"].T, transform).square().sum(), x["weight"])
+    torch.testing.assert_close(gradient, wanted, atol=1e-12, rtol=1e-10)
+    with torch.no_grad():
+        torch.testing.assert_close(head.logits(x["hidden"]), expected, atol=1e-12, rtol=1e-12)
+
+
+def test_no_transform_is_the_head_bit_for_bit() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        x = inputs(dtype)
+        expected = torch.nn.functional.linear(x["hidden"], x["weight"], x["bias"])
+        assert torch.equal(OutputHead(x["weight"], x["bias"]).logits(x["hidden"]), expected)
+
+
+@pytest.mark.parametrize("values", [(0.0, None), (1.0, 0.0), (1.0, -3.0)])
+def test_a_transform_that_is_none_is_refused(values: tuple[float, float | None]) -> None:
+    with pytest.raises(ValueError, match="a scale is not 0, and a soft cap is positive"):
+        LogitTransform(*values)

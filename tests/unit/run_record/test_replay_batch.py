@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from demopsd_dist.config import load, to_yaml
 from demopsd_dist.data.records import BatchSize, ScoredExample, StepReport
-from demopsd_dist.objective import DemoPSD, TokenViews, fused_loss, reduced
+from demopsd_dist.objective import DemoPSD, OutputHead, TokenViews, fused_loss, reduced
 from demopsd_dist.run_record import digests, replay_batch
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.util.errors import CheckpointError, ConfigError, DifferenceError
@@ -160,7 +160,7 @@ def test_response_digests_do_not_depend_on_the_slices() -> None:
             response_digests.see(inputs, part, views, loss)
             return loss.loss
 
-        fused_loss(hidden_NH, weight_VH, ids_NK, loss_of, slice_tokens=slice_tokens)
+        fused_loss(hidden_NH, OutputHead(weight_VH), ids_NK, loss_of, slice_tokens=slice_tokens)
         return response_digests.digests()
 
     whole = seen(items, 1000)

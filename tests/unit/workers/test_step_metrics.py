@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from demopsd_dist.data.records import BatchSize, ScoredExample
-from demopsd_dist.objective import DemoPSD, Loss, TokenSlice, TokenViews, entropy, fused_loss, reduced, top_k_support
+from demopsd_dist.objective import (
+    DemoPSD,
+    Loss,
+    OutputHead,
+    TokenSlice,
+    TokenViews,
+    entropy,
+    fused_loss,
+    reduced,
+    top_k_support,
+)
 from tests.unit.run_record import sample_rows
 from workers.learner.loss_inputs import LossInputs
 from workers.learner.observers.observer import Observer
@@ -53,8 +63,8 @@ def observe(
             observer.see(inputs, part, views, result)
         return result.loss
 
-    identity_VV = torch.eye(VOCABULARY)
-    loss = fused_loss(logits_NV.requires_grad_(), identity_VV, inputs.support_NK, loss_of, slice_tokens=slice_tokens)
+    identity = OutputHead(torch.eye(VOCABULARY))
+    loss = fused_loss(logits_NV.requires_grad_(), identity, inputs.support_NK, loss_of, slice_tokens=slice_tokens)
     return loss.detach(), logits_NV.detach(), example.rollout.logp_T
 
 

@@ -14,6 +14,7 @@ from demopsd_dist.objective import (
     SDPO,
     DemoPSD,
     Objective,
+    OutputHead,
     TokenSlice,
     TokenViews,
     barycenter,
@@ -80,7 +81,7 @@ def run_micro_batch(
         recorder.see(inputs, part, views, result)
         return result.loss
 
-    fused_loss(hidden_NH, head_VH, inputs.support_NK, loss_of)
+    fused_loss(hidden_NH, OutputHead(head_VH), inputs.support_NK, loss_of)
     return {
         f"{name}#0": (student_NV[rows], support_NK[rows], reference_NA[rows], teacher_NA[rows])
         for name, rows in zip(lengths, cuts, strict=True)
