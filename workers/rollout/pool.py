@@ -10,7 +10,8 @@ When a worker dies:
   replacement, and sends the prompts to another worker. The new worker gets its weights from
   `WeightPublisher.sync_new_worker` (`workers/weights/publisher.py`).
 * learner or teacher: the call raises `LostStateError`; the training loop restarts both (`restart` in
-  `workers/actors.py`) and resumes from the last checkpoint (`train_with_recovery` in `demopsd_dist/training/`).
+  `workers/actors.py`) and resumes from the last checkpoint (`train_with_recovery` in
+  `demopsd_dist/training/recovery.py`).
 """
 
 from __future__ import annotations

@@ -1,15 +1,19 @@
 """The driver's `weights` role: publish weights from the learners to rollout workers and teacher, and check that they
 arrived.
 
-Senders are the learners (`LearnerWorker.gather`, by an outbox of `transports.py`). A bad publish is caught in three
-places:
+Senders are the learners (`LearnerWorker.gather`, by an outbox of `transports.py`). A bad publish raises
+`WeightSyncError`, which ends the run. It is caught by:
 
 * `receiver.py`: each receiver checks version, index and digest of every bucket before it loads it, and that all tensors
   of the model were sent. An engine also checks that every parameter was loaded (`workers/rollout/vllm_weights.py`).
 * `WeightPublisher._check_canary`, below: with the new weights each engine computes log-probabilities of a fixed prompt;
   other values than the learner's, or the old ones, are refused (`canary.py`).
-* here: a receiver that does not acknowledge in time is lost. A rollout worker is replaced (`workers/rollout/pool.py`);
-  a learner or teacher is an error, and the run goes back to its last checkpoint.
+* `workers/rollout/worker.py`: the engine must drop its prefix cache, which holds keys and values of the old weights.
+* `LearnerGroup._refuse_mismatch` (`workers/learner/group.py`): after each step, every token sampled with these weights
+  has the learner's log-probability.
+
+A receiver that does not acknowledge in time is lost, not bad: a rollout worker is replaced (`workers/rollout/pool.py`);
+after the loss of a learner or teacher the run goes back to its last checkpoint.
 """
 
 from __future__ import annotations
