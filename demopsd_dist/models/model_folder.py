@@ -16,8 +16,7 @@ def model_folder(config: Config) -> Path:
 
     Raises:
         ConfigError: no such folder; no `config.json`, weights or tokenizer in it; prompts and responses longer than
-            the model's context; attention that `model.tree_tokens` cannot serve; heads that do not divide by
-            `rollout.tensor_parallel`.
+            the model's context; heads that do not divide by `rollout.tensor_parallel`.
     """
     folder = MODEL_DIR if config.model.path == MINISCI else Path(config.model.path)
     _check_files(config, folder)
@@ -55,11 +54,6 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _check_attention(config: Config, folder: Path, settings: dict[str, Any]) -> None:
-    if config.model.tree_tokens and (kind := _other_attention(settings)):
-        raise ConfigError(
-            f"model.tree_tokens={config.model.tree_tokens} merges responses, which needs full attention in each layer; "
-            f"{folder} has {kind}. Set model.tree_tokens=0."
-        )
     heads = settings.get("num_attention_heads") or 0  # not every model's config.json has it
     sizes = tensor_parallel_sizes(heads, settings.get("num_key_value_heads") or heads)
     if sizes and config.rollout.tensor_parallel not in sizes:
@@ -102,12 +96,3 @@ def tensor_parallel_sizes(heads: int, kv_heads: int) -> list[int]:
     Heads for keys and values may be replicated.
     """
     return [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
-
-
-def _other_attention(settings: dict[str, Any]) -> str | None:
-    """The kinds of attention other than full attention in the model's layers, if there are any."""
-    others = sorted(set(settings.get("layer_types") or ()) - {"full_attention"})
-    if others:
-        return ", ".join(others)
-    window = settings.get("sliding_window")
-    return f"sliding_window={window}" if window and settings.get("use_sliding_window", True) else None
