@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 from demopsd_dist.config import Config, Precision
 from demopsd_dist.data.prefix_tree import PrefixTree, build_prefix_tree
 from demopsd_dist.data.records import Tokens, forward_input
+from demopsd_dist.models.whole_model import refuse_other_tensors
 
 HEAD_CHUNK_TOKENS = 2048  # response tokens whose logits exist at one time
 _ONE_TOKEN = np.zeros(1, dtype=np.int32)  # of a dummy forward
@@ -24,15 +25,22 @@ def load_causal_lm(folder: Path, precision: Precision | None) -> Any:
     """Load a transformers causal language model; no code from the folder is run.
 
     Without a precision it has that of its files, and is memory-mapped: weights that are never read take no memory.
+
+    Raises:
+        ConfigError: a tensor of the model is not in the folder, or one of the folder not in the model.
     """
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(
+    model, loaded = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, precision.value) if precision else "auto",
         trust_remote_code=False,
         use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are in the answer, and refused
     )
+    refuse_other_tensors(folder, model, loaded)
+    return model
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from demopsd_dist.config import Config
+from demopsd_dist.models.attention_checks import check_longrope, check_tree_rows
+from demopsd_dist.models.whole_model import check_whole_model
 from demopsd_dist.util.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 Check = Callable[[Config, Path, "PretrainedConfig"], None]
 
-CHECKS: tuple[Check, ...] = ()
+CHECKS: tuple[Check, ...] = (check_tree_rows, check_longrope)
 """Checks of a model, in order. Each gets the settings of the run, the model's folder and its loaded config.json, and
 raises `ConfigError` with one line that names `model.path`, the reason and the remedy."""
 
@@ -27,7 +29,8 @@ def check_model(config: Config, folder: Path) -> PreTrainedTokenizerBase:
         folder: a folder that `model_folder` has accepted.
 
     Raises:
-        ConfigError: transformers cannot load the configuration or the tokenizer; or one of `CHECKS` refuses the model.
+        ConfigError: transformers cannot load the configuration or the tokenizer; one of `CHECKS` refuses the model; or
+            its tensors are not whole (`whole_model.py`).
     """
     model_config = _loaded(folder, "config.json", "AutoConfig")
     for check in CHECKS:
@@ -37,6 +40,7 @@ def check_model(config: Config, folder: Path) -> PreTrainedTokenizerBase:
         raise ConfigError(
             f"model.path={folder}: its tokenizer has no chat template. Use an instruct model, or add one."
         )
+    check_whole_model(folder, tokenizer)
     return tokenizer
 
 

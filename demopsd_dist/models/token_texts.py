@@ -1,4 +1,8 @@
-"""Texts of single tokens. A byte-level tokenizer may cut a character in two; neither half has a text of its own."""
+"""Texts of single tokens. A byte-level tokenizer may cut a character in two; neither half has a text of its own.
+
+Many models have more embedding rows than their tokenizer has ids. Such an id can be sampled, and gets a stand-in:
+`<id 270>`.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +49,10 @@ class TokenTexts:
 
     def _token_text(self, token: int) -> str:
         if token not in self._cache:
-            text = self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
             piece = self._tokenizer.convert_ids_to_tokens(token)
+            if piece is None:
+                return f"<id {token}>"
+            text = self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
             if piece.startswith(_SENTENCEPIECE_SPACE) and not text.startswith(" "):
                 text = f" {text}"  # decoding drops the space of a first word
             self._cache[token] = text
