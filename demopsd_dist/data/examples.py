@@ -12,6 +12,7 @@ import numpy as np
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import BatchSize, Prompt, RewardResult, Rollout, TrainingExample
 from demopsd_dist.data.rewards.builtin import Reward
+from demopsd_dist.data.thinking import holds_thought, strip_thinking
 from demopsd_dist.util.errors import RewardError
 
 SUCCESS = 0.5  # the lowest reward of a success
@@ -20,11 +21,16 @@ _NO_TOKENS = np.zeros(0, dtype=np.int32)
 
 @dataclass(frozen=True)
 class RewardedGroup:
-    """The rollouts of one question with the result of each; rollouts that the reward failed on are in `failures`."""
+    """The rollouts of one question with the result of each; rollouts that the reward failed on are in `failures`.
+
+    Attributes:
+        unshowable: indices of successes that are no solution, since the text outside their thought is not right.
+    """
 
     rollouts: Sequence[Rollout]
     results: Sequence[RewardResult]
     failures: Sequence[tuple[Rollout, RewardError]] = ()
+    unshowable: frozenset[int] = frozenset()
 
     @property
     def prompt(self) -> Prompt:
@@ -54,7 +60,12 @@ class RewardedGroup:
 
     def siblings(self, index: int, exclude_own_success: bool) -> list[int]:
         """Indices of the successes that may be the solution for the rollout at `index`."""
-        return [j for j in self.successes if j != index or not exclude_own_success]
+        solutions = [j for j in self.successes if j not in self.unshowable]
+        return [j for j in solutions if j != index or not exclude_own_success]
+
+    def solution(self, index: int) -> str:
+        """Text of the rollout at `index` as the teacher may see it: without its thought."""
+        return strip_thinking(self.rollouts[index].full_text)
 
     def advantages(self, scaled: bool) -> list[float]:
         """Reward minus the group's mean; `scaled` divides by its (population) standard deviation."""
@@ -66,15 +77,29 @@ class RewardedGroup:
 
 
 def reward_group(rollouts: Sequence[Rollout], reward: Reward) -> RewardedGroup:
-    """Reward every rollout of one question.
+    """Reward every rollout of one question, and reward the text outside its thought where a success holds one.
 
     Raises:
         RewardError: the reward fails on a rollout, and `reward.errors` is not `drop`.
     """
-    results = [(rollout, reward.result_of(rollout.text, rollout.prompt.question)) for rollout in rollouts]
+    results = [(rollout, reward.result_of(rollout.full_text, rollout.prompt.question)) for rollout in rollouts]
     rewarded = [(rollout, result) for rollout, result in results if isinstance(result, RewardResult)]
     failures = [(rollout, result) for rollout, result in results if isinstance(result, RewardError)]
-    return RewardedGroup([rollout for rollout, _ in rewarded], [result for _, result in rewarded], failures)
+    unshowable = frozenset(
+        index
+        for index, (rollout, result) in enumerate(rewarded)
+        if result.reward >= SUCCESS and not _right_outside(rollout, reward)
+    )
+    return RewardedGroup([rollout for rollout, _ in rewarded], [result for _, result in rewarded], failures, unshowable)
+
+
+def _right_outside(rollout: Rollout, reward: Reward) -> bool:
+    """True where the text outside the thoughts of a success is a success too."""
+    if not holds_thought(rollout.full_text):
+        return True
+    text = strip_thinking(rollout.full_text)
+    result = reward.result_of(text, rollout.prompt.question) if text else None
+    return isinstance(result, RewardResult) and result.reward >= SUCCESS
 
 
 @dataclass(frozen=True)
@@ -95,7 +120,7 @@ def examples_from_siblings(
 ) -> DistillationBatch:
     """Each rollout with a randomly chosen correct one of its group for the teacher (arXiv 2607.02502, section 4.4).
 
-    A group without success, and with `exclude_own_success` a lone success in its group, gives no example. With
+    A group without a success that can be shown, and with `exclude_own_success` a lone one, gives no example. With
     `feedback` the teacher also sees the feedback of the rollout's own reward, and feedback alone makes an example
     (arXiv 2601.20802). The choice depends on `seed` and the rollout's id alone, not on the order of the groups.
     """
@@ -106,7 +131,7 @@ def examples_from_siblings(
             result, solution = group.results[i], None
             if siblings := group.siblings(i, exclude_own_success):
                 chosen = random.Random(f"sibling/{seed}/{rollout.id}").choice(siblings)
-                solution = group.rollouts[chosen].text
+                solution = group.solution(chosen)
             own_feedback = result.feedback if feedback else None
             if solution is not None or own_feedback is not None:
                 view = prompts.privileged(rollout.prompt.question, solution, own_feedback)

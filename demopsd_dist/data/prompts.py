@@ -9,15 +9,18 @@ reprompt template).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from demopsd_dist.data.chat_template import ChatSettings, ChatTemplate
 from demopsd_dist.data.records import Prompt, Question, Tokens
+from demopsd_dist.data.thinking import opens_thought, strip_thinking
+from demopsd_dist.data.template_checks import check_template, shows_date
 from demopsd_dist.util.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ PRIVILEGED_TEMPLATE = "{prompt}{solution}{feedback}\n\nCorrectly solve the origi
 SOLUTION_TEMPLATE = "\n\nCorrect solution:\n\n{solution}"
 FEEDBACK_TEMPLATE = "\n\nFeedback on your earlier attempt:\n\n{feedback}"
 _PLACEHOLDER = re.compile(r"\{(prompt|solution|feedback)\}")
-_THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
+_TAIL_TOKENS = 16  # tokens at the end of a prompt that hold its `<think>`, if there is one; bytes at worst
 
 
 def fill(template: str, **values: str) -> str:
@@ -36,23 +39,6 @@ def fill(template: str, **values: str) -> str:
     Placeholders are `{prompt}`, `{solution}` and `{feedback}`; one without a value stays as it is.
     """
     return _PLACEHOLDER.sub(lambda match: values.get(match.group(1), match.group()), template)
-
-
-def strip_thinking(text: str) -> str:
-    """Drop `<think>...</think>` blocks, unclosed and unopened ones too. Linear in the text."""
-    head, closed, tail = text.rpartition(_THINK_CLOSE)
-    if closed and _THINK_OPEN not in head:
-        return tail.strip()
-    remaining: list[str] = []
-    position = 0
-    while (start := text.find(_THINK_OPEN, position)) >= 0:
-        remaining.append(text[position:start])
-        end = text.find(_THINK_CLOSE, start)
-        if end < 0:
-            return "".join(remaining).strip()
-        position = end + len(_THINK_CLOSE)
-    remaining.append(text[position:])
-    return "".join(remaining).strip()
 
 
 @dataclass(frozen=True)
@@ -66,6 +52,7 @@ class PromptBuilder:
             feedback; the question and the closing instruction never are.
         solution_template: text that replaces `{solution}` in `template`; without a solution, nothing does.
         feedback_template: text that replaces `{feedback}` in `template`; without feedback, nothing does.
+        chat: settings of the chat template.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -73,10 +60,34 @@ class PromptBuilder:
     max_privileged_tokens: int = 10_240
     solution_template: str = SOLUTION_TEMPLATE
     feedback_template: str = FEEDBACK_TEMPLATE
+    chat: ChatSettings = field(default_factory=ChatSettings)
+
+    def check(self, questions: Iterable[Question]) -> None:
+        """Check the chat template in each view, with and without a system text as these questions have them.
+
+        Raises:
+            ConfigError: with the reason and the remedy.
+        """
+        views, kinds = (self._student, self._teacher, self._evaluation), {q.system is not None for q in questions}
+        for has_system in sorted(kinds):
+            for view in views:
+                check_template(view, has_system=has_system)
+        if self.chat.date is not None and not any(shows_date(v, has_system=k) for v in views for k in kinds):
+            raise self._student.refusal(
+                f"its chat template shows no date, so model.template_date={self.chat.date} does nothing. Leave it out"
+            )
 
     def student(self, question: Question) -> Prompt:
         """The student's prompt."""
-        return Prompt(question, self._chat(question, question.text))
+        return self._prompt(self._student, question)
+
+    def evaluation(self, question: Question) -> Prompt:
+        """The prompt for an evaluation, which may have other values for the chat template."""
+        return self._prompt(self._evaluation, question)
+
+    def _prompt(self, view: ChatTemplate, question: Question) -> Prompt:
+        tokens = self._chat(view, question, question.text)
+        return Prompt(question, tokens, opens_thought(self.tokenizer.decode(tokens[-_TAIL_TOKENS:])))
 
     def privileged(self, question: Question, solution: str | None, feedback: str | None = None) -> Tokens:
         """The teacher's prompt.
@@ -107,19 +118,32 @@ class PromptBuilder:
         sections = {
             name: fill(templates[name], **{name: text}) if text.strip() else "" for name, text in context.items()
         }
-        return self._chat(question, fill(self.template, prompt=question.text, **sections))
+        return self._chat(self._teacher, question, fill(self.template, prompt=question.text, **sections))
 
-    def _chat(self, question: Question, content: str) -> Tokens:
+    def _view(self, kwargs: Mapping[str, object]) -> ChatTemplate:
+        return ChatTemplate(self.tokenizer, kwargs, self.chat.fold_system, self.chat.date)
+
+    @cached_property
+    def _student(self) -> ChatTemplate:
+        return self._view(self.chat.student)
+
+    @cached_property
+    def _teacher(self) -> ChatTemplate:
+        return self._view(self.chat.teacher)
+
+    @cached_property
+    def _evaluation(self) -> ChatTemplate:
+        return self._view(self.chat.evaluation)
+
+    def _chat(self, view: ChatTemplate, question: Question, content: str) -> Tokens:
         """Token ids of a chat: the system message, if any, and `content` as the user's.
 
         Special tokens in the texts are replaced by stand-ins before the chat template puts in its own, so that the
         two can be distinguished.
         """
         stand_ins = self._stand_ins((question.system or "", content))
-        messages = [{"role": "user", "content": _replace_all(content, stand_ins)}]
-        if question.system is not None:
-            messages.insert(0, {"role": "system", "content": _replace_all(question.system, stand_ins)})
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        system = None if question.system is None else _replace_all(question.system, stand_ins)
+        text = view.render(_replace_all(content, stand_ins), system)
         originals = {stand_in: token for token, stand_in in stand_ins.items()}
         return np.asarray(self._ids(text, originals), dtype=np.int32)
 

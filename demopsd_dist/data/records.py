@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from demopsd_dist.data.thinking import THINK_OPEN
+
 Tokens = NDArray[np.int32]
 Logp = NDArray[np.float32] | NDArray[np.float16]
 
@@ -41,6 +43,7 @@ class Prompt:
 
     question: Question
     tokens: Tokens
+    opens_thought: bool = False  # ends with `<think>`: the response begins inside a thought
 
     @property
     def id(self) -> str:
@@ -70,6 +73,11 @@ class Rollout:
     @property
     def id(self) -> str:
         return f"{self.prompt.id}#{self.sample}"
+
+    @property
+    def full_text(self) -> str:
+        """The response, after the `<think>` that its prompt has opened, if any."""
+        return f"{THINK_OPEN}{self.text}" if self.prompt.opens_thought else self.text
 
     @property
     def oldest_version(self) -> int:

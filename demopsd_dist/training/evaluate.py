@@ -55,7 +55,7 @@ async def evaluate(
         prefix: text at the end of each prompt that counts as the beginning of the response.
     """
     groups = await rollouts.sample(prompts, sampling)
-    texts = [[prefix + rollout.text for rollout in group] for group in groups]
+    texts = [[prefix + rollout.full_text for rollout in group] for group in groups]
     results = [
         [reward.result_of(text, prompt.question) for text in group]
         for prompt, group in zip(prompts, texts, strict=True)

@@ -98,7 +98,7 @@ def select_probes(
         index = group.index_of(item.rollout.sample)
         feedback = group.results[index].feedback if cfg.privileged.feedback else None
         families = {
-            "siblings": [group.rollouts[i].text for i in group.siblings(index, cfg.privileged.exclude_own_success)],
+            "siblings": [group.solution(i) for i in group.siblings(index, cfg.privileged.exclude_own_success)],
             "answers": [form.write(answer) for answer in _answers(group, others, form)],
         }
         for family, solutions in families.items():
@@ -110,7 +110,7 @@ def select_probes(
 
 def _answers(group: RewardedGroup, others: Sequence[str], form: AnswerForm) -> list[str]:
     """The right answer, then the answers in the group's responses, then the right answers to other questions."""
-    extracted = [form.extract(rollout.text) for rollout in group.rollouts]
+    extracted = [form.extract(rollout.full_text) for rollout in group.rollouts]
     return [group.prompt.question.answer, *(answer for answer in extracted if answer), *others]
 
 

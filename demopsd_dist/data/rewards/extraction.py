@@ -1,7 +1,7 @@
 r"""Extraction of the answer from a response, and comparison of two answers.
 
 All functions take linear time, for any response: tags and boxes are found by string searches, and every loop and
-regular expression reads a bounded piece. Thinking is part of a response and is read like the rest.
+regular expression reads a bounded piece. An answer inside a thought (`<think>...</think>`) is none.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from decimal import Decimal, InvalidOperation
+
+from demopsd_dist.data.thinking import strip_thinking
 
 _OPEN, _CLOSE = "<answer>", "</answer>"
 
@@ -60,6 +62,7 @@ def extract_answer(response: str) -> str | None:
 
     Example: `extract_answer("<answer>1</answer> no: <answer> 2 </answer>")` gives `"2"`.
     """
+    response = strip_thinking(response)
     end = response.rfind(_CLOSE)
     start = response.rfind(_OPEN, 0, end) if end >= 0 else -1
     return None if start < 0 else response[start + len(_OPEN) : end].strip() or None
@@ -73,6 +76,7 @@ def extract_boxed(response: str) -> str | None:
 
     Example: `extract_boxed(r"\boxed{1}, rather \boxed{\frac{1}{2}}")` gives `r"\frac{1}{2}"`.
     """
+    response = strip_thinking(response)
     if "\\boxed" not in response:
         return None
     text = response.replace("\\\\", "\0\0").replace("\\{", "\0\0").replace("\\}", "\0\0")
@@ -114,7 +118,7 @@ def extract_letter(response: str) -> str | None:
 
     Example: `extract_letter("A car is fast.\\nThe answer is (B).")` gives `"B"`.
     """
-    response = response.rstrip()
+    response = strip_thinking(response)
     tail = _drop_invisible(unicodedata.normalize("NFKC", response[-TAIL_CHARS:])).replace("**", "").replace("__", "")
     lines = [" ".join(line.split()) for line in tail.splitlines()]
     while lines and not lines[-1]:
@@ -133,6 +137,7 @@ def extract_letter(response: str) -> str | None:
 
 def extract_any(response: str) -> str | None:
     r"""The last `<answer>` (the text inside its box, if any); else the last box; else the letter of the last line."""
+    response = strip_thinking(response)
     answer = extract_answer(response)
     if answer is not None:
         return extract_boxed(answer) or answer

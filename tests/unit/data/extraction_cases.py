@@ -24,7 +24,18 @@ ANSWER: list[tuple[str, str | None]] = [
     ("<answer>1</answer> <answer>2", "1"),
     ("<answer>1</answer> </answer>", "1</answer>"),
     ("<think><answer>A</answer></think><answer>B</answer>", "B"),
-    ("<think><answer>A</answer></think> so B", "A"),
+    # a thought holds no answer
+    ("<think><answer>A</answer></think> so B", None),
+    ("<think><answer>A</answer>", None),
+    ("<answer>A</answer></think> so B", None),
+    ("<answer>A</answer></think><answer>B</answer>", "B"),
+    ("<answer>A</answer><think>or <answer>B</answer>", "A"),
+    ("<answer>A</answer><think>or</think> <think><answer>B</answer></think>", "A"),
+    ("<think>a <think>b</think> <answer>A</answer></think> B", None),
+    ("<think>a <think>b</think> c</think> <answer>B</answer>", "B"),
+    ("a</think> <answer>A</answer></think> <answer>B</answer>", "B"),
+    ("<answer>1<think>x</think>2</answer>", "1\n2"),
+    ("<Think><answer>A</answer></Think>", "A"),  # no tag of a thought
     ("<answer>None</answer>", "None"),
     ("<answer>\0</answer>", "\0"),
     # nested, reversed, crossed
@@ -127,6 +138,11 @@ BOXED: list[tuple[str, str | None]] = [
     (r"\\boxed{5}", None),  # a line break, then a word
     (r"\boxedtext{5}", None),
     (r"\boxed｛5｝", None),
+    # a thought holds no answer
+    (r"<think>\boxed{4}</think> \boxed{5}", "5"),
+    (r"\boxed{5} <think>or \boxed{4}", "5"),
+    (r"<think>\boxed{4}", None),
+    (r"\boxed{4}</think> 5", None),
     ("\\boxed\u200b{5}", None),
     (r"<answer>5</answer>", None),
     ("\\boxed{" + "x" * 2_001 + "}", None),
@@ -273,6 +289,11 @@ LETTER: list[tuple[str, str | None]] = [
     ("Answer: &#66;", None),
     ("B " + "." * 300, None),
     ("The grade" + " " * 300 + "B", None),  # the line is not the letter alone
+    # a thought holds no answer
+    ("<think>Or C?</think>\nThe answer is B.", "B"),
+    ("The answer is B.\n<think>Or is it C", "B"),
+    ("<think>The answer is C", None),
+    ("The answer is C</think>", None),
 ]
 
 ANY: list[tuple[str, str | None]] = [
@@ -285,6 +306,11 @@ ANY: list[tuple[str, str | None]] = [
     (r"<answer>1 \boxed{2}", "2"),
     ("<answer></answer>\nB", "B"),
     (r"\boxed{}" + "\nB", "B"),
+    # a thought holds no answer
+    (r"<think>maybe <answer>4</answer></think> \boxed{5}", "5"),
+    (r"<think>maybe \boxed{4}</think> The answer is B.", "B"),
+    (r"<think>maybe <answer>4</answer> or \boxed{5}", None),
+    (r"maybe <answer>4</answer></think> \boxed{5}", "5"),
     ("A car is fast", None),
     ("", None),
 ]

@@ -13,9 +13,9 @@ from demopsd_dist.data.prompts import (
     SOLUTION_TEMPLATE,
     PromptBuilder,
     fill,
-    strip_thinking,
 )
 from demopsd_dist.data.records import Question
+from demopsd_dist.data.thinking import strip_thinking
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
 
 HOSTILE = [
@@ -113,8 +113,11 @@ def test_the_solution_is_cut_before_the_feedback(builder: PromptBuilder) -> None
     [
         ("plain", "plain"),
         ("<think>hm</think>yes", "yes"),
-        ("a<think>b</think>c<think>d</think>e", "ace"),
+        ("a<think>b</think>c<think>d</think>e", "a\nc\ne"),
         ("hm</think>yes", "yes"),
+        ("hm</think>no</think>yes", "yes"),
+        ("hm</think>yes<think>or", "yes"),
+        ("<think>a<think>b</think>c</think>yes", "yes"),
         ("yes<think>and then", "yes"),
         ("<think>", ""),
     ],
