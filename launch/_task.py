@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from demopsd_dist.config import Config
+from demopsd_dist.data.chat_template import ChatSettings
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import Prompt, Question
 from demopsd_dist.data.rewards import resolve_reward
@@ -45,11 +46,14 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
         privileged.max_tokens,
         privileged.solution_template,
         privileged.feedback_template,
+        ChatSettings.from_config(config),
     )
+    builder.check(question for split_questions in questions.values() for question in split_questions)
     fitting: dict[Split, list[Prompt]] = {}
     skipped: dict[Split, int] = {}
     for split, split_questions in questions.items():
-        prompts = [builder.student(question) for question in split_questions]
+        prompt_of = builder.student if split == "train" else builder.evaluation
+        prompts = [prompt_of(question) for question in split_questions]
         fitting[split] = [prompt for prompt in prompts if _fits(prompt, builder, config, split)]
         skipped[split] = len(split_questions) - len(fitting[split])
         if split_questions and not fitting[split]:

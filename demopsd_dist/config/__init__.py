@@ -14,7 +14,7 @@ from demopsd_dist.config.method_settings import (
 )
 from demopsd_dist.config.reading import load, to_yaml
 from demopsd_dist.config.recording_settings import SamplesConfig, SinksConfig, WandbMode
-from demopsd_dist.config.resume_changes import changes, changes_of_mathematics
+from demopsd_dist.config.resume_changes import changes, changes_of_training
 from demopsd_dist.config.role_settings import (
     LearnerConfig,
     OnPublish,
@@ -28,6 +28,7 @@ from demopsd_dist.config.schema import (
     ModelConfig,
     Precision,
     RewardErrors,
+    SystemRole,
     Transport,
 )
 
@@ -56,13 +57,14 @@ __all__ = [
     "Schedule",
     "SinksConfig",
     "SupportOf",
+    "SystemRole",
     "TeacherConfig",
     "Transport",
     "Variant",
     "WandbMode",
     "WeightSource",
     "changes",
-    "changes_of_mathematics",
+    "changes_of_training",
     "load",
     "longest_sequence_tokens",
     "to_yaml",

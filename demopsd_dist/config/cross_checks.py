@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import re
 from dataclasses import fields
@@ -26,6 +27,7 @@ def check(config: Config) -> None:
     """
     check_values(config)
     _check_lora(config.model)
+    _check_template_date(config.model.template_date)
     _check_address(config.ray_address)
     _check_nodes(config)
     _check_alarm(config.alarm)
@@ -62,6 +64,18 @@ def _check_lora(model: ModelConfig) -> None:
                 f"model.{name}={value} does nothing with model.lora_rank=0, which trains all weights. Set "
                 "model.lora_rank=16 for adapters, or leave it out."
             )
+
+
+def _check_template_date(date: str | None) -> None:
+    """Check the form of the date that a chat template shows."""
+    if date is None:
+        return
+    try:
+        valid = datetime.date.fromisoformat(date).isoformat() == date
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ConfigError(f"model.template_date={date!r} must be a date as YYYY-MM-DD, {datetime.date.today()} say.")
 
 
 def _check_address(address: str | None) -> None:

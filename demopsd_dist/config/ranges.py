@@ -90,20 +90,22 @@ def check_values(config: Any) -> None:
 
 
 def values(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Range | None]]:
-    """Values of a config as (key, value, range); a list yields each of its elements."""
+    """Values of a config as (key, value, range); a list or mapping yields each of its elements."""
     for item in fields(node):
         key, value = prefix + item.name, getattr(node, item.name)
         if is_dataclass(value):
             yield from values(value, f"{key}.")
         else:
-            for element in value if isinstance(value, list) else [value]:
+            named = value.items() if isinstance(value, dict) else ()
+            yield from ((f"{key}.{name}", element, None) for name, element in named)
+            for element in value if isinstance(value, list) else [] if isinstance(value, dict) else [value]:
                 yield key, element, item.metadata.get(_RANGE)
 
 
 def _check_plain(key: str, value: Any) -> None:
     """Refuse values that no setting may have."""
     if isinstance(value, (list, dict)):
-        raise ConfigError(f"{key} holds {value!r}; it takes a plain list.")
+        raise ConfigError(f"{key} holds {value!r}; it takes plain values.")
     if isinstance(value, int) and abs(value) > LARGEST:
         raise ConfigError(f"{key} is a number of {value.bit_length()} bits; it may have 32.")
     if isinstance(value, float) and not math.isfinite(value):

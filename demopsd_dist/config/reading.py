@@ -94,9 +94,9 @@ def _merged(tree: DictConfig, new: Any, source: str) -> DictConfig:
     """`tree` with the settings of `new` over it; unknown keys and references are refused."""
     if not isinstance(new, DictConfig):
         raise ConfigError(f"{source}: a mapping of settings is needed, not {type(new).__name__}.")
-    known = set(_keys(Config))
+    known, open_keys = set(_keys(Config)), set(_open_keys(Config))
     for key in _given_keys(OmegaConf.to_container(new)):
-        if key not in known:
+        if key not in known and key.rpartition(".")[0] not in open_keys:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [
                 name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]
             ]
@@ -120,6 +120,15 @@ def _keys(node: type, prefix: str = "") -> Iterator[str]:
         yield prefix + item.name
         if is_dataclass(kind):
             yield from _keys(kind, f"{prefix}{item.name}.")
+
+
+def _open_keys(node: type, prefix: str = "") -> Iterator[str]:
+    """Keys of the schema that hold a mapping with names of the user's choice."""
+    for item in fields(node):
+        if is_dataclass(item.default_factory):
+            yield from _open_keys(item.default_factory, f"{prefix}{item.name}.")
+        elif item.default_factory is dict:
+            yield prefix + item.name
 
 
 def _given_keys(node: Any, prefix: str = "") -> Iterator[str]:

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from demopsd_dist.config.role_settings import Schedule
 from demopsd_dist.config.schema import Config
 
-FREE = (
+CHANGEABLE_ON_RESUME = (
     "name",
     "output_dir",
     "ray_address",
@@ -42,21 +42,27 @@ FREE = (
     "alarm.*",
     "limits.*",
 )
-"""Settings that change speed, records and rounding, but not the mathematics of the run."""
+"""Patterns (fnmatch) of settings that may change on resume: they affect speed, records, rounding and the reaction to
+alarms, not the training objective."""
 
 
 def changes(before: Config, after: Config) -> dict[str, tuple[object, object]]:
     """Settings that differ, by key: (before, after)."""
     trees = (OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True) for config in (before, after))
     old, new = map(_flat, trees)
-    return {key: (old[key], new[key]) for key in new if old[key] != new[key]}
+    return {key: (old.get(key), new.get(key)) for key in {**new, **old} if old.get(key) != new.get(key)}
 
 
-def changes_of_mathematics(before: Config, after: Config) -> dict[str, tuple[object, object]]:
+def changes_of_training(before: Config, after: Config) -> dict[str, tuple[object, object]]:
     """Changed settings that would train a different student, by key: (before, after)."""
-    free = [*FREE, "steps"] if after.learner.schedule is Schedule.constant else FREE
+    patterns = list(CHANGEABLE_ON_RESUME)
+    if after.learner.schedule is Schedule.constant:
+        # with a constant learning rate more steps only continue the run; other schedules depend on steps
+        patterns.append("steps")
     return {
-        key: pair for key, pair in changes(before, after).items() if not any(fnmatch(key, pattern) for pattern in free)
+        key: pair
+        for key, pair in changes(before, after).items()
+        if not any(fnmatch(key, pattern) for pattern in patterns)
     }
 
 

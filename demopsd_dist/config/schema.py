@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from demopsd_dist.config.collapse_settings import AlarmConfig
 from demopsd_dist.config.data_settings import MINISCI, DataConfig
@@ -24,12 +25,28 @@ class Precision(Enum):
     bfloat16 = "bfloat16"
 
 
+class SystemRole(Enum):
+    """Place of a question's system text in the chat."""
+
+    template = "template"  # a message of its own, which the chat template must serve
+    fold = "fold"  # at the start of the user's turn, before an empty line
+
+
 @dataclass
 class ModelConfig:
     path: str = MINISCI
     """A Hugging Face model folder with a tokenizer and chat template, or `minisci` for the embedded model."""
     precision: Precision = Precision.float32
     """`float32`, or `bfloat16` on GPUs."""
+    system_role: SystemRole = SystemRole.template
+    """`template` gives the chat template a system message where a question has a system text; `fold` puts the text at
+    the start of the user's turn, for templates without that role."""
+    template_date: str | None = None
+    """Date, YYYY-MM-DD, that a chat template shows as today's, in every prompt of the run. A template that shows the
+    date is refused without it, any other with it (docs/models.md)."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Values for variables of the chat template, such as `{enable_thinking: false}`; one that it never reads is
+    refused."""
     tree_tokens: int = setting(2048, at_least=0, unit="tokens")
     """Longest row into which teacher and learners merge the responses to one question by their common prefix, so that a
     prompt is computed once. 0 gives each response a row of its own. The result is the same."""
@@ -64,6 +81,8 @@ class PrivilegedConfig:
     on."""
     max_tokens: int = setting(10240, above=0, unit="tokens")
     """Longest prompt of the teacher; the solution is cut from the right to fit, then the feedback."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Values that replace those of model.chat_template_kwargs in the teacher's prompts."""
 
 
 class Transport(Enum):
@@ -101,6 +120,8 @@ class EvaluationConfig:
     """Nucleus (top-p) of evaluation rollouts."""
     max_response_tokens: int | None = setting(None, above=0, unit="tokens")
     """Length at which a response is truncated; null is rollout.max_response_tokens."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Values that replace those of model.chat_template_kwargs in the prompts of evaluations."""
     early_answer_samples: int = setting(0, at_least=0)
     """Number of responses to each question that begin with `<answer>`, on the test questions and on as many training
     questions: they measure what the student knows without reasoning. Only for models that answer in that form."""

@@ -72,7 +72,7 @@ class PromptBuilder:
         for has_system in sorted(kinds):
             for view in views:
                 check_template(view, has_system=has_system)
-        if self.chat.date is not None and not any(shows_date(v, has_system=k) for v in views for k in kinds):
+        if kinds and self.chat.date is not None and not any(shows_date(v, has_system=k) for v in views for k in kinds):
             raise self._student.refusal(
                 f"its chat template shows no date, so model.template_date={self.chat.date} does nothing. Leave it out"
             )

@@ -52,7 +52,8 @@ def evaluation_splits(cfg: Config, task: Task) -> Iterator[EvaluationSplit]:
     sampling = evaluation_sampling(cfg)
     splits = [EvaluationSplit("test", task.test, sampling), EvaluationSplit("ood", task.ood, sampling)]
     if early := cfg.evaluation.early_answer_samples:
-        for name, prompts in (("test", task.test), ("train", task.train[: len(task.test)])):
+        train = [task.prompts.evaluation(prompt.question) for prompt in task.train[: len(task.test)]]
+        for name, prompts in (("test", task.test), ("train", train)):
             forced = early_answer_prompts(prompts, task.prompts.tokenizer)
             splits.append(EvaluationSplit(f"early/{name}", forced, replace(sampling, samples=early), ANSWER_OPEN))
     return (split for split in splits if split.prompts)
