@@ -10,14 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from demopsd_dist.config import Config, Precision
 from demopsd_dist.data.prefix_tree import PrefixTree, build_prefix_tree
 from demopsd_dist.data.records import Tokens, forward_input
+from demopsd_dist.models.text_config import has_capped_attention, logit_scale_and_cap, text_config_of
 from demopsd_dist.models.whole_model import refuse_other_tensors
+from demopsd_dist.objective import LogitTransform, OutputHead
+from workers.weights.tensor_groups import full_shape
 
 HEAD_CHUNK_TOKENS = 2048  # response tokens whose logits exist at one time
+EAGER = "eager"  # transformers' attention without a fused kernel
 _ONE_TOKEN = np.zeros(1, dtype=np.int32)  # of a dummy forward
 
 
@@ -25,12 +28,15 @@ def load_causal_lm(folder: Path, precision: Precision | None) -> Any:
     """Load a transformers causal language model; no code from the folder is run.
 
     Without a precision it has that of its files, and is memory-mapped: weights that are never read take no memory.
+    Attention is transformers' choice for the model, but eager where scores have a soft cap: its fused attention leaves
+    the cap out.
 
     Raises:
         ConfigError: a tensor of the model is not in the folder, or one of the folder not in the model.
     """
     from transformers import AutoModelForCausalLM
 
+    attention = {"attn_implementation": EAGER} if has_capped_attention(text_config_of(folder)) else {}
     model, loaded = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, precision.value) if precision else "auto",
@@ -38,6 +44,7 @@ def load_causal_lm(folder: Path, precision: Precision | None) -> Any:
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are in the answer, and refused
+        **attention,
     )
     refuse_other_tensors(folder, model, loaded)
     return model
@@ -111,38 +118,60 @@ def _attention_mask(trees: Sequence[PrefixTree], length: int) -> NDArray[np.bool
     return mask_B1LL
 
 
-Head = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (hidden (N, H), weight (V, H), bias (V,)) -> any tensor
+HeadFunction = Callable[[OutputHead, Tensor], Any]  # of the head and hidden states (N, H); returns tensors
 
 
 class ResponseModel(nn.Module):
-    """Causal LM whose forward calls a head of the caller's choice on the hidden states that predict response tokens."""
+    """Causal LM whose forward calls a function of the caller's choice on the model's head and the hidden states that
+    predict response tokens: `OutputHead.logits` for all logits (N, V)."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self._transform = LogitTransform(*logit_scale_and_cap(model.config.get_text_config()))
 
-    def forward(self, batch: PaddedBatch, head: Head) -> Tensor:
-        """Run the decoder, then the head on the hidden states of the response positions and the head's weight."""
+    def forward(self, batch: PaddedBatch, function: HeadFunction) -> Any:
+        """Run the decoder, then the function on the head and the hidden states of the response positions."""
         decoder = self.model.get_decoder()
-        hidden_BLH = decoder(
-            input_ids=batch.tokens_BL,
-            attention_mask=batch.mask_B1LL,
-            position_ids=batch.position_ids_BL,
-            use_cache=False,
-        ).last_hidden_state
+        tree: dict[str, Tensor] = {}  # not every model takes a mask and positions
+        if batch.mask_B1LL is not None and batch.position_ids_BL is not None:
+            mask_B1LL = _additive(batch.mask_B1LL, decoder) if _is_eager(decoder) else batch.mask_B1LL
+            tree = {"attention_mask": mask_B1LL, "position_ids": batch.position_ids_BL}
+        hidden_BLH = decoder(input_ids=batch.tokens_BL, use_cache=False, **tree).last_hidden_state
+        return function(self._head(), hidden_BLH[batch.row_N, batch.position_N])
+
+    def _head(self) -> OutputHead:
+        """Head as a record. Under ZeRO-3 touching the weight gathers it, a collective: once a forward, however many
+        slices a rank has."""
         layer = self.model.get_output_embeddings()
-        # Under ZeRO-3 touching the weight gathers it, a collective: once a forward, however many slices a rank has.
-        return head(hidden_BLH[batch.row_N, batch.position_N], layer.weight, getattr(layer, "bias", None))
+        return OutputHead(layer.weight, getattr(layer, "bias", None), self._transform)
 
 
-def in_slices(reduce: Callable[[Tensor, slice], Tensor]) -> Head:
-    """Build a head that calls `reduce(logits, tokens)` for one slice of tokens after another and joins the results."""
+def _is_eager(decoder: Any) -> bool:
+    """Whether the attention is not a fused one: it adds the mask to the scores."""
+    return decoder.config._attn_implementation == EAGER
 
-    def head(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
+
+def _additive(mask_B1LL: Tensor, decoder: nn.Module) -> Tensor:
+    """Mask to add to attention scores: zero where a token is seen."""
+    dtype = next(parameter.dtype for parameter in decoder.parameters() if parameter.is_floating_point())
+    return torch.zeros_like(mask_B1LL, dtype=dtype).masked_fill_(~mask_B1LL, torch.finfo(dtype).min)
+
+
+def in_slices(reduce: Callable[[Tensor, slice], Tensor]) -> HeadFunction:
+    """Build a function that calls `reduce(logits, tokens)` for one slice of tokens after another, and joins the
+    results."""
+
+    def function(head: OutputHead, hidden_NH: Tensor) -> Tensor:
         slices = [slice(i, i + HEAD_CHUNK_TOKENS) for i in range(0, len(hidden_NH), HEAD_CHUNK_TOKENS)]
-        return torch.cat([reduce(linear(hidden_NH[tokens], weight_VH, bias_V), tokens) for tokens in slices])
+        return torch.cat([reduce(head.logits(hidden_NH[tokens]), tokens) for tokens in slices])
 
-    return head
+    return function
+
+
+def vocabulary_rows(model: Any) -> int:
+    """Number of token ids that the model's head has logits for: its rows, whole under ZeRO-3 too."""
+    return full_shape(model.get_output_embeddings().weight)[0]
 
 
 def support_tensor(supports_TK: Sequence[Tokens], device: torch.device) -> Tensor | None:

@@ -17,12 +17,19 @@ from torch import Tensor
 from demopsd_dist.config import Config, Transport
 from demopsd_dist.data.records import BatchSize, DigestRequest, ScoredExample, Tokens, TrainingExample
 from demopsd_dist.methods import objective_of, resolve_method
-from demopsd_dist.objective import TokenSlice, fused_loss, reduced
+from demopsd_dist.objective import OutputHead, TokenSlice, fused_loss, reduced
 from demopsd_dist.training.schedule import learning_rate
 from demopsd_dist.util.errors import NonFiniteLossError
 from workers.cluster.ranks import MeetingPoint, Rank
 from workers.cluster.spans import Traced, traced
-from workers.forward import PaddedBatch, ResponseModel, in_slices, load_causal_lm, release_gpu_cache
+from workers.forward import (
+    PaddedBatch,
+    ResponseModel,
+    in_slices,
+    load_causal_lm,
+    release_gpu_cache,
+    vocabulary_rows,
+)
 from workers.learner import checkpoint
 from workers.learner.activation_checkpointing import checkpoint_activations
 from workers.learner.export import export_model
@@ -98,7 +105,7 @@ class LearnerWorker(Traced, Rank):
         Returns:
             A list for each micro-batch: the ids of its examples, row after row.
         """
-        top_k = min(self._method.top_k or 0, self._engine.module.model.config.vocab_size - 1)
+        top_k = min(self._method.top_k or 0, vocabulary_rows(self._engine.module.model) - 1)
         supports = []
         with torch.no_grad():
             for rows in micro_batches:
@@ -182,7 +189,7 @@ class LearnerWorker(Traced, Rank):
         """Compute the micro-batch's share of the global mean loss: inputs, then the loss, then the observers."""
         batch = self._padded_batch([[item.example for item in row] for row in rows])
         if not any(rows):
-            return self._engine(batch, lambda hidden_NH, weight_VH, _: hidden_NH.sum() * 0.0 + weight_VH.sum() * 0.0)
+            return self._engine(batch, lambda head, hidden_NH: hidden_NH.sum() * 0.0 + head.weight_VH.sum() * 0.0)
         inputs = self._loss_inputs(rows, size)
 
         def loss_of(part: TokenSlice) -> Tensor:
@@ -193,11 +200,11 @@ class LearnerWorker(Traced, Rank):
                     observer.see(inputs, part, views, result)
             return result.loss
 
-        def head(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
+        def loss(head: OutputHead, hidden_NH: Tensor) -> Tensor:
             temperature = self._config.rollout.temperature
-            return fused_loss(hidden_NH, weight_VH, inputs.support_NK, loss_of, bias_V=bias_V, temperature=temperature)
+            return fused_loss(hidden_NH, head, inputs.support_NK, loss_of, temperature=temperature)
 
-        return self._engine(batch, head)
+        return self._engine(batch, loss)
 
     def _loss_inputs(self, rows: Sequence[Sequence[ScoredExample]], size: BatchSize) -> LossInputs:
         """Collect the tensors that the loss of a micro-batch reads."""
@@ -266,7 +273,7 @@ class LearnerWorker(Traced, Rank):
         return PublishPlan(
             node=ray.get_runtime_context().get_node_id(),
             buckets=tuple(layout(bucket) for bucket in shapes),
-            vocabulary_size=self._engine.module.model.config.vocab_size,
+            vocabulary_size=vocabulary_rows(self._engine.module.model),
         )
 
     def open_outbox(self, transport: Transport) -> SharedSegment | None:
@@ -297,8 +304,8 @@ class LearnerWorker(Traced, Rank):
         """Compute the log-probability of each token after the first. A collective under ZeRO-3."""
         padded_batch = PaddedBatch([[(tokens[:1], tokens[1:])]], self._device)
 
-        def logp_of(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
-            logits_NV = torch.nn.functional.linear(hidden_NH, weight_VH, bias_V).float()
+        def logp_of(head: OutputHead, hidden_NH: Tensor) -> Tensor:
+            logits_NV = head.logits(hidden_NH).float()
             return logits_NV.log_softmax(-1).gather(-1, padded_batch.response_N[:, None])[:, 0]
 
         with torch.no_grad():

@@ -72,7 +72,7 @@ def load_sharded_model(folder: Path, mesh: DeviceMesh) -> ResponseModel:
 @torch.inference_mode()
 def dummy_forward(model: ResponseModel, device: torch.device) -> None:
     """Run a forward without work, so that this worker joins the all-gathers of those that share its copy."""
-    model(PaddedBatch([], device), lambda *head: head)
+    model(PaddedBatch([], device), lambda head, hidden_NH: (hidden_NH, head.weight_VH, head.bias_V))
 
 
 def max_over_ranks(mesh: DeviceMesh, count: int) -> int:

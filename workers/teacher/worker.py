@@ -12,7 +12,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn.functional import linear
 
 from demopsd_dist.config import Config, Precision, WeightSource
 from demopsd_dist.data.packing import RowLayout, padded_batches
@@ -51,7 +50,7 @@ class TeacherWorker(Receiver, Rank):
     """Actor of one worker. State: the weights that the method needs, in float32 (a bfloat16 EMA would lose small
     updates); only some rows of each tensor if several workers share a copy (`teacher.shards`)."""
 
-    _file_bytes = FILE_BYTES  # of one of the EMA's files, about
+    _file_bytes = FILE_BYTES  # approximate size of an EMA file
 
     def __init__(self, rank: int, config: Config, model_folder: Path) -> None:
         super().__init__(f"teacher {rank}")
@@ -61,6 +60,7 @@ class TeacherWorker(Receiver, Rank):
         self._method = resolve_method(config)
         self._forward_counts: Counter[str] = Counter()
         self.version = -1  # of the student's weights last received
+        # per publish: new = old + rate (student - old)
         self._rates = {WeightSource.ema: config.teacher.ema_rate, WeightSource.live: 1.0, WeightSource.frozen: 0.0}
 
     def start(self, meeting_point: MeetingPoint | None = None) -> None:
@@ -89,24 +89,29 @@ class TeacherWorker(Receiver, Rank):
 
     @traced
     def receive(self, version: int, bucket_refs: Sequence[ray.ObjectRef]) -> Ack:
-        """Load a publish. Version 0 replaces all weights; a later one moves each, once: old + rate (student - old)."""
-        parameters_by_model = {weights: fsdp.parameters_of(model) for weights, model in self._models.items()}
-        example = next(iter(parameters_by_model.values()))  # all models are sharded alike
+        """Load a publish. Version 0 replaces all weights.
+
+        A later version moves every copy towards the student by the rate of its source: old + rate (student - old); the
+        EMA only once per version.
+        """
+        parameters_by_source = {source: fsdp.parameters_of(model) for source, model in self._models.items()}
+        any_copy = next(iter(parameters_by_source.values()))  # all models are sharded alike
         for bucket in self.arriving_buckets(version, bucket_refs):
             for name, tensor in unpack_bucket(bucket):
-                student = tensor[fsdp.local_row_range(example[name])].to(self._device, torch.float32)
-                for weights, parameters in parameters_by_model.items():
-                    rate = self._rate(weights, version)
+                student = tensor[fsdp.local_row_range(any_copy[name])].to(self._device, torch.float32)
+                for source, parameters in parameters_by_source.items():
+                    rate = self._rate(source, version)
                     if rate:
                         fsdp.local_rows(parameters[name]).lerp_(student, rate)
         self.version = version
         return self.ack(version)
 
-    def _rate(self, weights: WeightSource, version: int) -> float:
-        """Rate at which a publish moves these weights. A resumed run sends a version again that the EMA already has."""
+    def _rate(self, source: WeightSource, version: int) -> float:
+        """Update rate of a copy. 0 for the EMA if it already includes this version, which a resumed run publishes
+        again."""
         if version == 0:
             return 1.0
-        return 0.0 if weights is WeightSource.ema and version <= self.version else self._rates[weights]
+        return 0.0 if source is WeightSource.ema and version <= self.version else self._rates[source]
 
     @traced
     def save(self, folder: Path) -> None:
@@ -159,7 +164,7 @@ class TeacherWorker(Receiver, Rank):
 
         Args:
             supports_TK: support ids of each example; None for the reference's own top k.
-            forwards: the forwards to run.
+            forwards: weights of the reference and of the teacher forward; None skips one.
 
         Returns:
             For each example its support if `supports_TK` was None, then log-probabilities (T, A) without and with the
@@ -190,7 +195,7 @@ class TeacherWorker(Receiver, Rank):
     @torch.inference_mode()
     def _logp(
         self,
-        weights: WeightSource,
+        source: WeightSource,
         view: str,
         prompts: Sequence[Tokens],
         examples: Sequence[TrainingExample],
@@ -210,7 +215,7 @@ class TeacherWorker(Receiver, Rank):
         for rows in batches:
             indices = [i for row in rows for i in row.items]
             padded_batch = PaddedBatch([[(prompts[i], responses[i]) for i in row.items] for row in rows], self._device)
-            logits_of = self._logits(weights, view, padded_batch)
+            logits_of = self._logits(source, view, padded_batch)
             count = sum(padded_batch.lengths)
             slices = [slice(i, min(i + HEAD_CHUNK_TOKENS, count)) for i in range(0, count, HEAD_CHUNK_TOKENS)]
             if supports_TK is None:
@@ -220,8 +225,8 @@ class TeacherWorker(Receiver, Rank):
             parts = [self._atoms(logits_of(tokens), support_NK, tokens) for tokens in slices]
             logp_NA = torch.cat(parts).to(getattr(torch, self._config.teacher.payload.value))
             logp |= zip(indices, padded_batch.split(logp_NA), strict=True)
-        for model in _models_of(weights) * dummy_forwards:
-            fsdp.dummy_forward(self._models[model], self._device)
+        for model_source in _models_of(source) * dummy_forwards:
+            fsdp.dummy_forward(self._models[model_source], self._device)
         return [ids[i] for i in range(len(examples))], [logp[i] for i in range(len(examples))]
 
     def _dummy_forwards(self, forwards: int) -> int:
@@ -234,25 +239,26 @@ class TeacherWorker(Receiver, Rank):
         return logits_NV.topk(top_k).indices.int()
 
     def _atoms(self, logits_NV: Tensor, support_NK: Tensor | None, tokens: slice) -> Tensor:
-        """Log-probabilities of the atoms at a slice of tokens."""
+        """Log-probabilities of the atoms (support tokens, then the tail bucket; or the whole vocabulary) at a slice of
+        tokens."""
         support = None if support_NK is None else support_NK[tokens]
         return coarsen(logits_NV, support, self._config.rollout.temperature)
 
-    def _logits(self, weights: WeightSource, view: str, padded_batch: PaddedBatch) -> Callable[[slice], Tensor]:
+    def _logits(self, source: WeightSource, view: str, padded_batch: PaddedBatch) -> Callable[[slice], Tensor]:
         """Run a forward, and return a function from a slice of response tokens to their logits.
 
         Logits of a trust region are mixed over the whole vocabulary, before they are reduced to atoms: frozen + rate
         (live - frozen), a geometric mixture of the two distributions (arXiv 2601.20802, equation 6).
         """
-        if weights is WeightSource.trust_region:
-            frozen, live = (self._logits(model, view, padded_batch) for model in _models_of(weights))
+        if source is WeightSource.trust_region:
+            frozen, live = (self._logits(model, view, padded_batch) for model in _models_of(source))
             rate = self._config.teacher.trust_region_rate
             return lambda tokens: torch.lerp(frozen(tokens), live(tokens), rate)
-        self._forward_counts[f"{view}/{weights.value}"] += len(padded_batch.lengths)
-        hidden_NH, weight_VH, bias_V = self._models[weights](padded_batch, lambda *head: head)
-        return lambda tokens: linear(hidden_NH[tokens], weight_VH, bias_V)
+        self._forward_counts[f"{view}/{source.value}"] += len(padded_batch.lengths)
+        head, hidden_NH = self._models[source](padded_batch, lambda *head_and_states: head_and_states)
+        return lambda tokens: head.logits(hidden_NH[tokens])
 
 
-def _models_of(weights: WeightSource) -> tuple[WeightSource, ...]:
-    """Models that a forward with these weights runs."""
-    return (WeightSource.frozen, WeightSource.live) if weights is WeightSource.trust_region else (weights,)
+def _models_of(source: WeightSource) -> tuple[WeightSource, ...]:
+    """Sources of the models that a forward with weights of this source runs."""
+    return (WeightSource.frozen, WeightSource.live) if source is WeightSource.trust_region else (source,)

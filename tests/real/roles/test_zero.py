@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from torch.nn.functional import linear
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from demopsd_dist.config import Precision
 from demopsd_dist.data.records import Rollout, ScoredExample, TrainBatch, TrainingExample
 from demopsd_dist.minisci import MODEL_DIR
-from demopsd_dist.objective import coarsen
+from demopsd_dist.objective import OutputHead, coarsen
 from demopsd_dist.training.run import Task
 from demopsd_dist.util.errors import NonFiniteLossError
 from tests.real.conftest import Ranks
@@ -42,7 +41,7 @@ def scored(task: Task) -> list[ScoredExample]:
         view = task.prompts.privileged(prompt.question, f"<answer>{prompt.question.answer}</answer>")
         with torch.inference_mode():
             student, teacher = (
-                forward(PaddedBatch([[(tokens, response)]], torch.device("cpu")), linear)
+                forward(PaddedBatch([[(tokens, response)]], torch.device("cpu")), OutputHead.logits)
                 for tokens in (prompt.tokens, view)
             )
         ids = student.topk(100).indices
@@ -169,7 +168,7 @@ def test_zero_3_with_tensors_that_really_are_sharded(ranks: Ranks, scored: list[
     )
     padded_batch = PaddedBatch([[(long.prompt.tokens, response)]], torch.device("cpu"))
     with torch.inference_mode():
-        expected = ResponseModel(large.eval())(padded_batch, linear).topk(100)
+        expected = ResponseModel(large.eval())(padded_batch, OutputHead.logits).topk(100)
     batch = packed(scored, 2, 150)
     one = packed(scored, 1, 10_000)
     group = ranks.start(*words, *SHARDED, folder=folder)

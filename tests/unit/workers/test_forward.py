@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from demopsd_dist.config import Precision
 from demopsd_dist.minisci import MODEL_DIR
-from demopsd_dist.objective import coarsen, fused_loss
+from demopsd_dist.objective import OutputHead, coarsen, fused_loss
 from workers.forward import PaddedBatch, ResponseModel, in_slices, load_causal_lm, support_tensor
 
 Sample = tuple[np.ndarray, np.ndarray]
@@ -63,7 +62,7 @@ def test_every_layout_gives_the_logits_of_one_at_a_time(student: ResponseModel, 
             torch.testing.assert_close(
                 batch.response_N, torch.from_numpy(np.concatenate([r for _, r in samples])).long()
             )
-            torch.testing.assert_close(student(batch, linear), expected, atol=1e-4, rtol=1e-4, msg=name)
+            torch.testing.assert_close(student(batch, OutputHead.logits), expected, atol=1e-4, rtol=1e-4, msg=name)
             assert [len(piece) for piece in batch.split(expected)] == [len(r) for _, r in samples]
     tokens = {name: PaddedBatch(rows, CPU).tokens_BL.numel() for name, rows in layouts(groups).items()}
     assert tokens["all in one row"] < tokens["merged"] < tokens["padded"]
@@ -75,7 +74,7 @@ def test_a_head_in_slices_gives_the_same(student: ResponseModel, groups: list[li
     assert ids is not None
     with torch.inference_mode():
         sliced = student(batch, in_slices(lambda logits, tokens: coarsen(logits, ids[tokens])))
-        torch.testing.assert_close(sliced, coarsen(student(batch, linear), ids), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(sliced, coarsen(student(batch, OutputHead.logits), ids), atol=1e-5, rtol=1e-5)
 
 
 def test_every_layout_gives_the_same_gradient(student: ResponseModel, groups: list[list[Sample]]) -> None:
@@ -90,7 +89,7 @@ def test_every_layout_gives_the_same_gradient(student: ResponseModel, groups: li
 
         student.zero_grad()
         student(
-            batch, lambda h, w, b, batch=batch, of=loss_of: fused_loss(h, w, batch.response_N[:, None], of)
+            batch, lambda head, h, batch=batch, of=loss_of: fused_loss(h, head, batch.response_N[:, None], of)
         ).backward()
         gradients[name] = {
             key: value.grad.clone() for key, value in student.named_parameters() if value.grad is not None
