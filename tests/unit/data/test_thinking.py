@@ -10,7 +10,7 @@ from demopsd_dist.config import RewardErrors
 from demopsd_dist.data.examples import RewardedGroup, examples_from_siblings, reward_group
 from demopsd_dist.data.leakage_signs import early_answer_prompts
 from demopsd_dist.data.prompts import PromptBuilder
-from demopsd_dist.data.records import Prompt, Question, Rollout
+from demopsd_dist.data.records import Question
 from demopsd_dist.data.rewards import Reward, resolve_reward
 from demopsd_dist.data.thinking import strip_thinking
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
@@ -122,16 +122,11 @@ def test_an_own_reward_sees_the_thought_that_the_template_opened() -> None:
     assert seen == ["<think>so 5", "so 5"]
 
 
-def test_a_prompt_alone_says_whether_the_response_begins_in_a_thought() -> None:
-    plain = rollout(Prompt(QUESTION, rollout(BUILDER.student(QUESTION)).tokens_T), 0, "5")
-    assert isinstance(plain, Rollout)
-    assert plain.full_text == "5"
+HOSTILE = {"opened": "<think>" * 150_000, "closed": "</think>" * 130_000, "both": "<think></think>" * 70_000}
 
 
-@pytest.mark.parametrize(
-    "text", ["<think>" * 150_000, "</think>" * 130_000, "<think></think>" * 70_000, "<" * 1_000_000]
-)
-def test_a_megabyte_is_stripped_in_linear_time(text: str) -> None:
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_megabyte_is_stripped_in_linear_time(name: str) -> None:
     started = time.process_time()
-    strip_thinking(text + "<answer>5</answer>")
+    strip_thinking(HOSTILE[name] + "<answer>5</answer>")
     assert time.process_time() - started < 2.0
