@@ -138,8 +138,8 @@ class ChatTemplate:
         if "system" in turns and "the question" not in missing and self._renders_alone():
             doing = doing if missing else f"refuses the system message: {error}"
             return self.refusal(
-                f"its chat template {doing}. Set model.system_role=fold, which puts the system text at the start of the "
-                "user's turn"
+                f"its chat template {doing}. Set model.system_role=fold, which puts the system text at the start of "
+                "the user's turn"
             )
         return self.refusal(
             f"its chat template {doing}. It is given a user's message, a system message before it where the question "

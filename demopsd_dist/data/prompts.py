@@ -19,8 +19,8 @@ import numpy as np
 
 from demopsd_dist.data.chat_template import ChatSettings, ChatTemplate
 from demopsd_dist.data.records import Prompt, Question, Tokens
-from demopsd_dist.data.thinking import opens_thought, strip_thinking
 from demopsd_dist.data.template_checks import check_template, shows_date
+from demopsd_dist.data.thinking import opens_thought, strip_thinking
 from demopsd_dist.util.errors import DataError
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Iterator
 
 from demopsd_dist.data.chat_template import QUESTION, SYSTEM, ChatTemplate, reason
+from demopsd_dist.util.errors import ConfigError
 
 ANSWER = "It is Five thirds."
 _MOMENTS = (datetime.datetime(2001, 2, 3, 4, 5, 6), datetime.datetime(2031, 11, 28, 17, 48, 59))
@@ -31,7 +32,7 @@ def check_template(template: ChatTemplate, *, has_system: bool) -> None:
         )
     if template.date is None and shows_date(template, has_system=has_system):
         raise template.refusal(
-            "its chat template shows the date or the time of day, so that a run that is resumed or repeated later would "
+            "its chat template shows the date or the time of day: a run that is resumed or repeated later would "
             f"have other prompts. Set model.template_date={datetime.date.today()}, or another date, for all prompts"
         )
     if not _ends_at_the_answer(template, has_system):
@@ -50,8 +51,16 @@ def shows_date(template: ChatTemplate, *, has_system: bool) -> bool:
 
 
 def frame(template: ChatTemplate) -> str:
-    """Text of a chat with a question and, where the template allows it, an answer: all markers of turns are in it."""
-    return next(_answered_chats(template, has_system=False), template.render(QUESTION, None))
+    """Texts of chats of every kind that the template allows, without and with a system text, without and with an
+    answer: all its markers of turns are in it."""
+    chats: list[str] = []
+    for system in (None, SYSTEM):
+        try:
+            chats.append(template.render(QUESTION, system))
+        except ConfigError:
+            continue
+        chats += _answered_chats(template, has_system=system is not None)
+    return "\n".join(chats)
 
 
 def _answered_chats(template: ChatTemplate, *, has_system: bool) -> Iterator[str]:

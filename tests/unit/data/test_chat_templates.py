@@ -38,7 +38,8 @@ THINKING = PLAIN.replace(
 )
 INST = (
     "{% for m in messages %}{% if m['role']=='user' %}[INST] {{ m['content'] }} [/INST]"
-    "{% elif m['role']=='system' %}[SYS]{{ m['content'] }}[/SYS]{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
+    "{% elif m['role']=='system' %}[SYS]{{ m['content'] }}[/SYS]{% else %} {{ m['content'] }}</s>{% endif %}"
+    "{% endfor %}"
 )
 QUESTION = Question("q", "How fast?", "5", "physics", system="Answer in <answer> tags.")
 
@@ -121,7 +122,7 @@ def test_a_template_that_shows_the_date_needs_a_fixed_one() -> None:
     teacher = fixed.tokenizer.decode(fixed.privileged(QUESTION, "Because."))
     assert teacher.startswith("<|system|>26 Jul 2024 00:00 Answer in")
     assert prompt(builder(LLAMA_DATE, date=datetime.date(2024, 7, 26))).startswith("Today: 26 Jul 2024")
-    named = dict.fromkeys(("student", "teacher", "evaluation"), {"date_string": "some day"})
+    named = {view: {"date_string": "some day"} for view in ("student", "teacher", "evaluation")}
     assert prompt(builder(LLAMA_DATE, **named)).startswith("Today: some day")
     message = refusal(builder(PLAIN, date=datetime.date(2024, 7, 26)))
     assert "shows no date, so model.template_date=2024-07-26 does nothing" in message
