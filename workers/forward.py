@@ -132,7 +132,7 @@ class ResponseModel(nn.Module):
 
     def forward(self, batch: PaddedBatch, function: HeadFunction) -> Any:
         """Run the decoder, then the function on the head and the hidden states of the response positions."""
-        decoder = self.model.get_decoder()
+        decoder = decoder_of(self.model)
         tree: dict[str, Tensor] = {}  # not every model takes a mask and positions
         if batch.mask_B1LL is not None and batch.position_ids_BL is not None:
             mask_B1LL = _additive(batch.mask_B1LL, decoder) if _is_eager(decoder) else batch.mask_B1LL
@@ -145,6 +145,12 @@ class ResponseModel(nn.Module):
         slices a rank has."""
         layer = self.model.get_output_embeddings()
         return OutputHead(layer.weight, getattr(layer, "bias", None), self._transform)
+
+
+def decoder_of(model: Any) -> Any:
+    """Decoder of a causal language model: all but its head. For some models transformers returns the whole model."""
+    decoder = model.get_decoder()
+    return model.model if decoder is model else decoder
 
 
 def _is_eager(decoder: Any) -> bool:
