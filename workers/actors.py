@@ -30,8 +30,19 @@ from workers.teacher.worker import TeacherWorker
 from workers.weights.publisher import WeightPublisher, gather_root_cause
 
 
+async def prepare_ranks(group: ActorGroup[Rank], within_s: float, what: str) -> None:
+    """Let all ranks of a group do the part of their start that waits for nobody."""
+    await group.each(lambda worker, _: worker(Rank.prepare), within_s=within_s, what=what)
+
+
 async def start_ranks(group: ActorGroup[Rank], within_s: float, what: str) -> None:
-    """Start all ranks of a group: rank 0 gives an address, then each loads its model and joins the process group."""
+    """Start all ranks of a group, both parts."""
+    await prepare_ranks(group, within_s, what)
+    await join_ranks(group, within_s, what)
+
+
+async def join_ranks(group: ActorGroup[Rank], within_s: float, what: str) -> None:
+    """Start all ranks of a group that are prepared: rank 0 gives an address, where they join the process group."""
     if not len(group):
         return
     addresses = await group.each(lambda worker, _: worker(Rank.address), within_s=within_s, what="an address")
@@ -54,10 +65,11 @@ class RolloutActors:
 
     def __init__(self, config: Config, model_folder: Path, say: Say = print) -> None:
         self._config = config
-        self._pool = RolloutPool(config, model_folder.resolve(), blank=False, say=say)
+        self._pool = RolloutPool(config, model_folder.resolve(), random_weights=False, say=say)
 
     async def start(self) -> RolloutGroup:
         """Start the engines; returns when they serve."""
+        self._pool.let_engines_start()
         await self._pool.start()
         return RolloutGroup(self._pool, self._config)
 
@@ -113,9 +125,17 @@ class LearnersAndTeacher:
         self._teacher.add(self._core.spawn("teacher", TeacherWorker, arguments, teacher.environment(self._config)))
         self._learners.add(self._core.spawn("learner", LearnerWorker, arguments, learner.environment(self._config)))
         await gather_root_cause(
-            start_ranks(self._learners, within_s, "the DeepSpeed process group"),
-            start_ranks(self._teacher, within_s, "the teacher's models"),
+            prepare_ranks(self._learners, within_s, "the model"),
+            prepare_ranks(self._teacher, within_s, "its libraries"),
         )
+        self._let_engines_start()
+        await gather_root_cause(
+            join_ranks(self._learners, within_s, "the DeepSpeed process group"),
+            join_ranks(self._teacher, within_s, "the teacher's models"),
+        )
+
+    def _let_engines_start(self) -> None:
+        """Called when the learners have tried the model and accepted it."""
 
     @property
     def groups(self) -> dict[str, ActorGroup[Any]]:
@@ -145,7 +165,11 @@ class LearnersAndTeacher:
 
 
 class RayActors(LearnersAndTeacher):
-    """All actors of a run: learners and teacher, and a pool of rollout workers."""
+    """All actors of a run: learners and teacher, and a pool of rollout workers.
+
+    Rollout workers import their libraries while the learners load the model and try it; engines start once they have
+    accepted it.
+    """
 
     def __init__(
         self,
@@ -154,11 +178,16 @@ class RayActors(LearnersAndTeacher):
         say: Say = print,
         rollout_class: type[RolloutWorker] = RolloutWorker,
     ) -> None:
-        self.pool = RolloutPool(config, model_folder.resolve(), blank=True, say=say, worker_class=rollout_class)
+        self.pool = RolloutPool(
+            config, model_folder.resolve(), random_weights=True, say=say, worker_class=rollout_class
+        )
         super().__init__(config, model_folder, self.pool)
 
     async def _start_actors(self) -> None:
         await gather_root_cause(self._start_core(), self.pool.start())
+
+    def _let_engines_start(self) -> None:
+        self.pool.let_engines_start()
 
     def stop(self) -> None:
         """End all actors and give their resources back."""

@@ -25,6 +25,9 @@ from workers.weights.tensor_groups import group_by_bytes
 class BucketSender(LearnerWorker):
     """A learner without DeepSpeed, and so without an optimizer's memory. It packs and sends like any other."""
 
+    def prepare(self) -> None:
+        """Do nothing: `start` loads the model."""
+
     def start(self, meeting_point: tuple[str, int]) -> None:
         """Load the model on one thread."""
         self._device = torch.device("cpu")
@@ -32,6 +35,7 @@ class BucketSender(LearnerWorker):
         model = ResponseModel(load_causal_lm(self._folder, self._config.model.precision).eval())
         self._engine = ModelWithoutEngine(model)
         self._adapters = {}
+        self._checkpoint_views = {}
         named = list(model.model.named_parameters())
         self._buckets = list(group_by_bytes(named, self._config.weights.bucket_mib << 20))
 
@@ -60,7 +64,7 @@ class BucketReader(Receiver):
     def __init__(self, rank: int, config: Config, folder: Path) -> None:
         super().__init__(f"reader {rank}")
 
-    def start(self, blank: bool) -> None:
+    def start(self, random_weights: bool) -> None:
         """Do nothing: there is no engine."""
 
     def receive(self, version: int, bucket_refs: Any, canary: Any) -> Ack:
@@ -78,7 +82,7 @@ class BucketReader(Receiver):
 class LoadingEngine(RolloutWorker):
     """A rollout worker that measures how long vLLM takes to re-pack weights for its kernels."""
 
-    async def start(self, *, blank: bool = False) -> None:
+    async def start(self, *, random_weights: bool = False) -> None:
         """Start vLLM with timers around its re-packing."""
         from vllm.model_executor.layers.linear import UnquantizedLinearMethod
         from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
@@ -86,7 +90,7 @@ class LoadingEngine(RolloutWorker):
         self._repacking_s = 0.0
         for method in (UnquantizedLinearMethod, UnquantizedEmbeddingMethod):
             method.process_weights_after_loading = self._timed(method.process_weights_after_loading)
-        await super().start(blank=blank)
+        await super().start(random_weights=random_weights)
 
     def _timed(self, work: Callable[..., None]) -> Callable[..., None]:
         def timed(*arguments: Any) -> None:

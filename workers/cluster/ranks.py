@@ -21,8 +21,13 @@ class Rank:
             free.bind(("", 0))
             return ray.util.get_node_ip_address(), free.getsockname()[1]
 
+    def prepare(self) -> None:
+        """Do the part of the start that waits for no other rank and needs no GPU memory: import libraries, and on
+        learners load the model and try it."""
+        raise NotImplementedError
+
     def start(self, meeting_point: MeetingPoint) -> None:
-        """Load the model, and join the process group at the meeting point."""
+        """Join the process group at the meeting point, with the model on the device."""
         raise NotImplementedError
 
     def forward_counts(self) -> Counter[str]:

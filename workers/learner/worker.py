@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,9 @@ from workers.forward import (
 from workers.learner import checkpoint
 from workers.learner.activation_checkpointing import checkpoint_activations
 from workers.learner.export import export_model
-from workers.learner.lora import add_adapters, base_parameters
+from workers.learner.lora import add_adapters, base_tensors
 from workers.learner.loss_inputs import LossInputs
+from workers.learner.model_trial import try_model
 from workers.learner.observers.observer import Observer
 from workers.learner.observers.step_digests import StepDigests
 from workers.learner.observers.step_metrics import StepMetrics
@@ -43,7 +45,8 @@ from workers.learner.rank_report import RankReport
 from workers.learner.zero import deepspeed_config, full_tensors, join_process_group
 from workers.weights.buckets import BucketRef, SharedSegment, layout, pack_bucket
 from workers.weights.canary import LogpT
-from workers.weights.tensor_groups import full_shape, group_by_bytes
+from workers.weights.checkpoint_format import checkpoint_views
+from workers.weights.tensor_groups import full_shape, group_by_bytes, persistent_buffers
 from workers.weights.transports import PublishPlan, create_outbox
 
 
@@ -67,18 +70,34 @@ class LearnerWorker(Traced, Rank):
         self._forward_counts: Counter[str] = Counter()
         self.version = 0
 
-    def start(self, meeting_point: MeetingPoint) -> None:
-        """Join the process group and hand the model to DeepSpeed."""
-        settings = self._config.learner
-        self._device = torch.device("cuda" if settings.gpus_per_worker else "cpu")
-        join_process_group(settings, self.rank, meeting_point)
-        import deepspeed
+    def prepare(self) -> None:
+        """Load the model, and add adapters. Rank 0 tries it first, so that a model that cannot be trained is refused
+        before any rollout engine starts.
 
+        Raises:
+            ConfigError: the model or `model.lora_targets` cannot be trained.
+        """
+        settings, model = self._config.learner, self._config.model
+        self._device = torch.device("cuda" if settings.gpus_per_worker else "cpu")
+        import_module("deepspeed")  # takes seconds
         if self._device.type == "cpu":
             torch.set_num_threads(settings.threads)
         torch.manual_seed(self._config.seed)
-        causal = load_causal_lm(self._folder, self._config.model.precision)
-        self._adapters = add_adapters(causal, self._config.model)
+        self._causal = load_causal_lm(self._folder, model.precision)
+        if self.rank == 0:
+            if settings.zero_stage < 3:  # otherwise the whole model may be too large for the device
+                self._causal.to(self._device)
+            try_model(self._causal, self._folder, model.tree_tokens)
+        tensors = [*self._causal.named_parameters(), *persistent_buffers(self._causal)]
+        self._checkpoint_views = checkpoint_views(self._causal, tensors)
+        self._adapters = add_adapters(self._causal, model)
+
+    def start(self, meeting_point: MeetingPoint) -> None:
+        """Join the process group and hand the model to DeepSpeed."""
+        settings, causal = self._config.learner, self._causal
+        join_process_group(settings, self.rank, meeting_point)
+        import deepspeed
+
         model = ResponseModel(causal)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -92,7 +111,9 @@ class LearnerWorker(Traced, Rank):
             checkpoint_activations(causal)
         named = list(causal.named_parameters())  # a tied tensor is listed once
         self._trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
-        self._buckets = list(group_by_bytes(base_parameters(named), self._config.weights.bucket_mib << 20))
+        self._constants = persistent_buffers(causal)
+        tensors = base_tensors([*named, *self._constants])
+        self._buckets = list(group_by_bytes(tensors, self._config.weights.bucket_mib << 20))
 
     @traced
     def support(self, micro_batches: Sequence[Sequence[Sequence[TrainingExample]]]) -> list[list[Tokens]]:
@@ -269,11 +290,12 @@ class LearnerWorker(Traced, Rank):
 
     def plan(self) -> PublishPlan:
         """Describe the buckets of every publish."""
-        shapes = [[(name, full_shape(p), p.dtype) for name, p in bucket] for bucket in self._buckets]
+        shapes = [[(name, full_shape(t), t.dtype) for name, t in bucket] for bucket in self._buckets]
         return PublishPlan(
             node=ray.get_runtime_context().get_node_id(),
             buckets=tuple(layout(bucket) for bucket in shapes),
             vocabulary_size=vocabulary_rows(self._engine.module.model),
+            checkpoint_views=self._checkpoint_views,
         )
 
     def open_outbox(self, transport: Transport) -> SharedSegment | None:
@@ -314,11 +336,11 @@ class LearnerWorker(Traced, Rank):
     @traced
     def save(self, folder: Path) -> None:
         """Save weights, optimizer and step, for any number of ranks and any ZeRO stage. A collective."""
-        checkpoint.save(self._engine, self._trained, folder, self.version)
+        checkpoint.save(self._engine, self._trained, folder, self.version, self._constants)
 
     def load(self, folder: Path) -> None:
         """Load a checkpoint, before the first step. A collective."""
-        self.version = checkpoint.load(self._engine, self._trained, folder)
+        self.version = checkpoint.load(self._engine, self._trained, folder, self._constants)
 
     def export(self, folder: Path) -> None:
         """Write a Hugging Face model folder on rank 0, with adapters also by themselves. A collective."""

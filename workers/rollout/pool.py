@@ -6,7 +6,7 @@ that it was sampling; other workers sample them again, and with the same seeds t
 When a worker dies:
 
 * rollout worker: its call raises `LostWorkerError` (`ActorGroup` in `workers/actor_group.py`), or `RolloutPool.call`
-  sees that it hangs. `RolloutGroup` (`workers/rollout/group.py`) reports it by `report_loss`, which starts the
+  sees that it hangs. `RolloutGroup` (`workers/rollout/group.py`) reports it by `report_lost_worker`, which starts the
   replacement, and sends the prompts to another worker. The new worker gets its weights from
   `WeightPublisher.sync_new_worker` (`workers/weights/publisher.py`).
 * learner or teacher: the call raises `LostStateError`; the training loop restarts both (`restart` in
@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from demopsd_dist.config import Config
+from demopsd_dist.models.text_config import layers_with_a_state, text_config_of
 from demopsd_dist.util.errors import LostWorkerError, WorkerError
 from workers.actor_group import ActorGroup
 from workers.actor_handle import Handle, R, Ref
@@ -49,7 +50,7 @@ class FixedPool:
         """Call one worker and wait for the result."""
         return await self.group.one(rank, call, what=what)
 
-    def report_loss(self, rank: int, error: LostWorkerError) -> None:
+    def report_lost_worker(self, rank: int, error: LostWorkerError) -> None:
         """Raise the error."""
         raise error
 
@@ -75,7 +76,8 @@ class RolloutPool:
     """Rollout workers, each an actor with a resource claim of its own.
 
     Args:
-        blank: engines start without weights; `sync_new_worker` brings them and then lets the new worker serve.
+        random_weights: engines start with random weights; `sync_new_worker` sends the last publish, then the worker
+            serves.
         say: prints a line for the user.
     """
 
@@ -84,11 +86,11 @@ class RolloutPool:
         config: Config,
         model_folder: Path,
         *,
-        blank: bool,
+        random_weights: bool,
         say: Say,
         worker_class: type[RolloutWorker] = RolloutWorker,
     ) -> None:
-        self._config, self._folder, self._blank, self._say = config, model_folder, blank, say
+        self._config, self._folder, self._random_weights, self._say = config, model_folder, random_weights, say
         self._worker_class = worker_class
         self.group: RolloutWorkers = ActorGroup("rollout", {}, LostWorkerError)  # the workers that serve
         self.queue = AdmissionQueue(config.rollout.max_batch_sequences)
@@ -97,24 +99,32 @@ class RolloutPool:
         self._members: dict[int, PoolMember] = {}
         self._needed = config.rollout.min_workers or config.rollout.num_workers
         self._replaced = 0
+        self._engines_may_start = asyncio.Event()
+        self._waits_since_s = 0.0
+
+    def let_engines_start(self) -> None:
+        """Let engines start. Until then workers only import their libraries."""
+        self._waits_since_s = time.monotonic()
+        self._engines_may_start.set()
 
     async def start(self) -> None:
         """Start `rollout.num_workers` and return when `rollout.min_workers` serve; the rest may still be starting.
 
         Raises:
-            WorkerError: fewer serve within `limits.start_s`, or one of them failed.
+            WorkerError: fewer serve within `limits.start_s` after `let_engines_start`, or one of them failed.
         """
         wanted = self._config.rollout.num_workers
+        if states := layers_with_a_state(text_config_of(self._folder)):
+            self._say(f"prefix cache off: layers of the model carry a state ({', '.join(states)})")
         self._add(wanted)
         starting = {member.start for member in self._members.values() if member.start is not None}
-        deadline = time.monotonic() + self._config.limits.start_s + 5
         while len(self.group) < self._needed or (starting and self._needed == wanted):
             done, starting = await asyncio.wait(
-                starting, timeout=deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED
+                starting, timeout=self._left_of_start_s(), return_when=asyncio.FIRST_COMPLETED
             )
             for task in done:
                 task.result()
-            if not done or (not starting and len(self.group) < self._needed):
+            if (not done and self._left_of_start_s() <= 0) or (not starting and len(self.group) < self._needed):
                 raise WorkerError(
                     f"{len(self.group)} of rollout.num_workers={wanted} rollout workers started within limits.start_s="
                     f"{self._config.limits.start_s:g} s; at least {self._needed} are needed (rollout.min_workers)."
@@ -123,6 +133,12 @@ class RolloutPool:
             self._say(
                 f"starts with {len(self.group)} of {wanted} rollout workers; the rest join when resources are free"
             )
+
+    def _left_of_start_s(self) -> float:
+        """Seconds in which the first engines must serve. While none may start, the caller of `let_engines_start` bounds
+        the wait."""
+        began_s = self._waits_since_s if self._engines_may_start.is_set() else time.monotonic()
+        return max(0.0, began_s + self._config.limits.start_s + 5 - time.monotonic())
 
     async def call(self, rank: int, call: Callable[[Handle[RolloutWorker]], Ref[R]], *, what: str) -> R:
         """Call one worker, and check every `limits.silence_s` that it makes progress.
@@ -161,7 +177,7 @@ class RolloutPool:
         if rank in self._members:
             self._members[rank].failures.clear()
 
-    def report_loss(self, rank: int, error: LostWorkerError) -> None:
+    def report_lost_worker(self, rank: int, error: LostWorkerError) -> None:
         """End the worker's process and start its replacement, unless that is already done."""
         member = self._members.get(rank)
         if member is None or rank not in self.group:
@@ -234,7 +250,13 @@ class RolloutPool:
 
         try:
             await new_worker.each(
-                lambda worker, _: worker(RolloutWorker.start, blank=self._blank),
+                lambda worker, _: worker(RolloutWorker.import_libraries),
+                within_s=limits.start_s,
+                what="its libraries",
+            )
+            await self._engines_may_start.wait()
+            await new_worker.each(
+                lambda worker, _: worker(RolloutWorker.start, random_weights=self._random_weights),
                 within_s=limits.start_s,
                 what="vLLM engine",
             )

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,15 @@ import numpy as np
 
 from demopsd_dist.config import Config, OnPublish, longest_sequence_tokens
 from demopsd_dist.data.records import Prompt, Rollout, Tokens
+from demopsd_dist.data.special_tags import ResponseTexts
 from demopsd_dist.methods import SupportKind, resolve_method
+from demopsd_dist.models.text_config import layers_with_a_state, text_config_of
 from demopsd_dist.training.roles import Sampling
 from demopsd_dist.util.errors import WeightSyncError, WorkerError
 from workers.actor_handle import Ref
 from workers.weights.buckets import Ack, Bucket, BucketRef
 from workers.weights.canary import LogpT
+from workers.weights.checkpoint_format import CheckpointViews
 from workers.weights.receiver import Receiver
 from workers.weights.transports import SharedMemoryOutbox
 
@@ -64,15 +68,22 @@ class RolloutWorker(Receiver):
         self._pending: dict[str, asyncio.Future[RequestOutput]] = {}  # by request id
         self._stepping: asyncio.Task[None] | None = None
         self._copies: SharedMemoryOutbox | None = None  # buckets for the engine's child processes
-        self._accepting = asyncio.Event()  # new prompts; cleared while a publish waits for running requests
+        # set while new prompts are accepted: not while a publish waits for running requests, nor during sleep
+        self._accepting = asyncio.Event()
         self._accepting.set()
         self._asleep = False
 
-    async def start(self, *, blank: bool = False) -> None:
+    async def import_libraries(self) -> None:
+        """Import the libraries of an engine, which takes longer than starting one for a small model."""
+        for name in ("vllm.entrypoints.llm", "workers.rollout.vllm_weights"):
+            import_module(name)
+
+    async def start(self, *, random_weights: bool = False) -> None:
         """Load the engine. A call of its own, so that a failure comes back as this worker's error.
 
         Args:
-            blank: random weights, where a publish is to bring the real ones: a tensor that it leaves out shows at once.
+            random_weights: start with random weights instead of the model folder's, so that a tensor missing from the
+                first publish gives wrong log-probabilities.
         """
         from vllm import LLM
         from vllm.config.weight_transfer import WeightTransferConfig
@@ -82,11 +93,12 @@ class RolloutWorker(Receiver):
         settings = self._config.rollout
         engine = LLM(
             model=str(self._folder),
-            load_format="dummy" if blank else "safetensors",
+            load_format="dummy" if random_weights else "safetensors",
             dtype=self._config.model.precision.value,
             max_model_len=longest_sequence_tokens(self._config),
             max_num_batched_tokens=settings.max_batch_tokens,
-            # A chunked prompt draws one random number too many; vLLM takes it back on CUDA and fails on CPU.
+            # In chunked prefill a seeded request draws a random number too many; vLLM rewinds the generator, which only
+            # CUDA can.
             enable_chunked_prefill=bool(settings.gpus_per_worker),
             max_num_seqs=settings.max_batch_sequences,
             gpu_memory_utilization=settings.gpu_memory_fraction,
@@ -94,8 +106,10 @@ class RolloutWorker(Receiver):
             tensor_parallel_size=settings.tensor_parallel,
             distributed_executor_backend="uni" if settings.tensor_parallel == 1 else "mp",
             worker_extension_cls=WORKER_EXTENSION if settings.tensor_parallel > 1 else "",
-            enable_prefix_caching=True,
-            enable_sleep_mode=settings.sleep and bool(settings.gpus_per_worker),  # a CPU engine can sleep without
+            # Cached keys and values do not bring back the state of other layers, and on CPU vLLM refuses to try.
+            enable_prefix_caching=not layers_with_a_state(text_config_of(self._folder)),
+            # CUDA only: a CPU engine pauses without it, and keeps its memory
+            enable_sleep_mode=settings.sleep and bool(settings.gpus_per_worker),
             max_logprobs=max(self._top_k, 1),
             logprobs_mode="processed_logprobs",  # at the sampling temperature, as the policy sampled
             weight_transfer_config=WeightTransferConfig(backend=BACKEND),
@@ -105,6 +119,7 @@ class RolloutWorker(Receiver):
             disable_log_stats=True,
         )
         self._engine = engine.llm_engine
+        self._texts = ResponseTexts(engine.get_tokenizer())
         self._engine.collective_rpc(
             "init_weight_transfer_engine", kwargs={"init_info": {"receiver": f"rollout {self.rank}"}}
         )
@@ -122,14 +137,17 @@ class RolloutWorker(Receiver):
         runs these requests alone, with an empty prefix cache.
 
         Raises:
-            WorkerError: the run is deterministic, and the engine has other requests under way.
+            WorkerError: the run is deterministic, and the engine still runs other requests.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         await self._accepting.wait()
         if self._config.deterministic and not self._engine.reset_prefix_cache():
-            raise WorkerError(f"rollout {self.rank} has other requests under way, and cannot be deterministic.")
+            raise WorkerError(
+                f"rollout {self.rank} still runs other requests; with deterministic=true it must sample one call at a "
+                "time."
+            )
         requests = [
             self._add(
                 prompt.tokens.tolist(),
@@ -192,13 +210,14 @@ class RolloutWorker(Receiver):
     def _rollout(self, prompt: Prompt, sample: int, output: RequestOutput) -> Rollout:
         completion = output.outputs[0]
         tokens_T = np.asarray(completion.token_ids, dtype=np.int32)
+        body = completion.token_ids if completion.finish_reason == "length" else completion.token_ids[:-1]
         logp = [step[token].logprob for step, token in zip(completion.logprobs, completion.token_ids, strict=True)]
         return Rollout(
             prompt=prompt,
             sample=sample,
             tokens_T=tokens_T,
             logp_T=np.asarray(logp, dtype=np.float32),
-            text=completion.text,
+            text=self._texts.text(body, completion.text),
             truncated=completion.finish_reason == "length",
             version_T=token_versions(completion.weight_versions, len(tokens_T)),
             worker=self.rank,
@@ -216,15 +235,18 @@ class RolloutWorker(Receiver):
         self._asleep = True
 
     async def mark_version(self, version: int) -> None:
-        """Set the version of unchanged weights, after a step that learned nothing."""
+        """Set the version of unchanged weights, after a step without an optimizer update."""
         self._set_version(version)
 
     async def receive(self, version: int, bucket_refs: Sequence[Ref[BucketRef]], canary: Tokens) -> Ack:
         """Load published weights. The prefix cache holds keys and values of the old weights, so it is dropped.
 
-        Running requests are waited for, or (`rollout.on_publish=keep`) go on afterwards on the new weights: the keys
-        and values of their tokens so far are then computed anew. The engine never steps on half of the weights, and
-        does nothing else from the first bucket's arrival to the last's.
+        The publish waits for running requests, or (`rollout.on_publish=keep`) they continue afterwards with the new
+        weights: the keys and values of their tokens so far are then computed again. The engine samples nothing between
+        the first bucket's arrival and the last's, so no token comes from partly loaded weights.
+
+        Args:
+            canary: fixed prompt whose log-probabilities, returned in the ack, show that the new weights are in use.
 
         Raises:
             WeightSyncError: a bucket did not arrive as it was sent, a tensor is missing, or the cache was not dropped.
@@ -242,7 +264,7 @@ class RolloutWorker(Receiver):
             self._engine.collective_rpc("start_weight_update")
             buckets = self.arriving_buckets(version, bucket_refs)
             if self._config.rollout.tensor_parallel == 1:
-                self._load_buckets(buckets, complete=True)
+                self._load_buckets(buckets, complete=True, views=self.plan.checkpoint_views)
             else:
                 self._load_in_processes(buckets)
             self._engine.collective_rpc("finish_weight_update")
@@ -251,29 +273,33 @@ class RolloutWorker(Receiver):
                 self._asleep = False
                 self._accepting.set()
         if not self._engine.reset_prefix_cache(reset_running_requests=True):
-            raise WeightSyncError(f"rollout {self.rank} could not drop its prefix cache, which holds the old weights'.")
+            raise WeightSyncError(
+                f"rollout {self.rank} could not drop its prefix cache, which holds keys and values of the old weights."
+            )
         self._progress += 1
         self._set_version(version)
         return replace(self.ack(version), canary_logp_T=await self._prompt_logp(canary))
 
-    def _load_buckets(self, buckets: Iterable[Bucket | BucketRef], complete: bool) -> None:
-        update = {"buckets": buckets, "complete": complete}
+    def _load_buckets(self, buckets: Iterable[Bucket | BucketRef], complete: bool, views: CheckpointViews) -> None:
+        update = {"buckets": buckets, "complete": complete, "checkpoint_views": views}
         self._engine.collective_rpc("update_weights", kwargs={"update_info": update})
 
     def _load_in_processes(self, buckets: Iterable[Bucket]) -> None:
         """Load buckets, one at a time, in all processes of the engine (`tensor_parallel`).
 
         Raises:
-            WeightSyncError: that of a bucket; or a process did not load its tensors.
+            WeightSyncError: a bucket arrived late, damaged or incomplete, or a process could not load its tensors.
         """
         try:
             for bucket in buckets:
-                self._load_buckets([self._in_shared_memory(bucket)], complete=False)
-            self._load_buckets([], complete=True)
+                views = self.plan.checkpoint_views
+                of_bucket = {spec.name: views[spec.name] for spec in bucket.header.specs if spec.name in views}
+                self._load_buckets([self._in_shared_memory(bucket)], complete=False, views=of_bucket)
+            self._load_buckets([], complete=True, views={})
         except BaseException as error:
             with suppress(Exception):
                 self._engine.collective_rpc("finish_weight_update")  # else the next update could not begin
-            if isinstance(error, RuntimeError):  # vLLM makes one of any error of a process
+            if isinstance(error, RuntimeError):  # vLLM reports any error in a child process as a RuntimeError
                 raise WeightSyncError(f"rollout {self.rank} could not load weights: {error}") from None
             raise
 
@@ -310,7 +336,10 @@ def token_versions(spans: Sequence[WeightVersionSpan] | None, count: int) -> Tok
 
 
 def top_k_ids(steps: Sequence[dict[int, Logprob]], top_k: int) -> Tokens:
-    """Ids (T, K) of the most likely tokens, by rank. The engine reports them at each step, with the sampled token."""
+    """Ids (T, K) of the K most likely tokens at each step, most likely first.
+
+    The sampled token, which the engine adds to its list, is cut off unless it is among them.
+    """
     return np.asarray([sorted(step, key=lambda token: step[token].rank)[:top_k] for step in steps], dtype=np.int32)
 
 

@@ -17,6 +17,7 @@ from demopsd_dist.config import Config, Precision, WeightSource
 from demopsd_dist.data.packing import RowLayout, padded_batches
 from demopsd_dist.data.records import Logp, Tokens, TrainingExample, forward_input
 from demopsd_dist.methods import Forwards, resolve_method, teacher_weights
+from demopsd_dist.models.whole_model import model_without_weights
 from demopsd_dist.objective import coarsen
 from demopsd_dist.util.errors import CheckpointError
 from workers.cluster.ranks import MeetingPoint, Rank, meet_on
@@ -63,6 +64,10 @@ class TeacherWorker(Receiver, Rank):
         # per publish: new = old + rate (student - old)
         self._rates = {WeightSource.ema: config.teacher.ema_rate, WeightSource.live: 1.0, WeightSource.frozen: 0.0}
 
+    def prepare(self) -> None:
+        """Import the model's class, which takes longer than loading a small model."""
+        model_without_weights(self._folder)
+
     def start(self, meeting_point: MeetingPoint | None = None) -> None:
         """Load the models. Separate from `__init__`, so that a failure comes back as this worker's error."""
         settings = self._config.teacher
@@ -78,7 +83,7 @@ class TeacherWorker(Receiver, Rank):
             self._mesh = fsdp.join_mesh(self._device, self.rank, settings.num_workers, settings.shards, meeting_point)
         sources = teacher_weights(resolve_method(self._config), self._config)
         self._models = {source: self._load() for source in sorted(sources, key=lambda source: source.value)}
-        self._tensor_names = frozenset(fsdp.parameters_of(next(iter(self._models.values()))))
+        self._tensor_names = frozenset(fsdp.tensors_of(next(iter(self._models.values()))))
 
     def _load(self) -> ResponseModel:
         """Load one model, or this worker's shard of it."""
@@ -92,17 +97,21 @@ class TeacherWorker(Receiver, Rank):
         """Load a publish. Version 0 replaces all weights.
 
         A later version moves every copy towards the student by the rate of its source: old + rate (student - old); the
-        EMA only once per version.
+        EMA only once per version. Persistent buffers are constants: the mean of equal ones is a copy.
         """
-        parameters_by_source = {source: fsdp.parameters_of(model) for source, model in self._models.items()}
-        any_copy = next(iter(parameters_by_source.values()))  # all models are sharded alike
+        tensors_by_source = {source: fsdp.tensors_of(model) for source, model in self._models.items()}
+        any_copy = next(iter(tensors_by_source.values()))  # all models are sharded alike
         for bucket in self.arriving_buckets(version, bucket_refs):
             for name, tensor in unpack_bucket(bucket):
-                student = tensor[fsdp.local_row_range(any_copy[name])].to(self._device, torch.float32)
-                for source, parameters in parameters_by_source.items():
+                is_constant = not isinstance(any_copy[name], torch.nn.Parameter)
+                rows = tensor[fsdp.local_row_range(any_copy[name])]
+                student = rows if is_constant else rows.to(self._device, torch.float32)
+                for source, tensors in tensors_by_source.items():
                     rate = self._rate(source, version)
-                    if rate:
-                        fsdp.local_rows(parameters[name]).lerp_(student, rate)
+                    if rate and is_constant:
+                        tensors[name].copy_(student)
+                    elif rate:
+                        fsdp.local_rows(tensors[name]).lerp_(student, rate)
         self.version = version
         return self.ack(version)
 
@@ -120,7 +129,7 @@ class TeacherWorker(Receiver, Rank):
         workers = self._config.teacher.shards
         if self.rank >= workers or (model := self._models.get(WeightSource.ema)) is None:
             return
-        for number, group in enumerate(group_by_bytes(list(fsdp.parameters_of(model).items()), self._file_bytes)):
+        for number, group in enumerate(group_by_bytes(list(fsdp.tensors_of(model).items()), self._file_bytes)):
             is_writer = number % workers == self.rank
             tensors = {}
             for name, parameter in group:
@@ -144,9 +153,9 @@ class TeacherWorker(Receiver, Rank):
             if not files:
                 raise CheckpointError(f"{folder} has no {EMA_FILES}: it was saved by a method without an EMA teacher.")
             file_of = {name: file for file in files for name in list(file.keys())}
-            parameters = fsdp.parameters_of(model)
-            refuse_other_names(self._name, set(parameters), set(file_of), str(folder))
-            for name, parameter in parameters.items():
+            own_tensors = fsdp.tensors_of(model)
+            refuse_other_names(self._name, set(own_tensors), set(file_of), str(folder))
+            for name, parameter in own_tensors.items():
                 tensor = file_of[name].get_tensor(name)
                 if tensor.shape != parameter.shape:
                     raise CheckpointError(
