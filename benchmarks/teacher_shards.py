@@ -74,7 +74,7 @@ def touch_weights(worker: TeacherWorker) -> None:
     """Write all weights once, as a publish does: until then some are mapped from the model's files. Then restart the
     measurement of memory. Runs in the actor."""
     for model in worker._models.values():
-        for parameter in fsdp.parameters_of(model).values():
+        for parameter in fsdp.tensors_of(model).values():
             fsdp.local_rows(parameter).mul_(1.0)
     reset_peak(worker)
 

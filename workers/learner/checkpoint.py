@@ -1,7 +1,8 @@
 """Checkpoint of the learners: full tensors by name, for any number of ranks and any ZeRO stage.
 
 For each parameter its float32 value and AdamW's two moments, in safetensors files of about a gigabyte; each file is
-written by one of the ranks. Saving and loading are collectives: every rank goes through all parameters, in order.
+written by one of the ranks. Persistent buffers, which training does not change, are in a file of their own. Saving and
+loading are collectives: every rank goes through all parameters, in order.
 """
 
 from __future__ import annotations
@@ -19,24 +20,26 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from demopsd_dist.util.errors import CheckpointError
-from workers.weights.tensor_groups import FILE_BYTES, NamedParameters, full_shape, group_by_bytes
+from workers.weights.tensor_groups import FILE_BYTES, NamedParameters, NamedTensors, full_shape, group_by_bytes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 INDEX = "index.json"
+CONSTANTS = "constants.safetensors"
 
 
 def _file_groups(named: NamedParameters) -> Iterator[NamedParameters]:
-    """Split the parameters into those of each file: consecutive ones, about FILE_BYTES together."""
+    """Group consecutive parameters so that the tensors of each group fill one file of about FILE_BYTES."""
     return group_by_bytes(named, FILE_BYTES, bytes_per_element=4 * (1 + len(MOMENTS)))
 
 
-def save(engine: Any, named: NamedParameters, folder: Path, version: int) -> None:
+def save(engine: Any, named: NamedParameters, folder: Path, version: int, constants: NamedTensors = ()) -> None:
     """Write a checkpoint. A collective.
 
     Args:
         named: the parameters that are trained.
-        folder: exists, and is the same for all ranks.
+        folder: an existing folder on a file system that all ranks share.
         version: training steps done.
+        constants: the model's persistent buffers, equal on all ranks.
     """
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     steps = optimizer_steps(engine)
@@ -52,28 +55,32 @@ def save(engine: Any, named: NamedParameters, folder: Path, version: int) -> Non
             save_file(tensors, path)
             _sync(path)
     if rank == 0:
-        shapes = {name: list(full_shape(parameter)) for name, parameter in named}
+        if constants:
+            save_file({name: tensor.cpu().clone() for name, tensor in constants}, folder / CONSTANTS)
+            _sync(folder / CONSTANTS)
+        shapes = {name: list(full_shape(tensor)) for name, tensor in [*named, *constants]}
         index = {"version": version, "optimizer_steps": steps, "shapes": shapes}
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
         _sync(folder / INDEX)
 
 
-def load(engine: Any, named: NamedParameters, folder: Path) -> int:
+def load(engine: Any, named: NamedParameters, folder: Path, constants: NamedTensors = ()) -> int:
     """Load a checkpoint into an engine that has made no step yet. A collective.
 
     Returns:
-        The training steps that it has made.
+        The checkpoint's version: the number of training steps done when it was saved.
 
     Raises:
-        CheckpointError: the checkpoint is of another model.
+        CheckpointError: the checkpoint is of another model than `model.path`.
     """
     index = json.loads((folder / INDEX).read_text())
-    shapes = {name: list(full_shape(parameter)) for name, parameter in named}
+    shapes = {name: list(full_shape(tensor)) for name, tensor in [*named, *constants]}
     if shapes != index["shapes"]:
         names = shapes.keys() | index["shapes"].keys()
         other = sorted(name for name in names if shapes.get(name) != index["shapes"].get(name))
         raise CheckpointError(
-            f"{folder} is of another model than model.path: {len(other)} tensors differ, first {other[0]}."
+            f"{folder} is of another model than model.path: {len(other)} tensors are missing on one side or have another "
+            f"shape, first {other[0]}. Set model.path to the model of that run."
         )
     steps = index["optimizer_steps"]
     if steps:
@@ -83,11 +90,15 @@ def load(engine: Any, named: NamedParameters, folder: Path) -> int:
             for name, parameter in group:
                 keys = ("value", *MOMENTS) if steps else ("value",)
                 _load_state(engine, parameter, {key: file.get_tensor(f"{name}/{key}") for key in keys})
+    if constants:
+        with safe_open(folder / CONSTANTS, framework="pt") as file:
+            for name, tensor in constants:
+                tensor.copy_(file.get_tensor(name))
     return int(index["version"])
 
 
-def _stepped_tensors(engine: Any) -> list[Tensor]:
-    """Tensors that the optimizer really steps: this rank's flat pieces under ZeRO, else the parameters themselves."""
+def _optimized_tensors(engine: Any) -> list[Tensor]:
+    """Tensors that the torch optimizer updates: this rank's flat float32 partitions under ZeRO, else the parameters."""
     optimizer = engine.optimizer
     for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
         if hasattr(optimizer, name):
@@ -96,24 +107,28 @@ def _stepped_tensors(engine: Any) -> list[Tensor]:
 
 
 def torch_optimizer(engine: Any) -> torch.optim.Optimizer:
-    """Torch's own optimizer, inside of ZeRO's or not."""
+    """The torch optimizer: the one that DeepSpeed's ZeRO optimizer wraps, or the engine's own without ZeRO."""
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
 def optimizer_steps(engine: Any) -> int:
-    """Number of steps that AdamW has made; one whose gradient was all zero, or that was refused, does not count."""
+    """Number of updates that AdamW has made.
+
+    A training step without response tokens, or stopped because its loss or gradient was not finite, does not count.
+    """
     states = torch_optimizer(engine).state
     return max((int(state["step"]) for state in states.values() if "step" in state), default=0)
 
 
 def _init_optimizer_state(engine: Any, steps: int) -> None:
-    """Create AdamW's state as after this number of steps, with moments of zero."""
-    for tensor in _stepped_tensors(engine):
+    """Create AdamW's state with this step count and zero moments, into which the saved moments are then copied."""
+    for tensor in _optimized_tensors(engine):
         step = torch.tensor(float(steps))
         torch_optimizer(engine).state[tensor] = {"step": step} | {key: torch.zeros_like(tensor) for key in MOMENTS}
-    link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
-    if link is not None:
-        link()
+    # DeepSpeed's own: lets safe_set_full_optimizer_state find the new moments of each parameter
+    link_states = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
+    if link_states is not None:
+        link_states()
 
 
 def full_state(engine: Any, parameter: Parameter, with_moments: bool) -> Iterator[tuple[str, Tensor]]:
@@ -130,7 +145,8 @@ def full_state(engine: Any, parameter: Parameter, with_moments: bool) -> Iterato
 
 
 def _load_state(engine: Any, parameter: Parameter, state: dict[str, Tensor]) -> None:
-    """Set this rank's piece of a parameter's full state, and the working copy in the model."""
+    """Copy a parameter's float32 value and moments into this rank's optimizer, and the value into the model's own
+    parameter."""
     value = state["value"].to(parameter.device)
     if hasattr(parameter, "ds_id"):
         _load_shard(parameter, state)
@@ -148,7 +164,7 @@ def _load_state(engine: Any, parameter: Parameter, state: dict[str, Tensor]) -> 
 
 
 def _load_shard(parameter: Any, state: dict[str, Tensor]) -> None:
-    """Set this rank's piece under ZeRO-3: ranks hold equal pieces of the flat tensor, the last filled up with zeros."""
+    """Set this rank's piece under ZeRO-3: ranks hold equal pieces of the flat tensor, the last padded with zeros."""
     from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -12,12 +12,12 @@ from torch import Tensor
 from demopsd_dist.config import Config
 from workers.learner.lora import Adapters, save_adapters
 from workers.learner.zero import full_tensors
-from workers.weights.tensor_groups import NamedParameters
+from workers.weights.tensor_groups import NamedParameters, NamedTensors
 
 
 def export_model(
     model: Any,
-    base_groups: Sequence[NamedParameters],
+    base_groups: Sequence[NamedTensors],
     trained: NamedParameters,
     adapters: Adapters,
     config: Config,
@@ -29,7 +29,7 @@ def export_model(
     """Write weights, configuration and tokenizer on rank 0; adapters also by themselves, in a subfolder. A collective.
 
     Args:
-        base_groups: the model's own parameters, in groups that fit into memory.
+        base_groups: the model's own parameters and persistent buffers, in groups that fit into memory.
         trained: the parameters that are trained; with adapters, those of the adapters.
     """
     weights = _full_copies(base_groups, adapters, config.learner.zero_stage, rank)
@@ -46,9 +46,7 @@ def export_model(
         path.chmod(0o666 & ~_umask())
 
 
-def _full_copies(
-    groups: Sequence[NamedParameters], adapters: Adapters, zero_stage: int, rank: int
-) -> dict[str, Tensor]:
+def _full_copies(groups: Sequence[NamedTensors], adapters: Adapters, zero_stage: int, rank: int) -> dict[str, Tensor]:
     """Copies of the full tensors on rank 0; empty on the others. A collective."""
     copies: dict[str, Tensor] = {}
     for group in groups:

@@ -17,7 +17,7 @@ from torch.nn import Parameter
 
 from demopsd_dist.config import ModelConfig
 from demopsd_dist.util.errors import ConfigError
-from workers.weights.tensor_groups import NamedParameters
+from workers.weights.tensor_groups import NamedTensors
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,33 @@ def add_adapters(model: Any, settings: ModelConfig) -> Adapters:
         Adapters by the name of their weight; empty, with the model unchanged, if `model.lora_rank` is 0.
 
     Raises:
-        ConfigError: a name in `model.lora_targets` matches no linear layer of the model, or matches the head.
+        ConfigError: the model has no linear layers; a name in `model.lora_targets` matches none of them, or the head;
+            or peft cannot adapt one, or would adapt something else with it.
     """
     if not settings.lora_rank:
         return {}
     from peft import inject_adapter_in_model
     from peft.tuners.lora import Linear
 
-    _check_targets(model, settings.lora_targets)
     targets = settings.lora_targets or linear_layers(model)
-    inject_adapter_in_model(_peft_config(settings, targets), model, adapter_name=_NAME)
-    return {
+    _check_targets(model, settings.lora_targets)
+    try:
+        inject_adapter_in_model(_peft_config(settings, targets), model, adapter_name=_NAME)
+    except ValueError as error:
+        raise ConfigError(
+            f"model.lora_targets: peft cannot adapt {', '.join(targets)} of {type(model).__name__}: "
+            f"{' '.join(str(error).split())} Name other layers in model.lora_targets, or set model.lora_rank=0."
+        ) from None
+    adapters = {
         f"{name}.weight": _adapter_of(module) for name, module in model.named_modules() if isinstance(module, Linear)
     }
+    known = {id(part) for adapter in adapters.values() for part in adapter.parts}
+    if others := [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in known]:
+        raise ConfigError(
+            f"model.lora_targets: peft adds {len(others)} matrices to {type(model).__name__} that cannot be merged "
+            f"into a weight, first {others[0]}. Name other layers in model.lora_targets, or set model.lora_rank=0."
+        )
+    return adapters
 
 
 def _adapter_of(module: Any) -> Adapter:
@@ -71,11 +85,33 @@ def _adapter_of(module: Any) -> Adapter:
 
 
 def linear_layers(model: Any) -> list[str]:
-    """Last parts of the names of all linear layers except the head. peft's own "all-linear" would also take experts
-    that are fused into one tensor, which cannot be merged in the same way."""
+    """Last parts of the names of the linear layers that can be adapted: all except the head, and except those that
+    share their name with experts that are fused into one tensor. peft would adapt the experts with them (with its
+    "all-linear" too), which cannot be merged in the same way.
+
+    Raises:
+        ConfigError: there are none.
+    """
     head = model.get_output_embeddings()
     names = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
-    return sorted({name.rpartition(".")[2] for name in names})
+    last_parts = {name.rpartition(".")[2] for name in names}
+    if usable := sorted(last_parts - _fused_with_experts(model, last_parts)):
+        return usable
+    raise ConfigError(
+        f"model.lora_rank: {type(model).__name__} has no linear layers that LoRA can adapt and merge; its weights are "
+        "in layers of other kinds. Set model.lora_rank=0."
+    )
+
+
+def _fused_with_experts(model: Any, names: set[str]) -> set[str]:
+    """Names among these that peft takes for those of fused experts."""
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    pairs = {"gate_proj", "up_proj", "w1", "w3"}  # peft refuses one without its partner
+    config = LoraConfig(target_modules=sorted(names | pairs))
+    convert_peft_config_for_transformers(config, model, None)
+    return names - set(config.target_modules or ())
 
 
 def _peft_config(settings: ModelConfig, targets: Sequence[str]) -> Any:
@@ -93,27 +129,30 @@ def _peft_config(settings: ModelConfig, targets: Sequence[str]) -> Any:
 
 
 def _check_targets(model: Any, targets: Sequence[str]) -> None:
-    """Refuse a target that matches nothing, which peft would ignore silently, or the head."""
+    """Refuse a target that matches nothing, which peft would ignore silently, the head, or fused experts."""
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     head = {name for name, module in model.named_modules() if module is model.get_output_embeddings()}
+    usable = linear_layers(model)
     for target in targets:
         matches = {name for name in linear if name == target or name.endswith(f".{target}")}
         if not matches or matches & head:
-            problem = "is the head, which is not adapted" if matches else "fits no linear layer"
-            raise ConfigError(
-                f"model.lora_targets: {target} {problem} of {type(model).__name__}. Its linear layers are "
-                f"{', '.join(linear_layers(model))}; an empty list takes them all."
-            )
+            problem = "is the head, which is not adapted," if matches else "fits no linear layer"
+        elif target.rpartition(".")[2] not in usable:
+            problem = "fits experts too, which are fused into one tensor and cannot be merged, in a layer"
+        else:
+            continue
+        raise ConfigError(
+            f"model.lora_targets: {target} {problem} of {type(model).__name__}. Its linear layers are "
+            f"{', '.join(usable)}; an empty list takes them all."
+        )
 
 
-def base_parameters(named: NamedParameters) -> list[tuple[str, Parameter]]:
-    """Select the model's own parameters, under the names that they have without adapters."""
-    return [(name.replace(".base_layer.", "."), p) for name, p in named if ".lora_" not in name]
+def base_tensors(named: NamedTensors) -> list[tuple[str, Tensor]]:
+    """Select the model's own tensors, under the names that they have without adapters."""
+    return [(name.replace(".base_layer.", "."), tensor) for name, tensor in named if ".lora_" not in name]
 
 
-def merge_adapters(
-    tensors: NamedParameters | Sequence[tuple[str, Tensor]], adapters: Adapters
-) -> Iterator[tuple[str, Tensor]]:
+def merge_adapters(tensors: NamedTensors, adapters: Adapters) -> Iterator[tuple[str, Tensor]]:
     """Yield the weights with their adapters merged, one at a time."""
     for name, tensor in tensors:
         yield name, adapters[name].merged(tensor) if name in adapters else tensor

@@ -17,7 +17,9 @@ import torch
 from demopsd_dist.config import Config, LearnerConfig, Precision
 from workers.cluster.ranks import MeetingPoint, meet_on
 from workers.learner.lora import Adapters, merge_adapters
-from workers.weights.tensor_groups import NamedParameters
+from workers.weights.tensor_groups import NamedTensors
+
+EXTENSIONS = "TORCH_EXTENSIONS_DIR"
 
 
 def extensions_folder() -> Path:
@@ -31,7 +33,7 @@ def build_extensions() -> bool:
     Returns:
         False if they cannot be built; DeepSpeed then runs without them.
     """
-    os.environ |= {"TORCH_EXTENSIONS_DIR": str(extensions_folder()), "DS_ACCELERATOR": "cpu"}
+    os.environ |= {EXTENSIONS: str(extensions_folder()), "DS_ACCELERATOR": "cpu"}
     shutil.rmtree(extensions_folder(), ignore_errors=True)  # an interrupted build leaves a lock
     from deepspeed.comm.torch import build_shm_op
 
@@ -48,11 +50,14 @@ def own_extensions(built: Path) -> Iterator[None]:
     with TemporaryDirectory(prefix="demopsd-extensions-") as folder:
         if built.is_dir():
             shutil.copytree(built, folder, ignore=shutil.ignore_patterns("lock"), dirs_exist_ok=True)
-        os.environ["TORCH_EXTENSIONS_DIR"] = folder
+        before = os.environ.get(EXTENSIONS)
+        os.environ[EXTENSIONS] = folder
         try:
             yield
         finally:
-            os.environ["TORCH_EXTENSIONS_DIR"] = str(built)
+            del os.environ[EXTENSIONS]
+            if before is not None:
+                os.environ[EXTENSIONS] = before
 
 
 def join_process_group(settings: LearnerConfig, rank: int, meeting_point: MeetingPoint) -> None:
@@ -95,21 +100,22 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
 
 @contextmanager
 def full_tensors(
-    group: NamedParameters, zero_stage: int, adapters: Adapters
+    group: NamedTensors, zero_stage: int, adapters: Adapters
 ) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
-    """Gather the full tensors of a group of parameters, adapters merged. A collective under ZeRO-3: every rank must go
+    """Gather the full tensors of a group, adapters merged. A collective under ZeRO-3: every rank must go
     through all groups, in order.
 
     The tensors are valid in this context only: copy them there.
     """
+    parameters = [tensor for _, tensor in group if isinstance(tensor, torch.nn.Parameter)]  # buffers are full already
     adapter_parameters = [part for name, _ in group if name in adapters for part in adapters[name].parts]
-    with _gathered([*(parameter for _, parameter in group), *adapter_parameters], zero_stage):
-        yield merge_adapters([(name, parameter.data) for name, parameter in group], adapters)
+    with _gathered([*parameters, *adapter_parameters], zero_stage):
+        yield merge_adapters([(name, tensor.data) for name, tensor in group], adapters)
 
 
 def _gathered(parameters: list[torch.nn.Parameter], zero_stage: int) -> AbstractContextManager[Any]:
     """Context in which the parameters are full on every rank."""
-    if zero_stage < 3:
+    if zero_stage < 3 or not parameters:
         return nullcontext()
     from deepspeed.runtime.zero import GatheredParameters
 

@@ -7,8 +7,10 @@ its `worker_extension_cls`).
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from vllm.distributed.weight_transfer.base import (
@@ -19,10 +21,13 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import _layerwise_process, get_layerwise_info
+from vllm.model_executor.model_loader.reload.meta import materialize_layer
 
 from demopsd_dist.util.die_with_parent import die_with_parent
 from demopsd_dist.util.errors import WeightSyncError
 from workers.weights.buckets import Bucket, BucketRef, unpack_bucket
+from workers.weights.checkpoint_format import CheckpointViews, as_checkpoint
 from workers.weights.transports import MappedSegments
 
 BACKEND = "demopsd_buckets"
@@ -41,6 +46,7 @@ class BucketUpdate(WeightTransferUpdateInfo):
 
     buckets: Iterable[Bucket | BucketRef] = field(default_factory=list)
     complete: bool = True  # these are the last of the publish
+    checkpoint_views: CheckpointViews = field(default_factory=dict)  # of the tensors in these buckets
 
 
 class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
@@ -57,11 +63,16 @@ class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
         """Prepare to receive weights."""
         self._receiver = init_info.receiver
         self._segments = MappedSegments()
+        self._direct = directly_written_layers(self.model)
+        if self.device.type == "cpu":
+            pack_experts_at_every_load(self.model)
 
     def start_weight_update(self) -> None:
         """Begin a publish."""
         self._missing = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
+        for layer in self._direct:
+            materialize_layer(layer, get_layerwise_info(layer))
 
     def receive_weights(self, update_info: BucketUpdate) -> None:
         """Load buckets.
@@ -72,7 +83,8 @@ class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
         try:
             for bucket in update_info.buckets:
                 mapped = bucket if isinstance(bucket, Bucket) else self._segments.bucket(bucket)
-                self._missing -= self.model.load_weights(unpack_bucket(mapped)) or set()
+                tensors = as_checkpoint(unpack_bucket(mapped), update_info.checkpoint_views)
+                self._missing -= self.model.load_weights(tensors) or set()
             if update_info.complete:
                 self._refuse_missing()
         except BaseException:
@@ -94,6 +106,8 @@ class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
 
     def finish_weight_update(self) -> None:
         """End a publish: let vLLM process the loaded layers."""
+        for layer in self._direct:
+            _layerwise_process(layer, get_layerwise_info(layer))
         finalize_layerwise_reload(self.model, self.model_config)
         pack_tied_heads(self.model)
 
@@ -109,6 +123,30 @@ def pack_tied_heads(model: torch.nn.Module) -> None:
         tied = any(other is not head and other.weight is head.weight for other in embeddings)
         if tied and isinstance(head, ParallelLMHead) and hasattr(head, "cpu_linear"):
             head.quant_method.process_weights_after_loading(head)
+
+
+def pack_experts_at_every_load(model: torch.nn.Module) -> None:
+    """Let each layer of experts pack its weights whenever they are loaded. On CPU vLLM computes with packed experts,
+    but packs them at the first load alone; after a reload it would read plain weights as packed ones."""
+    for module in model.modules():
+        method: Any = getattr(module, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.process_weights_after_loading = partial(_process_and_pack, method.process_weights_after_loading)
+
+
+def _process_and_pack(process: Callable[[torch.nn.Module], None], layer: Any) -> None:
+    process(layer)
+    layer.quant_method.moe_kernel.fused_experts.process_weights_after_loading(layer)
+
+
+def directly_written_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Layers whose tensors vLLM's loader of the model writes itself, instead of calling the tensors' own loaders. A
+    reload does not notice this and would keep their old weights: it needs their tensors in memory before they are
+    written, and has to be asked to process them afterwards."""
+    if not any(type(module).__name__ == "GptOssModel" for module in model.modules()):
+        return []
+    direct = {"w13_weight", "w2_weight", "w13_bias", "w2_bias", "sinks"}
+    return [layer for layer in model.modules() if direct & {name for name, _ in layer.named_parameters(recurse=False)}]
 
 
 class EngineProcessExtension:

@@ -13,12 +13,13 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from demopsd_dist.config import Precision
 from demopsd_dist.util.errors import ConfigError
 from workers.cluster.ranks import MeetingPoint
 from workers.forward import PaddedBatch, ResponseModel, layers_of, load_causal_lm
+from workers.weights.tensor_groups import persistent_buffers
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -82,12 +83,12 @@ def max_over_ranks(mesh: DeviceMesh, count: int) -> int:
     return int(counts)
 
 
-def parameters_of(model: ResponseModel) -> dict[str, nn.Parameter]:
-    """Parameters by name, sharded if a copy is shared. Frees the parameters that a forward has left gathered, and the
-    state that FSDP keeps for a backward."""
+def tensors_of(model: ResponseModel) -> dict[str, Tensor]:
+    """Parameters by name, sharded if a copy is shared, and persistent buffers, which are whole. Frees the parameters
+    that a forward has left gathered, and the state that FSDP keeps for a backward."""
     if reset := getattr(model, "reset_iter_state", None):
         reset()
-    return dict(model.model.named_parameters())
+    return dict([*model.model.named_parameters(), *persistent_buffers(model.model)])
 
 
 def local_row_range(parameter: Tensor) -> slice | EllipsisType:

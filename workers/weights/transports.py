@@ -11,7 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +20,7 @@ import ray
 from demopsd_dist.config import Transport
 from demopsd_dist.util.errors import ConfigError, LostStateError
 from workers.weights.buckets import Bucket, BucketRef, Bytes, SegmentSlice, SharedSegment, Specs, bucket_bytes
+from workers.weights.checkpoint_format import CheckpointViews
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class PublishPlan:
     node: str
     buckets: tuple[Specs, ...]
     vocabulary_size: int
+    checkpoint_views: CheckpointViews = field(default_factory=dict)  # for engines, which know the checkpoint's names
 
     @property
     def names(self) -> frozenset[str]:

@@ -44,7 +44,7 @@ class Holder(TeacherWorker):
         self._models = {weights: self._load() for weights in sorted(EVERY, key=lambda w: w.value)}
 
     def elements(self) -> int:
-        parameters = fsdp.parameters_of(self._models[WeightSource.ema]).values()
+        parameters = fsdp.tensors_of(self._models[WeightSource.ema]).values()
         return sum(fsdp.local_rows(parameter).numel() for parameter in parameters)
 
 
@@ -155,7 +155,7 @@ def test_what_they_save_fits_one_and_the_other_way_round(sharers: ActorGroup, tm
     other = whole_teacher()
     other.load(theirs)
     assert other.version == one.version == 2
-    before, after = (fsdp.parameters_of(worker._models[WeightSource.ema]) for worker in (one, other))
+    before, after = (fsdp.tensors_of(worker._models[WeightSource.ema]) for worker in (one, other))
     assert before.keys() == after.keys() == names.keys()
     for name, parameter in before.items():
         assert parameter.equal(after[name])

@@ -14,6 +14,7 @@ from transformers import (
     DeepseekV3Config,
     Glm4MoeConfig,
     GPT2Config,
+    Mamba2Config,
     MixtralConfig,
     PreTrainedConfig,
     Qwen3Config,
@@ -50,6 +51,16 @@ CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
         | {"num_key_value_heads": 2, "kv_lora_rank": 64, "qk_rope_head_dim": 32, "qk_nope_head_dim": 32}
         | {"v_head_dim": 32}
         | changes
+    ),
+    "mamba2": lambda **changes: Mamba2Config(
+        vocab_size=272,
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_heads=4,
+        head_dim=32,
+        state_size=16,
+        n_groups=1,
+        **changes,
     ),
     "gpt2": lambda **changes: GPT2Config(vocab_size=272, n_embd=64, n_layer=1, n_head=2, n_positions=512, **changes),
 }

@@ -11,8 +11,9 @@ from peft import PeftModel
 from demopsd_dist.config import ModelConfig, Precision, load
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.util.errors import ConfigError
+from tests.unit.models.small_folders import small_folder
 from workers.forward import load_causal_lm
-from workers.learner.lora import Adapters, add_adapters, base_parameters, merge_adapters, save_adapters
+from workers.learner.lora import Adapters, add_adapters, base_tensors, merge_adapters, save_adapters
 
 TOKENS = torch.arange(5, 25)[None]
 RANK_8 = ModelConfig(lora_rank=8, lora_alpha=24.0)
@@ -34,7 +35,7 @@ def logits_of(model: torch.nn.Module) -> torch.Tensor:
 
 
 def merged_weights(model: torch.nn.Module, adapters: Adapters) -> dict[str, torch.Tensor]:
-    named = base_parameters(list(model.named_parameters()))
+    named = base_tensors(list(model.named_parameters()))
     return dict(merge_adapters([(name, parameter.data) for name, parameter in named], adapters))
 
 
@@ -72,7 +73,7 @@ def test_a_merged_weight_is_rounded_once() -> None:
     """Rounding from float32 to bfloat16: a change smaller than its step is lost in one weight, but not in a sum."""
     model, adapters = adapted_model(RANK_8, Precision.bfloat16)
     name, adapter = next(iter(adapters.items()))
-    weight = dict(base_parameters(list(model.named_parameters())))[name].data
+    weight = dict(base_tensors(list(model.named_parameters())))[name].data
     exact = weight.double() + adapter.scale * adapter.b_OR.double() @ adapter.a_RI.double()
     merged = adapter.merged(weight)
     assert merged.dtype == torch.bfloat16
@@ -91,7 +92,7 @@ def test_peft_reads_saved_adapters(tmp_path: Path) -> None:
     ("target", "message"),
     [
         ("q_porj", r"model\.lora_targets: q_porj fits no linear layer of .*down_proj.*an empty list takes them all"),
-        ("lm_head", "lm_head is the head, which is not adapted"),
+        ("lm_head", "lm_head is the head, which is not adapted,"),
         ("embed_tokens", "embed_tokens fits no linear layer"),
     ],
 )
@@ -107,3 +108,36 @@ def test_a_target_that_matches_nothing_is_refused(target: str, message: str) -> 
 def test_values_out_of_range_or_without_effect_are_refused(word: str) -> None:
     with pytest.raises(ConfigError, match=word.partition("=")[0]):
         load(Path("configs/demo.yaml"), [word])
+
+
+def test_experts_that_are_fused_are_not_adapted(tmp_path: Path) -> None:
+    """In DeepSeek-V3 with shared experts peft takes gate_proj for the fused experts' too."""
+    small_folder(tmp_path, "deepseek_v3", n_shared_experts=1)
+    model = load_causal_lm(tmp_path, Precision.float32)
+    assert any(name.endswith("shared_experts.gate_proj") for name, _ in model.named_modules())
+    adapters = add_adapters(model, RANK_8)
+    assert {name.split(".")[-2] for name in adapters} == {
+        "kv_a_proj_with_mqa",
+        "kv_b_proj",
+        "o_proj",
+        "q_a_proj",
+        "q_b_proj",
+    }
+    with pytest.raises(
+        ConfigError, match=r"gate_proj fits experts too, .* Its linear layers are kv_a_proj"
+    ):
+        add_adapters(
+            load_causal_lm(tmp_path, Precision.float32), ModelConfig(lora_rank=4, lora_targets=["gate_proj", "o_proj"])
+        )
+
+
+def test_models_that_peft_cannot_adapt_are_refused_in_one_line(tmp_path: Path) -> None:
+    small_folder(tmp_path / "gpt2", "gpt2")
+    with pytest.raises(ConfigError, match=r"lora_rank: GPT2LMHeadModel has no linear layers .* Set model\.lora_rank=0"):
+        add_adapters(load_causal_lm(tmp_path / "gpt2", Precision.float32), RANK_8)
+    small_folder(tmp_path / "mamba2", "mamba2")
+    with pytest.raises(
+        ConfigError, match=r"peft cannot adapt .*Mamba2.*: .*'out_proj' is incompatible"
+    ) as error:
+        add_adapters(load_causal_lm(tmp_path / "mamba2", Precision.float32), RANK_8)
+    assert "\n" not in str(error.value)
