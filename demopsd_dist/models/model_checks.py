@@ -17,7 +17,20 @@ if TYPE_CHECKING:
 
 Check = Callable[[Config, Path, "PretrainedConfig"], None]
 
-CHECKS: tuple[Check, ...] = (check_tree_rows, check_longrope)
+
+def check_processor(config: Config, folder: Path, model_config: PretrainedConfig) -> None:
+    """Check that the inputs of a model with a vision or audio part can be processed: its engine loads the processor of
+    its images even where all prompts are text.
+
+    Raises:
+        ConfigError: the processor cannot be loaded: a package or a file is missing.
+    """
+    parts = [name for name in ("vision", "audio") if getattr(model_config, f"{name}_config", None) is not None]
+    if parts:
+        _loaded(folder, f"the processor of its {parts[0]} part (vLLM loads it for text too)", "AutoProcessor")
+
+
+CHECKS: tuple[Check, ...] = (check_tree_rows, check_longrope, check_processor)
 """Checks of a model, in order. Each gets the settings of the run, the model's folder and its loaded config.json, and
 raises `ConfigError` with one line that names `model.path`, the reason and the remedy."""
 
@@ -51,7 +64,25 @@ def _loaded(folder: Path, what: str, loader: str) -> Any:
     try:
         return getattr(transformers, loader).from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        raise ConfigError(
-            f"model.path={folder}: transformers cannot load {what} without running its own code, which is never "
-            f"done, or cannot load it at all: {' '.join(str(error).split())}"
-        ) from None
+        raise ConfigError(f"model.path={folder}: {_cause(error, what)}") from None
+
+
+def _cause(error: Exception, what: str) -> str:
+    """Reason and remedy of a failed load, without the advice of transformers to run code of the folder."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "trust_remote_code" in text:
+        return (
+            f"{what} needs Python code of the folder (auto_map), which is never run. Use a model whose type "
+            "transformers itself knows."
+        )
+    if "does not recognize this architecture" in text:
+        return f"{text.partition('. ')[0]}. Use a model that transformers {_transformers_version()} knows."
+    if isinstance(error, ImportError):
+        return f"{what} needs a package that is not installed: {text.partition('. ')[0]}. Install it."
+    return f"transformers cannot load {what}: {text.rstrip('.')}. Correct the folder, or download the model again."
+
+
+def _transformers_version() -> str:
+    import transformers
+
+    return transformers.__version__
