@@ -162,15 +162,16 @@ def engine_support(example: TrainingExample) -> Tokens:
 
 
 def step_metrics(reports: Sequence[RankReport]) -> dict[str, float]:
-    """Metrics of a step from those of its ranks: sums added, maxima compared, quantiles of all values together."""
+    """Metrics of a step from those of its ranks: sums added, maxima compared, quantiles of all values together. A rank
+    without examples has none of these."""
     metrics: dict[str, float] = {}
     for report in reports:
         for name, value in report.sums.items():
             metrics[name] = metrics.get(name, 0.0) + value
         for name, value in report.maxima.items():
             metrics[name] = float(np.maximum(metrics.get(name, 0.0), value))  # keeps a NaN
-    for name in reports[0].distributions:
-        values = np.concatenate([report.distributions[name] for report in reports])
+    for name in dict.fromkeys(name for report in reports for name in report.distributions):
+        values = np.concatenate([report.distributions[name] for report in reports if name in report.distributions])
         for percent in QUANTILES:
             metrics[statistic(name, f"p{percent}")] = float(np.percentile(values, percent))
     if leaked := metrics.get("leakage/teacher_nats"):

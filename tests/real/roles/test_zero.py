@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from demopsd_dist.config import Precision
-from demopsd_dist.data.records import Rollout, ScoredExample, TrainBatch, TrainingExample
+from demopsd_dist.data.records import DigestRequest, Rollout, ScoredExample, TrainBatch, TrainingExample
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import OutputHead, coarsen
 from demopsd_dist.training.run import Task
@@ -148,6 +148,30 @@ def test_a_batch_without_tokens_is_no_step(ranks: Ranks) -> None:
     report = asyncio.run(group.step(packed([], 2, 100)))
     assert not report.stepped
     assert report.metrics == {}
+
+
+@pytest.mark.parametrize("method", ["demopsd", "grpo"])
+def test_a_rank_without_examples_changes_nothing(method: str, ranks: Ranks, scored: list[ScoredExample]) -> None:
+    """One example on two ranks, on the first or on the second: support, step, metrics, token records and digests."""
+    example = dataclasses.replace(scored[0].example, advantage=1.0)
+    batch = packed([dataclasses.replace(scored[0], example=example)], 2, 150)
+    first, second = batch.shards
+    assert [len(row) for rows in second for row in rows] == []
+    reports = []
+    for shards in ((first, second), (second, first)):
+        group = ranks.start(f"method={method}", "learner.num_workers=2", "learner.zero_stage=2")
+        supports = asyncio.run(group.support([example]))
+        recorded = frozenset({example.rollout.id})
+        asked = dataclasses.replace(batch, shards=shards, record_ids=recorded, digest_request=DigestRequest())
+        reports.append((supports, asyncio.run(group.step(asked))))
+    (one_support, one), (other_support, other) = reports
+    np.testing.assert_equal(one_support, other_support)
+    assert set(one.metrics) == set(other.metrics)
+    assert one.metrics == pytest.approx(other.metrics, rel=1e-5, abs=1e-7)
+    assert one.metrics["learner/grad_norm"] > 0
+    assert ("demopsd/alpha_p50" in one.metrics) == (method == "demopsd")
+    assert set(one.token_records) == set(other.token_records) == recorded
+    assert {name: set(rows) for name, rows in one.digests.items()} == {n: set(r) for n, r in other.digests.items()}
 
 
 def test_zero_3_with_tensors_that_really_are_sharded(ranks: Ranks, scored: list[ScoredExample], tmp_path: Path) -> None:

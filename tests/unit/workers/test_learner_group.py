@@ -53,3 +53,19 @@ def test_metrics_of_the_ranks_are_put_together() -> None:
     assert metrics["a"] == 3.0
     assert np.isnan(metrics["m"])
     assert metrics["demopsd/alpha_p50"] == 0.5
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_rank_without_examples_changes_no_metric(ranks: int) -> None:
+    """Whichever rank it is; all ranks report the learning rate and the norm of the gradient."""
+    everywhere = {"learner/grad_norm": 0.5}
+    sums = {"learner/loss": 1.0, "leakage/teacher_nats": 2.0, "leakage/target_nats": 1.0}
+    distributions = {"demopsd/alpha": np.array([0.0, 1.0]), "demopsd/disagreement_nats": np.array([2.0, 4.0])}
+    busy = RankReport(True, sums, {**everywhere, "mismatch/logp_diff_max": 0.1}, distributions)
+    alone = step_metrics([busy])
+    assert alone["demopsd/alpha_p50"] == 0.5
+    assert alone["leakage/ratio"] == 0.5
+    for rank in range(ranks):
+        reports = [RankReport(True, {}, everywhere) for _ in range(ranks)]
+        reports[rank] = busy
+        assert step_metrics(reports) == alone, f"rank {rank} has the examples"
