@@ -8,6 +8,7 @@ from typing import Any
 
 from demopsd_dist.config import MINISCI, Config
 from demopsd_dist.minisci import MODEL_DIR
+from demopsd_dist.models.text_config import language_settings
 from demopsd_dist.util.errors import ConfigError
 
 
@@ -20,7 +21,7 @@ def model_folder(config: Config) -> Path:
     """
     folder = MODEL_DIR if config.model.path == MINISCI else Path(config.model.path)
     _check_files(config, folder)
-    settings = _read_settings(folder / "config.json")
+    settings = language_settings(_read_settings(folder / "config.json"))
     _check_attention(config, folder, settings)
     _check_lengths(config, settings.get("max_position_embeddings"))
     return folder

@@ -3,6 +3,7 @@ windows, layers with a state. Vision models keep that part in a configuration of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +14,16 @@ _MULTIPLIERS = ("lm_head_multiplier", "logit_scale")
 _DIVIDERS = ("logits_scaling",)
 _MULTIPLIED_IN = ("hyperclovax",)  # model types whose logits are multiplied by `logits_scaling`
 _CAPS = ("final_logit_softcapping", "logits_soft_cap")
+_OLD_NAMES = {  # GPT-2's and DBRX's
+    "n_positions": "max_position_embeddings",
+    "max_seq_len": "max_position_embeddings",
+    "n_head": "num_attention_heads",
+    "n_heads": "num_attention_heads",
+    "n_layer": "num_hidden_layers",
+    "n_layers": "num_hidden_layers",
+    "n_embd": "hidden_size",
+    "d_model": "hidden_size",
+}
 _WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 
 
@@ -21,6 +32,14 @@ class Window(NamedTuple):
 
     name: str
     tokens: int
+
+
+def language_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a config.json that describe the language model: those of its `text_config`, where it has one, over
+    the others, and old names under the usual ones as well."""
+    inner = settings.get("text_config")
+    merged = {**settings, **(inner if isinstance(inner, dict) else {})}
+    return {new: merged[old] for old, new in _OLD_NAMES.items() if old in merged} | merged
 
 
 def text_config_of(folder: Path) -> PretrainedConfig:

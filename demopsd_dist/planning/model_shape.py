@@ -11,6 +11,7 @@ from typing import Any
 from demopsd_dist.config import MINISCI
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.models.model_folder import tensor_parallel_sizes
+from demopsd_dist.models.text_config import language_settings
 from demopsd_dist.util.errors import ConfigError
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -145,6 +146,7 @@ def shape_from(settings: dict[str, Any], where: str) -> ModelShape:
     Raises:
         ConfigError: a key is missing; `where` names the folder in the message.
     """
+    settings = language_settings(settings)
     experts = int(settings.get("num_experts") or settings.get("num_local_experts") or 0)
     try:
         heads, hidden = settings["num_attention_heads"], settings["hidden_size"]
