@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from demopsd_dist.config import Config, changes, changes_of_mathematics, load, to_yaml
+from demopsd_dist.config import Config, changes, changes_of_training, load, to_yaml
 from demopsd_dist.data.sources import LoadedData, describe_sources
 from demopsd_dist.report import write_report
-from demopsd_dist.run_record.checkpoints import Checkpoint, checkpoint_at
+from demopsd_dist.run_record.checkpoints import Checkpoint, Checkpoints, checkpoint_at
 from demopsd_dist.run_record.folder import RunFolder, replace_text
 from demopsd_dist.run_record.log import RunLog
+from demopsd_dist.run_record.run_inputs import changed_inputs, refuse_other_inputs, write_inputs
 from demopsd_dist.run_record.sinks import open_sinks
 from demopsd_dist.training.checkpointing import restore
 from demopsd_dist.training.recovery import train_with_recovery
 from demopsd_dist.training.run import Run, RunState, Task
-from demopsd_dist.util.errors import ConfigError
+from demopsd_dist.util.errors import ConfigError, EngineStartError
+from launch._export import export_student, refuse_bad_export
 from launch._scaling import scaled_on_request
 from launch._stopping import stopped_by_signals
 from launch._task import build_task, compose_run, over_long, provenance
@@ -38,14 +41,17 @@ class RunStart:
     changed: Mapping[str, tuple[object, object]] = field(default_factory=dict)
 
 
-def find_resume_point(config: Config, at: Path | None, allow_config_change: bool) -> RunStart:
+def find_resume_point(
+    config: Config, inputs: Mapping[str, str], at: Path | None, allow_config_change: bool
+) -> RunStart:
     """Run folder and checkpoint to resume from.
 
     Args:
+        inputs: digests of data and model folder (`input_digests`).
         at: a run folder, or a checkpoint in one; None is the newest run of this name.
 
     Raises:
-        ConfigError: there is no such run; or settings have changed that would change what is learned.
+        ConfigError: there is no such run; or settings or inputs have changed that would change what is learned.
         CheckpointError: the named checkpoint is damaged.
     """
     checkpoint = None
@@ -59,22 +65,26 @@ def find_resume_point(config: Config, at: Path | None, allow_config_change: bool
         checkpoint = checkpoint_at(at)
         folder = RunFolder(at.parents[1])
     before = load(folder.config)
-    conflicts = changes_of_mathematics(before, config)
+    conflicts = changes_of_training(before, config)
     if conflicts and not allow_config_change:
         listed = ", ".join(f"{key}: {old} -> {new}" for key, (old, new) in conflicts.items())
         raise ConfigError(
             f"{folder.path} was run with other settings, which change what is learned: {listed}. Use those of the run, "
             "or add --allow-config-change."
         )
-    return RunStart(folder, True, checkpoint, changes(before, config))
+    changed = changed_inputs(folder, inputs)
+    if not allow_config_change:
+        refuse_other_inputs(folder, changed)
+    return RunStart(folder, True, checkpoint, {**changes(before, config), **changed})
 
 
-def run(config: Config, model: Path, data: LoadedData, start: RunStart | None) -> bool:
+def run(config: Config, model: Path, data: LoadedData, inputs: Mapping[str, str], start: RunStart | None) -> bool:
     """Train from the start or the resume point to the summary. False where the run was asked to stop before its end."""
     started = time.monotonic()
     task, skipped = build_task(config, model, data.questions)
     if start is None:
         start = RunStart(RunFolder.create(config))
+        write_inputs(start.folder, inputs)
     with start.folder.locked(), RunLog(start.folder, config.steps, sinks=open_sinks(config, start.folder)) as log:
         log.skipped = {str(split): count for split, count in skipped.items()}
         log_inputs(log, config, data)
@@ -82,6 +92,7 @@ def run(config: Config, model: Path, data: LoadedData, start: RunStart | None) -
             log.note(f"changed    {key}: {old} -> {new}")
         if start.changed:
             replace_text(start.folder.config, to_yaml(config))
+            write_inputs(start.folder, inputs)
         summary = asyncio.run(train_with_ray(config, model, task, log, start, started))
         if summary is None:
             log.note(f"stopped after step {log.last_step} of {config.steps}; the same command with --resume continues")
@@ -93,6 +104,8 @@ def run(config: Config, model: Path, data: LoadedData, start: RunStart | None) -
         log.note(closing_line(summary))
         if summary.get("active_fraction") == 0:
             log.note("warning: no step had anything to learn from; the student is the initial model")
+        newest = Checkpoints(start.folder.checkpoints, config.checkpoint.keep).at(log.last_step)
+        refuse_bad_export(summary["export"], start.folder.student, newest.path if newest else None)
     return True
 
 
@@ -119,15 +132,16 @@ async def train_with_ray(
     with log.timed("start_roles"):
         session.join(config)  # left, within a bound, by `fenced`
         actors = RayActors(config, model, log.note)
-        roles = await actors.start()
+        with start_errors_in(log.folder):
+            roles = await actors.start()
     ready_s = time.monotonic() - started
     log.note(f"roles ready after {ready_s:.0f} s: {summary_of_roles(config)}; weights by {actors.transport}")
     run = compose_run(config, roles, task, log)
     try:
-        if not await train_until_stopped(run, actors, start):
+        state = await train_until_stopped(run, actors, start)
+        if state is None:
             return None
-        with log.timed("export"):
-            await roles.learners.export(log.folder.student)
+        exported = await export_student(run, actors, state)
         forwards = await actors.forward_counts()
     finally:
         actors.stop()
@@ -137,25 +151,38 @@ async def train_with_ray(
         "wall_s": round(time.monotonic() - started, 1),
         "method": config.method.value,
         "forwards": forwards,
+        "export": exported,
         "model": config.model.path,
         "data": describe_sources(config.data),
         **provenance(config),
     }
 
 
-async def train_until_stopped(run: Run, actors: RayActors, start: RunStart) -> bool:
-    """Train to the last step, following signals and `launch.scale`. False where the run was asked to stop."""
+@contextmanager
+def start_errors_in(folder: RunFolder) -> Iterator[None]:
+    """Write the full text of an engine's failed start to a file of the run folder, and name the file in the error."""
+    try:
+        yield
+    except EngineStartError as error:
+        path = folder.start_error(error.rank)
+        path.parent.mkdir(exist_ok=True)
+        replace_text(path, error.full_text)
+        raise EngineStartError(f"{str(error).rstrip('.')}. The full text is in {path}.") from None
+
+
+async def train_until_stopped(run: Run, actors: RayActors, start: RunStart) -> RunState | None:
+    """Train to the last step, following signals and `launch.scale`; the state there, or None where the run was asked to
+    stop."""
     note, limit_s = run.log.note, run.cfg.limits.stop_s
     with stopped_by_signals(run.stop, limit_s, note):
         try:
             async with scaled_on_request(run.log.folder, actors.pool, note):
-                state, reason = await first_state(run, start)
-                await train_with_recovery(run, state, reason)
+                last_state = await train_with_recovery(run, *await first_state(run, start))
         except asyncio.CancelledError:
             if not run.stop.requested:
                 raise
             note(f"warning: not done within limits.stop_s={limit_s:g} s: the step is dropped")
-        return not run.stop.requested
+        return None if run.stop.requested else last_state
 
 
 async def first_state(run: Run, start: RunStart) -> tuple[RunState, str]:

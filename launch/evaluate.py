@@ -21,7 +21,7 @@ from demopsd_dist.config import Config, load
 from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.data.sources import load_split
 from demopsd_dist.models.model_folder import model_folder
-from demopsd_dist.util.errors import DataError
+from demopsd_dist.util.errors import DataError, EngineStartError
 from launch._command_line import count_gpus, exit_code_of
 from launch._processes import fenced
 from workers.cluster.placement import check_fits, rollout_bundles
@@ -85,7 +85,11 @@ async def evaluate_with_ray(config: Config, folder: Path, task: Task) -> dict[st
     session.join(config, wanted=rollout_bundles(config))  # left, within a bound, by `fenced`
     actors = RolloutActors(config, folder)
     try:
-        rollouts = await actors.start()
+        try:
+            rollouts = await actors.start()
+        except EngineStartError as error:
+            print(error.full_text, file=sys.stderr)  # there is no run folder to keep it
+            raise
         return {
             split.name: await evaluate(rollouts, split.prompts, split.sampling, task.reward, split.response_prefix)
             for split in evaluation_splits(config, task)

@@ -17,6 +17,7 @@ from workers.cluster.placement import core_bundles
 from workers.cluster.ranks import Rank
 from workers.cluster.resource_claim import ResourceClaim
 from workers.cluster.spans import Traced, tracks_of
+from workers.exported_student import ExportCheck, check_export
 from workers.learner import worker as learner
 from workers.learner.group import LearnerGroup
 from workers.learner.worker import LearnerWorker
@@ -152,6 +153,12 @@ class LearnersAndTeacher:
     def transport(self) -> str:
         """Transport of the weights in this run."""
         return self._publisher.transport.value
+
+    async def check_export(self, folder: Path) -> ExportCheck:
+        """Load an exported student in transformers and vLLM, and compare with the learners. The engine that loads it
+        keeps its weights: only for the end of a run."""
+        size = self._publisher.plan.vocabulary_size
+        return await check_export(folder, self._learners, self._rollouts, self._config, size)
 
     async def forward_counts(self) -> dict[str, int]:
         """Responses that went through each kind of forward of teacher and learners since the start."""

@@ -19,7 +19,7 @@ CONFIG = "config.yaml"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Folder with `config.yaml`, `metrics.jsonl`, `samples/`, `ledger.sqlite`, `checkpoints/`, `replay/`,
+    """Folder with `config.yaml`, `inputs.json`, `metrics.jsonl`, `samples/`, `ledger.sqlite`, `checkpoints/`, `replay/`,
     `trace-step-*.json`, `summary.json`, `report.html` and `student/`, a Hugging Face model folder."""
 
     path: Path
@@ -37,7 +37,7 @@ class RunFolder:
             except OSError as error:
                 raise ConfigError(f"output_dir={parent}: cannot make a run folder there ({error.strerror}).") from None
             folder = cls(parent / name)
-            folder.config.write_text(to_yaml(config), encoding="utf-8")
+            replace_text(folder.config, to_yaml(config))
             return folder
         raise ConfigError(f"output_dir={parent} holds {len(candidates)} runs named {config.name}. Choose another name.")
 
@@ -79,6 +79,31 @@ class RunFolder:
         return self.path / CONFIG
 
     @property
+    def inputs(self) -> Path:
+        return self.path / "inputs.json"
+
+    def read_inputs(self) -> dict[str, Any]:
+        """Content of `inputs.json` (`run_inputs.py`); empty where the run has none.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
+        try:
+            content = json.loads(self.inputs.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError):
+            content = None
+        if not isinstance(content, dict):
+            raise ConfigError(f"{self.inputs} is damaged. Remove it; the inputs of the run are then not compared.")
+        return content
+
+    @property
+    def identity(self) -> str | None:
+        """Random name of the run, which its checkpoints carry; None for runs that have none."""
+        return self.read_inputs().get("run")
+
+    @property
     def student(self) -> Path:
         return self.path / "student"
 
@@ -104,6 +129,10 @@ class RunFolder:
 
     def trace(self, step: int) -> Path:
         return self.path / f"trace-step-{step:06d}.json"
+
+    def start_error(self, rank: int) -> Path:
+        """Full text of the failed start of a rollout worker's engine."""
+        return self.path / "errors" / f"rollout-{rank}-start.txt"
 
     @property
     def summary(self) -> Path:

@@ -37,6 +37,14 @@ class WorkerError(DemoPSDError):
     """A worker died, hung past its time limit or raised."""
 
 
+class EngineStartError(WorkerError):
+    """A rollout engine did not start. `rank` is the worker's; `full_text` holds the traceback."""
+
+    def __init__(self, message: str, rank: int = 0, full_text: str = "") -> None:
+        super().__init__(one_line(message))
+        self.rank, self.full_text = rank, full_text
+
+
 class WeightSyncError(DemoPSDError):
     """Published weights did not arrive as they were sent, or an engine samples from other weights."""
 
@@ -71,6 +79,10 @@ class CheckpointError(DemoPSDError):
     """No checkpoint can be resumed from, or the checkpoint does not fit this run."""
 
     exit_code = 2
+
+
+class ExportError(DemoPSDError):
+    """The exported student does not load, or is another model than the one trained. The checkpoints are intact."""
 
 
 class DifferenceError(DemoPSDError):

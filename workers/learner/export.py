@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,22 @@ from workers.learner.lora import Adapters, save_adapters
 from workers.learner.zero import full_tensors
 from workers.weights.tensor_groups import NamedParameters, NamedTensors
 
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "additional_chat_templates/*.jinja",
+    "*processor_config.json",
+    "LICENSE*",
+)
+"""Files of a model folder beside weights and config.json, which training does not change."""
+
 
 def export_model(
     model: Any,
@@ -22,13 +39,15 @@ def export_model(
     adapters: Adapters,
     config: Config,
     *,
-    tokenizer_folder: Path,
+    model_folder: Path,
     folder: Path,
     rank: int,
 ) -> None:
-    """Write weights, configuration and tokenizer on rank 0; adapters also by themselves, in a subfolder. A collective.
+    """Write weights and configuration on rank 0, with the companion files of the model's folder; adapters also by
+    themselves, in a subfolder. A collective.
 
     Args:
+        model_folder: the folder that the model was loaded from.
         base_groups: the model's own parameters and persistent buffers, in groups that fit into memory.
         trained: the parameters that are trained; with adapters, those of the adapters.
     """
@@ -36,14 +55,35 @@ def export_model(
     adapter_weights = _full_copies([trained], {}, config.learner.zero_stage, rank) if adapters else {}
     if rank:
         return
-    from transformers import AutoTokenizer
-
-    model.save_pretrained(folder, state_dict=weights)
-    AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(folder)
+    _save(model, weights, folder)
+    copy_companions(model_folder, folder)
     if adapter_weights:
         save_adapters(folder / "adapter", adapter_weights, config.model)
     for path in folder.rglob("*.*"):  # safetensors makes its files readable for the owner alone
         path.chmod(0o666 & ~_umask())
+
+
+def _save(model: Any, weights: dict[str, Tensor], folder: Path) -> None:
+    """Write weights and config.json. Sampling defaults are not written: transformers refuses to save some that it has
+    loaded, so their file is a companion."""
+    from transformers import GenerationConfig
+
+    defaults = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        model.save_pretrained(folder, state_dict=weights)
+    finally:
+        model.generation_config = defaults
+    (folder / "generation_config.json").unlink(missing_ok=True)
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy tokenizer, chat templates, processors, sampling defaults and licence of a model's folder, byte for byte."""
+    paths = {path for pattern in COMPANIONS for path in source.glob(pattern) if path.is_file()}
+    for path in sorted(paths):
+        target = folder / path.relative_to(source)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target)
 
 
 def _full_copies(groups: Sequence[NamedTensors], adapters: Adapters, zero_stage: int, rank: int) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ from workers.forward import (
 )
 from workers.learner import checkpoint
 from workers.learner.activation_checkpointing import checkpoint_activations
+from workers.learner.canary_forward import canary_logp, exported_canary_logp
 from workers.learner.export import export_model
 from workers.learner.lora import add_adapters, base_tensors
 from workers.learner.loss_inputs import LossInputs
@@ -324,14 +325,16 @@ class LearnerWorker(Traced, Rank):
     @traced
     def canary_logp(self, tokens: Tokens) -> LogpT:
         """Compute the log-probability of each token after the first. A collective under ZeRO-3."""
-        padded_batch = PaddedBatch([[(tokens[:1], tokens[1:])]], self._device)
+        return canary_logp(self._engine, tokens, self._device)
 
-        def logp_of(head: OutputHead, hidden_NH: Tensor) -> Tensor:
-            logits_NV = head.logits(hidden_NH).float()
-            return logits_NV.log_softmax(-1).gather(-1, padded_batch.response_N[:, None])[:, 0]
+    @traced
+    def exported_canary_logp(self, folder: Path, tokens: Tokens) -> LogpT:
+        """The same by an exported model folder. Not a collective.
 
-        with torch.no_grad():
-            return self._engine(padded_batch, logp_of).cpu().numpy()
+        Raises:
+            ConfigError: the folder lacks a tensor, or has one too many.
+        """
+        return exported_canary_logp(folder, self._config.model.precision, tokens)
 
     @traced
     def save(self, folder: Path) -> None:
@@ -350,7 +353,7 @@ class LearnerWorker(Traced, Rank):
             self._trained,
             self._adapters,
             self._config,
-            tokenizer_folder=self._folder,
+            model_folder=self._folder,
             folder=folder,
             rank=self.rank,
         )

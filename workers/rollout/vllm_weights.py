@@ -7,12 +7,14 @@ its `worker_extension_cls`).
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -42,11 +44,13 @@ class BucketInit(WeightTransferInitInfo):
 
 @dataclass
 class BucketUpdate(WeightTransferUpdateInfo):
-    """Buckets of a publish, read one after the other. A child process gets references into shared memory instead."""
+    """Buckets of a publish, read one after the other; a child process gets references into shared memory instead. Or a
+    model folder with all tensors."""
 
     buckets: Iterable[Bucket | BucketRef] = field(default_factory=list)
     complete: bool = True  # these are the last of the publish
     checkpoint_views: CheckpointViews = field(default_factory=dict)  # of the tensors in these buckets
+    folder: Path | None = None
 
 
 class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
@@ -75,7 +79,7 @@ class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
             materialize_layer(layer, get_layerwise_info(layer))
 
     def receive_weights(self, update_info: BucketUpdate) -> None:
-        """Load buckets.
+        """Load buckets, or the files of a folder.
 
         Raises:
             WeightSyncError: that of a bucket; or a tensor of the model was not in any of them.
@@ -85,6 +89,8 @@ class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
                 mapped = bucket if isinstance(bucket, Bucket) else self._segments.bucket(bucket)
                 tensors = as_checkpoint(unpack_bucket(mapped), update_info.checkpoint_views)
                 self._missing -= self.model.load_weights(tensors) or set()
+            if update_info.folder is not None:
+                self._missing -= self.model.load_weights(_tensors_in(update_info.folder)) or set()
             if update_info.complete:
                 self._refuse_missing()
         except BaseException:
@@ -113,6 +119,13 @@ class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
 
     def shutdown(self) -> None:
         """Do nothing."""
+
+
+def _tensors_in(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors of a folder's files of weights."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            yield from ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 (it is no mapping)
 
 
 def pack_tied_heads(model: torch.nn.Module) -> None:

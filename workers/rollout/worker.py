@@ -21,6 +21,7 @@ from demopsd_dist.models.text_config import layers_with_a_state, text_config_of
 from demopsd_dist.training.roles import Sampling
 from demopsd_dist.util.errors import WeightSyncError, WorkerError
 from workers.actor_handle import Ref
+from workers.rollout.start_errors import engine_start_error
 from workers.weights.buckets import Ack, Bucket, BucketRef
 from workers.weights.canary import LogpT
 from workers.weights.checkpoint_format import CheckpointViews
@@ -84,7 +85,16 @@ class RolloutWorker(Receiver):
         Args:
             random_weights: start with random weights instead of the model folder's, so that a tensor missing from the
                 first publish gives wrong log-probabilities.
+
+        Raises:
+            EngineStartError: with vLLM's own last line.
         """
+        try:
+            self._start_engine(random_weights)
+        except Exception as error:
+            raise engine_start_error(self.rank, error) from None
+
+    def _start_engine(self, random_weights: bool) -> None:
         from vllm import LLM
         from vllm.config.weight_transfer import WeightTransferConfig
 
@@ -279,6 +289,23 @@ class RolloutWorker(Receiver):
         self._progress += 1
         self._set_version(version)
         return replace(self.ack(version), canary_logp_T=await self._prompt_logp(canary))
+
+    async def load_folder(self, folder: Path, canary: Tokens) -> LogpT:
+        """Load the weights of a model folder in place of the published ones, while the engine has no requests.
+
+        Returns:
+            The log-probability of each token of the canary after the first.
+
+        Raises:
+            WeightSyncError: a tensor of the model is not in the folder, or the cache was not dropped.
+        """
+        with self.spans.span("receive"):
+            self._engine.collective_rpc("start_weight_update")
+            self._engine.collective_rpc("update_weights", kwargs={"update_info": {"folder": folder}})
+            self._engine.collective_rpc("finish_weight_update")
+        if not self._engine.reset_prefix_cache():
+            raise WeightSyncError(f"rollout {self.rank} still runs requests, and cannot load {folder}.")
+        return await self._prompt_logp(canary)
 
     def _load_buckets(self, buckets: Iterable[Bucket | BucketRef], complete: bool, views: CheckpointViews) -> None:
         update = {"buckets": buckets, "complete": complete, "checkpoint_views": views}
