@@ -26,7 +26,7 @@ from workers.rollout.pool import RolloutPool, Say
 from workers.teacher import worker as teacher
 
 RENEW_S = 60.0
-CPUS = 0.5
+CPUS = 0.1
 
 
 class KeptHandle(Handle[Any]):
@@ -102,7 +102,7 @@ class KeptPool(RolloutPool):
     """Rollout pool of one worker in a kept process.
 
     Attributes:
-        started: whether its engine was asked to start.
+        started: whether its engine was allowed to start.
     """
 
     def __init__(self, config: Config, folder: Path, processes: KeptProcesses, say: Say) -> None:
@@ -110,10 +110,10 @@ class KeptPool(RolloutPool):
         self._processes = processes
         self.started = False
 
-    async def start(self) -> None:
-        """Start the engine."""
+    def let_engines_start(self) -> None:
+        """Let the engine start."""
         self.started = True
-        await super().start()
+        super().let_engines_start()
 
     def _claim(self, rank: int) -> Any:
         return KeptClaim(self._processes)
