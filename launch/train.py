@@ -17,6 +17,7 @@ from demopsd_dist.config import load, to_yaml
 from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.data.sources import SPLITS, load_data
 from demopsd_dist.models.model_folder import model_folder
+from demopsd_dist.run_record.run_inputs import input_digests
 from demopsd_dist.run_record.sinks import check_sinks
 from launch._command_line import count_gpus, exit_code_of
 from workers.cluster.placement import check_fits, table
@@ -68,10 +69,10 @@ def check_and_train(arguments: argparse.Namespace) -> int:
     with fenced():
         from launch._training_run import find_resume_point, run
 
-        start = None
+        start, inputs = None, input_digests(data.questions, folder)
         if arguments.resume or arguments.resume_from is not None:
-            start = find_resume_point(config, arguments.resume_from, arguments.allow_config_change)
-        if not run(config, folder, data, start):
+            start = find_resume_point(config, inputs, arguments.resume_from, arguments.allow_config_change)
+        if not run(config, folder, data, inputs, start):
             raise KeyboardInterrupt
     return 0
 

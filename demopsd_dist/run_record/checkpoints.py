@@ -1,7 +1,8 @@
 """Checkpoints of a run: written atomically, and verified before use.
 
 A checkpoint is written into a temporary folder, synced, and renamed: a folder `step-000012` is complete. Its
-`manifest.json` has size and digest of every file in it, so that later damage is detected before anything is loaded.
+`manifest.json` has size and digest of every file in it, so that later damage, and any file that was put there later, is
+detected before anything is loaded.
 Nothing in it can run code: tensors are safetensors, all else is JSON.
 """
 
@@ -62,6 +63,10 @@ class Checkpoint:
         present = {str(path.relative_to(self.path)) for path in _files(self.path)} - {MANIFEST}
         if missing := sorted(files.keys() - present):
             return f"{len(missing)} of {len(files)} files are missing, first {missing[0]}"
+        if foreign := sorted(present - files.keys()):
+            return (
+                f"{len(foreign)} files in it are not in its {MANIFEST}, first {foreign[0]}; remove them to use the rest"
+            )
         for name, written in files.items():
             path = self.path / name
             try:

@@ -19,8 +19,8 @@ CONFIG = "config.yaml"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Folder with `config.yaml`, `inputs.json`, `metrics.jsonl`, `samples/`, `ledger.sqlite`, `checkpoints/`, `replay/`,
-    `trace-step-*.json`, `summary.json`, `report.html` and `student/`, a Hugging Face model folder."""
+    """Folder with `config.yaml`, `inputs.json`, `metrics.jsonl`, `samples/`, `ledger.sqlite`, `checkpoints/`,
+    `replay/`, `trace-step-*.json`, `summary.json`, `report.html` and `student/`, a Hugging Face model folder."""
 
     path: Path
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from demopsd_dist.config import to_yaml
 from demopsd_dist.run_record import replay_batch
 from demopsd_dist.run_record.checkpoints import Checkpoint
+from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.training.run import Run, RunState
+from demopsd_dist.util.errors import CheckpointError
 
 
 async def save(run: Run, state: RunState) -> None:
     """Write a checkpoint with all state that this run cannot compute again."""
     content = {
+        "run": run.log.folder.identity,
         "step": state.step,
         "samples": state.samples,
         "ledger_position": run.ledger.position,
@@ -38,14 +44,32 @@ async def save_if_stopped(run: Run, state: RunState) -> None:
         await save(run, state)
 
 
+def refuse_other_run(folder: RunFolder, checkpoint: Checkpoint, content: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that was copied from another run. Checkpoints and runs without an identity pass.
+
+    Raises:
+        CheckpointError: as described.
+    """
+    written_by = content.get("run")
+    if written_by and folder.identity and written_by != folder.identity:
+        raise CheckpointError(
+            f"{checkpoint.path} is of another run: it has the identity {written_by}, the run in {folder.path} "
+            f"{folder.identity}. Remove it, or resume the run that wrote it."
+        )
+
+
 async def restore(run: Run, checkpoint: Checkpoint | None) -> RunState:
     """Load learners, teacher and log from a checkpoint; without one, the state is that before step 1.
 
     Learners and teacher have just been started.
+
+    Raises:
+        CheckpointError: the checkpoint was written by another run.
     """
     state = RunState()
     if checkpoint is not None:
         content = checkpoint.state()
+        refuse_other_run(run.log.folder, checkpoint, content)
         state = RunState(content["step"], content["samples"])
         run.alarm.rollbacks = max(run.alarm.rollbacks, content["rollbacks"])
         await run.roles.learners.load(checkpoint.path / "learner")

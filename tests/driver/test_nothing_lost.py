@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sqlite3
 from io import StringIO
 from pathlib import Path
@@ -20,12 +21,13 @@ from demopsd_dist.run_record.checkpoints import Checkpoint, Checkpoints
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.ledger import DropReason, Ledger
 from demopsd_dist.run_record.log import RunLog
+from demopsd_dist.run_record.run_inputs import write_inputs
 from demopsd_dist.testing import StandInLearners, World, stand_in_roles
 from demopsd_dist.training.checkpointing import restore
 from demopsd_dist.training.recovery import train_with_recovery
 from demopsd_dist.training.run import RunState, StageHook, Task, no_hook
 from demopsd_dist.training.step_batch import StepBatch
-from demopsd_dist.util.errors import CollapseError, RunFolderError
+from demopsd_dist.util.errors import CheckpointError, CollapseError, RunFolderError
 from launch import audit as audit_command
 from launch._task import compose_run
 from tests.driver.test_loop import DEMO, SMALL
@@ -95,6 +97,19 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, task: Task) -> Recorde
     run = RecordedRun(tmp_path_factory.mktemp("undisturbed"), task)
     assert run.go() == RunState(step=8, samples=8 * 24)
     return run
+
+
+def test_a_checkpoint_of_another_run_is_refused_as_such(tmp_path: Path, task: Task) -> None:
+    one, other = RecordedRun(tmp_path / "one", task), RecordedRun(tmp_path / "other", task)
+    for run in (one, other):
+        write_inputs(run.folder, {})
+        run.go(stop_after=3)
+    (own,) = one.checkpoints()
+    shutil.rmtree(own.path)
+    shutil.copytree(other.checkpoints()[0].path, own.path)
+    with pytest.raises(CheckpointError, match=rf"step-000003 is of another run: .* identity {other.folder.identity}"):
+        one.go(resume=True)
+    assert other.go(resume=True) == RunState(step=8, samples=8 * 24)
 
 
 def test_a_lost_learner_goes_back_to_the_checkpoint_and_learns_the_same(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from demopsd_dist.config import changes, changes_of_mathematics, load
+from demopsd_dist.config import changes, changes_of_training, load
 from demopsd_dist.run_record.checkpoints import Checkpoint, Checkpoints, checkpoint_at
 from demopsd_dist.util.errors import CheckpointError, RunFolderError
 
@@ -104,6 +104,24 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning_and_refused_by_path(tmp_
         checkpoint_at(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["teacher/ema-00001.safetensors", "learner/weights-00007.safetensors", ".hidden"])
+def test_a_file_that_was_put_into_a_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
+    checkpoints = written(tmp_path, 5, 10)
+    newest = checkpoints.all()[0]
+    stray = newest.path / name
+    stray.parent.mkdir(exist_ok=True)
+    stray.write_bytes(b"weights of somebody")
+    with pytest.raises(CheckpointError, match=f"1 files in it are not in its manifest.json, first {name}; remove them"):
+        checkpoint_at(newest.path)
+    warnings: list[str] = []
+    good = checkpoints.newest_good(warnings.append)
+    assert good is not None
+    assert good.step == 5
+    assert name in warnings[0]
+    stray.unlink()
+    assert checkpoint_at(newest.path).step == 10
+
+
 def test_changed_settings_at_a_resume() -> None:
     before = load(DEMO, ["rollout.num_workers=1"])
     after = load(DEMO, ["rollout.num_workers=2", "learner.zero_stage=3", "learner.learning_rate=1e-5", "steps=80"])
@@ -113,6 +131,6 @@ def test_changed_settings_at_a_resume() -> None:
         "learner.learning_rate",
         "steps",
     }
-    assert set(changes_of_mathematics(before, after)) == {"learner.learning_rate"}
+    assert set(changes_of_training(before, after)) == {"learner.learning_rate"}
     falling = load(DEMO, ["steps=80", "learner.schedule=cosine"])
-    assert set(changes_of_mathematics(before, falling)) == {"learner.schedule", "steps"}
+    assert set(changes_of_training(before, falling)) == {"learner.schedule", "steps"}
