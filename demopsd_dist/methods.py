@@ -56,7 +56,7 @@ class MethodSpec:
         return self.forwards.teacher is not None
 
     @property
-    def silent_without_advantage(self) -> bool:
+    def drops_zero_advantage(self) -> bool:
         """True if a response with advantage 0 has no gradient, so that its forwards can be skipped."""
         return not self.shows_solutions and self.reference is None
 

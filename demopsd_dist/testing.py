@@ -39,7 +39,7 @@ class World:
 
     published: int = -1
     diary: list[tuple[str, int]] = field(default_factory=list)  # (call, version or step)
-    unmoved: list[int] = field(default_factory=list)  # versions published after a step that learned nothing
+    unchanged: list[int] = field(default_factory=list)  # versions published after a step without an optimizer update
     lost_at_steps: list[int] = field(default_factory=list)  # each is one death of the learner, in order
     skill: float = 0.4
     never_done: set[str] = field(default_factory=set)  # prompts whose groups never finish
@@ -188,10 +188,10 @@ class StandInLearners:
 class StandInWeights:
     world: World
 
-    async def publish(self, version: int, *, moved: bool = True) -> None:
+    async def publish(self, version: int, *, changed: bool = True) -> None:
         self.world.diary.append(("publish", version))
-        if not moved:
-            self.world.unmoved.append(version)
+        if not changed:
+            self.world.unchanged.append(version)
         self.world.published = version
 
 

@@ -75,7 +75,7 @@ def print_plan(arguments: argparse.Namespace) -> int:
         print("\nSplits of these devices, the fastest first:")
         print("\n".join(plan_text.split_table(plans)))
         if plans and not plans[0].shortfalls:
-            print(f"\nSettings of the fastest split: {plan_text.override_words(plans[0], configured)}\n")
+            print(f"\nSettings of the fastest split: {plan_text.command_line_overrides(plans[0], configured)}\n")
             print("\n".join(plan_text.plan_lines(plans[0], cluster, arguments.hours, arguments.price)))
     return int(bool(configured.shortfalls))
 

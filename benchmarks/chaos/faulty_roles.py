@@ -65,7 +65,10 @@ class FaultyEngine:
         self._last: list[list[Rollout]] = []
         self.actor: LocalActor | None = None
 
-    async def start(self, *, blank: bool = False) -> None:
+    async def import_libraries(self) -> None:
+        """Do nothing: there is no engine."""
+
+    async def start(self, *, random_weights: bool = False) -> None:
         """Start at once."""
         await asyncio.sleep(0)
 
@@ -130,14 +133,14 @@ class FaultyWeights:
     pool: RolloutPool
     version: int = 0
 
-    async def publish(self, version: int, *, moved: bool = True) -> None:
+    async def publish(self, version: int, *, changed: bool = True) -> None:
         """Mark the version in every rollout worker."""
         self.version = version
         for rank in self.pool.group.ranks:
             try:
                 await self.pool.call(rank, lambda worker: worker(RolloutWorker.mark_version, version), what="a version")
             except LostWorkerError as error:
-                self.pool.report_loss(rank, error)
+                self.pool.report_lost_worker(rank, error)
 
     async def sync_new_worker(self, new_worker: RolloutWorkers, serve: Callable[[], None]) -> None:
         """Mark the current version in a worker that joins, and let it serve."""

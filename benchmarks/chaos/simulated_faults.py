@@ -100,7 +100,7 @@ async def _run_until_killed(
     config: Config, folder: RunFolder, task: Task, plan: FaultPlan, learned: dict[int, list[tuple[str, bytes]]]
 ) -> bool:
     """Start or resume the run: True at its end, False where the driver was killed."""
-    pool = LocalPool(config, folder.path, blank=True, say=lambda text: None)
+    pool = LocalPool(config, folder.path, random_weights=True, say=lambda text: None)
     pool.plan = plan
     weights = FaultyWeights(pool)
     pool.sync_new_worker = weights.sync_new_worker
@@ -109,6 +109,7 @@ async def _run_until_killed(
     async def restart() -> None:
         learners.steps = 0
 
+    pool.let_engines_start()
     await pool.start()
     teacher = FaultyTeacher(AT_ONCE, examples_per_step=1, plan=plan)
     roles = Roles(RolloutGroup(pool, config), teacher, learners, weights, restart)

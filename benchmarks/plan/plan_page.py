@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from demopsd_dist.planning.calibration import MeasuredRun, cluster_from_dict, fit_calibration, measured_run
+from demopsd_dist.planning.calibration import MeasuredRun, cluster_from_dict, fit_calibration, measured_run_from_dict
 from demopsd_dist.planning.hardware import DeviceCluster
 from demopsd_dist.planning.roofline import STAGES, Calibration
 from demopsd_dist.planning.splits import rank_splits
@@ -20,7 +20,7 @@ def report(results: Row) -> Iterator[str]:
     cluster = cluster_from_dict(results["cluster"])
     device = cluster.device
     rows = [row for row in results["measured"] if not row["split_of"]]
-    fitted = [measured_run(row) for row in rows if row["fits"]]
+    fitted = [measured_run_from_dict(row) for row in rows if row["fits"]]
     calibration = fit_calibration(cluster, fitted, "plan-cpu.json")
     yield from (
         "# The planner, checked",
@@ -71,7 +71,7 @@ def _errors(title: str, rows: Sequence[Row], cluster: DeviceCluster, calibration
 
 
 def _plan(row: Row, cluster: DeviceCluster, calibration: Calibration) -> RunPlan:
-    case = measured_run(row)
+    case = measured_run_from_dict(row)
     return plan_run(case.workload, case.split, cluster, calibration)
 
 
@@ -105,7 +105,7 @@ def _splits(results: Row, cluster: DeviceCluster, calibration: Calibration) -> I
     for name in dict.fromkeys(row["split_of"] for row in results["measured"] if row["split_of"]):
         rows = [row for row in results["measured"] if row["split_of"] == name]
         rows.sort(key=lambda row: row["step_s"])
-        cases: list[MeasuredRun] = [measured_run(row) for row in rows]
+        cases: list[MeasuredRun] = [measured_run_from_dict(row) for row in rows]
         best = rank_splits(cases[0].workload, cluster, calibration)[0].split
         yield from (
             f"## Splits of {cluster.size} cores: {name}",

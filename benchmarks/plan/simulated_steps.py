@@ -136,7 +136,7 @@ class SleepingRoles(Stateless):
             await asyncio.sleep(self.seconds["learn"] + self.seconds["driver"])
         return StepReport({"learner/loss": 0.0}, stepped=True)
 
-    async def publish(self, version: int, *, moved: bool = True) -> None:
+    async def publish(self, version: int, *, changed: bool = True) -> None:
         if self.waits:
             async with self.locks.rollouts:
                 await asyncio.sleep(self.seconds["publish"])

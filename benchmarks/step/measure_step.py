@@ -61,7 +61,7 @@ class SimulatedWeights:
     times: StageTimes
     published: list[int] = field(default_factory=list)
 
-    async def publish(self, version: int, *, moved: bool = True) -> None:
+    async def publish(self, version: int, *, changed: bool = True) -> None:
         """Sleep as long as a publish takes, and mark the version."""
         await asyncio.sleep(self.times.publish_s)
         await self.rollouts.each(
@@ -100,7 +100,7 @@ def ledger_alone(steps: int) -> Row:
             prompts = prompts_of_step(task.train, config, step - 1)
             groups = [simulated_responses(prompt, train_sampling(config, step), step - 1, 0) for prompt in prompts]
             examples = examples_from_rewards(
-                [reward_group(group, task.reward) for group in groups], scaled=False, leave_out_silent=False
+                [reward_group(group, task.reward) for group in groups], scaled=False, drop_zero_advantage=False
             ).examples
             began = time.monotonic()
             ledger.issued(step, prompts, samples)

@@ -153,7 +153,7 @@ async def measure(case: Row, folder: Path, transports: Sequence[str], counts: Se
         await claim.ready(START_S)
         await sender.each(lambda worker, _: worker(BucketSender.start, ("", 0)), within_s=START_S, what="a model")
         await receivers.each(
-            lambda worker, _: worker(LoadingEngine.start, blank=True), within_s=START_S, what="an engine"
+            lambda worker, _: worker(LoadingEngine.start, random_weights=True), within_s=START_S, what="an engine"
         )
         rows: list[Row] = []
         for transport in transports:

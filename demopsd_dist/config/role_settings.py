@@ -12,7 +12,7 @@ class OnPublish(Enum):
     """Effect of a weight publish on responses that are still being sampled."""
 
     wait = "wait"  # the publish waits for them
-    keep = "keep"  # they go on with the new weights; their keys and values are computed anew
+    keep = "keep"  # they continue with the new weights; their keys and values are computed again
 
 
 @dataclass
@@ -20,8 +20,8 @@ class RolloutConfig:
     num_workers: int = setting(1, above=0)
     """Number of vLLM engines."""
     min_workers: int | None = setting(None, at_least=1)
-    """Number of engines with which the run starts and goes on where the cluster cannot place all; the missing ones join
-    as soon as they fit. At most num_workers; null is num_workers."""
+    """Fewest engines that suffice to start and to continue. If the cluster cannot place num_workers, the missing engines
+    join as soon as it can. At most num_workers; null requires all."""
     cpus_per_worker: float = setting(1.0, above=0)
     """Ray CPUs of each engine process; a fraction lets roles that take turns share a core."""
     gpus_per_worker: float = setting(0, at_least=0, at_most=1)
@@ -39,20 +39,22 @@ class RolloutConfig:
     prompts_per_step: int = setting(64, above=0)
     """Number of questions sampled for one optimizer step."""
     group_size: int = setting(8, above=0)
-    """Number of responses to each question; at least 2 where a rollout may not be its own solution."""
+    """Number of responses to each question; at least 2 for grpo, and for distillation with
+    privileged.exclude_own_success and no privileged.feedback."""
     temperature: float = setting(1.0, at_least=0.01, at_most=2)
     """Sampling temperature of training rollouts and of all log-probabilities in the loss; outside the range vLLM rounds
     or refuses it."""
     max_prompt_tokens: int = setting(2048, above=0, unit="tokens")
-    """Longest question that is used; longer ones are left out, counted and reported."""
+    """Longest prompt, chat template and system message included; questions with longer prompts are left out, counted
+    and reported."""
     max_response_tokens: int = setting(16384, above=0, unit="tokens")
     """Length at which a response is truncated."""
     ahead: int = setting(0, at_least=0, unit="steps")
     """Number of steps whose rollouts are in flight beyond the one being learned: 0 is on-policy. Staleness never
     exceeds it."""
     late_group_s: float | None = setting(None, above=0, unit="seconds")
-    """Time limit for the last tenth of a step's groups, from when nine tenths have arrived; later groups are dropped
-    and counted by `rollout/groups`. null waits for all."""
+    """Time limit for the last tenth of a step's groups, from when nine tenths have arrived; later groups are dropped,
+    and `rollout/groups` is the number that remain. null waits for all."""
     on_publish: OnPublish = OnPublish.wait
     """`wait` or `keep`: effect of a publish on responses still being sampled, which exist only with ahead > 0."""
     sleep: bool = False
@@ -73,7 +75,8 @@ class Payload(Enum):
     """Number format of the log-probabilities that the teacher worker sends."""
 
     float32 = "float32"
-    float16 = "float16"  # half the bytes; off by at most 1/2048 of a value, 0.009 nats at the floor of 1e-8
+    # half the bytes; relative error at most 1/2048: 0.009 nats for a token of probability 1e-8
+    float16 = "float16"
 
 
 @dataclass
@@ -96,7 +99,7 @@ class TeacherConfig:
     trust_region_rate: float = setting(0.05, at_least=0, at_most=1)
     """Weight of the `live` logits in the logits of `trust_region`."""
     batch_tokens: int = setting(16384, above=0, unit="tokens")
-    """Largest number of padded tokens in one forward."""
+    """Largest number of padded tokens in one forward. A single longer row runs alone."""
     payload: Payload = Payload.float32
     """`float32` or `float16`: number format of the log-probabilities sent to the learners."""
 
@@ -137,8 +140,8 @@ class LearnerConfig:
     max_grad_norm: float = setting(1.0, above=0)
     """Norm to which larger gradients are scaled down."""
     micro_batch_tokens: int = setting(16384, above=0, unit="tokens")
-    """Largest number of padded tokens in one forward and backward of a rank. Affects memory and time, not the
-    result."""
+    """Largest number of padded tokens in one forward and backward of a rank. A single longer row runs alone. Affects
+    memory and time, not the result."""
     activation_checkpointing: bool = False
     """Keep only the input of each layer and compute the rest again in the backward pass. Does not change the result:
     less memory for long sequences, for about a third more computation."""

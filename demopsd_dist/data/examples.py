@@ -140,15 +140,15 @@ def examples_from_siblings(
 
 
 def examples_from_rewards(
-    groups: Sequence[RewardedGroup], *, scaled: bool, leave_out_silent: bool
+    groups: Sequence[RewardedGroup], *, scaled: bool, drop_zero_advantage: bool
 ) -> DistillationBatch:
-    """Each rollout with its advantage. `leave_out_silent` drops rollouts of advantage 0; the loss stays a mean over
+    """Each rollout with its advantage. `drop_zero_advantage` drops rollouts of advantage 0; the loss stays a mean over
     all rollouts."""
     examples = [
         TrainingExample(rollout, reward, advantage, _NO_TOKENS)
         for group in groups
         for rollout, reward, advantage in zip(group.rollouts, group.rewards, group.advantages(scaled), strict=True)
-        if advantage != 0.0 or not leave_out_silent
+        if advantage != 0.0 or not drop_zero_advantage
     ]
     return DistillationBatch(examples, _size([rollout for group in groups for rollout in group.rollouts]))
 

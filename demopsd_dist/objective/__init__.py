@@ -12,7 +12,7 @@ another trainer, call `demopsd_loss` (`standalone_loss.py`).
 
 from demopsd_dist.objective.aggregate import token_weight
 from demopsd_dist.objective.barycenter import barycenter, tanh_gate, threshold_gate
-from demopsd_dist.objective.candidates import candidates, target_of
+from demopsd_dist.objective.candidates import candidate_indices, target_of
 from demopsd_dist.objective.demopsd import DemoPSD, GatedTarget
 from demopsd_dist.objective.divergence import (
     atom_entropy,
@@ -48,7 +48,7 @@ __all__ = [
     "TokenViews",
     "atom_entropy",
     "barycenter",
-    "candidates",
+    "candidate_indices",
     "coarsen",
     "demopsd_loss",
     "disagreement",

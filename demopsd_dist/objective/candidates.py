@@ -1,4 +1,5 @@
-"""Candidate tokens of a sample's record: the likeliest few at each position, and the target's values there."""
+"""Records of a sampled token: the few most likely tokens (candidates) at its position, and the target distribution of
+the method there."""
 
 from __future__ import annotations
 
@@ -14,15 +15,17 @@ from demopsd_dist.objective.sdpo import SDPO
 
 
 @torch.no_grad()
-def candidates(views: Sequence[Tensor], count: int, has_tail: bool) -> Tensor:
-    """Atom indices of the tokens that are likeliest in any of the views, (N, C), the likeliest first.
+def candidate_indices(logps_NA: Sequence[Tensor], count: int, has_tail: bool) -> Tensor:
+    """Indices of the tokens that are most likely under any of the given distributions, (N, C), most likely first.
+
+    They index the atoms: the tokens of the support, then the tail bucket.
 
     Args:
-        views: log-probabilities of the same atoms, (N, A) each.
-        count: upper bound of C, as is the number of tokens among the atoms.
+        logps_NA: log-probabilities of the same atoms, (N, A) each.
+        count: number of candidates wanted; C is smaller where the atoms hold fewer tokens.
         has_tail: the last atom is the tail bucket, which is no token.
     """
-    likeliest_NA = torch.stack([view.detach() for view in views]).amax(0)
+    likeliest_NA = torch.stack([logp_NA.detach() for logp_NA in logps_NA]).amax(0)
     if has_tail:
         likeliest_NA = likeliest_NA[:, :-1]
     return likeliest_NA.topk(min(count, likeliest_NA.shape[-1])).indices
@@ -30,7 +33,10 @@ def candidates(views: Sequence[Tensor], count: int, has_tail: bool) -> Tensor:
 
 @torch.no_grad()
 def target_of(method: Objective, views: TokenViews) -> Tensor | None:
-    """Log-probabilities of the method's target for the student, (B, T, A); None for a method without a teacher."""
+    """Log-probabilities of the method's target for the student, (B, T, A); None for a method without a teacher.
+
+    Without a reference in `views`, the student's own values stand in for it.
+    """
     if not isinstance(method, DemoPSD | OPSD | SDPO) or views.teacher_logp_BTA is None:
         return None
     reference_BTA = views.reference_logp_BTA

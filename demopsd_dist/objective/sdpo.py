@@ -1,10 +1,11 @@
-"""SDPO: the student fits its privileged teacher outright (arXiv 2601.20802).
+"""SDPO: the student is trained towards the privileged teacher itself (arXiv 2601.20802).
 
-    loss = KL(r|p)   or   JSD(p, r)   or   KL(p|r)
+    loss = KL(r|p) (forward_kl)   or   JSD(p, r) (jsd)   or   KL(p|r) (reverse_kl)
 
-on the student's top-k tokens and the tail bucket. It is DemoPSD with alpha = 0 where the divergence is reverse KL.
-Left out: the mode that looks at the sampled token alone; the bound of the published code on the tail's mass (at least
-1e-7), since the tail is exact here.
+with p the student and r the teacher, on the student's top-k tokens and the tail bucket; off-policy, times the clipped
+importance ratio. With reverse KL it is DemoPSD with alpha = 0.
+Not implemented: the published mode that uses only the sampled token; the published lower bound of 1e-7 on the tail's
+probability, needless here because the tail is computed exactly.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class SDPO:
     importance_clip: float = 2.0
 
     def __call__(self, views: TokenViews) -> TokenLoss:
-        """Loss and means of each token."""
+        """Loss of each token, and the values of each token that are averaged into metrics."""
         assert views.teacher_logp_BTA is not None
         student_BTA, teacher_BTA = views.student_logp_BTA, views.teacher_logp_BTA
         loss_BT = skewed_jsd_terms(student_BTA, teacher_BTA, _SKEW[self.divergence]).sum(-1)

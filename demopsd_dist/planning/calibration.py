@@ -27,12 +27,12 @@ from demopsd_dist.planning.step_time import stage_loads
 from demopsd_dist.planning.workload import Split, Workload, workload_from_dict
 from demopsd_dist.util.errors import ConfigError
 
-FEWEST_CASES = 3  # fewer cannot separate the terms of a stage
+MIN_RUNS_TO_FIT = 3  # fewer cannot separate the terms of a stage
 
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """One measured case: the workload, the split, seconds of each stage by itself, and GiB by role."""
+    """One benchmark run: the workload, the split, seconds of each stage when it runs alone, and GiB by role."""
 
     name: str
     workload: Workload
@@ -50,7 +50,7 @@ def read_calibration(path: Path) -> tuple[DeviceCluster, Calibration]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         cluster = cluster_from_dict(content["cluster"])
-        runs = [measured_run(row) for row in content["measured"]]
+        runs = [measured_run_from_dict(row) for row in content["measured"]]
     except OSError as error:
         raise ConfigError(f"--calibrate {path}: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -62,12 +62,12 @@ def read_calibration(path: Path) -> tuple[DeviceCluster, Calibration]:
 
 
 def cluster_from_dict(values: Mapping[str, Any]) -> DeviceCluster:
-    """Inverse of `dataclasses.asdict`."""
+    """Rebuild the cluster from the dictionary that `dataclasses.asdict` made of it."""
     return DeviceCluster(**{**values, "device": Device(**values["device"])})
 
 
-def measured_run(row: Mapping[str, Any]) -> MeasuredRun:
-    """Inverse of `dataclasses.asdict`; other keys of the row are ignored."""
+def measured_run_from_dict(row: Mapping[str, Any]) -> MeasuredRun:
+    """Rebuild the run from the dictionary that `dataclasses.asdict` made of it; other keys are ignored."""
     return MeasuredRun(
         name=row["name"],
         workload=workload_from_dict(row["workload"]),
@@ -77,36 +77,38 @@ def measured_run(row: Mapping[str, Any]) -> MeasuredRun:
     )
 
 
-def fit_calibration(cluster: DeviceCluster, cases: Sequence[MeasuredRun], source: str) -> Calibration:
-    """Fit the coefficients of each stage and the memory of each role; those without a measurement stay assumed."""
+def fit_calibration(cluster: DeviceCluster, runs: Sequence[MeasuredRun], source: str) -> Calibration:
+    """Fit the coefficients of each stage and the memory of each role.
+
+    A stage that was never measured, or a role measured fewer than twice, keeps its assumed values.
+    """
     stages, memory = dict(ASSUMED), dict(ASSUMED_MEMORY)
-    loads = [stage_loads(case.workload, case.split, cluster, UNCALIBRATED)[0] for case in cases]
+    loads = [stage_loads(run.workload, run.split, cluster, UNCALIBRATED)[0] for run in runs]
     for stage in STAGES:
         measured = [
-            (load[stage], case.seconds[stage]) for load, case in zip(loads, cases, strict=True) if stage in case.seconds
+            (load[stage], run.seconds[stage]) for load, run in zip(loads, runs, strict=True) if stage in run.seconds
         ]
         if measured:
             stages[stage] = fit_stage([load for load, _ in measured], [s for _, s in measured], ASSUMED[stage])
     for role in ASSUMED_MEMORY:
-        rows = [
-            (*_counted_gib(case, cluster, role), case.memory_gib[role]) for case in cases if role in case.memory_gib
-        ]
+        rows = [(*_computed_gib(run, cluster, role), run.memory_gib[role]) for run in runs if role in run.memory_gib]
         if len(rows) > 1:
             memory[role] = fit_memory(rows)
     return Calibration(stages, memory, source)
 
 
-def _counted_gib(case: MeasuredRun, cluster: DeviceCluster, role: str) -> tuple[float, float]:
-    """Persistent and transient GiB of a worker as counted, before calibration."""
-    one = next(one for one in memory_footprints(case.workload, case.split, cluster, {}) if one.role == role)
-    return sum(one.persistent.values()), sum(one.transient.values())
+def _computed_gib(run: MeasuredRun, cluster: DeviceCluster, role: str) -> tuple[float, float]:
+    """Persistent and transient GiB of a worker as computed from model and batch sizes, before calibration."""
+    footprints = memory_footprints(run.workload, run.split, cluster, {})
+    footprint = next(footprint for footprint in footprints if footprint.role == role)
+    return sum(footprint.persistent.values()), sum(footprint.transient.values())
 
 
 def fit_stage(loads: Sequence[Load], seconds: Sequence[float], assumed: Coefficients) -> Coefficients:
-    """Fit non-negative coefficients with the least relative errors; with fewer than `FEWEST_CASES` cases, scale all
-    assumed coefficients by one factor."""
+    """Fit non-negative coefficients with the least relative errors; with fewer than `MIN_RUNS_TO_FIT` runs, scale
+    all assumed coefficients by one factor."""
     measured = np.asarray(seconds, float)
-    if len(loads) < FEWEST_CASES:
+    if len(loads) < MIN_RUNS_TO_FIT:
         before = np.asarray([assumed.seconds(load) for load in loads])
         scale = float(np.exp(np.mean(np.log(measured / before))))
         return Coefficients(
@@ -125,7 +127,7 @@ def fit_stage(loads: Sequence[Load], seconds: Sequence[float], assumed: Coeffici
 
 
 def fit_memory(rows: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
-    """Fit base_gib and the factor of transient memory to rows of (persistent, transient, measured) GiB."""
+    """Fit measured = base_gib + persistent + factor * transient to rows of (persistent, transient, measured) GiB."""
     persistent, transient, measured = np.asarray(rows, float).T
     table = np.stack([np.ones_like(transient), transient], axis=1)
     base, factor = nonnegative_least_squares(table / measured[:, None], (measured - persistent) / measured)

@@ -1,4 +1,5 @@
-"""Text of a plan: the assumptions, one plan in full, the table of the fastest splits, and settings to take one."""
+"""Text that `launch.plan` prints: assumptions, one plan in full, the fastest splits (divisions of the devices among
+rollout, teacher and learner), and the settings that select one."""
 
 from __future__ import annotations
 
@@ -26,11 +27,11 @@ def heading(workload: Workload, cluster: DeviceCluster, calibration: Calibration
     nodes = f"{cluster.nodes} x " if cluster.nodes > 1 else ""
     yield f"hardware   {nodes}{cluster.per_node} x {cluster.device.name}"
     yield (
-        f"a step     {workload.prompts} questions x {workload.group_size} responses; assumed of the data: prompts of "
-        f"{traffic.prompt_tokens:.0f} tokens, responses of {traffic.response_tokens:.0f}, solutions of "
-        f"{traffic.solution_tokens:.0f}, {traffic.right_fraction:.0%} right"
+        f"a step     {workload.prompts} questions x {workload.group_size} responses; assumed means: prompt "
+        f"{traffic.prompt_tokens:.0f} tokens, response {traffic.response_tokens:.0f}, solution "
+        f"{traffic.solution_tokens:.0f}; {traffic.right_fraction:.0%} of responses correct"
     )
-    yield f"estimates  efficiencies {calibration.source}"
+    yield f"estimates  device efficiencies: {calibration.source}"
 
 
 def plan_lines(plan: RunPlan, cluster: DeviceCluster, hours: float | None, price: float | None) -> Iterator[str]:
@@ -42,14 +43,14 @@ def plan_lines(plan: RunPlan, cluster: DeviceCluster, hours: float | None, price
         line = f"  in {hours:g} h     {samples:,.0f} samples in {hours * 3600 / plan.step_s:,.0f} steps"
         if price is not None:
             total = hours * cluster.size * price
-            line += f"; {cluster.size * hours:,.0f} device-hours, {total:,.0f} at {price:g} each"
-            line += f", {total / samples:.2g} a sample"
+            line += f"; {cluster.size * hours:,.0f} device-hours, cost {total:,.0f} at {price:g} per device-hour"
+            line += f", {total / samples:.2g} per sample"
         yield line
-    for one in plan.memory:
-        yield f"  {one.role:<10} {one.gib:6.1f} GiB a process: {_items(one)}"
+    for footprint in plan.memory:
+        yield f"  {footprint.role:<10} {footprint.gib:6.1f} GiB a process: {_items(footprint)}"
     yield (
-        f"             without the fused loss: {unfused_logits_gib(plan.workload, plan.split.learner):.1f} GiB of "
-        "logits in a learner"
+        "             for comparison: an unfused loss would hold "
+        f"{unfused_logits_gib(plan.workload, plan.split.learner):.1f} GiB of logits in each learner"
     )
     yield f"  checkpoint {checkpoint_gib(plan.workload):6.3g} GiB on disk each"
     for reason in plan.shortfalls:
@@ -57,43 +58,43 @@ def plan_lines(plan: RunPlan, cluster: DeviceCluster, hours: float | None, price
 
 
 def split_table(plans: Sequence[RunPlan]) -> Iterator[str]:
-    """Table of the fastest splits, and why the fastest split that does not fit does not."""
+    """Table of the fastest splits that fit in memory, and the first reason why the fastest of the others does not."""
     yield f"{'split':<58} {'step, s':>9} {'samples/s':>10}"
     fitting = [plan for plan in plans if not plan.shortfalls]
     for plan in fitting[:SHOWN_SPLITS]:
         yield f"{plan.label():<58} {plan.step_s:>9.3g} {plan.samples_per_s:>10.3g}"
-    too_large = [plan for plan in plans if plan.shortfalls]
+    not_fitting = [plan for plan in plans if plan.shortfalls]
     if not fitting:
         yield "none of the splits fits"
-    if too_large:
-        yield f"{len(too_large)} of {len(plans)} splits do not fit, for example {too_large[0].label()}:"
-        yield f"  {too_large[0].shortfalls[0]}"
+    if not_fitting:
+        yield f"{len(not_fitting)} of {len(plans)} splits do not fit, for example {not_fitting[0].label()}:"
+        yield f"  {not_fitting[0].shortfalls[0]}"
 
 
-def override_words(plan: RunPlan, configured: RunPlan) -> str:
+def command_line_overrides(plan: RunPlan, configured: RunPlan) -> str:
     """Overrides for the command line that change the configured split into the plan's."""
     split = plan.split
-    words = [
+    overrides = [
         f"rollout.num_workers={split.rollout}",
         f"learner.num_workers={split.learner}",
         f"rollout.ahead={split.ahead}",
     ]
     if split.teacher:
-        words.insert(1, f"teacher.num_workers={split.teacher}")
+        overrides.insert(1, f"teacher.num_workers={split.teacher}")
     for key, value, before in (
         ("rollout.tensor_parallel", plan.workload.tensor_parallel, configured.workload.tensor_parallel),
         ("teacher.shards", split.teacher_shards, configured.split.teacher_shards),
     ):
         if value > 1 or before > 1:
-            words.append(f"{key}={value}")
+            overrides.append(f"{key}={value}")
     for role, threads in (
         ("rollout", split.rollout_threads),
         ("teacher", split.teacher_threads),
         ("learner", split.learner_threads),
     ):
         if split.shared and (role != "teacher" or split.teacher):
-            words.append(f"{role}.threads={threads}")
-    return " ".join(words)
+            overrides.append(f"{role}.threads={threads}")
+    return " ".join(overrides)
 
 
 def _rate(plan: RunPlan) -> str:
@@ -105,7 +106,8 @@ def _seconds(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _items(one: Footprint) -> str:
-    transient = {name: one.factor * gib for name, gib in one.transient.items()}
-    items = {"process": one.base_gib, **one.persistent, **transient}
+def _items(footprint: Footprint) -> str:
+    transient = {name: footprint.factor * gib for name, gib in footprint.transient.items()}
+    # "runtime": an empty process, or its CUDA context
+    items = {"runtime": footprint.base_gib, **footprint.persistent, **transient}
     return ", ".join(f"{name} {gib:.1f}" for name, gib in items.items() if gib >= 0.05)

@@ -30,7 +30,7 @@ async def train(run: Run, state: RunState) -> RunState:
             state = state.after(samples=len(batch.rollouts))
             run.ledger.trained(state.step, [item.example for item in train_batch.items], samples=len(batch.rollouts))
             with log.timed("publish_weights"):
-                await roles.weights.publish(state.version, moved=report.stepped)
+                await roles.weights.publish(state.version, changed=report.stepped)
             queue.start_next()  # its prompts are sampled with these weights
             await record_step(run, state, batch, report)
             await evaluate_if_due(run, state)

@@ -105,10 +105,10 @@ class Learners(Protocol):
 class WeightPublishing(Protocol):
     """Publishing of the learners' weights to rollout workers and teacher."""
 
-    async def publish(self, version: int, *, moved: bool = True) -> None:
+    async def publish(self, version: int, *, changed: bool = True) -> None:
         """Send the learners' weights to the rollout workers, and to the teacher, which updates its EMA.
 
-        Version 0 resets the teacher to the student. `moved=False` means that the step changed no weights, and only the
+        Version 0 resets the teacher to the student. `changed=False` means that the step changed no weights, and only the
         version is new. Returns when every receiver has acknowledged.
 
         Raises:

@@ -56,10 +56,13 @@ def step_batches(run: Run, state: RunState) -> AbstractAsyncContextManager[Prefe
 
 
 async def build_step_batch(run: Run, step: int) -> StepBatch:
-    """Sample, reward and score the prompts of a step. `step` counts the steps done before.
+    """Sample, reward and score the prompts of a step.
 
     Groups are scored while others are still sampled, except where the method has several sampling rounds or the run
     is deterministic: then all are scored in one call at the end.
+
+    Args:
+        step: number of steps already done, 0 for the first.
 
     Raises:
         RewardError: the reward failed on every response of the step.
@@ -139,8 +142,8 @@ async def score_groups(run: Run, step: int, groups: list[RewardedGroup]) -> Scor
     """Make the examples of some groups, and score them with the teacher on the student's support."""
     batch = make_examples(run, groups, step)
     learned_ids = {example.id for example in batch.examples}
-    silent = [(r.prompt.id, r.sample) for group in groups for r in group.rollouts if r.id not in learned_ids]
-    run.ledger.dropped(step + 1, silent, DropReason.no_example)
+    without_example = [(r.prompt.id, r.sample) for group in groups for r in group.rollouts if r.id not in learned_ids]
+    run.ledger.dropped(step + 1, without_example, DropReason.no_example)
     with run.log.timed("support"):
         supports = await run.roles.learners.support(batch.examples)
     with run.log.timed("score"):
@@ -154,7 +157,7 @@ def make_examples(run: Run, groups: Sequence[RewardedGroup], step: int) -> Disti
     cfg, method = run.cfg, run.method
     if not method.shows_solutions:
         return examples_from_rewards(
-            groups, scaled=method.scaled_advantage, leave_out_silent=method.silent_without_advantage
+            groups, scaled=method.scaled_advantage, drop_zero_advantage=method.drops_zero_advantage
         )
     return examples_from_siblings(
         groups,

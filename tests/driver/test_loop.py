@@ -101,7 +101,7 @@ def test_no_rollout_is_older_than_ahead_and_the_bound_is_used(tmp_path: Path, ta
 def test_a_step_without_examples_moves_no_weights(tmp_path: Path, task: Task) -> None:
     run = DriverRun(tmp_path, task, "steps=2", skill=0.0)
     assert [batch.token_count for batch in run.batches] == [0, 0]
-    assert run.world.unmoved == [1, 2]
+    assert run.world.unchanged == [1, 2]
     assert run.summary["active_fraction"] == 0
     assert run.console.getvalue().count("nothing to learn from") == 2
     assert "example: question " in run.console.getvalue()

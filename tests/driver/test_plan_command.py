@@ -46,12 +46,12 @@ def test_a_plan_has_memory_time_the_best_split_and_its_cost(capsys: pytest.Captu
     for text in (
         "4.02e9 parameters, bfloat16",
         "2 rollout, 2 teacher, 4 learner, ahead 0:",
-        "96 device-hours, 192 at 2 each",
+        "96 device-hours, cost 192 at 2 per device-hour",
         "KV cache",
-        "without the fused loss: ",
+        "for comparison: an unfused loss would hold ",
         "Splits of these devices, the fastest first:",
         "Settings of the fastest split: rollout.num_workers=",
-        "efficiencies assumed, not measured",
+        "device efficiencies: assumed, not measured",
     ):
         assert text in output
 

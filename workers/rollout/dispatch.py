@@ -193,7 +193,7 @@ class Pool(Protocol):
         """
         ...
 
-    def report_loss(self, rank: int, error: LostWorkerError) -> None:
+    def report_lost_worker(self, rank: int, error: LostWorkerError) -> None:
         """Note that a call lost the worker."""
         ...
 

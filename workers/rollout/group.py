@@ -97,7 +97,7 @@ class RolloutGroup:
                 return groups
             except LostWorkerError as error:
                 failures.append(str(error))
-                self._pool.report_loss(worker, error)
+                self._pool.report_lost_worker(worker, error)
             finally:
                 self._throughput.end(worker, [rollout for group in groups for rollout in group])
                 self._pool.queue.release(worker, capacity)

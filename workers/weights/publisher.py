@@ -7,7 +7,7 @@ Senders are the learners (`LearnerWorker.gather`, by an outbox of `transports.py
 * `receiver.py`: each receiver checks version, index and digest of every bucket before it loads it, and that all tensors
   of the model were sent. An engine also checks that every parameter was loaded (`workers/rollout/vllm_weights.py`).
 * `WeightPublisher._check_canary`, below: with the new weights each engine computes log-probabilities of a fixed prompt;
-  other values than the learner's, or the old ones, are refused (`canary.py`).
+  values that differ from the learner's, or have not changed, raise an error (`canary.py`).
 * `workers/rollout/worker.py`: the engine must drop its prefix cache, which holds keys and values of the old weights.
 * `LearnerGroup._refuse_mismatch` (`workers/learner/group.py`): after each step, every token sampled with these weights
   has the learner's log-probability.
@@ -41,8 +41,8 @@ RolloutCall = Callable[[Handle[RolloutWorker]], Ref[R]]
 
 @dataclass(frozen=True)
 class LastPublish:
-    """The last publish, which can still be fetched. `version` is above `sent_version` after steps that learned
-    nothing."""
+    """The last publish, which can still be fetched. `version` is above `sent_version` after steps without an optimizer
+    update."""
 
     version: int
     sent_version: int
@@ -69,14 +69,14 @@ class WeightPublisher:
         self._canary_logp: dict[int, tuple[LogpT, LogpT]] = {}  # learner's and engine's, by the engine's rank
         self._last: LastPublish | None = None
         self._lock = asyncio.Lock()
-        self._setting = config.weights.transport
+        self._transport_setting = config.weights.transport
         self._published = asyncio.Event()
-        self.bucket_refs: list[BucketRef] = []  # of the last publish
+        self.bucket_refs: list[BucketRef] = []  # of the last publish, as are its acks
         self.acks: list[Ack] = []
         rollouts.sync_new_worker = self.sync_new_worker
 
     async def start(self) -> None:
-        """Agree with the learners on the plan, and with the receivers on the transport.
+        """Get the bucket plan from the learners, choose the transport, and attach the receivers.
 
         Raises:
             ConfigError: `weights.transport` cannot reach all receivers.
@@ -84,25 +84,25 @@ class WeightPublisher:
         within_s = self._config.limits.start_s
         self._canary_logp, self._last = {}, None
         plans = await self._learners.each(
-            lambda worker, _: worker(LearnerWorker.plan), within_s=within_s, what="its plan of publishes"
+            lambda worker, _: worker(LearnerWorker.plan), within_s=within_s, what="the list of weight buckets"
         )
         self.plan = plans[0]
         receivers: tuple[ActorGroup[Receiver], ...] = (self._rollouts.group, self._teacher)
         nodes: dict[str, str] = {}
         for group in receivers:
             nodes |= await receiver_nodes(group, within_s)
-        self.transport = choose_transport(self._setting, self.plan.node, nodes)
+        self.transport = choose_transport(self._transport_setting, self.plan.node, nodes)
         self.segment, *_ = await self._learners.each(
             lambda worker, _: worker(LearnerWorker.open_outbox, self.transport),
             within_s=within_s,
-            what="memory for weights",
+            what="opening memory for weights",
         )
         for group in receivers:
             await self._attach(group)
         self._canary = canary_tokens(self.plan.vocabulary_size, self._config.rollout.max_prompt_tokens)
 
     async def restart(self) -> None:
-        """Start again, with learners that have replaced others."""
+        """Start again after the learners were replaced."""
         async with self._lock:
             await self.start()
 
@@ -115,7 +115,7 @@ class WeightPublisher:
         )
 
     async def sync_new_worker(self, new_worker: RolloutWorkers, serve: Callable[[], None]) -> None:
-        """Bring a rollout worker that joins to the last publish; then let it serve.
+        """Send the last publish to a joining rollout worker, then call `serve`.
 
         Raises:
             WeightSyncError: what arrived is not what was sent.
@@ -133,8 +133,9 @@ class WeightPublisher:
 
     async def _sync_new_worker(self, new_worker: RolloutWorkers, serve: Callable[[], None]) -> None:
         nodes = await receiver_nodes(new_worker, self._config.limits.start_s)
-        if choose_transport(self._setting, self.plan.node, nodes) is not self.transport is Transport.shared_memory:
-            self._setting = Transport.object_store
+        transport = choose_transport(self._transport_setting, self.plan.node, nodes)
+        if transport is not self.transport is Transport.shared_memory:
+            self._transport_setting = Transport.object_store
             self._published.clear()
             await self._published.wait()  # the next publish goes through the object store
         async with self._lock:
@@ -151,25 +152,28 @@ class WeightPublisher:
                     await new_worker.each(
                         lambda worker, _: worker(RolloutWorker.mark_version, last.version),
                         within_s=call_s,
-                        what="a version",
+                        what=f"setting weights version {last.version}",
                     )
             return serve()
 
-    async def publish(self, version: int, *, moved: bool = True) -> None:
-        """Publish the learners' weights as `version`. Without `moved`, the step learned nothing and only the version is
-        new; then weights are sent to engines that slept.
+    async def publish(self, version: int, *, changed: bool = True) -> None:
+        """Publish the learners' weights as `version`.
+
+        Args:
+            changed: False if the step made no optimizer update; then only the version is new, and weights go only to
+                engines that slept.
 
         Raises:
             WeightSyncError: what arrived is not what was sent, or an engine does not use it.
             LostStateError: a learner or the teacher is gone.
         """
         async with self._lock:
-            if not moved and self._last is not None:
+            if not changed and self._last is not None:
                 if self._rollouts.memory.held_by_learners:
                     await self._resend(self._last)
                 self._last = replace(self._last, version=version)
                 await self._call_rollouts(
-                    lambda worker: worker(RolloutWorker.mark_version, version), f"version {version}"
+                    lambda worker: worker(RolloutWorker.mark_version, version), f"setting weights version {version}"
                 )
             else:
                 await self._publish(version)
@@ -192,23 +196,23 @@ class WeightPublisher:
             f"ack of weights version {last.sent_version}",
         )
         self._canary_logp.clear()
-        self._check_canary(last.sent_version, last.canary_T, _without_losses(answers))
+        self._check_canary(last.sent_version, last.canary_T, _without_lost_workers(answers))
 
     async def _publish(self, version: int) -> None:
         call_s, what = self._config.limits.call_s, f"weights version {version}"
-        if self._setting is Transport.object_store is not self.transport:
+        if self._transport_setting is Transport.object_store is not self.transport:
             await self.start()
-        self._last = None  # its memory is written anew
+        self._last = None  # the new publish overwrites its buckets
         gathering = [self._start_gather(version, index) for index in range(len(self.plan.buckets))]
         canary = self._learners.start(lambda worker, _: worker(LearnerWorker.canary_logp, self._canary))
-        # Rank 0 sends: references to its results, which the receivers resolve.
+        # Only rank 0 sends; these refer to the results of its calls, which the receivers fetch.
         bucket_refs: list[Ref[Any]] = [calls[0].ref for calls in gathering]
         teacher_acks = self._teacher.start(lambda worker, _: worker(TeacherWorker.receive, version, bucket_refs))
         rollout_acks = asyncio.ensure_future(
             self._call_rollouts(
                 lambda worker: worker(RolloutWorker.receive, version, bucket_refs, self._canary),
                 f"ack of {what}",
-                report_losses=False,
+                report_lost=False,
             )
         )
         learner_calls: list[PendingCall[Any]] = [*(call for calls in gathering for call in calls), *canary]
@@ -222,13 +226,14 @@ class WeightPublisher:
             rollout_acks.cancel()
         for rank, answer in answers.items():
             if isinstance(answer, LostWorkerError):
-                self._rollouts.report_loss(rank, answer)
-        acks = _without_losses(answers)
+                self._rollouts.report_lost_worker(rank, answer)
+        acks = _without_lost_workers(answers)
         ranks = len(self._learners)
         canary_T: LogpT = by_learners[-ranks]
         previous, self.bucket_refs = self.bucket_refs, by_learners[:-ranks:ranks]
         self.acks = [*acks.values(), *by_teacher]
-        if _digests(self.bucket_refs) == _digests(previous):  # a step below rounding: no engine can have moved
+        # identical bytes: the update was below rounding, so unchanged log-probabilities are no error
+        if _digests(self.bucket_refs) == _digests(previous):
             self._canary_logp.clear()
         self._check_canary(version, canary_T, acks)
         self._last = LastPublish(version, version, bucket_refs, canary_T)
@@ -238,10 +243,10 @@ class WeightPublisher:
         return self._learners.start(lambda worker, _: worker(LearnerWorker.gather, version, index))
 
     async def _call_rollouts(
-        self, call: RolloutCall[R], what: str, *, report_losses: bool = True
+        self, call: RolloutCall[R], what: str, *, report_lost: bool = True
     ) -> dict[int, R | LostWorkerError]:
-        """Call all serving rollout workers; result by rank, or the error of a worker that the call lost. With
-        `report_losses` the pool replaces those."""
+        """Call all serving rollout workers; result by rank, or the error of a worker that died or did not answer in
+        time. With `report_lost` the pool replaces lost workers."""
         ranks = self._rollouts.group.ranks
         self._rollouts.group.call_count += len(ranks)
         calls = [self._rollouts.call(rank, call, what=what) for rank in ranks]
@@ -249,8 +254,8 @@ class WeightPublisher:
         by_rank: dict[int, R | LostWorkerError] = {}
         for rank, answer in zip(ranks, answers, strict=True):
             if isinstance(answer, LostWorkerError):
-                if report_losses:
-                    self._rollouts.report_loss(rank, answer)
+                if report_lost:
+                    self._rollouts.report_lost_worker(rank, answer)
             elif isinstance(answer, BaseException):
                 raise answer
             by_rank[rank] = answer
@@ -280,7 +285,7 @@ async def receiver_nodes(group: ActorGroup[Receiver], within_s: float) -> dict[s
     return {f"{group.role} {rank}": node for rank, node in zip(group.ranks, nodes, strict=True)}
 
 
-def _without_losses(answers: dict[int, R | LostWorkerError]) -> dict[int, R]:
+def _without_lost_workers(answers: dict[int, R | LostWorkerError]) -> dict[int, R]:
     return {rank: answer for rank, answer in answers.items() if not isinstance(answer, LostWorkerError)}
 
 

@@ -27,7 +27,7 @@ class SourceRecord:
 
     values: dict[str, Any]
     where: str  # for messages
-    source: str  # first part of its id
+    source: str  # name of the source, the first part of the question's id
     number: int  # line or row, from 1
 
     def id(self, own: object = None) -> str:
@@ -35,10 +35,12 @@ class SourceRecord:
         return f"{self.source}/{self.number if own is None else own}"
 
     def required_text(self, *names: str) -> str:
-        """Text of the first of these fields that the record has. `a.b` is b inside a; numbers are written out.
+        """Text of the first of these fields that is not blank. `a.b` means field b inside a. A number becomes decimal text
+        ("0.00001").
 
         Raises:
-            DataError: no field has text, or the field is not text or a number, or holds half a character.
+            DataError: no field has text, or the field is not text or a number, or holds an unpaired surrogate (invalid
+                Unicode).
         """
         text = self._text(names, required=True)
         if text is None:
@@ -49,7 +51,7 @@ class SourceRecord:
         """Text of the first of these fields that the record has; None where it is missing or blank.
 
         Raises:
-            DataError: the field is not text or a number, or holds half a character.
+            DataError: the field is not text or a number, or holds an unpaired surrogate (invalid Unicode).
         """
         return self._text(names, required=False)
 
@@ -62,8 +64,8 @@ class SourceRecord:
         label = self.optional_text(*names)
         if label is not None and (len(label) > MAX_LABEL_CHARS or not label.isprintable()):
             raise DataError(
-                f"{self.where}: {_either(names)} of {len(label)} characters, {label[:MAX_LABEL_CHARS]!r}; it may have "
-                f"{MAX_LABEL_CHARS}, all printable."
+                f"{self.where}: {_either(names)} has {len(label)} characters and begins {label[:MAX_LABEL_CHARS]!r}; at "
+                f"most {MAX_LABEL_CHARS} are allowed, all of them printable. Shorten or correct it."
             )
         return label
 
@@ -82,19 +84,23 @@ class SourceRecord:
     def _checked_text(self, name: str, value: Any) -> str:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             if not math.isfinite(value):
-                raise DataError(f"{self.where}: {name!r} is {value}, which is no number. Mend or remove the record.")
-            return format(Decimal(repr(value)), "f")  # without an exponent, which no response would have
+                raise DataError(
+                    f"{self.where}: {name!r} is {value}, not a finite number. Correct or remove the record."
+                )
+            # decimal notation: the reward does not treat "1e-05" as equal to "0.00001"
+            return format(Decimal(repr(value)), "f")
         if not isinstance(value, str):
             hint = (
-                " Of a chat, give the system message as 'system' and the user's as 'prompt'."
+                " For a list of chat messages, put the system message into the field 'system' and the user's message "
+                "into 'prompt'."
                 if name == "prompt"
                 else ""
             )
             raise DataError(f"{self.where}: {name!r} must be text, not {type(value).__name__}.{hint}")
-        if half := _SURROGATE.search(value):
+        if surrogate := _SURROGATE.search(value):
             raise DataError(
-                f"{self.where}: {name!r} holds {half.group()!r} at character {half.start()}, which is half a "
-                "character. Mend or remove the record."
+                f"{self.where}: {name!r} has an unpaired surrogate, {surrogate.group()!r}, at character "
+                f"{surrogate.start()}: invalid Unicode. Correct or remove the record."
             )
         return value
 

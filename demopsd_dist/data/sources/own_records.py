@@ -1,6 +1,7 @@
-"""Records of a user's own, and SciKnowEval in multiple-choice form: question, answer, and perhaps a system message.
+"""Parser of your own data (`data.format=records`), also of SciKnowEval exported as question and answer.
 
-The names of the fields are the usual ones, or those that `data.fields` sets.
+A record has a question and an answer; a system message, field, level, type and id are optional. Fields are found by the
+default names below, or by the names that `data.fields` sets.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from demopsd_dist.config import FieldNames
 from demopsd_dist.data.records import Question
 from demopsd_dist.data.sources.items import ParsedQuestion, SourceRecord
 
-USUAL_NAMES = {
+DEFAULT_FIELD_NAMES = {
     "text": ("prompt", "question"),
     "answer": ("answer",),
     "field": ("field", "domain", "dataset"),
@@ -21,15 +22,15 @@ USUAL_NAMES = {
 
 
 def parse(record: SourceRecord, names: FieldNames) -> ParsedQuestion:
-    """Question of a record.
+    """Parse a record into a question.
 
     Raises:
         DataError: the question or the answer is missing or not text, or another field has the wrong type.
     """
 
     def names_of(part: str) -> tuple[str, ...]:
-        own = getattr(names, part)
-        return USUAL_NAMES[part] if own is None else (own,)
+        configured = getattr(names, part)
+        return DEFAULT_FIELD_NAMES[part] if configured is None else (configured,)
 
     return ParsedQuestion(
         Question(

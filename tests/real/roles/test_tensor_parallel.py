@@ -41,7 +41,7 @@ def test_weights_reach_both_processes(spares: Spares, task: Task, tmp_path: Path
     old = [[(name, base[name]) for name, _ in bucket] for bucket in buckets]
     shared = [memory.send(pack_bucket(0, i, old[i], memory.buffer(i))) for i in range(len(old))]
     group = spares.rollout
-    renew(group, CONFIG, blank=True)
+    renew(group, CONFIG, random_weights=True)
 
     async def publish(version: int, bucket_refs: list[ray.ObjectRef]) -> np.ndarray:
         (ack,) = await group.each(

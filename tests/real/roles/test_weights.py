@@ -186,7 +186,7 @@ def test_a_tied_head(ranks: Ranks, spares: Spares, tmp_path: Path) -> None:
 
     group = ranks.start("learner.num_workers=1", "learner.zero_stage=0", folder=tmp_path)._group
     rollouts = spares.rollout
-    renew(rollouts, demo(), tmp_path, blank=True)
+    renew(rollouts, demo(), tmp_path, random_weights=True)
     publisher = WeightPublisher(group, FixedPool(rollouts, demo()), NO_ACTORS, demo())
     asyncio.run(publisher.start())
     assert "lm_head.weight" not in publisher.plan.names

@@ -138,7 +138,8 @@ def forgetful(worker: Any) -> bool:
 
 
 def test_engines_sleep_while_the_learners_learn(roles: RealRoles, spares: Spares, task: Task, tmp_path: Path) -> None:
-    """Engines sleep between sampling and the next weights. A step that learned nothing gives theirs back."""
+    """Engines sleep between sampling and the next weights, and get theirs back by a publish after a step without an
+    optimizer update."""
     config = demo(*SHORT, "rollout.sleep=true", f"output_dir={tmp_path}")
     engines = roles.actors.pool.group
     started = time.monotonic()
@@ -157,7 +158,7 @@ def test_engines_sleep_while_the_learners_learn(roles: RealRoles, spares: Spares
         assert asleep == [True] * len(engines)
         waiting = asyncio.ensure_future(roles.rollouts.sample(task.test[:2], SAMPLING))
         assert not (await asyncio.wait([waiting], timeout=1))[0], "they are asleep"
-        await publisher.publish(1, moved=False)
+        await publisher.publish(1, changed=False)
         await waiting
         after = await roles.rollouts.sample(task.test[:2], SAMPLING)
         return [item for group in before for item in group], [item for group in after for item in group]

@@ -106,10 +106,10 @@ def test_advantages_of_a_group() -> None:
 
 def test_responses_without_advantage_are_left_out_but_count_in_the_size() -> None:
     groups = [group("a", [RIGHT, WRONG]), group("b", [RIGHT, RIGHT])]
-    short = examples_from_rewards(groups, scaled=True, leave_out_silent=True)
+    short = examples_from_rewards(groups, scaled=True, drop_zero_advantage=True)
     assert [example.id for example in short.examples] == ["a#0", "a#1"]
     assert (short.size.sequences, short.size.tokens) == (4, 16)
-    every = examples_from_rewards(groups, scaled=True, leave_out_silent=False)
+    every = examples_from_rewards(groups, scaled=True, drop_zero_advantage=False)
     assert len(every.examples) == 4
     assert every.size == short.size
     assert all(len(example.privileged_tokens) == 0 for example in every.examples)

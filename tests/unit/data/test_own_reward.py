@@ -197,11 +197,11 @@ def test_a_response_without_a_reward_is_left_out_of_its_group(own: Callable[...,
     assert "no reward within" in str(group.failures[1][1])
     assert group.successes == [group.index_of(2)] == [1]
     assert group.siblings(group.index_of(2), exclude_own_success=True) == []
-    examples = examples_from_rewards([group], scaled=False, leave_out_silent=False).examples
+    examples = examples_from_rewards([group], scaled=False, drop_zero_advantage=False).examples
     assert [example.rollout.sample for example in examples] == [0, 2, 4]
     empty = rewarded_group(own, ["die", "die"], RewardErrors.drop)
     assert (empty.rollouts, empty.has_signal, empty.successes, empty.prompt.id) == ([], False, [], "q")
-    assert examples_from_rewards([empty], scaled=True, leave_out_silent=False).examples == []
+    assert examples_from_rewards([empty], scaled=True, drop_zero_advantage=False).examples == []
 
 
 def test_dropping_is_for_rewards_that_can_fail() -> None:

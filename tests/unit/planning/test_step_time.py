@@ -190,7 +190,7 @@ def test_teachers_share_a_copy_where_they_must() -> None:
     best = rank_splits(workload, gpu_cluster(16), UNCALIBRATED)[0]
     assert not best.shortfalls
     assert 1 < best.split.teacher_shards <= best.split.teacher
-    assert f"teacher.shards={best.split.teacher_shards}" in plan_text.override_words(best, best)
+    assert f"teacher.shards={best.split.teacher_shards}" in plan_text.command_line_overrides(best, best)
     assert f"{best.split.teacher} teacher by {best.split.teacher_shards}," in best.label()
     assert all(
         plan.split.ahead == 0

@@ -18,7 +18,7 @@ from demopsd_dist.objective import (
     TokenSlice,
     TokenViews,
     barycenter,
-    candidates,
+    candidate_indices,
     coarsen,
     disagreement,
     entropy,
@@ -46,9 +46,9 @@ def close(actual: np.ndarray, expected: torch.Tensor) -> None:
 def test_candidates_are_the_likeliest_of_any_view_and_never_the_tail() -> None:
     one = torch.tensor([[0.5, 0.1, 0.05, 0.35]]).log()
     other = torch.tensor([[0.1, 0.05, 0.45, 0.4]]).log()
-    assert candidates([one, other], 2, has_tail=True).tolist() == [[0, 2]]
-    assert candidates([one, other], 9, has_tail=True).tolist() == [[0, 2, 1]]
-    assert candidates([one, other], 9, has_tail=False).tolist() == [[0, 2, 3, 1]]
+    assert candidate_indices([one, other], 2, has_tail=True).tolist() == [[0, 2]]
+    assert candidate_indices([one, other], 9, has_tail=True).tolist() == [[0, 2, 1]]
+    assert candidate_indices([one, other], 9, has_tail=False).tolist() == [[0, 2, 3, 1]]
 
 
 def run_micro_batch(
@@ -122,7 +122,7 @@ def test_records_hold_the_values_of_the_loss(max_buffered_values: int) -> None:
         close(record.entropy_T, entropy(student_TV))
         close(record.distributions["demopsd/disagreement_nats"], d)
         close(record.distributions["demopsd/alpha"], alpha)
-        index = candidates([student_TA, reference_TA, teacher_TA], 4, has_tail=True)
+        index = candidate_indices([student_TA, reference_TA, teacher_TA], 4, has_tail=True)
         assert record.candidate_TC.tolist() == support_TK.gather(-1, index).tolist()
         assert record.candidate_TC.shape == (len(record.entropy_T), 4)
         for recorded, logp in (

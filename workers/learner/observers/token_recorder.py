@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from demopsd_dist.data.records import TokenRecord
-from demopsd_dist.objective import Loss, Objective, TokenSlice, TokenViews, candidates, target_of
+from demopsd_dist.objective import Loss, Objective, TokenSlice, TokenViews, candidate_indices, target_of
 from workers.learner.loss_inputs import LossInputs
 
 MAX_BUFFERED_VALUES = 1 << 22  # log-probabilities of all atoms that are buffered before candidates are chosen from them
@@ -87,7 +87,7 @@ class TokenRecorder:
         if not logp:
             return
         support_NK = logp.pop("support", None)
-        index_NC = candidates(list(logp.values()), self._candidate_count, self._has_tail)
+        index_NC = candidate_indices(list(logp.values()), self._candidate_count, self._has_tail)
         views = TokenViews(logp["student"], logp.get("reference"), logp.get("teacher"), has_tail=self._has_tail)
         if (target_NA := target_of(self._objective, views)) is not None:
             logp["target"] = target_NA
