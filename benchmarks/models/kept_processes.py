@@ -125,5 +125,6 @@ class KeptActors(RayActors):
     def __init__(self, config: Config, folder: Path, processes: KeptProcesses, say: Say = print) -> None:
         self.pool: KeptPool = KeptPool(config, folder.resolve(), processes, say)
         LearnersAndTeacher.__init__(self, config, folder, self.pool)
+        self._say = say
         self._core.release()
         self._core: Any = KeptClaim(processes)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from benchmarks.models.zoo import ZOO
 
@@ -60,7 +62,13 @@ def table_line(row: Row) -> str:
 
 def worst(row: Row) -> float | None:
     """The larger of the differences on sampled tokens and on the canary."""
-    return max((row[key] for key in ("logp_diff", "canary_diff") if row[key] is not None), default=None)
+    return largest(row[key] for key in ("logp_diff", "canary_diff"))
+
+
+def largest(values: Iterable[float | None]) -> float | None:
+    """Largest of the values that exist, NaN if one is; None without any."""
+    present = [value for value in values if value is not None]
+    return float(np.max(present)) if present else None
 
 
 def nats(value: float | None) -> str:

@@ -16,6 +16,7 @@ from rich.console import Console
 from benchmarks.common.timed_runs import DEMO
 from benchmarks.models.architecture import CONTEXT, Architecture
 from benchmarks.models.kept_processes import KeptActors, KeptProcesses
+from benchmarks.models.models_page import largest
 from benchmarks.models.zoo import PROBE_TOKENS, build, probe_tokens
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.records import Tokens
@@ -32,6 +33,7 @@ from workers.learner.worker import LearnerWorker
 TREE_REFUSAL = "Set model.tree_tokens=0"
 NO_TREES = "model.tree_tokens=0"
 EXPORT_NATS = 1e-4
+MOVED_NATS = 1e-3
 WORDS = (
     "steps=2",
     "reward=benchmarks.models.half_reward.half_reward",
@@ -72,7 +74,8 @@ class Outcome:
         words: settings beyond the matrix's own.
         logp_diff: largest difference of engine and learner in a sampled token's log-probability, nats.
         canary_diff: that of the canary prompt after the second step, nats.
-        export_diff: largest difference of the learner's log-probabilities and those of its export, nats.
+        export_diff: largest difference of the learner's log-probabilities and those of its export, loaded by
+            transformers and by vLLM, nats.
         moved: largest change of the learner's log-probabilities by the two steps, nats.
     """
 
@@ -145,7 +148,8 @@ def _train(folder: Path, output: Path, words: tuple[str, ...], processes: KeptPr
 
 def _failed(where: str, error: Exception, figures: dict[str, Any]) -> dict[str, Any]:
     kind = "" if isinstance(error, DemoPSDError) else f"{type(error).__name__}: "
-    figures.pop("stage", None)
+    for key in ("stage", "problems"):
+        figures.pop(key, None)
     return {"result": "crashed", "where": where, "reason": kind + one_line(last_line(str(error))), **figures}
 
 
@@ -175,17 +179,20 @@ async def _train_and_export(config: Config, task: Task, actors: KeptActors, figu
         figures["moved"] = float(abs(after - before).max())
         figures["stage"] = "export"
         await roles.learners.export(log.folder.student)
-        figures["export_diff"] = float(abs(exported_logp(log.folder.student) - after).max())
+        check = await actors.check_export(log.folder.student)
+        own = float(abs(exported_logp(log.folder.student) - after).max())
+        figures["export_diff"] = largest([own, *check.nats.values()])
+        figures["problems"] = list(check.problems)
     figures.pop("stage")
     return judged(figures)
 
 
 def judged(figures: dict[str, Any]) -> dict[str, Any]:
-    """Outcome of a run that came to its end."""
-    problems = (
-        [] if figures["export_diff"] <= EXPORT_NATS else [f"the export differs by {figures['export_diff']:.2g} nats"]
-    )
-    if not figures["moved"] > 1e-4:
+    """Outcome of a run that came to its end; `problems` are those of its own check of the export."""
+    problems = [*figures.pop("problems")]
+    if not figures["export_diff"] <= EXPORT_NATS:
+        problems.append(f"the export differs by {figures['export_diff']:.2g} nats")
+    if not figures["moved"] > MOVED_NATS:
         problems.append(f"two steps moved the model by {figures['moved']:.2g} nats alone")
     return {
         "result": "crashed" if problems else "trains",
@@ -225,8 +232,3 @@ def steps_of(folder: RunFolder) -> list[dict[str, Any]]:
     if not folder.metrics.is_file():
         return []
     return [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-
-
-def largest(values: Any) -> float | None:
-    """Largest of the values that exist; None without any."""
-    return max((value for value in values if value is not None), default=None)

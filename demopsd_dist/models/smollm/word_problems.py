@@ -81,12 +81,11 @@ def write_problems(path: Path, problems: Sequence[WordProblem]) -> None:
     """Write problems as records that `data.train` and `data.test` read."""
     records = [
         {
-            "id": f"{path.stem}/{number}",
             "prompt": f"{problem.text} {REQUEST}",
             "answer": str(problem.answer),
             "field": problem.family,
         }
-        for number, problem in enumerate(problems)
+        for problem in problems
     ]
     path.write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
     print(f"{len(records)} questions in {path}")

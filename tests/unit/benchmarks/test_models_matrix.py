@@ -50,8 +50,9 @@ def test_results_are_read_back_and_an_unknown_row_is_refused(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("export", "moved"), [(2 * EXPORT_NATS, 0.3), (0.0, 0.0), (float("nan"), 0.3)])
 def test_a_wrong_export_or_a_model_that_did_not_move_is_no_success(export: float, moved: float) -> None:
-    assert judged({"export_diff": export, "moved": moved})["result"] == "crashed"
-    assert judged({"export_diff": 0.0, "moved": 0.3})["result"] == "trains"
+    assert judged({"export_diff": export, "moved": moved, "problems": []})["result"] == "crashed"
+    assert judged({"export_diff": 0.0, "moved": 0.3, "problems": []})["result"] == "trains"
+    assert judged({"export_diff": 0.0, "moved": 0.3, "problems": ["vLLM cannot load it"]})["result"] == "crashed"
 
 
 def test_about_half_of_all_responses_are_right() -> None:
