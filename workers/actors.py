@@ -9,6 +9,7 @@ from typing import Any
 
 from demopsd_dist.config import Config
 from demopsd_dist.methods import resolve_method
+from demopsd_dist.models.text_config import layers_with_a_state, text_config_of
 from demopsd_dist.run_record.timeline import Track
 from demopsd_dist.training.roles import Roles
 from demopsd_dist.util.errors import LostStateError
@@ -61,15 +62,22 @@ async def forward_counts(groups: Sequence[ActorGroup[Rank]], within_s: float) ->
     return dict(sorted(total.items()))
 
 
+def say_prefix_cache(model_folder: Path, say: Say) -> None:
+    """Say that engines have no prefix cache, if that is so for the model."""
+    if states := layers_with_a_state(text_config_of(model_folder)):
+        say(f"engines without a prefix cache: layers of the model carry a state ({', '.join(states)})")
+
+
 class RolloutActors:
     """Rollout workers alone, with the weights of the model folder: all that an evaluation needs."""
 
     def __init__(self, config: Config, model_folder: Path, say: Say = print) -> None:
-        self._config = config
+        self._config, self._folder, self._say = config, model_folder, say
         self._pool = RolloutPool(config, model_folder.resolve(), random_weights=False, say=say)
 
     async def start(self) -> RolloutGroup:
         """Start the engines; returns when they serve."""
+        say_prefix_cache(self._folder, self._say)
         self._pool.let_engines_start()
         await self._pool.start()
         return RolloutGroup(self._pool, self._config)
@@ -189,8 +197,10 @@ class RayActors(LearnersAndTeacher):
             config, model_folder.resolve(), random_weights=True, say=say, worker_class=rollout_class
         )
         super().__init__(config, model_folder, self.pool)
+        self._say = say
 
     async def _start_actors(self) -> None:
+        say_prefix_cache(self._folder, self._say)
         await gather_root_cause(self._start_core(), self.pool.start())
 
     def _let_engines_start(self) -> None:

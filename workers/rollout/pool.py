@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from demopsd_dist.config import Config
-from demopsd_dist.models.text_config import layers_with_a_state, text_config_of
 from demopsd_dist.util.errors import LostWorkerError, WorkerError
 from workers.actor_group import ActorGroup
 from workers.actor_handle import Handle, R, Ref
@@ -114,8 +113,6 @@ class RolloutPool:
             WorkerError: fewer serve within `limits.start_s` after `let_engines_start`, or one of them failed.
         """
         wanted = self._config.rollout.num_workers
-        if states := layers_with_a_state(text_config_of(self._folder)):
-            self._say(f"prefix cache off: layers of the model carry a state ({', '.join(states)})")
         self._add(wanted)
         starting = {member.start for member in self._members.values() if member.start is not None}
         while len(self.group) < self._needed or (starting and self._needed == wanted):
@@ -195,13 +192,24 @@ class RolloutPool:
     async def resize(self, workers: int) -> None:
         """Add missing workers, or remove the last ones once their running sequences have ended.
 
-        Returns when that number of workers serves.
+        Returns when that number of workers serves. New workers that could not start are forgotten, so that a later call
+        can add them.
+
+        Raises:
+            WorkerError: resources were not granted, or an engine did not start.
+            ConfigError: a node has other code.
         """
         staying = [rank for rank, member in sorted(self._members.items()) if not member.leaving]
         self._needed = min(self._needed, workers)
         if workers > len(staying):
             added = self._add(workers - len(staying))
-            await asyncio.gather(*(task for rank in added if (task := self._members[rank].start)))
+            starts = [task for rank in added if (task := self._members[rank].start)]
+            results = await asyncio.gather(*starts, return_exceptions=True)
+            failed = {rank: one for rank, one in zip(added, results, strict=True) if isinstance(one, BaseException)}
+            for rank in failed:
+                self._forget(rank)
+            if failed:
+                raise failed[min(failed)]
         else:
             await asyncio.gather(*(self._leave(rank) for rank in staying[workers:]))
 
