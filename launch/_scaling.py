@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from demopsd_dist.run_record.folder import RunFolder, replace_text
-from demopsd_dist.util.errors import WorkerError
+from demopsd_dist.util.errors import DemoPSDError, RunFolderError
 from workers.rollout.pool import RolloutPool
 
 POLL_S = 0.5
@@ -52,22 +52,33 @@ async def scaled_on_request(folder: RunFolder, pool: RolloutPool, say: Callable[
 
 
 async def _follow_requests(folder: RunFolder, pool: RolloutPool, say: Callable[[str], None]) -> None:
+    """Carry out one request after another. An error is reported at once, to the log and to the caller of
+    `launch.scale`; training goes on, and so does this."""
     done = None
     while True:
         await asyncio.sleep(POLL_S)
         request = read_message(request_file(folder))
         if request is None or request.get("id") == done:
             continue
-        done, workers = request.get("id"), request.get("workers")
-        problem = None
-        if not isinstance(workers, int) or workers < 1:
-            problem = f"{workers!r} is no number of rollout workers: 1 or more are needed."
-        else:
-            say(f"rollout workers: {workers} are requested, {len(pool.group)} serve")
-            try:
-                await pool.resize(workers)
-            except WorkerError as error:
-                problem = str(error)
+        done = request.get("id")
+        problem = await _carry_out(request.get("workers"), pool, say)
         say(f"rollout workers: {len(pool.group)} serve" + (f"; {problem}" if problem else ""))
         answer = {"id": done, "workers": len(pool.group), "problem": problem}
-        replace_text(answer_file(folder), json.dumps(answer) + "\n")
+        try:
+            replace_text(answer_file(folder), json.dumps(answer) + "\n")
+        except RunFolderError as error:
+            say(f"warning: {error}")
+
+
+async def _carry_out(workers: Any, pool: RolloutPool, say: Callable[[str], None]) -> str | None:
+    """Change the number of workers; the reason why that failed, or None."""
+    if not isinstance(workers, int) or workers < 1:
+        return f"{workers!r} is no number of rollout workers: 1 or more are needed."
+    say(f"rollout workers: {workers} are requested, {len(pool.group)} serve")
+    try:
+        await pool.resize(workers)
+    except DemoPSDError as error:
+        return str(error)
+    except Exception as error:  # a fault here must not end a run that trains
+        return f"{type(error).__name__}: {error}"
+    return None
