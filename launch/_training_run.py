@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from demopsd_dist.run_record.sinks import open_sinks
 from demopsd_dist.training.checkpointing import restore
 from demopsd_dist.training.recovery import train_with_recovery
 from demopsd_dist.training.run import Run, RunState, Task
-from demopsd_dist.util.errors import ConfigError, EngineStartError
+from demopsd_dist.util.errors import ConfigError, EngineStartError, one_line
 from launch._export import export_student, refuse_bad_export
 from launch._scaling import scaled_on_request
 from launch._stopping import stopped_by_signals
@@ -100,13 +100,24 @@ def run(config: Config, model: Path, data: LoadedData, inputs: Mapping[str, str]
         start.folder.write_summary(summary | data.summary())
         log.note(f"student in {start.folder.student}   figures in {start.folder.path / 'summary.json'}")
         if config.sinks.report:
-            log.note(f"report in {write_report([start.folder.path], start.folder.report)}: open it in a browser")
+            write_final_report(start.folder, log.note)
         log.note(closing_line(summary))
         if summary.get("active_fraction") == 0:
             log.note("warning: no step had anything to learn from; the student is the initial model")
         newest = Checkpoints(start.folder.checkpoints, config.checkpoint.keep).at(log.last_step)
         refuse_bad_export(summary["export"], start.folder.student, newest.path if newest else None)
     return True
+
+
+def write_final_report(folder: RunFolder, note: Callable[[str], None]) -> None:
+    """Write the report of a run that is done. A failure is a line of the log: the report can be written again."""
+    try:
+        note(f"report in {write_report([folder.path], folder.report)}: open it in a browser")
+    except Exception as error:
+        note(
+            f"warning: the report could not be written ({type(error).__name__}: {one_line(str(error))}). All else is "
+            f"done; write it again with: python -m launch.report {folder.path}"
+        )
 
 
 def log_inputs(log: RunLog, config: Config, data: LoadedData) -> None:

@@ -1,19 +1,35 @@
 """Compilation of DeepSpeed's CPU extension before the first run: `python -m launch.prebuild` (part of `make setup`)
 
-A run would otherwise compile it at its first step. The result is stored in the virtual environment.
+A run would otherwise compile it at its first step. The result is stored in the virtual environment. Exit code 0, also
+where it cannot be built: training runs without it.
 """
 
 from __future__ import annotations
 
-from workers.learner.zero import build_extensions
+import argparse
+import sys
+from collections.abc import Sequence
+
+from launch._command_line import exit_code_of
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    argparse.ArgumentParser(
+        prog="python -m launch.prebuild", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args(argv)
+    return exit_code_of(build)
+
+
+def build() -> int:
+    """Compile the extension, unless there is a GPU; the exit code."""
     import torch
+
+    from workers.learner.zero import build_extensions
 
     if not torch.cuda.is_available() and not build_extensions():
         print("note: DeepSpeed's CPU extension was not built; training runs without it")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -29,6 +29,7 @@ from demopsd_dist.util.errors import DataError
 from launch._command_line import exit_code_of
 
 EVERY_S = 0.5
+DAMAGED = "damaged line"  # key of a record for a line that is no JSON
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,15 +47,20 @@ def watch(folder: RunFolder, console: Console) -> int:
         raise DataError(f"{folder.path} is no run folder: it has no metrics.jsonl. Give a folder below runs/.")
     progress = Progress(int(read_config(folder.path).get("steps", 0)))
     live = Live(progress, console=console, refresh_per_second=2, transient=True)
-    tail = FileTail(folder.metrics)
+    tail, warned = FileTail(folder.metrics), set[str]()
     with live if console.is_terminal else nullcontext():
         while True:
             done = folder.summary.is_file()  # checked before reading, so that lines written before it are read
             for record in tail.new_records():
                 if line := line_of(record, progress):
                     console.print(line, markup=False)
-            if (newest := newest_row(folder, progress.row)) is not None:
-                progress.show_sample(newest)
+            try:
+                if (newest := newest_row(folder, progress.row)) is not None:
+                    progress.show_sample(newest)
+            except DataError as error:
+                if str(error) not in warned:
+                    console.print(f"warning: {error}", markup=False)
+                warned.add(str(error))
             if done:
                 break
             time.sleep(EVERY_S)
@@ -69,6 +75,8 @@ def line_of(record: dict[str, Any], progress: Progress) -> str | None:
     if "evaluation" in record:
         accuracy = format_evaluation(evaluation_from_record(record))
         return f"{record['evaluation']:>5} after step {record['step']}: {accuracy}"
+    if DAMAGED in record:
+        return f"warning: {record[DAMAGED]}"
     if "step" not in record:
         return None
     metrics = {name: value for name, value in record.items() if isinstance(value, int | float)}
@@ -93,8 +101,8 @@ class FileTail:
         self._position = 0
 
     def new_records(self) -> Iterator[dict[str, Any]]:
-        """Records of the complete lines since the last call. A run that went back to a checkpoint has shortened the
-        file; reading then goes on at its end."""
+        """Records of the complete lines since the last call; for a damaged line its place, as `DAMAGED`. A run that
+        went back to a checkpoint has shortened the file; reading then goes on at its end."""
         self._position = min(self._position, self._path.stat().st_size)
         with self._path.open("rb") as file:
             file.seek(self._position)
@@ -102,7 +110,10 @@ class FileTail:
                 if not line.endswith(b"\n"):
                     return
                 self._position += len(line)
-                record = json.loads(line)
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    record = {DAMAGED: f"{self._path} is damaged: the line that ends at byte {self._position:,}"}
                 if isinstance(record, dict):
                     yield record
 

@@ -31,11 +31,11 @@ def read_run(path: Path) -> RunFiles:
     """Read a run folder.
 
     Raises:
-        DataError: the folder is not a run folder.
+        DataError: the folder is not a run folder, or its summary is damaged.
     """
     folder = RunFolder(path)
     if not folder.metrics.is_file():
-        raise DataError(f"{path} is no run folder: it has no {folder.metrics.name}. Give a folder below runs/.")
+        raise DataError(f"{path} is no run folder: it has no {folder.metrics.name}. Name a folder in runs/.")
     summary = folder.summary
     steps: dict[int, dict[str, Any]] = {}
     evaluations: dict[tuple[int, str], dict[str, Any]] = {}
@@ -49,9 +49,19 @@ def read_run(path: Path) -> RunFiles:
         config=read_config(path),
         steps=[steps[step] for step in sorted(steps)],
         evaluations=[evaluations[key] for key in sorted(evaluations, key=lambda key: key[0])],
-        summary=json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {},
+        summary=_read_summary(summary) if summary.is_file() else {},
         sample_files=samples.files(folder.samples),
     )
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        summary = None
+    if not isinstance(summary, dict):
+        raise DataError(f"{path} is damaged. Remove it: the report is then that of a run which has not ended.")
+    return summary
 
 
 def read_config(path: Path) -> dict[str, Any]:

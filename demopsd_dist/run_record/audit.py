@@ -16,7 +16,7 @@ from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.ledger import DropReason, LedgerEvent
 from demopsd_dist.util.errors import CheckpointError, DataError
 
-SHOWN_NAMES = 5  # of a fault
+SHOWN_NAMES = 5  # names in the message of a fault
 
 # `standing`: steps that no later life has undone. `ends`: the outcome of each sample of these steps.
 STANDING = """
@@ -49,8 +49,8 @@ class AuditReport:
     """Counts of steps and samples of a run, and the faults in them."""
 
     lives: list[tuple[int, int, str]]  # number, the step before its first one, the reason that it began
-    steps: int  # not undone
-    issued: int  # samples of these steps, as the next two
+    steps: int  # steps that no later life has undone
+    issued: int  # samples of these steps; also of the next two counts
     trained: int
     dropped: dict[str, int]  # reason -> samples
     resampled: int  # generated samples whose prompt had to be requested more than once
@@ -125,8 +125,8 @@ def _sample_faults(ledger: sqlite3.Connection) -> list[AuditFault]:
         ("samples were dropped more than once", names("dropped > 1")),
         ("samples were dropped without a known reason", names(unexplained)),
         ("samples were trained without a reward", names("trained > 0 AND (generated != 1 OR rewarded != 1)")),
-        ("samples came more than once", names("generated > 1")),
-        ("samples were dropped before they came", names(f"dropped > 0 AND generated = 0 AND NOT {late}")),
+        ("samples were generated more than once", names("generated > 1")),
+        ("samples were dropped before they were generated", names(f"dropped > 0 AND generated = 0 AND NOT {late}")),
     )
 
 

@@ -122,7 +122,7 @@ class Checkpoints:
             yield temporary
             (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
             _seal(temporary)
-            if path.exists():  # damaged, or of an undone step
+            if path.exists():  # a damaged checkpoint, or one of an undone step
                 path.rename(temporary.with_suffix(".old"))
             temporary.rename(path)
             _sync(self._folder)
@@ -156,7 +156,7 @@ def checkpoint_at(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is no checkpoint: give a run folder, or a folder checkpoints/step-... in one.")
     checkpoint = Checkpoint(path)
     if (damage := checkpoint.damage()) is not None:
-        raise CheckpointError(f"{path} is damaged: {damage}. Resume from another in the same folder.")
+        raise CheckpointError(f"{path} is damaged: {damage}. Resume from another checkpoint in the same folder.")
     return checkpoint
 
 

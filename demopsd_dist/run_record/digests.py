@@ -63,7 +63,7 @@ class DigestDifference:
 
     tensor: str
     rows: tuple[str, ...]
-    row_count: int  # of the tensor
+    row_count: int  # number of the tensor's rows
 
     def __str__(self) -> str:
         kind = ROWS.get(self.tensor, "response")

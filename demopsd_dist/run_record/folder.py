@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from demopsd_dist.config import Config, to_yaml
 from demopsd_dist.util.errors import ConfigError, RunFolderError
@@ -54,12 +54,13 @@ class RunFolder:
 
         Raises:
             ConfigError: another process holds the lock.
+            RunFolderError: the folder cannot be written.
         """
-        with self._lock.open("a", encoding="utf-8") as file:
+        with open_to_append(self._lock) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise ConfigError(f"{self.path} is in use: a run is under way in it. Stop that one first.") from None
+                raise ConfigError(f"{self.path} is in use by a running process. Stop that run first.") from None
             yield
 
     def in_use(self) -> bool:
@@ -112,6 +113,10 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def undone_metrics(self) -> Path:
+        return self.path / "metrics-undone.jsonl"
+
+    @property
     def ledger(self) -> Path:
         return self.path / "ledger.sqlite"
 
@@ -153,10 +158,27 @@ def replace_text(path: Path, text: str) -> None:
         RunFolderError: it cannot be written; the old file is intact.
     """
     temporary = path.with_name(f".{path.name}.new")
-    try:
+    with writing(path):
         temporary.write_text(text, encoding="utf-8")
         temporary.rename(path)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Context in which an error of the file system becomes a RunFolderError that names the file."""
+    try:
+        yield
     except OSError as error:
         raise RunFolderError(
             f"{path} cannot be written: {error}. Free disk space or repair the disk, then resume."
         ) from None
+
+
+def open_to_append(path: Path) -> TextIO:
+    """Open a text file of the run folder to append to it.
+
+    Raises:
+        RunFolderError: the folder is read-only, the disk full, or the file of another kind.
+    """
+    with writing(path):
+        return path.open("a", encoding="utf-8")

@@ -7,14 +7,18 @@ checkpoint; the life undoes the later steps of earlier lives. `audit.py` checks 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 
 from demopsd_dist.data.records import Prompt, Rollout, TrainingExample
 from demopsd_dist.util.errors import RunFolderError
+
+LOCKED_S = 60.0  # a reader of the run, a backup or a viewer may hold the lock for a while
 
 SCHEMA = """
 CREATE TABLE lives (
@@ -48,7 +52,7 @@ class LedgerEvent(Enum):
 class DropReason(Enum):
     """Reason that a sample was not trained."""
 
-    no_example = "no example"  # nothing in its group to learn from
+    no_example = "no example"  # its group gives it no training example
     no_reward = "no mark"  # the user's own reward failed on it, and reward_errors is drop
     late = "late"  # not finished within rollout.late_group_s
     not_needed = "not needed"  # its step had enough other groups with a signal
@@ -63,16 +67,19 @@ class Ledger:
     Samples in flight when the process dies may lack their last events, never their first: `issued` is on disk before a
     sample is requested, and all events of a step are on disk before its row in `steps`.
 
+    Args:
+        locked_s: seconds to wait while another process holds the file's lock.
+
     Raises:
-        RunFolderError: from every method, if the file cannot be written.
+        RunFolderError: from every method, if the file cannot be written; a process that locks it is named.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, locked_s: float = LOCKED_S) -> None:
+        self._path, self._locked_s = path, locked_s
         self._waiting: list[Row] = []
         fresh = not path.exists()
         try:
-            self._file = sqlite3.connect(path, isolation_level=None)
+            self._file = sqlite3.connect(path, timeout=locked_s, isolation_level=None)
             self._file.execute("PRAGMA journal_mode=WAL")
             self._file.execute("PRAGMA synchronous=NORMAL")
             if fresh:
@@ -137,19 +144,42 @@ class Ledger:
 
     def _write(self, statement: str, rows: Sequence[tuple], step: tuple[int, int, int, float] | None = None) -> None:
         try:
-            self._file.execute("BEGIN")
+            self._file.execute("BEGIN IMMEDIATE")  # waits for the lock here, not in the middle of the rows
             self._file.executemany(statement, rows)
             if step is not None:
                 self._file.execute("INSERT INTO steps VALUES (NULL, ?, ?, ?, ?)", step)
             self._file.execute("COMMIT")
         except sqlite3.Error as error:
+            if self._file.in_transaction:
+                with suppress(sqlite3.Error):
+                    self._file.execute("ROLLBACK")
             raise self._failed(error) from None
 
     def _failed(self, error: sqlite3.Error) -> RunFolderError:
+        if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            others = ", ".join(other_users_of(self._path)) or "a process that cannot be seen from this machine"
+            return RunFolderError(
+                f"{self._path} was locked by another process for {self._locked_s:g} s: {others}. No step is trained "
+                "without its ledger; end that process, then resume from the last checkpoint."
+            )
         return RunFolderError(
             f"{self._path} cannot be written: {error}. No step is trained without its ledger; free disk space or "
             "repair the disk, then resume from the last checkpoint."
         )
+
+
+def other_users_of(path: Path) -> list[str]:
+    """Other processes of this machine that have the file open: "process 123 (sqlite3 ledger.sqlite)". Linux only."""
+    found = []
+    for descriptors in Path("/proc").glob("[0-9]*/fd"):
+        process = descriptors.parent
+        if process.name == str(os.getpid()):
+            continue
+        with suppress(OSError):  # it has ended, or belongs to another user
+            if any(os.path.realpath(one) == os.path.realpath(path) for one in descriptors.iterdir()):
+                words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                found.append(f"process {process.name} ({words[:80]})")
+    return found
 
 
 def _names(rollouts: Iterable[Rollout]) -> Iterable[tuple[str, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -14,11 +14,10 @@ from rich.live import Live
 
 from demopsd_dist.run_record import replay_batch, samples
 from demopsd_dist.run_record.console import Progress, format_time
-from demopsd_dist.run_record.folder import RunFolder, replace_text
+from demopsd_dist.run_record.folder import RunFolder, open_to_append, replace_text, writing
 from demopsd_dist.run_record.sinks import Sink, flatten_numbers
 from demopsd_dist.run_record.timeline import Spans
 from demopsd_dist.training.evaluate import Evaluation, evaluation_from_record
-from demopsd_dist.util.errors import RunFolderError
 from demopsd_dist.util.printable import escape_control_chars
 
 SUMMARISED = {
@@ -50,7 +49,7 @@ class RunLog:
         self.steps: list[dict[str, float]] = []
         self.skipped: Mapping[str, int] = {}
         self._total_steps = total_steps
-        self._file = folder.metrics.open("a", encoding="utf-8")
+        self._file = open_to_append(folder.metrics)
         self._sinks = sinks
         self.spans = Spans()
         self.last_step_s = (0.0, 0.0)  # start and end of the last step by the monotonic clock
@@ -65,7 +64,8 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
-        self._file.close()
+        with suppress(OSError):  # every record was flushed; what a full disk refused was reported then
+            self._file.close()
         for sink in self._sinks:
             sink.close()
 
@@ -104,13 +104,18 @@ class RunLog:
         self._file.close()
         remaining: list[str] = []
         undone: list[str] = []
-        for line in self.folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True):
+        for line in self.folder.metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
             (remaining if _is_complete(line) and json.loads(line)["step"] <= step else undone).append(line)
         if undone:
-            with (self.folder.path / "metrics-undone.jsonl").open("a", encoding="utf-8") as file:
+            with writing(self.folder.undone_metrics), open_to_append(self.folder.undone_metrics) as file:
                 file.writelines(undone)
             replace_text(self.folder.metrics, "".join(remaining))
-        self._file = self.folder.metrics.open("a", encoding="utf-8")
+        if damaged := sum(not _is_complete(line) for line in undone if line.endswith("\n")):
+            self.note(
+                f"warning: {damaged} lines of {self.folder.metrics} are damaged; they were moved to "
+                f"{self.folder.undone_metrics}, and their steps are missing in summary and report"
+            )
+        self._file = open_to_append(self.folder.metrics)
         self.steps, self.evaluations = [], {}
         for record in map(json.loads, remaining):
             if (split := record.pop("evaluation", None)) is not None:
@@ -192,13 +197,9 @@ class RunLog:
         return sum(values) / len(values) if values else None
 
     def _write(self, record: dict[str, Any]) -> None:
-        try:
+        with writing(self.folder.metrics):
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise RunFolderError(
-                f"{self.folder.metrics} cannot be written: {error}. Free disk space or repair the disk, then resume."
-            ) from None
 
 
 def _is_complete(line: str) -> bool:

@@ -147,7 +147,7 @@ METRIC_GROUPS: dict[str, tuple[str, list[Metric]]] = {
         ],
     ),
     "learner": (
-        "The optimizer step. Without a training example there are none of these.",
+        "The optimizer step. Steps without a training example have none of these metrics.",
         [
             Metric("learner/loss", "nats", "loss of the method"),
             Metric("learner/grad_norm", "1", "norm of the gradient before clipping"),

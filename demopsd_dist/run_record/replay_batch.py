@@ -124,7 +124,7 @@ def write(
         content = asdict(record) | {"batch": _digest((temporary / BATCH).read_bytes())}
         document = {"format": FORMAT, "digest": _digest_of_content(content), "content": content}
         (temporary / RECORD).write_text(json.dumps(document) + "\n", encoding="utf-8")
-        shutil.rmtree(path, ignore_errors=True)  # of an undone step
+        shutil.rmtree(path, ignore_errors=True)  # left by an undone step
         os.replace(temporary, path)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)

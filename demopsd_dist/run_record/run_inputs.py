@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -47,7 +48,7 @@ def digest_of_file(path: Path, whole_bytes: int = WHOLE_BYTES, sample_bytes: int
     return f"{size}:{hasher.hexdigest()}"
 
 
-def input_digests(questions: Mapping[str, Sequence[Question]], model_folder: Path) -> dict[str, str]:
+def input_digests(questions: Mapping[Any, Sequence[Question]], model_folder: Path) -> dict[str, str]:
     """Digests of the inputs: `data.train` and so on for each split with questions, and a path for each file of the
     model folder.
 

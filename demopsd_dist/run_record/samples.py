@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from demopsd_dist.config import Config
 from demopsd_dist.data.examples import RewardedGroup
 from demopsd_dist.data.records import RewardResult, Rollout, ScoredExample, TokenRecord, Tokens, TrainingExample
 from demopsd_dist.models.token_texts import TokenTexts
+from demopsd_dist.run_record.folder import writing
+from demopsd_dist.util.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -158,12 +161,13 @@ def file_path(folder: Path, step: int) -> Path:
 
 def write(folder: Path, step: int, rows: Sequence[Row]) -> Path:
     """Write the file of a step into `folder`, which is created if missing."""
-    folder.mkdir(exist_ok=True)
     path = file_path(folder, step)
     unfinished = path.with_suffix(".unfinished")
     columns = {name: [row.get(name) for row in rows] for name in COLUMNS}
-    pq.write_table(pa.table(columns, schema=schema()), unfinished, compression="zstd")
-    os.replace(unfinished, path)
+    with writing(path):
+        folder.mkdir(exist_ok=True)
+        pq.write_table(pa.table(columns, schema=schema()), unfinished, compression="zstd")
+        os.replace(unfinished, path)
     return path
 
 
@@ -192,7 +196,8 @@ def remove_after(folder: Path, step: int) -> None:
 
 def count_rows_and_tokens(path: Path) -> tuple[int, int]:
     """Numbers of responses and of tokens in a file, read from its footer."""
-    footer = pq.read_metadata(path)
+    with _reading(path):
+        footer = pq.read_metadata(path)
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
     tokens = sum(
         group.column(i).num_values
@@ -204,5 +209,18 @@ def count_rows_and_tokens(path: Path) -> tuple[int, int]:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file."""
-    return pq.read_table(path).to_pylist()
+    """The rows of a file.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    with _reading(path):
+        return pq.read_table(path).to_pylist()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{path} is damaged ({error}). Remove it: the other samples can be read without it.") from None
