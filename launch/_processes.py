@@ -15,16 +15,23 @@ from contextlib import contextmanager, suppress
 
 import psutil
 
+from demopsd_dist.util.code_caches import keep_code_caches_private
+
 _PR_SET_CHILD_SUBREAPER = 36
 GRACE_S = 3.0
 
 
 @contextmanager
 def fenced() -> Iterator[None]:
-    """End all descendants when the block is left, however it ends; inside, SIGTERM interrupts like Ctrl-C.
+    """End all descendants when the block is left, however it ends; inside, SIGTERM interrupts like Ctrl-C, and caches
+    of compiled code lie in a private folder.
 
     Further interrupts are ignored during the cleanup, which takes a few seconds at most.
+
+    Raises:
+        ConfigError: there is no private folder (`keep_code_caches_private`).
     """
+    keep_code_caches_private()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     previous = signal.signal(signal.SIGTERM, _interrupt)

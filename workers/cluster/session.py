@@ -6,13 +6,12 @@ import os
 import secrets
 import signal
 import socket
-import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from demopsd_dist.config import Config
+from demopsd_dist.util.code_caches import keep_code_caches_private, private_folder
 from demopsd_dist.util.errors import ConfigError
 from workers.cluster.placement import Bundle, check_nodes
 
@@ -21,7 +20,7 @@ DISABLED = "disabled"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 CONNECT_S = 10.0
 WORKERS = {
-    "worker_process_setup_hook": "demopsd_dist.util.die_with_parent.die_with_parent"
+    "worker_process_setup_hook": "demopsd_dist.util.worker_setup.set_up_worker"
 }  # runtime environment of every Ray worker of a run
 _OTHER_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # without it Ray listens on loopback alone
 
@@ -31,8 +30,9 @@ def join(config: Config, wanted: list[Bundle] | None = None) -> None:
 
     Raises:
         ConfigError: the cluster to join does not answer, refuses the token, or has fewer CPUs or GPUs, or other labels,
-            than the roles need; or there is no token for it.
+            than the roles need; or there is no token for it; or the private folder cannot be used (`private_folder`).
     """
+    keep_code_caches_private()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # 15 otherwise: on a busy machine a start took minutes
@@ -69,7 +69,8 @@ def _start() -> None:
             log_to_driver=False,
             logging_level="ERROR",
             runtime_env=WORKERS,
-            _temp_dir=str(_private_folder()),
+            # Ray lets every user write into its folder, so that is placed in a private one.
+            _temp_dir=str(private_folder() / "ray"),
         )
 
 
@@ -155,23 +156,6 @@ def _listening_to_other_nodes(wanted: bool) -> Iterator[None]:
     ray_constants.ENABLE_RAY_CLUSTER = wanted
     with _environment(_OTHER_NODES, str(int(wanted))):
         yield
-
-
-def _private_folder() -> Path:
-    """Private folder for Ray's sockets and logs. Ray lets every user write into its own folder, so that is placed in a
-    private one.
-
-    Raises:
-        ConfigError: other users can enter the private folder.
-    """
-    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / f"demopsd-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
-        raise ConfigError(
-            f"{folder} must be a folder of yours that nobody else can enter. Remove it, or set RAY_TMPDIR."
-        )
-    return folder / "ray"
 
 
 @contextmanager

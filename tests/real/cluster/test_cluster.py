@@ -11,8 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from ray.exceptions import RayError
 
+from demopsd_dist.util.code_caches import CODE_CACHES, private_folder
 from demopsd_dist.util.errors import ConfigError
+from workers.cluster.code_check import pickled_by_value
 from workers.cluster.jobs import JobClient
 
 ROOT = Path(__file__).parents[3]
@@ -63,6 +66,26 @@ def test_a_token_of_its_own_is_with_its_processes_alone(ray_here: None, tmp_path
     assert [path for path in files if token.encode() in path.read_bytes()] == []
     folder = session.parents[1].stat()
     assert (stat.S_IMODE(folder.st_mode), folder.st_uid) == (0o700, os.getuid()), "nobody else can reach its sockets"
+
+
+def test_its_workers_keep_compiled_code_in_a_private_folder(ray_here: None) -> None:
+    """In a worker with variables of its own too, and before the worker imports anything of the run."""
+
+    def caches() -> list[str]:
+        assert "torch" not in sys.modules
+        return [os.environ[variable] for variable in CODE_CACHES]
+
+    bare = dict.fromkeys(CODE_CACHES, "") | {"OMP_NUM_THREADS": "1"}
+    with pickled_by_value(sys.modules[__name__]):
+        places = ray.get(ray.remote(caches).options(num_cpus=0, runtime_env={"env_vars": bare}).remote())
+    assert {Path(place).parent for place in places} == {private_folder() / "code"}
+
+
+def test_a_node_without_a_private_folder_runs_nothing(ray_here: None, tmp_path: Path) -> None:
+    broken = {"RAY_TMPDIR": str(tmp_path / "missing")}
+    task = ray.remote(os.getpid).options(num_cpus=0, max_retries=0, runtime_env={"env_vars": broken})
+    with pytest.raises(RayError, match="missing does not exist"):
+        ray.get(task.remote(), timeout=60)
 
 
 def test_it_listens_on_this_machine_alone(ray_here: None) -> None:

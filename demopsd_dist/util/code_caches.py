@@ -1,0 +1,116 @@
+"""Private folders of a user, and the caches of compiled code in one.
+
+torch, Triton, vLLM and others load compiled code and pickles from caches. Some of these lie in the temporary folder of
+the machine by default, under a name that any user can guess: the user who creates that folder first chooses the code
+that others load. Imports the standard library alone, so that it runs before torch is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from demopsd_dist.util.errors import ConfigError
+
+CODE_CACHES = {
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",  # default: /tmp/torchinductor_USER
+    "TRITON_CACHE_DIR": "triton",
+    "TORCH_EXTENSIONS_DIR": "torch_extensions",
+    "PYTORCH_KERNEL_CACHE_PATH": "torch_kernels",
+    "VLLM_CACHE_ROOT": "vllm",
+    "NUMBA_CACHE_DIR": "numba",
+    "HF_MODULES_CACHE": "hf_modules",
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+    "TVM_FFI_CACHE_DIR": "tvm_ffi",
+    "TILELANG_CACHE_DIR": "tilelang",
+    "CUTE_DSL_CACHE_DIR": "cute_dsl",  # default: /tmp/USER/cutlass_python_cache
+    "DG_JIT_CACHE_DIR": "deep_gemm",
+    "OUTLINES_CACHE_DIR": "outlines",
+    "CUDA_CACHE_PATH": "cuda",
+}
+"""Variables that place a cache of code, each with its folder in the private one."""
+
+
+def private_folder() -> Path:
+    """Folder `demopsd-UID` of the temporary folder, created if it does not exist, which only this user can enter.
+
+    Raises:
+        ConfigError: it belongs to another user, others can enter it, it is a link, or others could replace it; or the
+            temporary folder does not exist or cannot be written.
+    """
+    parent = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    folder = parent / f"demopsd-{os.getuid()}"
+    _create(folder, f"RAY_TMPDIR={parent}" if os.environ.get("RAY_TMPDIR") else f"the temporary folder {parent}")
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
+        raise ConfigError(
+            f"{folder} must be a folder of yours that nobody else can enter. Remove it, or set RAY_TMPDIR."
+        )
+    _refuse_replaceable(folder)
+    return folder
+
+
+def keep_code_caches_private() -> None:
+    """Set the variables of `CODE_CACHES` of this process and its children to folders in the private one. A variable
+    that the user has set stays, if no other user can write into its folder.
+
+    Raises:
+        ConfigError: the private folder cannot be used (`private_folder`), or others can write into a folder that the
+            user has set.
+    """
+    caches = private_folder() / "code"
+    _create(caches, str(caches.parent))
+    for variable, name in CODE_CACHES.items():
+        if chosen := os.environ.get(variable):
+            _refuse_writable_by_others(variable, Path(chosen).expanduser())
+        else:
+            os.environ[variable] = str(caches / name)
+
+
+def _create(folder: Path, what: str) -> None:
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except FileExistsError:
+        pass  # no folder: refused by its mode
+    except FileNotFoundError:
+        raise ConfigError(f"{what} does not exist. Create it, or set RAY_TMPDIR to a folder of yours.") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{what}: {folder.name} cannot be created there ({error.strerror}). Set RAY_TMPDIR to a folder of yours."
+        ) from None
+
+
+def _refuse_writable_by_others(variable: str, folder: Path) -> None:
+    """Refuse a folder that the user has chosen if another user owns it or can write into it.
+
+    Raises:
+        ConfigError: as described.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise ConfigError(f"{variable}={folder} cannot be created ({error.strerror}). Unset it.") from None
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid not in (0, os.getuid()) or status.st_mode & 0o022:
+        raise ConfigError(
+            f"{variable}={folder} holds code that the run loads, and must be a folder of yours that nobody else can "
+            f"write to. Unset it, or: chmod go-w {folder}"
+        )
+    _refuse_replaceable(folder)
+
+
+def _refuse_replaceable(folder: Path) -> None:
+    """Refuse a folder below one in which every user may rename and replace what others own.
+
+    Raises:
+        ConfigError: as described.
+    """
+    for parent in folder.resolve().parents:
+        mode = parent.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise ConfigError(
+                f"{folder}: any user can replace it, as {parent} is writable for all without the sticky bit. "
+                f"Set the bit (chmod +t {parent}), or set RAY_TMPDIR to a folder of yours."
+            )

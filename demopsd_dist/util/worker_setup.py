@@ -1,0 +1,16 @@
+"""Set-up of every Ray worker of a run, before it imports anything of the run."""
+
+from __future__ import annotations
+
+from demopsd_dist.util.code_caches import keep_code_caches_private
+from demopsd_dist.util.die_with_parent import die_with_parent
+
+
+def set_up_worker() -> None:
+    """Tie this process to its parent, and place its caches of compiled code in a private folder of its node.
+
+    Raises:
+        ConfigError: there is no private folder on this node.
+    """
+    die_with_parent()
+    keep_code_caches_private()
