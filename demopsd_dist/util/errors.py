@@ -1,4 +1,4 @@
-"""Errors that a user may see. All are picklable, so that they cross a process boundary whole.
+"""Errors that a user may see. All are picklable, so that they cross a process boundary with all their fields.
 
 A message states the fault, the numbers and the fix, on one line.
 """

@@ -15,8 +15,8 @@ import numpy as np
 
 from demopsd_dist.config import Config, OnPublish, longest_sequence_tokens
 from demopsd_dist.data.records import Prompt, Rollout, Tokens
-from demopsd_dist.data.special_tags import ResponseTexts
 from demopsd_dist.methods import SupportKind, resolve_method
+from demopsd_dist.models.special_tags import ResponseTexts
 from demopsd_dist.models.text_config import layers_with_a_state, text_config_of
 from demopsd_dist.training.roles import Sampling
 from demopsd_dist.util.errors import WeightSyncError, WorkerError
@@ -259,7 +259,8 @@ class RolloutWorker(Receiver):
             canary: fixed prompt whose log-probabilities, returned in the ack, show that the new weights are in use.
 
         Raises:
-            WeightSyncError: a bucket did not arrive as it was sent, a tensor is missing, or the cache was not dropped.
+            WeightSyncError: a bucket arrived late, damaged or incomplete, a tensor is missing, or the cache was not
+                dropped.
         """
         waits = self._config.rollout.on_publish is OnPublish.wait
         if waits and self._stepping is not None and not self._asleep:
@@ -325,7 +326,7 @@ class RolloutWorker(Receiver):
             self._load_buckets([], complete=True, views={})
         except BaseException as error:
             with suppress(Exception):
-                self._engine.collective_rpc("finish_weight_update")  # else the next update could not begin
+                self._engine.collective_rpc("finish_weight_update")  # otherwise the next update could not begin
             if isinstance(error, RuntimeError):  # vLLM reports any error in a child process as a RuntimeError
                 raise WeightSyncError(f"rollout {self.rank} could not load weights: {error}") from None
             raise

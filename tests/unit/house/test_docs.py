@@ -207,7 +207,8 @@ def test_train_commands_are_right(
                 Path(value).symlink_to(ROOT / "demopsd_dist" / "minisci" / "model")
             elif name.startswith("data.") and value.endswith(".jsonl") and not Path(value).exists():
                 Path(value).parent.mkdir(exist_ok=True)
-                Path(value).write_text('{"prompt": "1+1?", "answer": "2"}\n')
+                lines = [f'{{"prompt": "1+{i}?", "answer": "{1 + i}"}}\n' for i in range(64)]
+                Path(value).write_text("".join(lines))
         if words[0] in LARGE_MODEL_CONFIGS:
             load(words[0], words[1:])
             continue  # their models are not here; test_shipped_configs.py covers them

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from demopsd_dist.data.special_tags import ResponseTexts
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
+from demopsd_dist.models.special_tags import ResponseTexts
 
 
 def ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
