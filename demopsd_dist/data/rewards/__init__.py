@@ -12,7 +12,8 @@ from demopsd_dist.data.rewards.builtin import (
     answer_reward,
     resolve_reward,
 )
-from demopsd_dist.data.rewards.extraction import extract_answer, same_answer
+from demopsd_dist.data.rewards.comparison import same_answer
+from demopsd_dist.data.rewards.extraction import extract_answer
 
 __all__ = [
     "ANSWER_FORMS",

@@ -11,13 +11,8 @@ from dataclasses import dataclass
 
 from demopsd_dist.config import Limits, RewardErrors
 from demopsd_dist.data.records import Question, RewardResult
-from demopsd_dist.data.rewards.extraction import (
-    extract_answer,
-    extract_any,
-    extract_boxed,
-    extract_letter,
-    same_answer,
-)
+from demopsd_dist.data.rewards.comparison import same_answer
+from demopsd_dist.data.rewards.extraction import extract_answer, extract_any, extract_boxed, extract_letter
 from demopsd_dist.data.rewards.own_reward import SIGNATURE, NoRewardError, OwnReward, call_reward
 from demopsd_dist.util.errors import ConfigError, RewardError
 

@@ -1,4 +1,4 @@
-r"""Extraction of the answer from a response, and comparison of two answers.
+r"""Extraction of the answer from a response.
 
 All functions take linear time, for any response: tags and boxes are found by string searches, and every loop and
 regular expression reads a bounded piece. An answer inside a thought (`<think>...</think>`) is none.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from decimal import Decimal, InvalidOperation
 
 from demopsd_dist.data.thinking import strip_thinking
 
@@ -23,9 +22,6 @@ TAIL_CHARS = 200
 
 _BRACE_AFTER = re.compile(r"\s{0,10}\{")
 _BRACE = re.compile(r"[{}]")
-_SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
-_DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212"), "-")
-_GROUPED = re.compile(r"[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+(\.[0-9]*)?")
 _CLAIM = re.compile(
     r"(?<!wrong )(?<!incorrect )(?<!false )\b(?:answer|option|choice)\s?(?:is(?!\w)\s?:?|=|:)\s?"
     r"(?:(?:therefore|thus|option|choice|letter)(?!\w):?\s?)*",
@@ -119,7 +115,7 @@ def extract_letter(response: str) -> str | None:
     Example: `extract_letter("A car is fast.\\nThe answer is (B).")` gives `"B"`.
     """
     response = strip_thinking(response)
-    tail = _drop_invisible(unicodedata.normalize("NFKC", response[-TAIL_CHARS:])).replace("**", "").replace("__", "")
+    tail = drop_invisible(unicodedata.normalize("NFKC", response[-TAIL_CHARS:])).replace("**", "").replace("__", "")
     lines = [" ".join(line.split()) for line in tail.splitlines()]
     while lines and not lines[-1]:
         lines.pop()
@@ -170,60 +166,10 @@ def lone_letter(text: str) -> str | None:
     return None
 
 
-def same_answer(answer: str, expected: str) -> bool:
-    r"""Compare an answer with the expected one. They are the same if they are equal after
-
-    * Unicode NFKC (full-width letters and digits are plain ones; look-alikes of other scripts stay different: a
-      Cyrillic А is no A), superscripts as powers ("10²" is "10^2" and not "102"), minus signs and dashes as "-";
-    * dropping invisible format characters (zero-width spaces, direction marks, soft hyphens);
-    * case folding, and collapsing of white space.
-
-    Two plain decimal numbers are compared by value, exactly: "12.0", "+12" and "012" are "12", "-0" is "0". Commas
-    between groups of three digits are dropped: "1,234" is "1234" and never 1.234. "1e1" is not "10" (no exponents),
-    "12 m" not "12" (no units), "1/2" not "0.5" (no arithmetic), "50%" not "0.5".
-
-    A single letter is the same bare or as `lone_letter` reads it: "(B).", "**B**" and r"\text{B}" are "B";
-    "B: 12 m" is not.
-
-    An answer longer than twice the expected one plus 200 characters is different: normal forms of hostile text are
-    slow.
-    """
-    answer, expected = answer.strip(), expected.strip()
-    if answer == expected:
-        return True
-    if len(answer) > 2 * len(expected) + 200:
-        return False
-    answer, expected = _normalize(answer), _normalize(expected)
-    if answer == expected:
-        return bool(answer)
-    left, right = _number(answer), _number(expected)
-    if left is not None and right is not None:
-        return left == right
-    letter = lone_letter(answer)
-    return letter is not None and letter == lone_letter(expected)
-
-
-def _normalize(text: str) -> str:
-    text = _SUPERSCRIPT.sub(lambda match: "^" + match.group(), _drop_invisible(text))
-    return " ".join(unicodedata.normalize("NFKC", text).translate(_DASHES).casefold().split())
-
-
-def _drop_invisible(text: str) -> str:
+def drop_invisible(text: str) -> str:
+    """The text without format characters, such as zero-width spaces and direction marks."""
     return text if text.isascii() else "".join(c for c in text if unicodedata.category(c) != "Cf")
 
 
 def _if_upper(letter: str | None) -> str | None:
     return letter if letter is not None and letter.isupper() else None
-
-
-def _number(text: str) -> Decimal | None:
-    if len(text) > 40:
-        return None
-    if _GROUPED.fullmatch(text):
-        text = text.replace(",", "")
-    if text.strip("+-.0123456789") != "":
-        return None
-    try:
-        return Decimal(text)
-    except InvalidOperation:
-        return None

@@ -16,17 +16,18 @@ from hypothesis import strategies as st
 from demopsd_dist.config import load
 from demopsd_dist.data.records import Question, RewardResult
 from demopsd_dist.data.rewards import ANSWER_FORMS, answer_form, answer_reward, resolve_reward
+from demopsd_dist.data.rewards.comparison import ANSWER_CHARS, same_answer
 from demopsd_dist.data.rewards.extraction import (
     BOX_CHARS,
     extract_answer,
     extract_any,
     extract_boxed,
     extract_letter,
-    same_answer,
 )
 from demopsd_dist.util.errors import ConfigError, RewardError
 from tests.unit.data.extraction_cases import ANSWER, ANY, BOXED, LETTER
 from tests.unit.data.same_answer_cases import DIFFERENT, SAME
+from tests.unit.data.spelled_answer_cases import CASE_FOLDED, SPELLED, STAY_DIFFERENT, WRAPPED
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 EXTRACTORS = {"answer": extract_answer, "boxed": extract_boxed, "letter": extract_letter, "auto": extract_any}
@@ -43,13 +44,13 @@ def test_the_answer_extracted_from_a_response(form: str, response: str, expected
     assert EXTRACTORS[form](response) == expected
 
 
-@pytest.mark.parametrize(("given", "expected"), SAME)
+@pytest.mark.parametrize(("given", "expected"), [*SAME, *WRAPPED, *SPELLED, *CASE_FOLDED])
 def test_equal_answers_are_rewarded(given: str, expected: str) -> None:
     assert same_answer(given, expected)
     assert answer_reward(f"so <answer>{given}</answer>", expected) == 1.0
 
 
-@pytest.mark.parametrize(("given", "expected"), DIFFERENT)
+@pytest.mark.parametrize(("given", "expected"), [*DIFFERENT, *STAY_DIFFERENT])
 def test_different_answers_are_not_rewarded(given: str, expected: str) -> None:
     assert not same_answer(given, expected)
     assert answer_reward(f"so <answer>{given}</answer>", expected) == 0.0
@@ -59,7 +60,10 @@ def test_there_are_hundreds_of_cases_and_no_two_contradict() -> None:
     assert sum(map(len, TABLES.values())) + len(SAME) + len(DIFFERENT) > 400
     for cases in TABLES.values():
         assert len(dict(cases)) == len(set(cases)), "one response, two decisions"
-    assert not set(SAME) & set(DIFFERENT)
+    same, different = {*SAME, *WRAPPED, *SPELLED, *CASE_FOLDED}, {*DIFFERENT, *STAY_DIFFERENT}
+    assert len(same) > 200
+    assert len(different) > 140
+    assert not same & different
 
 
 @given(response=st.one_of(st.text(), pieces), expected=st.text(min_size=1))
@@ -90,7 +94,8 @@ def test_a_claimed_letter_is_read_back_after_any_text(before: str, letter: str) 
 @given(given=st.text(), expected=st.text(min_size=1))
 def test_same_answer_goes_both_ways(given: str, expected: str) -> None:
     assert same_answer(expected, expected)
-    assert same_answer(given, expected) == same_answer(expected, given) or abs(len(given) - len(expected)) > 200
+    if "!" not in given + expected and abs(len(given) - len(expected)) <= 200:
+        assert same_answer(given, expected) == same_answer(expected, given)
 
 
 HOSTILE = {
@@ -114,6 +119,20 @@ HOSTILE = {
     "combining marks": "\u0301\u0323" * 500_000,
     "ligatures": "\ufdfa" * 1_000_000,
     "invisible": "\u200b" * 1_000_000,
+    "fractions": "\\frac" * 200_000,
+    "open fractions": "\\frac{1" * 140_000,
+    "roots": "\\sqrt 2" * 140_000,
+    "styles": "\\text{" * 160_000,
+    "nested styles": "\\text{" * 80_000 + "}" * 80_000,
+    "scripts": "^{2" * 330_000,
+    "commands": "\\" + "a" * 1_000_000,
+    "spaced signs": "+ " * 500_000,
+    "assignments": "x = " * 250_000,
+    "exclamations": "a" * 999_999 + "!",
+    "dollars": "$" * 1_000_000,
+    "quotes": "“" * 500_000 + "”" * 500_000,
+    "letters": "Co " * 330_000,
+    "exponent": "1e" + "9" * 1_000_000,
 }
 
 
@@ -125,6 +144,17 @@ def test_a_megabyte_is_checked_in_linear_time(form: str, name: str) -> None:
     started = time.process_time()
     for response in (text, ANSWER_FORMS[form].write(text), f"<answer>{text}</answer>"):
         reward(response, QUESTION)
+    assert time.process_time() - started < 2.0
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_two_long_answers_are_compared_in_linear_time(name: str) -> None:
+    """An expected answer as long as the hostile one, of which the comparison must read all."""
+    text = HOSTILE[name][-(ANSWER_CHARS - 10) :]
+    started = time.process_time()
+    assert not same_answer(text + "x", text + "yz")
+    same_answer(text.upper(), text.lower())
+    assert not same_answer(HOSTILE[name] + "x", HOSTILE[name] + "yz")
     assert time.process_time() - started < 2.0
 
 
