@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Parameter
 
+from demopsd_dist.run_record.folder import writing
 from demopsd_dist.util.errors import CheckpointError
+from workers.weights.tensor_files import refuse_non_finite, write_tensors
 from workers.weights.tensor_groups import FILE_BYTES, NamedParameters, NamedTensors, full_shape, group_by_bytes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -40,6 +41,9 @@ def save(engine: Any, named: NamedParameters, folder: Path, version: int, consta
         folder: an existing folder on a file system that all ranks share.
         version: training steps done.
         constants: the model's persistent buffers, equal on all ranks.
+
+    Raises:
+        RunFolderError: a file cannot be written.
     """
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     steps = optimizer_steps(engine)
@@ -51,17 +55,15 @@ def save(engine: Any, named: NamedParameters, folder: Path, version: int, consta
                 if is_writer:
                     tensors[f"{name}/{key}"] = tensor.detach().cpu().clone()
         if is_writer:
-            path = folder / f"weights-{number:05d}.safetensors"
-            save_file(tensors, path)
-            _sync(path)
+            write_tensors(tensors, folder / f"weights-{number:05d}.safetensors")
     if rank == 0:
         if constants:
-            save_file({name: tensor.cpu().clone() for name, tensor in constants}, folder / CONSTANTS)
-            _sync(folder / CONSTANTS)
+            write_tensors({name: tensor.cpu().clone() for name, tensor in constants}, folder / CONSTANTS)
         shapes = {name: list(full_shape(tensor)) for name, tensor in [*named, *constants]}
         index = {"version": version, "optimizer_steps": steps, "shapes": shapes}
-        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
-        _sync(folder / INDEX)
+        with writing(folder / INDEX):
+            (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+            _sync(folder / INDEX)
 
 
 def load(engine: Any, named: NamedParameters, folder: Path, constants: NamedTensors = ()) -> int:
@@ -71,7 +73,7 @@ def load(engine: Any, named: NamedParameters, folder: Path, constants: NamedTens
         The checkpoint's version: the number of training steps done when it was saved.
 
     Raises:
-        CheckpointError: the checkpoint is of another model than `model.path`.
+        CheckpointError: the checkpoint is of another model than `model.path`, or has values that are not finite.
     """
     index = json.loads((folder / INDEX).read_text())
     shapes = {name: list(full_shape(tensor)) for name, tensor in [*named, *constants]}
@@ -79,8 +81,8 @@ def load(engine: Any, named: NamedParameters, folder: Path, constants: NamedTens
         names = shapes.keys() | index["shapes"].keys()
         other = sorted(name for name in names if shapes.get(name) != index["shapes"].get(name))
         raise CheckpointError(
-            f"{folder} is of another model than model.path: {len(other)} tensors are missing on one side or have another "
-            f"shape, first {other[0]}. Set model.path to the model of that run."
+            f"{folder} is of another model than model.path: {len(other)} tensors are missing on one side or have "
+            f"another shape, first {other[0]}. Set model.path to the model of that run."
         )
     steps = index["optimizer_steps"]
     if steps:
@@ -89,7 +91,10 @@ def load(engine: Any, named: NamedParameters, folder: Path, constants: NamedTens
         with safe_open(folder / f"weights-{number:05d}.safetensors", framework="pt") as file:
             for name, parameter in group:
                 keys = ("value", *MOMENTS) if steps else ("value",)
-                _load_state(engine, parameter, {key: file.get_tensor(f"{name}/{key}") for key in keys})
+                state = {key: file.get_tensor(f"{name}/{key}") for key in keys}
+                for key, tensor in state.items():
+                    refuse_non_finite(tensor, f"{name}/{key}", folder)
+                _load_state(engine, parameter, state)
     if constants:
         with safe_open(folder / CONSTANTS, framework="pt") as file:
             for name, tensor in constants:

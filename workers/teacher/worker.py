@@ -10,7 +10,6 @@ from pathlib import Path
 import ray
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from demopsd_dist.config import Config, Precision, WeightSource
@@ -33,6 +32,7 @@ from workers.forward import (
 from workers.teacher import fsdp
 from workers.weights.buckets import Ack, unpack_bucket
 from workers.weights.receiver import Receiver, refuse_other_names
+from workers.weights.tensor_files import refuse_non_finite, write_tensors
 from workers.weights.tensor_groups import FILE_BYTES, group_by_bytes
 
 EMA_FILES = "ema*.safetensors"
@@ -125,7 +125,11 @@ class TeacherWorker(Receiver, Rank):
     @traced
     def save(self, folder: Path) -> None:
         """Save the EMA: initial weights are in the model folder, the student's own come with the next publish. All
-        copies are equal, so the workers of the first copy write, each some of the files."""
+        copies are equal, so the workers of the first copy write, each some of the files.
+
+        Raises:
+            RunFolderError: a file cannot be written.
+        """
         workers = self._config.teacher.shards
         if self.rank >= workers or (model := self._models.get(WeightSource.ema)) is None:
             return
@@ -137,13 +141,14 @@ class TeacherWorker(Receiver, Rank):
                 if is_writer:
                     tensors[name] = tensor.cpu().contiguous()
             if is_writer:
-                save_file(tensors, folder / f"ema-{number:05d}.safetensors", metadata={"version": str(self.version)})
+                write_tensors(tensors, folder / f"ema-{number:05d}.safetensors", {"version": str(self.version)})
 
     def load(self, folder: Path) -> None:
         """Load the EMA of a checkpoint.
 
         Raises:
-            CheckpointError: there is no EMA although the method needs one, or it is of a model with other shapes.
+            CheckpointError: there is no EMA although the method needs one, or it is of a model with other shapes,
+                or has values that are not finite.
             WeightSyncError: the EMA is of a model with other tensors.
         """
         if (model := self._models.get(WeightSource.ema)) is None:
@@ -162,6 +167,8 @@ class TeacherWorker(Receiver, Rank):
                         f"{folder} is of another model than model.path: {name} is {list(tensor.shape)} there, "
                         f"{list(parameter.shape)} here."
                     )
+                if isinstance(parameter, torch.nn.Parameter):
+                    refuse_non_finite(tensor, name, folder)
                 fsdp.local_rows(parameter).copy_(tensor[fsdp.local_row_range(parameter)])
             self.version = int(files[0].metadata()["version"])
 
@@ -239,7 +246,7 @@ class TeacherWorker(Receiver, Rank):
         return [ids[i] for i in range(len(examples))], [logp[i] for i in range(len(examples))]
 
     def _dummy_forwards(self, forwards: int) -> int:
-        """Number of dummy forwards to run after the real ones, so that all workers of a copy run equally many."""
+        """Number of dummy forwards to run after the real ones, so that all workers of a copy run the same number."""
         return 0 if self._mesh is None else fsdp.max_over_ranks(self._mesh, forwards) - forwards
 
     def _top_k(self, logits_NV: Tensor) -> Tensor:

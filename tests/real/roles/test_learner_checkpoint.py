@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from demopsd_dist.data.records import ScoredExample
 from demopsd_dist.util.errors import CheckpointError
@@ -77,3 +77,17 @@ def test_a_checkpoint_before_the_first_step_and_one_of_another_model(
         CheckpointError, match=r"is of another model than model.path: 2 tensors are missing .*, first model.norm"
     ):
         asyncio.run(again.load(tmp_path / "none"))
+
+
+def test_a_checkpoint_that_holds_nan_is_refused_as_such(
+    ranks: Ranks, scored: list[ScoredExample], tmp_path: Path
+) -> None:
+    group = ranks.start(*words(2, 2))
+    asyncio.run(group.save(tmp_path / "one"))
+    path = tmp_path / "one" / "weights-00000.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight/value"][3] = float("nan")
+    save_file(tensors, path)
+    again = ranks.start(*words(2, 2))
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight/value has 1 of \d+ values that are not finite"):
+        asyncio.run(again.load(tmp_path / "one"))
