@@ -51,7 +51,7 @@ class FieldNames:
 @dataclass
 class DataConfig:
     train: str = MINISCI
-    """Training questions: `minisci`, a .jsonl, .parquet or .csv file, or `hf:owner/name`, also as
+    """Training questions: `minisci`, a .jsonl, .json, .parquet or .csv file, or `hf:owner/name`, also as
     `hf:owner/name:subset@split`."""
     test: str | None = MINISCI
     """Questions for evaluation in the domain, named as for train; never trained on. null or `split` holds out a part of
@@ -62,6 +62,10 @@ class DataConfig:
     """`auto`, `records`, `sciknoweval` or `gpqa`: layout of the records of files and hub data sets."""
     fields: FieldNames = field(default_factory=FieldNames)
     """Names of the fields of your own records."""
+    system: str | None = None
+    """System message of questions of files and hub data sets that have none of their own; null for none."""
+    suffix: str = ""
+    """Text at the end of each question of a file or hub data set, such as a request for the form of the answer."""
     only_fields: list[str] = field(default_factory=list)
     """Use only these fields (`Physics`) for train and test; empty for all. Case is ignored."""
     only_levels: list[str] = field(default_factory=list)
@@ -71,7 +75,7 @@ class DataConfig:
     test_fraction: float = setting(0.1, above=0, below=1)
     """Fraction of train held out where `test: split`."""
     split_seed: int = setting(42, at_least=0)
-    """Seed of the split, which depends on it and on the questions' texts alone."""
+    """Seed of the split, which depends only on the seed and on the questions' texts."""
     duplicates: Duplicates = Duplicates.report
     """`report`, `drop` or `refuse`: reaction to questions of test or ood that are also in train."""
     minisci_train_size: int = setting(4096, above=0)

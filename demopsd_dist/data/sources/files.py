@@ -1,4 +1,4 @@
-"""Records from JSONL, CSV and Parquet files and from `datasets`; the formats parse them."""
+"""Records from JSONL, JSON, CSV and Parquet files and from `datasets`; the formats parse them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from demopsd_dist.data.sources.items import SourceRecord
 from demopsd_dist.util.errors import DataError
 
 HUB = "hf:"
 _HUB_ID = re.compile(r"hf:(?P<name>[^@:]+)(:(?P<subset>[^@:]+))?(@(?P<split>[\w.-]+))?")
+_SPACE = re.compile(r"[ \t\r\n]*")
 _OWNER_AND_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -36,11 +39,15 @@ def read_records(source: str, key: str, split: str) -> Iterator[SourceRecord]:
     with _read_errors(where):
         if not path.is_file():
             raise DataError(
-                f"{where}: there is no such file. Give a .jsonl, .parquet or .csv file, `hf:owner/name`, or `minisci`."
+                f"{where}: there is no such file. Give a .jsonl, .json, .parquet or .csv file, `hf:owner/name`, or "
+                "`minisci`."
             )
-    if path.suffix == ".parquet":
+    ending = path.suffix.lower()
+    if ending == ".parquet":
         return _read_parquet(path, where)
-    return _read_csv(path, where) if path.suffix == ".csv" else _read_jsonl(path, where)
+    if ending == ".csv":
+        return _read_csv(path, where)
+    return _read_json_array(path, where) if _begins_array(path, where) else _read_jsonl(path, where)
 
 
 @contextmanager
@@ -60,6 +67,46 @@ def _read_jsonl(path: Path, where: str) -> Iterator[SourceRecord]:
             if line.strip():
                 here = f"{where}, line {number}"
                 yield SourceRecord(_json_object(line, here), here, path.stem, number)
+
+
+def _begins_array(path: Path, where: str) -> bool:
+    """True where the first character that is no white space opens a JSON array."""
+    with _read_errors(where), path.open(encoding="utf-8-sig") as lines:
+        return next((line.lstrip()[0] for line in lines if line.strip()), "") == "["
+
+
+def _read_json_array(path: Path, where: str) -> Iterator[SourceRecord]:
+    """Records of a file that is one JSON array, each with the line on which it begins."""
+    with _read_errors(where):
+        text = path.read_text(encoding="utf-8-sig")
+    decoder = json.JSONDecoder(object_pairs_hook=_refuse_repeated_names)
+    position, counted, line = _after_space(text, text.index("[") + 1), 0, 1
+    number = 1
+    if text[position : position + 1] == "]":
+        number, position = 0, _after_space(text, position + 1)
+    while number:
+        line, counted = line + text.count("\n", counted, position), position
+        here = f"{where}, line {line}"
+        try:
+            values, end = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{here}: not valid JSON ({error}). Each element must be one JSON object.") from None
+        if not isinstance(values, dict):
+            raise DataError(f"{here}: element {number} must be a JSON object, not {type(values).__name__}.")
+        yield SourceRecord(values, here, path.stem, number)
+        end = _after_space(text, end)
+        if text[end : end + 1] not in (",", "]"):
+            raise DataError(f"{here}: element {number} of the JSON array must be followed by a comma or its end.")
+        number = number + 1 if text[end] == "," else 0
+        position = _after_space(text, end + 1)
+    if position < len(text):
+        raise DataError(f"{where}: there is text after the end of the JSON array. Remove it.")
+
+
+def _after_space(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    assert match is not None
+    return match.end()
 
 
 def _json_object(line: str, where: str) -> dict[str, Any]:
@@ -155,12 +202,33 @@ def _loaded_rows(
         fix: last sentence of the error message.
     """
     try:
-        for number, values in enumerate(open_rows(), start=1):
-            yield SourceRecord(dict(values), f"{where}, row {number}", source, number)
+        rows = open_rows()
+        features = getattr(rows, "features", None) or {}
+        for number, values in enumerate(rows, start=1):
+            shortest = {name: _shortest_digits(value, features.get(name)) for name, value in values.items()}
+            yield SourceRecord(shortest, f"{where}, row {number}", source, number)
     except DataError:
         raise
     except Exception as error:  # exceptions of `datasets` and the network have no common class
         raise DataError(f"{where}{failed} ({_first_line(error)}). {fix}") from None
+
+
+def _shortest_digits(value: Any, feature: Any) -> Any:
+    """The value with each float16 and float32 as the number of the fewest digits that the column tells apart: 0.1
+    instead of 0.10000000149011612.
+
+    Args:
+        feature: type of the column as `datasets` has it; None where it is unknown.
+    """
+    if isinstance(value, dict) and isinstance(feature, dict):
+        return {name: _shortest_digits(inner, feature.get(name)) for name, inner in value.items()}
+    if isinstance(value, list):
+        inner = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", None)
+        return [_shortest_digits(element, inner) for element in value]
+    kind = getattr(feature, "dtype", None)
+    if isinstance(value, float) and kind in ("float16", "float32"):
+        return float(str(np.dtype(kind).type(value)))
+    return value
 
 
 def _first_line(error: Exception) -> str:

@@ -31,6 +31,8 @@ def parse(record: SourceRecord) -> ParsedQuestion | RefusedRecord:
     options = [option.strip() for option in texts if option is not None]
     if len(options) != len(texts):
         return RefusedRecord("there are not 4 choices")
+    if multiple_choice.repeated_option(options):
+        return RefusedRecord(multiple_choice.REPEATED)
     record_id = record.optional_label("Record ID") or str(record.number)
     order = list(range(len(options)))
     random.Random(f"gpqa/{record_id}").shuffle(order)

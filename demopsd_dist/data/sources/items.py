@@ -26,17 +26,17 @@ class SourceRecord:
     """
 
     values: dict[str, Any]
-    where: str  # for messages
+    where: str  # place of the record in its source, for messages
     source: str  # name of the source, the first part of the question's id
     number: int  # line or row, from 1
 
-    def id(self, own: object = None) -> str:
-        """Question id: the source, and the record's own id or else its number."""
-        return f"{self.source}/{self.number if own is None else own}"
+    def id(self, record_id: object = None) -> str:
+        """Question id: the source, and the record's id if it has one, or its number."""
+        return f"{self.source}/{self.number if record_id is None else record_id}"
 
     def required_text(self, *names: str) -> str:
-        """Text of the first of these fields that is not blank. `a.b` means field b inside a. A number becomes decimal text
-        ("0.00001").
+        """Text of the first of these fields that is not blank. `a.b` means field b inside a. A number becomes decimal
+        text ("0.00001").
 
         Raises:
             DataError: no field has text, or the field is not text or a number, or holds an unpaired surrogate (invalid
@@ -64,8 +64,8 @@ class SourceRecord:
         label = self.optional_text(*names)
         if label is not None and (len(label) > MAX_LABEL_CHARS or not label.isprintable()):
             raise DataError(
-                f"{self.where}: {_either(names)} has {len(label)} characters and begins {label[:MAX_LABEL_CHARS]!r}; at "
-                f"most {MAX_LABEL_CHARS} are allowed, all of them printable. Shorten or correct it."
+                f"{self.where}: {_either(names)} has {len(label)} characters and begins {label[:MAX_LABEL_CHARS]!r}; "
+                f"at most {MAX_LABEL_CHARS} are allowed, all of them printable. Shorten or correct it."
             )
         return label
 
@@ -135,10 +135,10 @@ class LoadedSource:
     def refusal_summary(self) -> str:
         """The reasons with their counts, most frequent first, at most `MAX_REASONS` of them."""
         listed = self.refused.most_common(MAX_REASONS)
-        words = [f"{reason} ({count})" for reason, count in listed]
+        reasons = [f"{reason} ({count})" for reason, count in listed]
         if others := len(self.refused) - len(listed):
-            words.append(f"{others} other reasons ({self.refused.total() - sum(count for _, count in listed)})")
-        return ", ".join(words)
+            reasons.append(f"{others} other reasons ({self.refused.total() - sum(count for _, count in listed)})")
+        return ", ".join(reasons)
 
 
 def _either(names: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any, cast
@@ -109,9 +109,10 @@ def load_source(data: DataConfig, split: Split, source: str) -> LoadedSource:
     records = read_records(source, f"data.{split}", "train" if split == "train" else "test")
     first = next(records, None)
     if first is None:
-        raise DataError(f"data.{split}={source} holds no record. Give one with a record a line or row.")
+        raise DataError(f"data.{split}={source} holds no record. Name a source with one record per line or row.")
     parse = _parser(first, data)
-    loaded = _filter_and_count(map(parse, chain([first], records)), data, split)
+    items = (_with_data_settings(parse(record), data) for record in chain([first], records))
+    loaded = _filter_and_count(items, data, split)
     _refuse_same_ids(loaded.questions, f"data.{split}={source}")
     return loaded
 
@@ -137,14 +138,26 @@ def _holds_out_test(data: DataConfig) -> bool:
 def _filter_and_count(items: Iterable[ParsedQuestion | RefusedRecord], data: DataConfig, split: Split) -> LoadedSource:
     selected: list[Question] = []
     refused: Counter[str] = Counter()
+    spellings: dict[str, str] = {}  # the first spelling of each field
     for item in items:
         if isinstance(item, ParsedQuestion) and split != "ood":  # another data set, with other fields and levels
             item = refused_by_filters(item, data) or item
         if isinstance(item, RefusedRecord):
             refused[item.reason] += 1
         else:
-            selected.append(item.question)
+            field = " ".join(item.question.field.split())
+            spelling = spellings.setdefault(field.casefold(), field)
+            selected.append(replace(item.question, field=spelling))
     return LoadedSource(selected, refused)
+
+
+def _with_data_settings(item: ParsedQuestion | RefusedRecord, data: DataConfig) -> ParsedQuestion | RefusedRecord:
+    """The question with `data.system` where it has no system message, and with `data.suffix` at its end."""
+    if isinstance(item, RefusedRecord):
+        return item
+    question = item.question
+    system = data.system if question.system is None else question.system
+    return replace(item, question=replace(question, text=question.text + data.suffix, system=system))
 
 
 def _minisci_questions(data: DataConfig, split: Split, source: str) -> Iterator[ParsedQuestion]:
@@ -184,7 +197,7 @@ def _hold_out_test(data: DataConfig, loaded: LoadedSource) -> tuple[LoadedSource
     if not train or not test:
         raise DataError(
             f"data.test: {len(loaded.questions)} questions of data.train={data.train} cannot be split in two parts of "
-            "different questions. Give data.test a source of its own."
+            "different questions. Set data.test to another source."
         )
     return LoadedSource(train, loaded.refused + Counter({HELD_OUT: len(test)})), LoadedSource(test)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 LETTERS = "ABCDEFGHIJ"
+REPEATED = "two options have the same text"
 _CLOSING = "\nPlease reason step by step."
 _SYSTEM = (
     "{task} Think first, then commit to one answer. Your reply has these two parts and nothing else:\n"
@@ -26,6 +27,11 @@ def options_system(count: int) -> str:
     """System message of a question with `count` options."""
     letters = ", ".join(LETTERS[: count - 1]) + f" or {LETTERS[count - 1]}"
     return _SYSTEM.format(task=f"One of the {count} options answers the question.", allowed=f"the letter {letters}")
+
+
+def repeated_option(options: Sequence[str]) -> bool:
+    """True where two options have the same text, so that a right answer may be marked wrong."""
+    return len({" ".join(option.split()) for option in options}) < len(options)
 
 
 def statement_text(statement: str) -> str:

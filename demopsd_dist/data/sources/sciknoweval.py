@@ -48,6 +48,8 @@ def _options(record: SourceRecord, text: str, count: int) -> tuple[str, str, str
     options, labels = _choices(record)
     if len(options) != count or len(labels) != count:
         return RefusedRecord(f"there are not {count} choices")
+    if multiple_choice.repeated_option(options):
+        return RefusedRecord(multiple_choice.REPEATED)
     key = record.optional_text("answerKey")
     if key is None or labels.count(key.strip()) != 1:
         return RefusedRecord("the answer is not among the choices")

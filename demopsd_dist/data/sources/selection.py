@@ -26,7 +26,7 @@ def refused_by_filters(item: ParsedQuestion, data: DataConfig) -> RefusedRecord 
         ("level", item.level, data.only_levels),
         ("type", item.type, data.only_types),
     ):
-        if allowed and (value is None or value.casefold() not in {word.casefold() for word in allowed}):
+        if allowed and (value is None or value.strip().casefold() not in {word.strip().casefold() for word in allowed}):
             reason = f"no {name}" if value is None else f"{name} {value} is not"
             return RefusedRecord(f"filtered: {reason} among data.only_{name}s")
     return None
