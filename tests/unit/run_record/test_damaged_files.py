@@ -11,7 +11,9 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from demopsd_dist.config import load
 from demopsd_dist.report import write_report
@@ -19,10 +21,11 @@ from demopsd_dist.run_record import samples
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.ledger import Ledger
 from demopsd_dist.run_record.log import RunLog
-from demopsd_dist.util.errors import DataError, RunFolderError
+from demopsd_dist.util.errors import CheckpointError, DataError, RunFolderError
 from launch import watch
 from launch._training_run import write_final_report
 from tests.unit.run_record.sample_rows import prompt
+from workers.weights.tensor_files import refuse_non_finite, write_tensors
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 STEP = {"rollout/samples": 1.0, "rollout/tokens": 1.0, "rollout/reward_mean": 0.5}
@@ -131,3 +134,25 @@ def test_prebuild_explains_itself_without_building() -> None:
     command = [sys.executable, "-m", "launch.prebuild", "--help"]
     shown = subprocess.run(command, cwd=DEMO.parents[1], env=os.environ, capture_output=True, text=True, check=True)
     assert "usage: python -m launch.prebuild" in shown.stdout
+
+
+def test_tensors_come_back_as_they_were(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(3, 4), "b": torch.arange(5)}
+    write_tensors(tensors, tmp_path / "file", {"version": "3"})
+    found = load_file(tmp_path / "file")
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "weights-00000.safetensors"
+    with pytest.raises(RunFolderError, match=r"weights-00000\.safetensors cannot be written: .*free disk space"):
+        write_tensors({"a": torch.zeros(3)}, path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_are_named(tmp_path: Path, value: float) -> None:
+    tensor = torch.ones(2, 3)
+    refuse_non_finite(tensor, "lm_head.weight/value", tmp_path)
+    tensor[1, 2] = value
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight/value has 1 of 6 values that are not finite"):
+        refuse_non_finite(tensor, "lm_head.weight/value", tmp_path)
