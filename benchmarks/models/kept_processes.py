@@ -25,7 +25,7 @@ from workers.rollout import worker as rollout
 from workers.rollout.pool import RolloutPool, Say
 from workers.teacher import worker as teacher
 
-RENEW_S = 60.0
+RENEW_S = 240.0
 CPUS = 0.1
 
 

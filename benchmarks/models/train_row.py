@@ -57,9 +57,9 @@ WORDS = (
     "leakage.every_steps=0",
     "samples.every_steps=0",
     "sinks.report=false",
-    "limits.start_s=90",
-    "limits.call_s=90",
-    "limits.silence_s=60",
+    "limits.start_s=300",
+    "limits.call_s=300",
+    "limits.silence_s=120",
 )
 
 
@@ -205,7 +205,7 @@ def judged(figures: dict[str, Any]) -> dict[str, Any]:
 async def _learner_logp(actors: KeptActors, tokens: Tokens) -> Any:
     """The learner's log-probability of each token after the first."""
     (logp_T,) = await actors.groups["learner"].each(
-        lambda worker, _: worker(LearnerWorker.canary_logp, tokens), within_s=60, what="log-probabilities of a probe"
+        lambda worker, _: worker(LearnerWorker.canary_logp, tokens), within_s=240, what="log-probabilities of a probe"
     )
     return logp_T
 
