@@ -2,7 +2,7 @@
 
 Real Ray, DeepSpeed and publishing, on models of Qwen3's shapes with random weights. No engine runs: prompts and
 responses are random tokens of one length, so sampling is not measured and responses to a question share only their
-prompt. Each stage by itself, and beside it the time that `launch.plan` expects without a calibration.
+prompt. Each stage runs alone; beside its time is the time that `launch.plan` expects without a calibration.
 """
 
 from __future__ import annotations
@@ -172,8 +172,8 @@ async def peak_gpu_gib(group: ActorGroup) -> float:
 
 
 def expected(case: GpuCase, config: Config) -> Row:
-    """The planner's stage times and memory, from no more than a user would give it. Its device is this one, if it is in
-    the planner's list."""
+    """The planner's stage times and memory, from the settings that a user would give it. Its device is this one, if it
+    is in the planner's list."""
     name = torch.cuda.get_device_name().lower()
     device = next((device for kind, device in DEVICES.items() if kind in name), DEVICES["h100"])
     traffic = Traffic(PROMPT_TOKENS, case.response_tokens, response_spread=0.0, solution_tokens=SOLUTION_TOKENS)
@@ -221,7 +221,7 @@ def report(results: Row) -> Iterator[str]:
     yield f"{results['device']}, torch {results['torch']}; bfloat16 student, float32 teacher with TF32 products. Random"
     yield f"weights and tokens: {PROMPT_TOKENS} a prompt, {SOLUTION_TOKENS} more for the teacher, groups of {GROUP}."
     yield "Seconds of a stage by itself, the fastest of several rounds; in brackets what `launch.plan` expects without"
-    yield "a calibration. No engine ran: vLLM was not there."
+    yield "a calibration. No engine ran: vLLM was not installed."
     yield ""
     columns = ["case", "response tokens", *STAGES, "learn tokens/s", "GB/s published", "learner GiB", "teacher GiB"]
     yield f"| {' | '.join(columns)} |"

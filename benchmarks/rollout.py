@@ -70,7 +70,7 @@ def report(rows: Sequence[Row], questions: int, rounds: int) -> list[str]:
         "# Sampling with more workers",
         "",
         f"Two CPU cores, real vLLM engines, {questions} MiniSci questions x 8 responses a round; median of "
-        f"{rounds} rounds, turn about.",
+        f"{rounds} rounds, in turn.",
         "",
         "| workers | tokens/s | ratio | by worker, tokens/s |",
         "|---|---|---|---|",

@@ -1,8 +1,8 @@
 """Memory and time of teachers that share one copy of weights: `python -m benchmarks.teacher_shards [--model 360M]`
 
 Teachers alone, on CPU, with random weights and several random responses to each question. The same responses are scored
-by teachers with a copy each and by teachers that share one; two of either kind compute the same numbers. Memory is the
-peak resident size of a process while it scores, its libraries (0.7 GiB) included; it has one copy, the EMA.
+by teachers with a copy each and by teachers that share one; two teachers compute the same numbers in both cases. Memory
+is the peak resident size of a process while it scores, its libraries (0.7 GiB) included; it has one copy, the EMA.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ BATCH_TOKENS = 4096
 
 
 def random_examples(vocabulary: int) -> list[TrainingExample]:
-    """Random responses; the teacher's context of each shows the one before."""
+    """Random responses; the teacher's context of each shows the previous response."""
     rng = np.random.default_rng(0)
 
     def tokens(length: int) -> Tokens:
@@ -144,11 +144,11 @@ def report(rows: dict[str, dict[str, float]], model: str, weights_gib: float, ro
     """Lines of the page."""
     first = rows["two with a copy each"]
     lines = [
-        "# Teachers with a copy each, or with one together",
+        "# Teachers with a copy each, or with a shared copy",
         "",
         f"{model} of random weights, {weights_gib:.2f} GiB in float32, on two CPU cores. {QUESTIONS} questions of "
         f"{PROMPT_TOKENS} tokens with {SIBLINGS} responses of {RESPONSE_TOKENS}, scored twice in forwards of "
-        f"{BATCH_TOKENS} tokens; the fastest of {rounds} rounds. The numbers that two find are "
+        f"{BATCH_TOKENS} tokens; the fastest of {rounds} rounds. The log-probabilities of two teachers are "
         f"{'the same' if same else 'NOT THE SAME'}, bit for bit.",
         "",
         "| teachers | score, s | ratio | GiB each | ratio |",

@@ -1,4 +1,4 @@
-"""Methods: the examples, the forwards and the loss of each. No other file of the library reads `config.method`."""
+"""Methods: the examples, forwards and loss of each method. No other file of the library reads `config.method`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SupportKind(Enum):
     engine = auto()  # the same ids, from the rollout engine while it samples
     reference = auto()  # the reference's top k, from the teacher worker's forward
     sampled = auto()  # the sampled token
-    vocabulary = auto()  # every token, without a tail
+    vocabulary = auto()  # the whole vocabulary, without a tail
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class MethodSpec:
 
     @property
     def probe_forwards(self) -> Forwards:
-        """Forwards of the leakage probe. Its contexts are not the learners', so that a live reference needs one."""
+        """Forwards of the leakage probe. Its contexts differ from the learners', so a live reference needs a forward of
+        the teacher worker too."""
         return Forwards(self.forwards.support, self.reference, self.forwards.teacher)
 
 

@@ -1,6 +1,6 @@
 """Stand-ins for the four roles, for tests of the driver without engines, models or waiting.
 
-They share a `World`: the published version, and a diary of the calls in order.
+They share a `World`: the published version, and a list of the calls in order.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class World:
     published: int = -1
     diary: list[tuple[str, int]] = field(default_factory=list)  # (call, version or step)
     unchanged: list[int] = field(default_factory=list)  # versions published after a step without an optimizer update
-    lost_at_steps: list[int] = field(default_factory=list)  # each is one death of the learner, in order
+    lost_at_steps: list[int] = field(default_factory=list)  # steps at which the learner dies, in order
     skill: float = 0.4
     never_done: set[str] = field(default_factory=set)  # prompts whose groups never finish
 
@@ -150,7 +150,7 @@ def _token_record(item: ScoredExample) -> TokenRecord:
 class StandInLearners:
     world: World
     dp_size: int = 2
-    steps: int = 0  # done, including those before a checkpoint
+    steps: int = 0  # steps done, including those before a checkpoint
     batches: list[TrainBatch] = field(default_factory=list)  # of all steps, repeated ones included
 
     async def support(self, examples: Sequence[TrainingExample]) -> list[Tokens]:

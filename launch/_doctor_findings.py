@@ -51,9 +51,9 @@ class Finding:
     """Result of one check."""
 
     level: FindingLevel
-    what: str  # versions, disk, model
-    where: str  # this machine, a node, a path
-    text: str  # the result
+    what: str  # subject of the check: versions, disk, model
+    where: str  # machine, node or path that was checked
+    text: str  # result in words
     fix: str = ""
 
 
@@ -245,11 +245,12 @@ def check_disk(config: Config) -> Iterator[Finding]:
     except ConfigError:
         return  # check_inputs reports it
     student, each, checkpoint = job.weights_bytes / GIB, checkpoint_gib(job), config.checkpoint
-    at_once = checkpoint.keep + 1 if checkpoint.every_steps else 1  # one more is written before the oldest goes
+    # a new checkpoint is written before the oldest is removed
+    at_once = checkpoint.keep + 1 if checkpoint.every_steps else 1
     text = f"{free:.1f} GiB free; the student takes {student:.1f}, {at_once} checkpoints {at_once * each:.1f}"
     if free < student + at_once * each:
         yield problem(
-            "disk", str(existing), text, "make room, lower checkpoint.keep, or set output_dir to another disk"
+            "disk", str(existing), text, "free disk space, lower checkpoint.keep, or set output_dir to another disk"
         )
     else:
         yield ok("disk", str(existing), text)

@@ -29,7 +29,7 @@ def answer_file(folder: RunFolder) -> Path:
 
 
 def read_message(path: Path) -> dict[str, Any] | None:
-    """JSON object of a request or an answer; None where the file does not exist or holds none."""
+    """JSON object of a request or an answer; None if the file is missing or has other content."""
     with suppress(OSError, ValueError):
         message = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(message, dict):
@@ -53,7 +53,7 @@ async def scaled_on_request(folder: RunFolder, pool: RolloutPool, say: Callable[
 
 async def _follow_requests(folder: RunFolder, pool: RolloutPool, say: Callable[[str], None]) -> None:
     """Carry out one request after another. An error is reported at once, to the log and to the caller of
-    `launch.scale`; training goes on, and so does this."""
+    `launch.scale`; training and this loop continue."""
     done = None
     while True:
         await asyncio.sleep(POLL_S)
@@ -79,6 +79,6 @@ async def _carry_out(workers: Any, pool: RolloutPool, say: Callable[[str], None]
         await pool.resize(workers)
     except DemoPSDError as error:
         return str(error)
-    except Exception as error:  # a fault here must not end a run that trains
+    except Exception as error:  # a failed change of workers must not end the training run
         return f"{type(error).__name__}: {error}"
     return None

@@ -20,7 +20,7 @@ INTERRUPTED = 130
 def stopped_by_signals(stop: StopRequest, within_s: float, say: Callable[[str], None]) -> Iterator[None]:
     """Handle signals inside the block, in a running event loop.
 
-    The first signal asks the run to stop, and cancels it where it has not stopped within `within_s`. A second ends the
+    The first signal asks the run to stop, and cancels it if it has not stopped within `within_s`. A second ends the
     process and all that it has started at once; the run can be resumed from its last checkpoint.
     """
     loop, run = asyncio.get_running_loop(), asyncio.current_task()
@@ -28,7 +28,7 @@ def stopped_by_signals(stop: StopRequest, within_s: float, say: Callable[[str], 
     stopping = False
 
     def ask(name: str) -> None:
-        say(f"{name}: the step is finished or dropped, then saved; once more ends at once")
+        say(f"{name}: the step is finished or dropped, then saved; a second signal ends the run at once")
         stop.request()
         loop.call_later(within_s, run.cancel)
 

@@ -115,8 +115,8 @@ def write_final_report(folder: RunFolder, note: Callable[[str], None]) -> None:
         note(f"report in {write_report([folder.path], folder.report)}: open it in a browser")
     except Exception as error:
         note(
-            f"warning: the report could not be written ({type(error).__name__}: {one_line(str(error))}). All else is "
-            f"done; write it again with: python -m launch.report {folder.path}"
+            f"warning: the report could not be written ({type(error).__name__}: {one_line(str(error))}). The run "
+            f"is complete; write the report again with: python -m launch.report {folder.path}"
         )
 
 

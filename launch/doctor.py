@@ -60,7 +60,7 @@ def examine(arguments: argparse.Namespace) -> int:
 
 
 def print_findings(findings: Iterable[Finding]) -> int:
-    """Print each finding as it comes; the number of problems."""
+    """Print each finding as soon as it is made; the number of problems."""
     problems = 0
     for finding in findings:
         print(f"{finding.level.value:<8} {finding.what:<14} {finding.where}: {finding.text}", flush=True)
@@ -101,7 +101,7 @@ def cluster_findings(config: Config, cluster: ClusterInfo) -> Iterator[Finding]:
     cpus, gpus = cluster.offered.get("CPU", 0.0), cluster.offered.get("GPU", 0.0)
     yield ok("nodes", "the cluster", f"{len(cluster.nodes)} answered")
     yield from check_resources(config, "the cluster", cpus, gpus, f"{cpus:g} CPUs, {gpus:g} GPUs")
-    for answer in cluster.silent:
+    for answer in cluster.unanswered:
         name, _, reason = answer.partition(": ")
         yield problem("nodes", name, reason, "see its logs; take it out, or restart it")
     for node in cluster.nodes:
@@ -117,7 +117,7 @@ def cluster_findings(config: Config, cluster: ClusterInfo) -> Iterator[Finding]:
 
 def _check_code(node: NodeInfo, here: dict[str, str]) -> Finding:
     if not node.files:
-        return problem("code", node.name, "there is no checkout that it would import", f"put this one at {ROOT} there")
+        return problem("code", node.name, "it has no checkout of the project", f"copy this machine's to {ROOT} there")
     others = differing_files(here, node.files)
     if others:
         text = (

@@ -54,7 +54,7 @@ def evaluate_and_print(arguments: argparse.Namespace) -> int:
     folder = model_folder(config)
     loaded = load_split(config.data, "test")
     if not loaded.questions:
-        raise DataError(f"{arguments.data} names no data set. Give a file, a hub id or minisci.")
+        raise DataError(f"{arguments.data} names no data set. Name a file, a hub id or minisci.")
     if loaded.refused:
         print(f"left out {loaded.refused.total()} of {loaded.records} records: {loaded.refusal_summary()}")
     if config.ray_address is None:
@@ -88,7 +88,7 @@ async def evaluate_with_ray(config: Config, folder: Path, task: Task) -> dict[st
         try:
             rollouts = await actors.start()
         except EngineStartError as error:
-            print(error.full_text, file=sys.stderr)  # there is no run folder to keep it
+            print(error.full_text, file=sys.stderr)  # an evaluation has no run folder for the text
             raise
         return {
             split.name: await evaluate(rollouts, split.prompts, split.sampling, task.reward, split.response_prefix)

@@ -2,7 +2,7 @@
 
 Prints memory by role, seconds by stage, the best split of the devices into rollout, teacher and learner workers, and
 what does not fit and why. The model's weights are not needed: a folder with `config.json`, or the name of a known
-model. Without `--calibrate` the efficiencies are assumptions. Exit code 0; 1 where the config as it is does not fit; 2
+model. Without `--calibrate` the efficiencies are assumptions. Exit code 0; 1 if the unchanged config does not fit; 2
 for wrong input.
 """
 
@@ -90,7 +90,7 @@ def check_device_kind(config: Config, cluster: DeviceCluster) -> None:
         configured, requested = ("GPUs", "a CPU") if uses_gpus(config) else ("CPU", f"{cluster.device.name}s")
         raise ConfigError(
             f"the config is for {configured} (gpus_per_worker of its roles), and --gpus names {requested}. "
-            "Take another config."
+            "Use another config."
         )
 
 

@@ -150,7 +150,7 @@ def recorded_config(batch: ReplayBatch, words: Sequence[str]) -> Config:
 
 
 def refuse_other_settings(changed: dict[str, tuple[object, object]]) -> None:
-    """Refuse settings that would change tokens or weights, or split the same gradient otherwise.
+    """Refuse settings that would change tokens or weights, or that divide the same gradient in another way.
 
     Raises:
         ConfigError: names the first such setting.

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def write(folders: Sequence[Path], out: Path | None) -> int:
     """Write the report and print its path; the exit code."""
     if len(set(folders)) < len(folders):
-        raise ConfigError("a run folder is given twice. Give each once.")
+        raise ConfigError("a run folder is named twice. Name each once.")
     if out is None:
         out = RunFolder(folders[0] if len(folders) == 1 else Path()).report
     path = write_report(folders, out)

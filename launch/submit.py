@@ -61,7 +61,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run_command(arguments: argparse.Namespace) -> int:
-    """Submit a run, or ask for a submitted one; the exit code."""
+    """Submit a run, or act on a submitted job; the exit code."""
     config = load_settings(arguments) if arguments.config else None
     command = entrypoint(arguments, config) if config else ""
     from workers.cluster.jobs import JobClient
@@ -138,7 +138,7 @@ def follow(jobs: JobClient, name: str) -> int:
         asyncio.run(print_log())
         job = jobs.final_state(name)
     except KeyboardInterrupt:
-        print(f"\n{name} goes on; --stop {name} ends it", file=sys.stderr)
+        print(f"\n{name} continues to run; --stop {name} ends it", file=sys.stderr)
         return INTERRUPTED
     if job.status == "SUCCEEDED":
         return 0

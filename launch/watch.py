@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def watch(folder: RunFolder, console: Console) -> int:
     """Print the run until it ends; the exit code."""
     if not folder.metrics.is_file():
-        raise DataError(f"{folder.path} is no run folder: it has no metrics.jsonl. Give a folder below runs/.")
+        raise DataError(f"{folder.path} is no run folder: it has no metrics.jsonl. Name a folder in runs/.")
     progress = Progress(int(read_config(folder.path).get("steps", 0)))
     live = Live(progress, console=console, refresh_per_second=2, transient=True)
     tail, warned = FileTail(folder.metrics), set[str]()
@@ -101,8 +101,8 @@ class FileTail:
         self._position = 0
 
     def new_records(self) -> Iterator[dict[str, Any]]:
-        """Records of the complete lines since the last call; for a damaged line its place, as `DAMAGED`. A run that
-        went back to a checkpoint has shortened the file; reading then goes on at its end."""
+        """Records of the complete lines since the last call; for a damaged line its byte position, under the key
+        `DAMAGED`. If a rollback has shortened the file, reading continues at its end."""
         self._position = min(self._position, self._path.stat().st_size)
         with self._path.open("rb") as file:
             file.seek(self._position)

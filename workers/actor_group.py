@@ -16,8 +16,10 @@ from ray.exceptions import RayActorError, RayTaskError
 from demopsd_dist.util.errors import DemoPSDError, LostWorkerError, WorkerError
 from workers.actor_handle import Handle, R, Ref, W_co
 
-OTHER_FAILURES_S = 2.0  # wait after a first failure: the death of a peer may show in other actors before
-PEER_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|peer", re.IGNORECASE)  # in a collective's error
+# wait after a first failure: another actor may report the loss of a peer before the peer's own death is seen
+OTHER_FAILURES_S = 2.0
+# matches the text of a collective's error
+PEER_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|peer", re.IGNORECASE)
 
 
 class PendingCall(NamedTuple, Generic[R]):
@@ -32,14 +34,14 @@ class ActorGroup(Generic[W_co]):
 
     Args:
         role: for messages ("rollout").
-        lost_error: kind of the error where an actor died or does not answer.
+        lost_error: class of the error for an actor that died or does not answer.
     """
 
     def __init__(self, role: str, handles: Mapping[int, Handle[W_co]], lost_error: type[WorkerError]) -> None:
         self.role = role
         self._handles = dict(handles)
         self._lost_error = lost_error
-        self.call_count = 0  # remote calls of all actors so far, without those of `one`
+        self.call_count = 0  # remote calls of all actors so far; `one` is not counted
 
     def __len__(self) -> int:
         return len(self._handles)
@@ -58,7 +60,7 @@ class ActorGroup(Generic[W_co]):
         return sorted(self._handles)
 
     def add(self, handles: Mapping[int, Handle[W_co]]) -> None:
-        """Take in more actors, by rank."""
+        """Add actors, by rank."""
         self._handles |= handles
 
     def remove(self, rank: int) -> None:
@@ -72,7 +74,7 @@ class ActorGroup(Generic[W_co]):
             WorkerError: as for `each`.
         """
         if rank not in self._handles:
-            raise self._lost_error(f"{self.role} {rank} is gone: {what}.")
+            raise self._lost_error(f"{self.role} {rank} has ended before this call: {what}.")
         handle = self._handles[rank]
         ref = call(handle)
         try:
@@ -88,12 +90,12 @@ class ActorGroup(Generic[W_co]):
 
         Args:
             call: starts the remote call: `lambda worker, rank: worker(LearnerWorker.step, shards[rank])`.
-            within_s: time limit of the whole wait, seconds.
-            what: what is waited for, for the message.
+            within_s: time limit for all results together, seconds.
+            what: name of the result or action, for messages.
 
         Raises:
             LostWorkerError, LostStateError: an actor died, or did not answer in time.
-            WorkerError: an actor raised. Its own `DemoPSDError` comes as it is.
+            WorkerError: an actor raised another error than a `DemoPSDError`, which is raised unchanged.
         """
         return await self.collect(self.start(call), within_s=within_s, what=what)
 
@@ -118,17 +120,17 @@ class ActorGroup(Generic[W_co]):
                 done |= late
         finally:
             for future in futures:
-                future.cancel()  # those still open; also when we are cancelled ourselves
+                future.cancel()  # pending ones, also when this wait is cancelled
         failures: dict[int, BaseException] = {}
-        for future, rank in futures.items():  # of an actor its first failure
+        for future, rank in futures.items():  # the first failure of each actor
             if future in done and (error := future.exception()) is not None:
                 failures.setdefault(rank, error)
         if failures:
             rank = min(failures, key=lambda rank: (not isinstance(failures[rank], RayActorError), rank))
             raise self._worker_error(failures[rank], rank, what) from None
         if waiting:
-            silent = sorted({futures[future] for future in waiting})
-            raise self._lost_error(f"{self.role} {silent} did not answer within {within_s:g} s: {what}.")
+            late_ranks = sorted({futures[future] for future in waiting})
+            raise self._lost_error(f"{self.role} {late_ranks} did not answer within {within_s:g} s: {what}.")
         return [future.result() for future in futures]
 
     def _worker_error(self, error: BaseException, rank: int, what: str) -> BaseException:
@@ -137,7 +139,7 @@ class ActorGroup(Generic[W_co]):
         if isinstance(cause, DemoPSDError):
             return cause
         if isinstance(error, RayActorError):
-            return self._lost_error(f"{self.role} {rank} died while it was asked for {what}. {_death_cause(error)}")
+            return self._lost_error(f"{self.role} {rank} died during this call: {what}. {_death_cause(error)}")
         if isinstance(error, RayTaskError):
             peer_lost = len(self) > 1 and PEER_LOST.search(str(error))
             lost = peer_lost or self._lost_error is LostWorkerError

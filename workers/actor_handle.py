@@ -1,7 +1,7 @@
 """Handles of actors whose calls are typed: mypy finds a misspelt remote method and a wrong argument.
 
 `worker(LearnerWorker.step, shard, ...)` calls `step` in the actor and returns a reference to its result. The method is
-given by its class, so that its parameters and its result are known, and is looked up in the actor by name.
+given as an attribute of its class, so that mypy knows its parameters and result, and is looked up in the actor by name.
 """
 
 from __future__ import annotations

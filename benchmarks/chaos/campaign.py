@@ -3,8 +3,8 @@
 Each seed is a run of the real driver on simulated engines through random faults: workers that crash, hang, are slow,
 answer twice, late, to another prompt or without numbers; learners and teachers that die; checkpoints cut in half; the
 driver killed and resumed. The audit then checks that every sample was trained once or dropped for a reason, and that
-every step is the one of an undisturbed run. `--real N` plants N faults in real engines instead, and reports the time
-that each recovery took.
+every step trains on the same samples as in an undisturbed run. `--real N` plants N faults in real engines instead, and
+reports the time that each recovery took.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def simulated_campaign(faults: int, seeds: Sequence[int]) -> Row:
 
 
 def row_of(result: FaultRun, undisturbed: FaultRun) -> Row:
-    """Figures of a run. `lost` and `doubled` count samples, `other_steps` the steps that did not learn what the
-    undisturbed run learned."""
+    """Figures of a run. `lost` and `doubled` count samples, `other_steps` the steps that trained on other samples than
+    the undisturbed run."""
     audit_faults = {fault.description: len(fault.names) for fault in result.audit.faults}
     return {
         "seed": result.seed,
@@ -95,8 +95,8 @@ def _simulated_lines(results: Row) -> list[str]:
     return [
         f"**Simulated engines**, real driver, supervision, ledger and checkpoints: {total['faults']:,} random "
         f"faults in {len(rows)} runs of {results['steps']} steps: {total['lost']} samples lost, "
-        f"{total['doubled']} doubled, {total['other_steps']} steps that learned something else than an undisturbed "
-        "run, no hang.",
+        f"{total['doubled']} doubled, {total['other_steps']} steps that trained on other samples than an "
+        "undisturbed run, no hang.",
         "",
         "Faults: " + ", ".join(f"{count} {kind}" for kind, count in sorted(results["planted"].items())),
         "",

@@ -36,7 +36,7 @@ class DriverKilledError(BaseException):
 
 @dataclass
 class FaultPlan:
-    """Random choice of faults and of their moments, until `left` are used up.
+    """Random choice of faults and of their times, until `left` faults have been planted.
 
     Attributes:
         planted: faults so far, by kind.
@@ -102,7 +102,7 @@ class FaultyEngine:
             case "not a number":
                 bad = [replace(rollout, logp_T=np.full_like(rollout.logp_T, np.nan)) for rollout in groups[0]]
                 return [bad, *groups[1:]]
-            case "late":  # by then the driver has given the worker up and ignores its answer
+            case "late":  # by then the driver has replaced the worker and ignores its answer
                 self._hanging = True
                 await asyncio.sleep(6 * SILENCE_S)
         return groups
@@ -169,7 +169,7 @@ class FaultyLearners(SimulatedLearners):
 
     Attributes:
         checkpoints: the run's folder of checkpoints.
-        learned: samples and privileged contexts of each step, of the last time that it was done.
+        learned: samples and privileged contexts of each step; for a repeated step, those of its last run.
     """
 
     plan: FaultPlan = field(kw_only=True)

@@ -70,7 +70,7 @@ class LocalActor(Handle[RolloutWorker]):
         ref.cancel()
 
     def kill(self) -> None:
-        """Fail all calls, those under way and those to come, as the death of a process does."""
+        """Fail all calls, current and later ones, as the death of a process does."""
         self._dead = True
         for call in self._calls:
             call.fail(RayActorError())

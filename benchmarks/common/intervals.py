@@ -44,7 +44,7 @@ def _ratio(log_value: float, half: float) -> RatioInterval:
 
 
 def paired_ratio(values: Sequence[float], others: Sequence[float]) -> RatioInterval:
-    """Ratio of the geometric means of `values` to `others`, measured in pairs, one after the other, so that a slowdown
+    """Ratio of the geometric means of `values` to `others`. Pairs were measured one after the other, so that a slowdown
     of both cancels out. All values must be above zero."""
     logs = [math.log(value / other) for value, other in zip(values, others, strict=True)]
     return _ratio(fmean(logs), half_width(logs))

@@ -62,7 +62,7 @@ def simulated_responses(prompt: Prompt, sampling: Sampling, version: int, worker
 
 
 class SimulatedRollout:
-    """A rollout worker without an engine: an asyncio actor, in which groups under way do not slow each other down."""
+    """A rollout worker without an engine: an asyncio actor, in which concurrent groups do not slow each other down."""
 
     def __init__(self, rank: int, times: StageTimes) -> None:
         self.rank, self._times, self._version = rank, times, 0

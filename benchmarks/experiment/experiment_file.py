@@ -62,7 +62,7 @@ class Experiment:
     Attributes:
         base: config file, relative to the experiment's file.
         parallel: runs at the same time.
-        compared_with: arm that the others' differences are taken from.
+        compared_with: arm that is subtracted from the other arms.
         settings: overrides of all runs.
     """
 

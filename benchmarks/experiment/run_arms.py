@@ -1,9 +1,9 @@
-"""Methods and controls against each other: `python -m benchmarks.experiment configs/experiments/minisci.yaml`
+"""Comparison of methods and controls: `python -m benchmarks.experiment configs/experiments/minisci.yaml`
 
 Each arm's learning rate is chosen on validation questions, from the same number of candidates for every arm. Each seed
 is then trained and evaluated on the test questions, which no choice was made on. Each run is a `python -m launch.train`
 of its own. Its record is one line of `records.jsonl` under `--out`; a run that has a record is not run again, so the
-command may be stopped and started at will. Words after the file override it: `seeds=[3,4,5]`.
+command may be stopped and started again. Words after the file override it: `seeds=[3,4,5]`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ExperimentRunner:
 
         Raises:
             ConfigError: a run's settings are wrong, or its record has other settings.
-            DemoPSDError: a run failed; runs under way beside it are finished first.
+            DemoPSDError: a run failed; concurrent runs are finished first.
         """
         recorded = self.records.load()
         for run in runs:
@@ -80,13 +80,13 @@ class ExperimentRunner:
         if record is not None and record["words"] != list(run.words):
             raise ConfigError(
                 f"The record of {run.name} in {self.records.path} was made with other settings. "
-                "Give another --out, or remove its line to run it again."
+                "Choose another --out, or remove its line to run it again."
             )
 
     def _train(self, run: ArmRun) -> None:
         started = time.monotonic()
         folder = Path("runs") / "experiments" / self._out.name / run.name
-        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was stopped
+        shutil.rmtree(folder, ignore_errors=True)  # folder of an attempt that was stopped
         words = [*run.words, f"output_dir={folder.parent}", f"name={run.name}"]
         command = [sys.executable, "-m", "launch.train", str(self._base), *words]
         with subprocess.Popen(

@@ -86,7 +86,7 @@ def in_new_process(work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def measure(task: str, form: str, size: Row, device: str, repeats: int) -> dict[str, float]:
-    """Memory of the first step, median time of the others, and the time of the products with the head alone."""
+    """Memory of the first step, median time of the later steps, and the time of the products with the head alone."""
     loss_form = FORMS[task][form]
     step(
         make_case(size | {"tokens": 2, "hidden": 8, "vocabulary": 2 * TOP_K}, device), loss_form
@@ -176,7 +176,7 @@ def report(rows: list[Row], device: str) -> str:
         "",
         f"`{device}` ({name}), torch {torch.__version__}, top-k {TOP_K}. One forward and backward. Memory is the peak "
         "beyond inputs and gradients; ratios are to the first form of a size; `floor` is the time of the products with "
-        "the head that no form can do without, measured in the same process; `gradients` the largest difference from "
+        "the head that every form needs, measured in the same process; `gradients` the largest difference from "
         "the first form's, relative to the largest entry.",
         "",
         "| task | V | hidden | T | form | MiB | memory | s | time | floor s | gradients |",

@@ -54,7 +54,7 @@ class MeasuredCase:
     prompts: int
     group: int
     tokens: int  # of a response, at most
-    fits: bool  # part of the fit; else only predicted
+    fits: bool  # part of the fit; otherwise only predicted
     split_of: str = ""  # name of the workload, where the case is one of several splits of it
 
     @property
@@ -147,8 +147,8 @@ def run(case: MeasuredCase, rounds: int) -> Row:
 
 
 def settled_s(steps_s: Sequence[float], config: Config, case: MeasuredCase) -> float:
-    """Seconds of the fastest step after the first; of a split, their mean, as steps overlap with `ahead`. The steps at
-    both ends have less to do and do not count."""
+    """Seconds of the fastest step after the first; of a split, their mean, as steps overlap with `ahead`. The first and
+    the last step have less work and do not count."""
     ahead = config.rollout.ahead
     counted = steps_s[1 + ahead : len(steps_s) - ahead]
     return statistics.mean(counted) if case.split_of else min(counted)

@@ -31,7 +31,7 @@ def report(results: Row) -> Iterator[str]:
         "measured, minus one.",
         "",
         f"Fitted to {len(fitted)} cases: {', '.join(case.name for case in fitted)}. The other cases "
-        "are not part of the fit; but which work has a term of its own was decided with their errors in view.",
+        "are not part of the fit; but the choice of terms in the model was made knowing their errors.",
         "",
     )
     yield from _errors("Predicted", [row for row in rows if not row["fits"]], cluster, calibration)

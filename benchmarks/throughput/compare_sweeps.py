@@ -76,14 +76,14 @@ def changes(old: Row, new: Row) -> list[SweepChange]:
 
 
 def comparison(old: Row, new: Row) -> list[str]:
-    """Lines of the comparison: figures that changed beyond the noise, other differences between the runs, and the size
-    of a change that would have been seen."""
+    """Lines of the comparison: figures that changed beyond the noise, other differences between the runs, and the
+    smallest change that would have been detected."""
     every_change = changes(old, new)
     lines = [f"{old['commit']} -> {new['commit']}", ""]
     lines += [f"differs: {name}: {was} -> {now}" for name, was, now in _differences(old, new)]
     lines += _unmatched(old, new)
     if not every_change:
-        return [*lines, "The two have no point in common: nothing to compare."]
+        return [*lines, "The two sweeps have no point in common: nothing to compare."]
     beyond_noise = [change for change in every_change if change.beyond_noise]
     if beyond_noise:
         lines += [

@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 def values(row: Row, *keys: str) -> list[float]:
-    """A figure of each round, by its path of keys; empty where the point has none of this kind."""
+    """A figure of each round, by its path of keys; empty if the point lacks it."""
     level: list[Any] = row["rounds"]
     for key in keys:
         level = [entry[key] for entry in level if key in entry]
@@ -44,7 +44,7 @@ def format_mean(of_rounds: Sequence[float]) -> str:
 
 
 def format_ratio(ratio: RatioInterval) -> str:
-    """Ratio with its interval, where it has one."""
+    """Ratio, with its interval if that is known."""
     if ratio.high == float("inf"):
         return f"{ratio.value:.2f}"
     return f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
@@ -76,7 +76,7 @@ def report(sweep: Row) -> list[str]:
     if loads:
         lines += [
             f"Others' work on the machine: load average {min(loads):.1f} to {max(loads):.1f} just before the runs "
-            "(which includes what the run before had left).",
+            "(which includes the rest of the previous run's load).",
             "",
         ]
     lines += [f"**Failed:** {row['label']}: {row['failed']}" for row in sweep["points"] if row["failed"]]

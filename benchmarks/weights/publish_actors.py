@@ -23,7 +23,7 @@ from workers.weights.tensor_groups import group_by_bytes
 
 
 class BucketSender(LearnerWorker):
-    """A learner without DeepSpeed, and so without an optimizer's memory. It packs and sends like any other."""
+    """A learner without DeepSpeed, and so without an optimizer's memory. It packs and sends like every learner."""
 
     def prepare(self) -> None:
         """Do nothing: `start` loads the model."""
@@ -107,7 +107,7 @@ class LoadingEngine(RolloutWorker):
 
 
 class PartialPublisher(WeightPublisher):
-    """A started publisher that publishes to some of its receivers only."""
+    """A started publisher that publishes to only some of its receivers."""
 
     def __init__(self, publisher: WeightPublisher, receivers: ActorGroup[Any], config: Config) -> None:
         vars(self).update(vars(publisher), _rollouts=FixedPool(receivers, config), _canary_logp={})

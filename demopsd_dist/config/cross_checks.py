@@ -23,7 +23,7 @@ def check(config: Config) -> None:
     """Check every setting by itself, then the combinations.
 
     Raises:
-        ConfigError: one value out of its range, or several that do not go together.
+        ConfigError: a value is out of its range, or several values conflict.
     """
     check_values(config)
     _check_lora(config.model)
@@ -132,7 +132,7 @@ def _check_data(data: DataConfig) -> None:
 
 
 def _check_methods(config: Config) -> None:
-    """Check the sections of all methods, also of those not chosen: a config is valid as a whole or not at all."""
+    """Check the sections of all methods, also of those not chosen: an error in any section is reported."""
     for name, section in {"demopsd": config.demopsd, "sdpo": config.sdpo, "opsd": config.opsd}.items():
         if section.support is SupportOf.reference and name != "demopsd":
             raise ConfigError(
@@ -246,7 +246,7 @@ def _check_early_answers(config: Config) -> None:
 
 
 def _check_determinism(config: Config) -> None:
-    """Refuse settings that make the result depend on the speed of the workers where it must not."""
+    """Refuse settings of a deterministic run that make the result depend on the speed of the workers."""
     rollout = config.rollout
     if config.deterministic and (rollout.ahead or rollout.late_group_s is not None):
         conflict, needed = (

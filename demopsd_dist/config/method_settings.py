@@ -115,8 +115,8 @@ class OPSDConfig(DistillationConfig):
     """Generalised Jensen-Shannon divergence to a fixed teacher over the whole vocabulary (OPSD)."""
 
     top_k: int | None = setting(None, above=0, unit="tokens")
-    """Size of the support plus a tail bucket; null for the full vocabulary, of which the teacher then sends every
-    value."""
+    """Size of the support plus a tail bucket; null for the full vocabulary, for which the teacher sends a value of
+    every token."""
     teacher: WeightSource = WeightSource.frozen
     """Weights of the teacher; `frozen`, as its authors recommend, is the student at the start of the run."""
     beta: float = setting(0.5, at_least=0, at_most=1)
@@ -142,5 +142,5 @@ class GRPOConfig:
     """Coefficient of the KL to the initial model; 0 spends no forward on it. DemoPSD's paper has 0.04 in its GRPO
     row."""
     sampling_rounds: int | None = setting(None, above=0)
-    """Largest number of sampling rounds in a step; rounds go on until `prompts_per_step` groups have rewards that
-    differ. null is the variant's own: 4 for dapo, 1 (no second round) for the others."""
+    """Largest number of sampling rounds in a step; rounds are repeated until `prompts_per_step` groups have rewards
+    that differ. null is the variant's own: 4 for dapo, 1 (no second round) for the others."""

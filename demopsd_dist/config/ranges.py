@@ -1,4 +1,4 @@
-"""Checks of single settings: each number against the range that stands beside it in the schema.
+"""Checks of single settings: each number against the range that the schema declares for it.
 
 `setting` declares a number with its default, unit and legal range. `check_values` is the one loop that holds every
 value of a config against its range.
@@ -21,7 +21,7 @@ _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Range:
-    """Legal values of a number. An open end is not itself legal."""
+    """Legal values of a number. An open bound is not a legal value itself."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -77,7 +77,7 @@ def setting(
 
 
 def check_values(config: Any) -> None:
-    """Check every single value of a config, whatever the other settings are.
+    """Check every value of a config by itself.
 
     Raises:
         ConfigError: a number out of its range, not finite or of more than 32 bits; text that no file can hold; a list
@@ -111,4 +111,4 @@ def _check_plain(key: str, value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{key}={value} must be finite.")
     if isinstance(value, str) and _UNWRITABLE.search(value):
-        raise ConfigError(f"{key}={value!r} holds a zero byte or half a character, which can stand in no file.")
+        raise ConfigError(f"{key}={value!r} has a zero byte or an unpaired surrogate, which no file can hold.")

@@ -19,8 +19,8 @@ class SamplesConfig:
     tokens: int = setting(2048, above=0, unit="tokens")
     """Number of tokens recorded one by one, from the start of a response. Its text is always complete."""
     candidates: int = setting(5, above=0)
-    """Number of candidate tokens recorded at each position with their probabilities under every model: those most
-    likely under any of them."""
+    """Number of candidate tokens recorded at each position with their probabilities under every model: the tokens most
+    likely under any model."""
 
 
 class WandbMode(Enum):
@@ -45,7 +45,7 @@ class SinksConfig:
     """Port that serves the metrics to Prometheus; 0 takes a free one, null serves none. Needs
     `pip install prometheus-client`."""
     prometheus_host: str = "127.0.0.1"
-    """Address of the interface that serves them; 0.0.0.0 lets other machines read."""
+    """Address of the interface that serves the metrics; 0.0.0.0 lets other machines read."""
     report: bool = True
     """Write `report.html` into the run folder at the end."""
 

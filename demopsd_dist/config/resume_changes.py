@@ -1,4 +1,4 @@
-"""Settings that may change when a run is resumed, and settings that would change what is learned."""
+"""Settings that may change when a run is resumed, and settings that would change the trained student."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ class RolloutConfig:
     num_workers: int = setting(1, above=0)
     """Number of vLLM engines."""
     min_workers: int | None = setting(None, at_least=1)
-    """Fewest engines that suffice to start and to continue. If the cluster cannot place num_workers, the missing engines
-    join as soon as it can. At most num_workers; null requires all."""
+    """Fewest engines that suffice to start and to continue. If the cluster cannot place num_workers, the missing
+    engines join as soon as it can. At most num_workers; null requires all."""
     cpus_per_worker: float = setting(1.0, above=0)
     """Ray CPUs of each engine process; a fraction lets roles that take turns share a core."""
     gpus_per_worker: float = setting(0, at_least=0, at_most=1)
@@ -85,7 +85,7 @@ class TeacherConfig:
     """Number of teacher workers, which share the responses to score."""
     shards: int = setting(1, above=0)
     """Number of workers that share one copy of the weights (FSDP): each holds its part and gathers the layers one by
-    one. With 1 each worker has a copy of its own. A divisor of `num_workers`."""
+    one. With 1 each worker has a whole copy. A divisor of `num_workers`."""
     cpus_per_worker: float = setting(1.0, above=0)
     """Ray CPUs of each worker."""
     gpus_per_worker: float = setting(0, at_least=0, at_most=1)
@@ -107,7 +107,7 @@ class TeacherConfig:
 class Schedule(Enum):
     """Learning rate after warm-up."""
 
-    constant = "constant"  # stays
+    constant = "constant"  # stays at learning_rate
     linear = "linear"  # falls by the same amount every step
     cosine = "cosine"  # falls along half a cosine: slowly, fast, slowly
 

@@ -39,7 +39,7 @@ class AccuracyEstimate:
     """An average over the fields, each counting once, with its 95 % interval over questions.
 
     The interval is that of a bootstrap that redraws the questions of each field (2,000 times, always the same draws).
-    It says nothing about the variation between training seeds.
+    It does not include the variation between training seeds.
     """
 
     average: float
@@ -104,7 +104,7 @@ def pass_at(group: AnswerGroup, draws: int) -> float:
 def best_with_replacement(group: AnswerGroup) -> float:
     """verl's best@k: the expected best reward of k draws with replacement from the k responses."""
     k = len(group.rewards)
-    at_most = (np.arange(k + 1) / k) ** k  # chance that all draws are among the i smallest
+    at_most = (np.arange(k + 1) / k) ** k  # probability that all draws are among the i smallest
     return float(np.dot(np.sort(group.rewards), np.diff(at_most)))
 
 

@@ -22,7 +22,7 @@ class Row(Generic[T]):
     """Items that share one line of a forward's input."""
 
     items: tuple[T, ...]
-    tokens: int  # nodes of their tree
+    tokens: int  # nodes of the items' prefix tree
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def build_prefix_tree(sequences: Sequence[Tokens]) -> PrefixTree:
     tokens: list[Tokens] = []
     depths: list[NDArray[np.int64]] = []
     nodes = 0
-    path = np.zeros(0, np.int64)  # of the sequence before
+    path = np.zeros(0, np.int64)  # nodes of the previous sequence
     for index, shared in _sorted_with_shared(sequences):
         own = sequences[index][shared:]
         path = np.concatenate([path[:shared], np.arange(nodes, nodes + len(own))])

@@ -27,8 +27,8 @@ from demopsd_dist.data.rewards import answer_reward
 from demopsd_dist.minisci import MODEL_DIR, tasks
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
 
-PRIVILEGED_FRACTION = 1 / 4  # of the examples
-RIGHT_FRACTION = 0.6  # of the steps, before slips begin
+PRIVILEGED_FRACTION = 1 / 4  # fraction of the examples
+RIGHT_FRACTION = 0.6  # fraction of the steps before slips begin
 EVALUATION_SAMPLES = 8
 
 

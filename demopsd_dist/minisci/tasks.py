@@ -119,7 +119,7 @@ def questions(split: Split, count: int, seed: int) -> list[Question]:
     Validation shares no family and operands with the first 256 test questions: it is for choosing settings.
 
     Raises:
-        ValueError: MiniSci does not hold that many.
+        ValueError: MiniSci does not have `count` different questions.
     """
     reserved = {_operands(q) for q in questions("test", RESERVED, seed)} if split == "validation" else set()
     drawn: dict[str, dict[str, Question]] = {field: {} for field in FIELDS}

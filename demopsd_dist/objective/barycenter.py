@@ -15,7 +15,8 @@ def tanh_gate(disagreement_BT: Tensor, alpha_max: float, sensitivity: float) -> 
 
 
 def threshold_gate(disagreement_BT: Tensor, alpha_max: float, sensitivity: float, threshold_nats: float) -> Tensor:
-    """alpha = alpha_max sigmoid(kappa (d - threshold)). A guess: the paper names a threshold mode without a formula."""
+    """alpha = alpha_max sigmoid(kappa (d - threshold)). The formula is this project's: the paper names a threshold mode
+    without one."""
     return alpha_max * torch.sigmoid(sensitivity * (disagreement_BT - threshold_nats))
 
 

@@ -4,7 +4,7 @@
 
 The target carries no gradient: neither teacher, reference, alpha nor the normaliser. With a live reference the
 gradient is (1 - alpha) times that of reverse-KL SDPO; an EMA reference adds alpha times the pull to the EMA student,
-which the paper's equation 13 leaves out. Left out here: alpha from the whole vocabulary over top-k atoms.
+which the paper's equation 13 leaves out. Not implemented: alpha from the whole vocabulary over top-k atoms.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from demopsd_dist.objective.method import TokenLoss, TokenViews, weighed
 
 @dataclass(frozen=True)
 class GatedTarget:
-    """The target of each token and the values it is computed from; log-probabilities over the same atoms."""
+    """The target of each token and the values that it is computed from; log-probabilities over the same atoms."""
 
     reference_BTA: Tensor  # floored
     teacher_BTA: Tensor  # floored
@@ -44,7 +44,7 @@ class DemoPSD:
     gate_threshold_nats: float = 0.05
 
     def __call__(self, views: TokenViews) -> TokenLoss:
-        """Loss, means and distributions of each token."""
+        """Loss of each token, and the values of each token that are recorded as means or distributions."""
         assert views.teacher_logp_BTA is not None
         student_BTA, reference_BTA = views.student_logp_BTA, views.reference_logp_BTA
         gated = self.gated_target(student_BTA if reference_BTA is None else reference_BTA, views.teacher_logp_BTA)

@@ -8,8 +8,8 @@ has a closed form:
     dL/dz_v = p_v (g_tail / P_tail - sum(g))        v in the tail: its tokens move together
 
 with g = dL/d log P. Before the head's weight comes the derivative of the model's own transform of its logits
-(`logit_transform.py`). Left out: a recomputing backward, which would save the gradient of the head and cost one more
-product with it.
+(`logit_transform.py`). Not implemented: a recomputing backward, which would save the gradient of the head and cost one
+more product with it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TokenSlice:
 
     tokens: slice
     student_logp_NA: Tensor  # of the atoms, at the temperature
-    logits_NV: Tensor  # float32 or wider, divided by the temperature
+    logits_NV: Tensor  # logits in float32 or wider, divided by the temperature
     normaliser_N1: Tensor  # logsumexp of the logits
 
     def token_logp(self, ids_N: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class _FusedLoss(torch.autograd.Function):
         wide = torch.promote_types(hidden_NH.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden_NH.device)
         d_hidden_NH = torch.zeros_like(hidden_NH)
-        _, with_weight, with_bias, *_ = ctx.needs_input_grad  # False for a head that is not trained
+        _, with_weight, with_bias, *_ = ctx.needs_input_grad  # False if the head is not trained
         d_weight_VH = torch.zeros_like(weight_VH, dtype=wide) if with_weight else None
         d_bias_V = torch.zeros_like(bias_V, dtype=wide) if bias_V is not None and with_bias else None
         head = OutputHead(weight_VH, bias_V, transform)

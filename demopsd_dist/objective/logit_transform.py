@@ -5,7 +5,7 @@ Gemma caps its logits softly, Granite, Cohere and Falcon-H1 scale them:
     z = soft_cap tanh(scale h W' / soft_cap)        without a soft cap z = scale h W'
     dL/d(h W') = dL/dz scale (1 - (z / soft_cap)^2)
 
-Whoever needs logits takes them from an `OutputHead`, so that nobody can leave the transform out. The sampling
+All logits are computed by an `OutputHead`, so that the transform is never left out. The sampling
 temperature comes after it, as in vLLM.
 """
 
@@ -53,8 +53,8 @@ class LogitTransform:
         return capped.mul(self.soft_cap) if capped.requires_grad else capped.mul_(self.soft_cap)
 
     def derivative(self, logits: Tensor) -> Tensor | float:
-        """Derivative of the transform at the logits that it has returned: a tensor of their shape with a soft cap, else
-        one number."""
+        """Derivative of the transform at the logits that it has returned: a tensor of their shape with a soft cap,
+        otherwise one number."""
         if self.soft_cap is None:
             return self.scale
         return (logits / self.soft_cap).square_().neg_().add_(1.0).mul_(self.scale)

@@ -23,8 +23,8 @@ class TokenViews:
 
     student_logp_BTA: Tensor
     reference_logp_BTA: Tensor | None = None  # without the privileged context
-    teacher_logp_BTA: Tensor | None = None  # with it
-    importance_ratio_BT: Tensor | None = None  # of the sampled token: its probability now over that when sampled
+    teacher_logp_BTA: Tensor | None = None  # with the privileged context
+    importance_ratio_BT: Tensor | None = None  # probability of the sampled token now, over its probability when sampled
     advantage_BT: Tensor | None = None
     has_tail: bool = True  # the last atom is the tail bucket; False where the atoms are the vocabulary
 
@@ -35,14 +35,14 @@ class TokenLoss:
 
     loss_BT: Tensor
     means: dict[str, Tensor] = field(default_factory=dict)  # metric -> values to average
-    distributions: dict[str, Tensor] = field(default_factory=dict)  # metric -> values whose quantiles matter too
+    distributions: dict[str, Tensor] = field(default_factory=dict)  # metric -> values whose quantiles are recorded too
 
 
 class Objective(Protocol):
     """A method: `DemoPSD`, `SDPO`, `OPSD` or `GRPO`."""
 
     def __call__(self, views: TokenViews) -> TokenLoss:
-        """Loss of each token, with what is recorded of it."""
+        """Loss of each token, and the values of each token that are recorded."""
         ...
 
 

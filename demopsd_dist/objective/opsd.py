@@ -3,8 +3,8 @@
     loss = (1 - b) KL(p|m) + b KL(r|m),   m = (1 - b) p + b r        (b = 0: KL(r|p), b = 1: KL(p|r))
 
 After the published code of siyan-zhao/OPSD. Its later bound on each vocabulary entry's part of the loss is `term_clip`;
-it acts here on terms that are never negative (p log(p/m) - p + m), there on terms that may be. Left out: a teacher cut
-to its top-k tokens and renormalised, which has no tail; a top-k support here keeps one.
+it acts here on terms that are never negative (p log(p/m) - p + m), there on terms that may be. Not implemented: a
+teacher cut to its top-k tokens and renormalised, which has no tail; a top-k support here keeps one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class OPSD:
     importance_clip: float = 2.0
 
     def __call__(self, views: TokenViews) -> TokenLoss:
-        """Loss and means of each token."""
+        """Loss of each token, and the values of each token that are averaged into metrics."""
         assert views.teacher_logp_BTA is not None
         student_BTA, teacher_BTA = views.student_logp_BTA, views.teacher_logp_BTA
         terms_BTA = skewed_jsd_terms(student_BTA, teacher_BTA, self.beta)

@@ -18,8 +18,8 @@ class DemoPSDLoss(Loss):
     """Result of `demopsd_loss`.
 
     `loss` is the scalar mean in nats per token, to call `backward` on; `loss_BT` has the loss of each token, and
-    `metrics` scalars by name, which add up over shards that were given one `token_count`. The two values of the gate
-    are meaningless where masked.
+    `metrics` scalars by name, which add up over shards that were given one `token_count`. Alpha and disagreement are
+    meaningless where masked.
     """
 
     alpha_BT: Tensor  # weight of the reference in the target, 0 .. alpha_max

@@ -1,4 +1,4 @@
-"""Reduction of vocabulary-wide logits to K + 1 atoms: the student's top-k tokens and one bucket for all others.
+"""Reduction of vocabulary-wide logits to K + 1 atoms: the student's top-k tokens and one bucket for all other tokens.
 
 Without the tail bucket the restricted distributions do not sum to one, and their "KL" can go negative. The tail is
 summed over the tokens outside the support (not computed as 1 - support mass, which cancels), so it is exact however

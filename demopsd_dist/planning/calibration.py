@@ -45,7 +45,7 @@ def read_calibration(path: Path) -> tuple[DeviceCluster, Calibration]:
     """Read `{"cluster": {...}, "measured": [...]}` and fit coefficients; other keys are ignored.
 
     Raises:
-        ConfigError: no such file, or not of that form.
+        ConfigError: the file is missing or has another form.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,5 +1,5 @@
-"""A drawn step batch: lengths of responses, the responses that are learned from, and their rows and micro-batches, laid
-out by the run's own packing. The seed is fixed: the same workload always gives the same batch."""
+"""A drawn step batch: lengths of responses, the responses that are training examples, and their rows and micro-batches,
+laid out by the run's own packing. The seed is fixed: the same workload always gives the same batch."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from demopsd_dist.planning.workload import Traffic, Workload
 
 @dataclass(frozen=True)
 class DrawnResponse:
-    """One response, by its length alone."""
+    """A response of known length and unknown text."""
 
     group: int
     sample: int
     tokens: int
-    solution: int | None  # the sibling that the teacher sees; None where it is not learned from
+    solution: int | None  # the sibling that the teacher sees; None if the response is no training example
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class DrawnBatch:
     length: int
     responses: int
     predicted: int
-    masked: bool  # several responses in a row: attention computes all pairs, else half of them
+    masked: bool  # several responses in a row: attention computes all pairs, otherwise half of them
 
     @property
     def tokens(self) -> int:
@@ -52,7 +52,7 @@ def draw_responses(workload: Workload) -> tuple[DrawnResponse, ...]:
         for sample in range(workload.group_size):
             others = [i for i in right if i != sample]
             solution = random_of.choice(others) if others else None
-            if not workload.shows_solutions:  # learned from by advantage, as long as rewards differ
+            if not workload.shows_solutions:  # methods that use advantages train on all responses if rewards differ
                 solution = sample if 0 < len(right) < workload.group_size else None
             drawn.append(DrawnResponse(group, sample, lengths[group * workload.group_size + sample], solution))
     return tuple(drawn)
@@ -71,7 +71,7 @@ def draw_lengths(traffic: Traffic, count: int, longest: int) -> list[int]:
 
 
 def learned_responses(workload: Workload) -> list[DrawnResponse]:
-    """Responses that are learned from."""
+    """Responses that are training examples."""
     return [response for response in draw_responses(workload) if response.solution is not None]
 
 
@@ -81,7 +81,7 @@ class DrawnLayout(RowLayout[DrawnResponse]):
     the beginning of the response."""
 
     workload: Workload
-    solution: int  # its tokens in a row; 0 in the student's rows
+    solution: int  # the solution's tokens in a row; 0 in the student's rows
 
     def _cut(self, group: list[DrawnResponse], bound: int) -> list[Row[DrawnResponse]]:
         prompt = round(self.workload.traffic.prompt_tokens)

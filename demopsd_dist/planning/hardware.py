@@ -20,13 +20,13 @@ class Device:
 
     name: str
     memory_gib: float  # usable, as the driver reports it
-    bfloat16_tflops: float  # of matrix products with operands in this format
+    bfloat16_tflops: float  # rate of matrix products with operands in this format
     tf32_tflops: float
     float32_tflops: float
     memory_gb_per_s: float
-    link_gb_per_s: float  # to another device of the node
-    host_gb_per_s: float  # to the node's memory
-    network_gb_per_s: float  # to another node
+    link_gb_per_s: float  # rate to another device of the node
+    host_gb_per_s: float  # rate to the node's memory
+    network_gb_per_s: float  # rate to another node
     shared: bool = False  # CPU cores: all cores of the node together have `memory_gib`
 
     def flops(self, precision: str) -> float:
@@ -71,7 +71,7 @@ def parse_cluster(text: str, measured: Mapping[str, Device] | None = None) -> De
         measured: devices of a calibration, by name; `cpu` is known only from one.
 
     Raises:
-        ConfigError: not of that form, or an unknown device.
+        ConfigError: the text has another form, or names an unknown device.
     """
     devices = {**DEVICES, **(measured or {})}
     match = re.fullmatch(r"(?:(\d+)x)?(\d+)x([a-z]\w*)", text.lower())

@@ -14,10 +14,10 @@ from demopsd_dist.planning.roofline import Power
 from demopsd_dist.planning.sampling_time import cache_bytes, sequence_capacity, workspace_bytes
 from demopsd_dist.planning.workload import Split, Workload
 
-HEAD_SLICE_TOKENS = 2048  # whose logits the teacher computes at once
-LIVE_PARAMETERS = 1e9  # that ZeRO-3 has gathered at most
-REDUCED_PARAMETERS = 5e8  # in the buffer in which ZeRO-2 and 3 reduce gradients, at most
-UNFUSED_LOGITS = 4  # float32 tensors [tokens, vocabulary] that a loss holds that is not fused
+HEAD_SLICE_TOKENS = 2048  # tokens whose logits the teacher computes at once
+LIVE_PARAMETERS = 1e9  # most elements that ZeRO-3 has gathered at one time
+REDUCED_PARAMETERS = 5e8  # most elements in the buffer in which ZeRO-2 and 3 reduce gradients
+UNFUSED_LOGITS = 4  # float32 tensors [tokens, vocabulary] that an unfused loss holds
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Footprint:
     """Memory of one worker. `base_gib` is its process or CUDA context before a model is loaded."""
 
     role: str
-    persistent: Mapping[str, float]  # for the whole run
-    transient: Mapping[str, float] = field(default_factory=dict)  # at the peak of a forward or step
+    persistent: Mapping[str, float]  # GiB held for the whole run, by item
+    transient: Mapping[str, float] = field(default_factory=dict)  # GiB at the peak of a forward or step, by item
     base_gib: float = 0.0
-    factor: float = 1.0  # transient memory, measured over counted
+    factor: float = 1.0  # measured over computed transient memory
 
     @property
     def gib(self) -> float:
@@ -112,7 +112,7 @@ def learner_footprint(workload: Workload, power: Power, ranks: int) -> Footprint
         optimizer=8 * (part if stage else trained),
         **_shared_segment(workload, power),
     )
-    # Stage 1 keeps them until the step, 2 and 3 until they are reduced.
+    # Stage 1 keeps gradients until the step, stages 2 and 3 until they are reduced.
     buffered = {0: 0.0, 1: trained}.get(stage, min(trained, REDUCED_PARAMETERS))
     batches = [batch for rank in learner_batches(workload, ranks) for batch in rank]
     activations = max((saved_activation_bytes(workload, batch) for batch in batches), default=0.0)
@@ -142,7 +142,7 @@ def checkpoint_gib(workload: Workload) -> float:
 
 
 def unfused_logits_gib(workload: Workload, ranks: int) -> float:
-    """GiB of logits that the loss would hold in a learner without being fused."""
+    """GiB of logits that an unfused loss would hold in a learner."""
     tokens = max((batch.predicted for rank in learner_batches(workload, ranks) for batch in rank), default=0)
     return UNFUSED_LOGITS * 4.0 * tokens * workload.shape.vocabulary / GIB
 
@@ -187,7 +187,7 @@ def memory_footprints(
 
 
 def shortfalls(workload: Workload, split: Split, cluster: DeviceCluster, footprints: Sequence[Footprint]) -> list[str]:
-    """Reasons why a split does not fit, each with a remedy; empty where all fits."""
+    """Reasons why a split does not fit, each with a remedy; empty if the split fits."""
     counts = {
         "rollout": split.rollout * workload.tensor_parallel,
         "teacher": split.teacher,
@@ -269,7 +269,8 @@ def _memory_peaks(workload: Workload, device: Device) -> list[tuple[str, Callabl
     def sampling(one: Footprint) -> float:
         if one.role != "learner":
             return one.gib
-        slices = one.factor * one.transient.get("logits of a slice", 0.0)  # it computes the support meanwhile
+        # the learner computes the support while engines sample
+        slices = one.factor * one.transient.get("logits of a slice", 0.0)
         return one.base_gib + sum(one.persistent.values()) + slices
 
     def learning(one: Footprint) -> float:
@@ -296,7 +297,7 @@ def _remedy(workload: Workload, one: Footprint, device: Device) -> str:
             else "Set learner.activation_checkpointing=true, or lower learner.micro_batch_tokens."
         )
     return (
-        "Raise learner.num_workers: ZeRO-3 shards all of it."
+        "Raise learner.num_workers: ZeRO-3 divides weights, gradients and moments among the learners."
         if workload.zero_stage == 3
         else "Set learner.zero_stage=3, or raise learner.num_workers."
     )

@@ -27,7 +27,7 @@ class ModelShape:
     heads: int
     kv_heads: int
     head_dim: int
-    intermediate: int  # of one expert, where there are experts
+    intermediate: int  # of one expert, in a model of experts
     vocabulary: int
     tied: bool = False
     experts: int = 0

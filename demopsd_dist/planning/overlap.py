@@ -1,4 +1,4 @@
-"""Step time where steps overlap: batches are sampled and scored while the learners learn from the one before.
+"""Step time where steps overlap: a batch is sampled and scored while the learners train on the previous one.
 
 A small discrete-event simulation. A process is a generator; it yields seconds to pass, a worker group to acquire, or a
 signal to wait for. It follows `training/loop.py` and `training/pipelining.py`;
@@ -147,7 +147,7 @@ def overlapped_step_s(seconds: Mapping[str, float], done: Sequence[float], ahead
     """Seconds from one publish to the next, after warm-up.
 
     Args:
-        seconds: of each stage by itself; `sample` and `score` of a whole batch.
+        seconds: of each stage when it runs alone; `sample` and `score` of a whole batch.
         done: shares of `sample` at which its groups are done, rising.
         ahead: batches sampled ahead of the learners.
         waits: a publish waits for the responses that are being sampled.

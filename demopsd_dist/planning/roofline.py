@@ -38,7 +38,7 @@ class Load:
     """Work of one worker in a stage, in seconds at full rates, and counts of its overheads. The slowest worker's load
     decides when the stage ends."""
 
-    roofline_s: float = 0.0  # everything but the next two
+    roofline_s: float = 0.0  # all work except attention and weights
     attention_s: float = 0.0  # attention over whole sequences
     weights_s: float = 0.0  # memory passes over weights, gradients and moments, outside of matrix products
     sent_s: float = 0.0  # communication with other workers at the full link rate
@@ -99,7 +99,7 @@ class Calibration:
     source: str = "assumed, not measured"
 
 
-# For GPUs. Support, scoring, learning and publishing are as one H100 had them with a model of 0.6 billion parameters
+# For GPUs. Support, scoring, learning and publishing are as measured on one H100 with a model of 0.6 billion parameters
 # (benchmarks/results/one-gpu.md); larger ones should reach more. Not measured: decoding, about two thirds of the
 # memory's rate; links, 70 % of theirs; some milliseconds of an engine's step, and some microseconds a sequence in it.
 ASSUMED = {

@@ -12,11 +12,11 @@ from demopsd_dist.planning.step_time import RunPlan, plan_run
 from demopsd_dist.planning.workload import Split, Workload
 
 AHEAD = (0, 1)
-MemoryCoefficients = Mapping[str, tuple[float, float]]  # base_gib and factor, by role
+MemoryCoefficients = Mapping[str, tuple[float, float]]  # calibrated memory by role: base_gib and factor
 
 
 def candidate_splits(workload: Workload, cluster: DeviceCluster, memory: MemoryCoefficients) -> Iterator[Split]:
-    """All splits for one engine size. On CPU the roles share the cores; on GPUs each device has one role, and every
+    """Splits for one engine size. On CPU the roles share the cores; on GPUs each device has one role, and every
     role has at least one device."""
     for ahead in AHEAD[:1] if workload.engines_sleep else AHEAD:
         if cluster.device.shared:
@@ -57,7 +57,7 @@ def _splits_on_gpus(
 
 
 def _fewest_shards(workload: Workload, cluster: DeviceCluster, teachers: int, memory: MemoryCoefficients) -> int:
-    """Fewest workers per teacher copy at which it fits into memory: a worker with a whole copy gathers nothing."""
+    """Fewest workers per teacher copy at which it fits into memory: a worker with a copy of its own gathers nothing."""
     divisors = [shards for shards in range(1, teachers + 1) if teachers % shards == 0]
     for shards in divisors:
         footprints = memory_footprints(workload, Split(1, teachers, 1, teacher_shards=shards), cluster, memory)

@@ -26,7 +26,7 @@ class RunPlan:
 
     workload: Workload
     split: Split
-    seconds: Mapping[str, float]  # of each stage by itself
+    seconds: Mapping[str, float]  # of each stage when it runs alone
     step_s: float
     memory: list[Footprint]
     shortfalls: list[str]

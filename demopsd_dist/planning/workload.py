@@ -24,8 +24,8 @@ class Traffic:
     response_tokens: float = 0.0  # mean; 0: half of rollout.max_response_tokens
     response_spread: float = 0.5  # standard deviation of the log of a response's length; 0: all have the same length
     solution_tokens: float = 0.0  # of the teacher's prompt beyond the student's; 0: a response and the template
-    right_fraction: float = 0.4  # of the responses, right by the reward
-    shared_fraction: float = 0.0  # of a response: its common beginning with a sibling
+    right_fraction: float = 0.4  # fraction of responses that the reward counts as correct
+    shared_fraction: float = 0.0  # fraction of a response that is also the beginning of a sibling
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Workload:
     bucket_mib: int
     adapters: int = 0  # LoRA parameters; 0 where all weights are trained
     averages: bool = False  # the teacher has weights of its own, which a checkpoint holds
-    engines_sleep: bool = False  # while the learners learn
-    tensor_parallel: int = 1  # processes of an engine, each with a device
+    engines_sleep: bool = False  # engines sleep while the learners step
+    tensor_parallel: int = 1  # number of processes of an engine, each with a device
 
     @property
     def element_bytes(self) -> int:
@@ -192,5 +192,5 @@ def uses_gpus(config: Config) -> bool:
 
 
 def workload_from_dict(values: Mapping[str, Any]) -> Workload:
-    """Inverse of `dataclasses.asdict`."""
+    """Rebuild the workload from the dictionary that `dataclasses.asdict` made of it."""
     return Workload(**{**values, "shape": ModelShape(**values["shape"]), "traffic": Traffic(**values["traffic"])})

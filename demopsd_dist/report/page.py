@@ -25,7 +25,7 @@ from demopsd_dist.run_record.samples import Row
 from demopsd_dist.util.errors import DataError
 
 SCRIPTS = ("base.js", "chart.js", "curves.js", "overview.js", "tokens.js", "samples.js", "main.js")
-MAX_SAMPLES, MAX_TOKENS = 10_000, 500_000  # of a run; with more the page would be slow to open
+MAX_SAMPLES, MAX_TOKENS = 10_000, 500_000  # most samples and tokens of a run; with more the page would be slow to open
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
@@ -39,7 +39,9 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise DataError(f"{out}: the report cannot be written there ({error.strerror}). Give another --out.") from None
+        raise DataError(
+            f"{out}: the report cannot be written there ({error.strerror}). Choose another path with --out."
+        ) from None
     return out
 
 
@@ -89,7 +91,7 @@ def _add_samples(run: RunFiles, number: int, blocks: list[str]) -> dict[str, Any
 
 
 def _rows(run: RunFiles) -> Iterator[Row]:
-    """Sample rows of the run: all, or as many as a page may hold, evenly spaced."""
+    """Sample rows of the run: all, or an evenly spaced selection of as many as a page may hold."""
     rows, tokens = (sum(counts) for counts in zip(*map(samples.count_rows_and_tokens, run.sample_files), strict=True))
     file_every, row_every = thinning(len(run.sample_files), rows, tokens)
     for path in run.sample_files[::file_every]:

@@ -14,7 +14,7 @@ from demopsd_dist.run_record import metric_glossary
 from demopsd_dist.run_record.samples import Row
 from demopsd_dist.util.printable import escape_control_chars
 
-MAX_POINTS = 2000  # of a chart's curve
+MAX_POINTS = 2000  # most points of a chart's curve
 _PREVIEW_CHARACTERS = 160
 _TOP_TOKENS = 24
 _OWN_SETTINGS = {"name", "output_dir"}  # differ between any two runs

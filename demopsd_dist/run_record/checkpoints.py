@@ -1,9 +1,8 @@
 """Checkpoints of a run: written atomically, and verified before use.
 
 A checkpoint is written into a temporary folder, synced, and renamed: a folder `step-000012` is complete. Its
-`manifest.json` has size and digest of every file in it, so that later damage, and any file that was put there later, is
-detected before anything is loaded.
-Nothing in it can run code: tensors are safetensors, all else is JSON.
+`manifest.json` has size and digest of every file in it, so that later damage, and any file that was added later, is
+detected before anything is loaded. Nothing in it can run code: tensors are safetensors, all else is JSON.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def refuse_other_run(folder: RunFolder, checkpoint: Checkpoint, content: Mapping
     """Refuse a checkpoint that was copied from another run. Checkpoints and runs without an identity pass.
 
     Raises:
-        CheckpointError: as described.
+        CheckpointError: checkpoint and run have different identities.
     """
     written_by = content.get("run")
     if written_by and folder.identity and written_by != folder.identity:

@@ -94,7 +94,7 @@ async def evaluate(
 
 
 def evaluation_from_record(record: dict[str, Any]) -> Evaluation:
-    """An evaluation from its JSON form, the inverse of `asdict`."""
+    """Rebuild an evaluation from the dictionary that `asdict` made of it."""
     values = {item.name: record[item.name] for item in fields(Evaluation)}
     accuracies = {name: AccuracyEstimate(**values[name]) for name in ("mean", "majority", "best")}
     passes = {int(samples): AccuracyEstimate(**accuracy) for samples, accuracy in values["passes"].items()}

@@ -1,4 +1,4 @@
-"""Evaluations of a run: which prompts are evaluated, how they are sampled, and when."""
+"""Evaluations of a run: their prompts, sampling parameters and times."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class EvaluationSplit:
     name: str
     prompts: Sequence[Prompt]
     sampling: Sampling
-    response_prefix: str = ""  # already in the prompts; counts as part of each response
+    response_prefix: str = ""  # text at the end of the prompts that counts as the beginning of each response
 
 
 async def evaluate_splits(run: Run, state: RunState) -> None:

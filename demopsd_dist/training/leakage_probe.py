@@ -31,7 +31,7 @@ class LeakageProbe:
     family: str
     item: ScoredExample
     solutions: list[str]
-    feedback: str | None = None  # shown with each solution, as in training
+    feedback: str | None = None  # feedback that is shown with each solution, as in training
 
 
 def is_due(cfg: Config, method: MethodSpec, step: int) -> bool:

@@ -10,7 +10,7 @@ from demopsd_dist.training.step_records import record_step
 
 
 async def train(run: Run, state: RunState) -> RunState:
-    """Train from `state` on, until cfg.steps steps are done or a stop is requested."""
+    """Train from `state` until cfg.steps steps are done or a stop is requested."""
     cfg, roles, log = run.cfg, run.roles, run.log
     with log.timed("publish_weights"):
         await roles.weights.publish(state.version)

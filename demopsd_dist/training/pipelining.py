@@ -62,7 +62,7 @@ async def open_prefetch_queue(
 
 
 class Coalescer(Generic[T, R]):
-    """Runs one call of `work` at a time, each on all items added since the call before began.
+    """Runs one call of `work` at a time, each on all items added since the previous call began.
 
     Calls grow with the load: the longer a call takes, the more items the next one has.
     """

@@ -15,7 +15,7 @@ async def train_with_recovery(run: Run, state: RunState, why: str) -> RunState:
         why: the reason that this part of the run begins, for the ledger.
 
     Raises:
-        CollapseError: metrics are outside their bands, and the run is to stop for it.
+        CollapseError: metrics are outside their bands, and the run must stop.
         WorkerError: learners or teacher were lost more than `limits.restarts` times without a new step in between;
             holds the message of each loss.
     """

@@ -15,8 +15,8 @@ from demopsd_dist.run_record.timeline import Track
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling parameters. `seed` and a rollout's id fix its tokens, whichever worker samples them and beside whichever
-    other requests."""
+    """Sampling parameters. `seed` and a rollout's id determine its tokens; the worker and its other requests have no
+    influence."""
 
     samples: int
     temperature: float
@@ -108,8 +108,8 @@ class WeightPublishing(Protocol):
     async def publish(self, version: int, *, changed: bool = True) -> None:
         """Send the learners' weights to the rollout workers, and to the teacher, which updates its EMA.
 
-        Version 0 resets the teacher to the student. `changed=False` means that the step changed no weights, and only the
-        version is new. Returns when every receiver has acknowledged.
+        Version 0 resets the teacher to the student. `changed=False` means that the step changed no weights, and only
+        the version is new. Returns when every receiver has acknowledged.
 
         Raises:
             WeightSyncError: the weights that arrived differ from those sent.
@@ -126,7 +126,7 @@ async def no_tracks(start_s: float) -> list[Track]:
 class Roles:
     """The four roles of a run, with two operations on their workers.
 
-    `restart` starts learners and teacher anew from the model folder after one of them was lost; the caller then calls
+    `restart` starts new learners and teacher from the model folder after one of them was lost; the caller then calls
     their `load` and publishes. Rollout workers are replaced without the driver. `tracks` gives the spans of each worker
     since a time of the driver's monotonic clock.
     """

@@ -33,7 +33,7 @@ class RunState:
         return self.step
 
     def after(self, samples: int) -> RunState:
-        """The state after one more step, of so many samples."""
+        """The state after one more step, which trained on `samples` samples."""
         return replace(self, step=self.step + 1, samples=self.samples + samples)
 
 
@@ -62,7 +62,7 @@ class StopRequest:
         return self._event.is_set()
 
     async def until_stopped(self, work: Awaitable[T]) -> T | None:
-        """Result of the work; None, with the work cancelled, as soon as a stop is requested or if it was before."""
+        """Result of the work; None, with the work cancelled, as soon as a stop is requested or if it already was."""
         working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self._event.wait())
         try:
             await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -105,9 +105,9 @@ class Run:
     on_stage: StageHook = no_hook
 
     def is_due(self, every_steps: int, state: RunState) -> bool:
-        """True after every `every_steps` steps and after the last; never where it is 0."""
+        """True after every `every_steps` steps and after the last; never if `every_steps` is 0."""
         return every_steps > 0 and (state.step % every_steps == 0 or state.step == self.cfg.steps)
 
     def is_saved(self, state: RunState) -> bool:
-        """True where the state can be had again: from a checkpoint, or before step 1 from the model folder."""
+        """True if the state can be restored: from a checkpoint, or before step 1 from the model folder."""
         return state.step == 0 or self.checkpoints.at(state.step) is not None

@@ -34,7 +34,7 @@ class StepBatch:
     size: BatchSize
     scored: list[ScoredExample]
     score_calls: list[list[str]]  # rollout ids of each scoring call, in the order of the call
-    metrics: dict[str, float]  # of the rollout and teacher workers, and of the leakage probe where it was due
+    metrics: dict[str, float]  # of the rollout and teacher workers, and of the leakage probe if it was due
     recorded_ids: list[str]  # rollouts whose tokens are recorded
 
     @property
@@ -105,7 +105,7 @@ async def build_step_batch(run: Run, step: int) -> StepBatch:
 
 
 def in_prompt_order(groups: Sequence[RewardedGroup], scored: Sequence[ScoredExample]) -> list[ScoredExample]:
-    """The scored examples in the order of the groups' rollouts, whatever order they were scored in."""
+    """The scored examples in the order of the groups' rollouts, not in the order of scoring."""
     by_id = {item.id: item for item in scored}
     return [by_id[rollout.id] for group in groups for rollout in group.rollouts if rollout.id in by_id]
 
@@ -126,8 +126,8 @@ def report_reward_failures(run: Run, step: int, groups: Sequence[RewardedGroup])
 
 
 def select_groups(run: Run, step: int, groups: list[RewardedGroup]) -> list[RewardedGroup]:
-    """The groups that the step learns from. A method with several sampling rounds may have sampled more than it needs;
-    the ledger records why each of the rest is dropped."""
+    """The groups that the step trains on. A method with several sampling rounds may have sampled more than it needs;
+    the ledger records the reason why each other group is dropped."""
     if run.method.sampling_rounds == 1:
         return groups
     selected = groups_with_signal(run.cfg, groups)

@@ -79,7 +79,7 @@ def prompts_of_step(prompts: Sequence[Prompt], cfg: Config, step: int) -> list[P
 
 
 def _more_prompts(prompts: Sequence[Prompt], cfg: Config, step: int, used_ids: set[str], count: int) -> list[Prompt]:
-    """Prompts that the step has not sampled yet, in an order of the step's own, which no earlier step influences."""
+    """Prompts that the step has not sampled yet, in an order that depends only on seed and step."""
     indices = question_order(len(prompts), cfg.seed, -1 - step)
     return [prompts[index] for index in indices if prompts[index].id not in used_ids][:count]
 

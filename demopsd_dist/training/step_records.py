@@ -15,7 +15,7 @@ from demopsd_dist.util.errors import CollapseError, GoBackError
 
 
 async def record_step(run: Run, state: RunState, batch: StepBatch, report: StepReport) -> None:
-    """Record everything that a step leaves in the run folder, then check its metrics for collapse.
+    """Write all records of a step to the run folder, then check its metrics for collapse.
 
     Raises:
         CollapseError, GoBackError: see `check_collapse`.
@@ -72,11 +72,11 @@ async def record_timeline(run: Run, state: RunState) -> None:
 
 
 def check_collapse(run: Run, state: RunState) -> None:
-    """Check the metrics of the last step, and do what `alarm.action` asks for where they are out of their bands.
+    """Check the metrics of the last step, and act as `alarm.action` says if they are out of their bands.
 
     Raises:
-        CollapseError: the run is to stop.
-        GoBackError: the run is to go back to a checkpoint.
+        CollapseError: the run must stop.
+        GoBackError: the run must return to a checkpoint.
     """
     verdict = run.alarm.check(state.step, run.log.steps[-1])
     if verdict is None:

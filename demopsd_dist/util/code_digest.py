@@ -1,6 +1,6 @@
 """Digest of the project's own code, to tell one checkout from another.
 
-Imports the standard library alone, so that it also runs on a node without the environment.
+Imports only the standard library, so that it also runs on a node without the environment.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def test_a_folder_of_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(DataError, match=r"is no run folder: it has no metrics.jsonl"):
         watch(RunFolder(tmp_path), Console(file=StringIO()))
     assert report.main([str(tmp_path)]) == 2
-    assert "is no run folder: it has no metrics.jsonl. Give a folder below runs/." in capsys.readouterr().err
+    assert "is no run folder: it has no metrics.jsonl. Name a folder in runs/." in capsys.readouterr().err
 
 
 def test_the_report_of_a_run(tmp_path: Path, task: Task, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ _checked: set[str] = set()  # nodes that have the driver's code, by Ray's id
 
 
 async def refuse_other_code(nodes: Iterable[str], within_s: float) -> None:
-    """Compare the code of nodes that were not checked before with the driver's; the driver's own node has it.
+    """Compare the code of nodes that were not checked before with the driver's; the driver's own node is not compared.
 
     Args:
         nodes: by Ray's id.
@@ -45,11 +45,13 @@ async def refuse_other_code(nodes: Iterable[str], within_s: float) -> None:
         name = names.get(node, node)
         if not answer.done() or isinstance(answer.exception(), _NODE_LOST):
             answer.cancel()
-            raise WorkerError(f"{name} did not report its code within {within_s:g} s: it is gone, or hangs.")
+            raise WorkerError(
+                f"{name} did not report its code within {within_s:g} s: it has ended or hangs. Restart Ray there."
+            )
         if isinstance(error := answer.exception(), RayError):
             last = str(error).strip().splitlines()[-1]
             raise ConfigError(
-                f"{name}: no worker of the run can start there. Bring {code_digest.ROOT} there as it is here. ({last})"
+                f"{name}: no worker of the run can start there. Copy {code_digest.ROOT} of this machine there. ({last})"
             )
         _refuse_other(name, here, answer.result())
         _checked.add(node)
@@ -63,7 +65,7 @@ def _refuse_other(name: str, here: dict[str, str], there: dict[str, str]) -> Non
     """
     root = code_digest.ROOT
     if not there:
-        raise ConfigError(f"{name}: there is no checkout that it would import. Put this one at {root} there.")
+        raise ConfigError(f"{name}: it has no checkout of the project. Copy this machine's to {root} there.")
     if others := code_digest.differing_files(here, there):
         raise ConfigError(
             f"{name}: its code is not that of this machine: digest {code_digest.code_digest(there)}, here "

@@ -111,7 +111,7 @@ class JobClient:
         """Output of a job from its beginning to its end, as it is written.
 
         Raises:
-            WorkerError: the connection broke off. The job may go on.
+            WorkerError: the connection broke off. The job may still run.
         """
         try:
             async for text in self._client.tail_job_logs(name):

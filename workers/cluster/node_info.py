@@ -19,7 +19,7 @@ from workers.cluster import code_check
 from workers.cluster.code_check import code_root, node_name, pickled_by_value, task_on_node
 
 SENT_BYTES = 64 << 20
-CLOCK_READINGS = 3  # the one with the shortest round trip is the most accurate
+CLOCK_READINGS = 3  # clock readings; the one with the shortest round trip is the most accurate
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ClusterInfo:
     """Information on all nodes of a cluster."""
 
     nodes: list[NodeInfo]
-    silent: list[str]  # nodes without an answer in time, with their error if they failed
+    unanswered: list[str]  # nodes that did not answer in time or failed, each with the reason
     gb_per_s: dict[tuple[str, str], float] = field(default_factory=dict)  # network rate from a node to the next
     offered: dict[str, float] = field(default_factory=dict)  # CPU and GPU, as Ray counts them
 
@@ -61,15 +61,15 @@ def collect_node_info(packages: Sequence[str], paths: Sequence[str], within_s: f
     with pickled_by_value(sys.modules[__name__], code_check, code_digest):
         refs = {node: task_on_node(_node_facts, node).remote(list(packages), list(paths)) for node in alive}
         answers = {node: _answer(ref, within_s) for node, ref in refs.items()}
-        nodes, silent = [], []
+        nodes, unanswered = [], []
         for node, answer in answers.items():
             if isinstance(answer, str):
-                silent.append(f"{alive[node]}: {answer}")
+                unanswered.append(f"{alive[node]}: {answer}")
             else:
                 clock_s, clock_within_s = _clock(node, within_s)
                 nodes.append(NodeInfo(name=alive[node], clock_s=clock_s, clock_within_s=clock_within_s, **answer))
         answered = [node for node in alive if not isinstance(answers[node], str)]
-        return ClusterInfo(nodes, silent, _network_rates(answered, alive, within_s), ray.cluster_resources())
+        return ClusterInfo(nodes, unanswered, _network_rates(answered, alive, within_s), ray.cluster_resources())
 
 
 def _answer(ref: Any, within_s: float) -> Any:

@@ -84,11 +84,11 @@ def minimum_bundles(config: Config) -> list[Bundle]:
 def check_fits(
     config: Config, cpus: float, gpus: float, wanted: list[Bundle] | None = None, where: str = "there"
 ) -> None:
-    """Refuse a placement that would wait for ever.
+    """Refuse a placement that could never be granted.
 
     Args:
         wanted: bundles to place; by default the minimum of a training run.
-        where: the place that has `cpus` and `gpus`, for the message.
+        where: name of the machine or nodes that have `cpus` and `gpus`, for the message.
 
     Raises:
         ConfigError: the bundles together need more CPUs or GPUs than there are.

@@ -43,6 +43,7 @@ def interface_of(address: str) -> str | None:
 
 def meet_on(address: str) -> None:
     """Let gloo's ranks of this process meet through the interface of this machine that has the address, unless the
-    environment names another. By itself gloo goes where the host's name leads, which on many machines is loopback."""
+    environment names another. By default gloo uses the interface of the host name's address, which on many machines is
+    loopback."""
     if interface := interface_of(address):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)

@@ -41,7 +41,7 @@ def traced(method: F) -> F:
 
 
 async def tracks_of(groups: Sequence[ActorGroup[Traced]], start_s: float, within_s: float) -> list[Track]:
-    """A track for each actor: its spans since `start_s`. A group that does not answer is left out."""
+    """Track of each actor: its spans since `start_s`. A group that does not answer is left out."""
     tracks: list[Track] = []
     for group in groups:
         try:

@@ -163,7 +163,7 @@ def engine_support(example: TrainingExample) -> Tokens:
 
 def step_metrics(reports: Sequence[RankReport]) -> dict[str, float]:
     """Metrics of a step from those of its ranks: sums added, maxima compared, quantiles of all values together. A rank
-    without examples has none of these."""
+    without examples reports no metrics."""
     metrics: dict[str, float] = {}
     for report in reports:
         for name, value in report.sums.items():

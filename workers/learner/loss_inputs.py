@@ -60,7 +60,7 @@ class LossInputs:
         weight_B = token_weight(
             aggregation, length_B, token_count=size.tokens, sequence_count=size.sequences, max_tokens=max_tokens
         )
-        # Tokens of older weights differ because the student has moved; fresh ones by rounding alone.
+        # Tokens sampled from older weights differ because the student has changed; on-policy tokens only by rounding.
         fresh_N = _tensor([rollout.version_T == version for rollout in rollouts], device)
         advantage_B = torch.tensor([item.example.advantage for item in scored], device=device)
         return cls(
@@ -100,6 +100,6 @@ def _tensor(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
 
 
 def _logp_tensor(arrays: Sequence[Logp | None], device: torch.device) -> Tensor | None:
-    """Log-probabilities of several samples as one float32 tensor (N, A); None if the method has none of this kind."""
+    """Log-probabilities of several samples as one float32 tensor (N, A); None if the method uses none."""
     present = [values for values in arrays if values is not None]
     return _tensor(present, device).float() if present else None

@@ -59,7 +59,8 @@ def environment(config: Config) -> dict[str, str]:
 
 
 class LearnerWorker(Traced, Rank):
-    """Actor of one rank. State: a shard of the student's weights and optimizer, and the training steps done."""
+    """Actor of one rank. State: a shard of the student's weights and optimizer, and the number of training steps
+    done."""
 
     def __init__(self, rank: int, config: Config, model_folder: Path) -> None:
         super().__init__()
@@ -153,14 +154,14 @@ class LearnerWorker(Traced, Rank):
         Args:
             token_count: response tokens of all ranks' micro-batches.
             size: tokens and responses that the loss is a mean of.
-            record_ids: rollouts of which the report has single tokens.
-            digest_request: asks for digests of all tensors; None for none.
+            record_ids: rollouts whose single tokens are recorded in the report.
+            digest_request: digests to compute of all tensors; None computes none.
 
         Raises:
             NonFiniteLossError: on every rank, before the step, if any rank's loss is not finite.
         """
         self.version += 1
-        if token_count == 0:  # the same on all ranks; a step would only decay weights and replay momentum
+        if token_count == 0:  # the same on all ranks; an update would only decay weights and apply old momentum
             return RankReport(stepped=False)
         metrics = StepMetrics(token_count)
         samples = self._config.samples
@@ -219,7 +220,7 @@ class LearnerWorker(Traced, Rank):
             result = reduced(self._objective, views, weight_BT=inputs.weight_N[part.tokens], token_count=token_count)
             with torch.no_grad():
                 for observer in observers:
-                    observer.see(inputs, part, views, result)
+                    observer.add_slice(inputs, part, views, result)
             return result.loss
 
         def loss(head: OutputHead, hidden_NH: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Dispatch of prompts to rollout workers: admission queue, memory shared with learners, interface of the pool.
 
-Workers take prompts when they have capacity: a fast worker samples more, and no response waits for another prompt's.
+Workers get prompts when they have capacity: a fast worker samples more prompts, and no response waits for that of
+another prompt.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from workers.rollout.worker import RolloutWorker
 
 
 class AdmissionQueue:
-    """Admission of sequences to the engines. First come, first served; the engine with the fewest sequences serves.
+    """Admission of sequences to the engines. First come, first served, on the engine with the fewest sequences.
 
     Args:
         capacity: sequences that one engine runs at a time.
@@ -34,7 +35,7 @@ class AdmissionQueue:
         self._failure: Exception | None = None
 
     def open(self, worker: int) -> None:
-        """Let the worker serve requests."""
+        """Start to admit requests to the worker."""
         self._open.add(worker)
         self._serve()
 
@@ -94,7 +95,7 @@ class WorkerThroughput:
     def __init__(self) -> None:
         self._tokens: Counter[int] = Counter()
         self._busy_s: dict[int, float] = defaultdict(float)
-        self._calls: Counter[int] = Counter()  # under way
+        self._calls: Counter[int] = Counter()  # calls in progress
         self._since: dict[int, float] = {}
 
     def begin(self, worker: int) -> None:
@@ -111,7 +112,7 @@ class WorkerThroughput:
             self._busy_s[worker] += time.monotonic() - self._since[worker]
 
     def metrics(self) -> dict[str, float]:
-        """Tokens per busy second of each worker; the counts start anew."""
+        """Tokens per busy second of each worker; resets the counts."""
         now = time.monotonic()
         for worker, calls in self._calls.items():
             if calls:

@@ -78,7 +78,8 @@ class RolloutGroup:
         return [indices for first in range(workers) if (indices := list(range(first, prompts, workers)))]
 
     async def _sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
-        """Responses of one worker to these prompts; where it fails, of another, `limits.attempts` times at most."""
+        """Responses of one worker to these prompts; if it fails, another worker is tried, `limits.attempts` times in
+        total."""
         sequences = len(prompts) * sampling.samples
         capacity = self._config.rollout.max_batch_sequences if self._config.deterministic else sequences
         what = f"{sequences} responses to {prompts[0].id}" + (f" and {len(prompts) - 1} more" if prompts[1:] else "")
@@ -112,8 +113,8 @@ def validate_rollouts(
     """Refuse responses that do not answer the prompts.
 
     Raises:
-        LostWorkerError: other prompts or samples, arrays of other lengths, or log-probabilities that are none. The
-            worker is not trusted any more.
+        LostWorkerError: other prompts or samples, arrays of other lengths, or log-probabilities above 0 or not finite.
+            The worker is then replaced.
     """
     requested = [(prompt.id, sample) for prompt in prompts for sample in range(sampling.samples)]
     received = [(rollout.prompt.id, rollout.sample) for group in groups for rollout in group]
@@ -129,4 +130,4 @@ def validate_rollouts(
         elif not np.isfinite(rollout.logp_T).all() or rollout.logp_T.max() > 1e-3:
             fault = f"gave {rollout.id} with log-probabilities from {rollout.logp_T.min()} to {rollout.logp_T.max()}"
     if fault is not None:
-        raise LostWorkerError(f"rollout {worker} {fault}. Whatever is wrong with it, it is not trusted.")
+        raise LostWorkerError(f"rollout {worker} {fault}. Its responses are not used, and it is replaced.")

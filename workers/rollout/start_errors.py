@@ -1,4 +1,5 @@
-"""Errors of vLLM at the start of an engine: its own last line, and its full text for a file of the run folder."""
+"""Errors of vLLM at the start of an engine: the last line of vLLM's message, and its full text for a file in the run
+folder."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class BucketUpdate(WeightTransferUpdateInfo):
     model folder with all tensors."""
 
     buckets: Iterable[Bucket | BucketRef] = field(default_factory=list)
-    complete: bool = True  # these are the last of the publish
+    complete: bool = True  # True if no more buckets of this publish follow
     checkpoint_views: CheckpointViews = field(default_factory=dict)  # of the tensors in these buckets
     folder: Path | None = None
 
@@ -82,7 +82,7 @@ class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
         """Load buckets, or the files of a folder.
 
         Raises:
-            WeightSyncError: that of a bucket; or a tensor of the model was not in any of them.
+            WeightSyncError: a bucket is late, damaged or incomplete, or a tensor of the model was not in any bucket.
         """
         try:
             for bucket in update_info.buckets:
@@ -100,14 +100,14 @@ class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
     def _refuse_missing(self) -> None:
         if missing := self._missing:
             raise WeightSyncError(
-                f"{self._receiver} was not sent {len(missing)} of its tensors, first {min(missing)}; it would go on "
-                "sampling from old ones."
+                f"{self._receiver} was not sent {len(missing)} of its tensors, first {min(missing)}; it would "
+                "continue to sample from their old values."
             )
 
     def update_weights(self, update_info: dict) -> None:
         """Load some buckets of a publish, and wait until the device has them."""
         self.receive_weights(self.parse_update_info(update_info))
-        if self.device.type != "cpu":  # the base class synchronizes always, which a CPU build refuses
+        if self.device.type != "cpu":  # the base class always synchronizes, which fails in a CPU build
             torch.accelerator.synchronize()
 
     def finish_weight_update(self) -> None:
@@ -140,7 +140,7 @@ def pack_tied_heads(model: torch.nn.Module) -> None:
 
 def pack_experts_at_every_load(model: torch.nn.Module) -> None:
     """Let each layer of experts pack its weights whenever they are loaded. On CPU vLLM computes with packed experts,
-    but packs them at the first load alone; after a reload it would read plain weights as packed ones."""
+    but packs them only at the first load; after a reload it would read plain weights as packed ones."""
     for module in model.modules():
         method: Any = getattr(module, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None:

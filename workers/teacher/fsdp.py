@@ -2,8 +2,8 @@
 a layer is gathered only while it computes.
 
 The forward is bit for bit that of an unsharded model: weights are gathered unchanged, and nothing is summed over
-workers. A forward is a collective, so workers that share a copy must run equally many. FSDP takes a second to import,
-so it is imported only where a copy is shared.
+workers. A forward is a collective, so workers that share a copy must run the same number of forwards. FSDP takes a
+second to import, so it is imported only where a copy is shared.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def join_mesh(device: torch.device, rank: int, ranks: int, shards: int, meeting_
     """Set up the process group of all teacher workers.
 
     Returns:
-        The mesh of those that share a copy with this one: `shards` consecutive ranks.
+        The mesh of the workers that share a copy with this worker: `shards` consecutive ranks.
     """
     from torch.distributed.device_mesh import init_device_mesh
 
@@ -41,7 +41,7 @@ def join_mesh(device: torch.device, rank: int, ranks: int, shards: int, meeting_
 
 
 def load_sharded_model(folder: Path, mesh: DeviceMesh) -> ResponseModel:
-    """Load this worker's rows of a model in float32, on its device. It never holds more than one layer of other rows.
+    """Load this worker's rows of a model in float32, on its device. At most one layer is in memory with all its rows.
 
     Raises:
         ConfigError: transformers does not know the model's layers.
@@ -62,17 +62,17 @@ def load_sharded_model(folder: Path, mesh: DeviceMesh) -> ResponseModel:
         )
     embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
     untied = [] if embedding.weight is head.weight else [embedding]
-    for module in [*reversed(layers), *untied]:  # a layer inside of another one first
+    for module in [*reversed(layers), *untied]:  # inner layers first
         fully_shard(module.float(), mesh=mesh)
     # The caller applies the head after the forward, so the remaining parameters stay gathered until then.
     fully_shard(model.float(), mesh=mesh, reshard_after_forward=False)
-    dummy_forward(model, torch.device(mesh.device_type))  # FSDP sets itself up
+    dummy_forward(model, torch.device(mesh.device_type))  # FSDP initialises on the first forward
     return model
 
 
 @torch.inference_mode()
 def dummy_forward(model: ResponseModel, device: torch.device) -> None:
-    """Run a forward without work, so that this worker joins the all-gathers of those that share its copy."""
+    """Run a forward without work, so that this worker joins the all-gathers of the workers that share its copy."""
     model(PaddedBatch([], device), lambda head, hidden_NH: (hidden_NH, head.weight_VH, head.bias_V))
 
 
@@ -112,4 +112,4 @@ def full_tensor(parameter: Any) -> Tensor:
 
 def _mesh_of(parameter: Any) -> DeviceMesh | None:
     """Mesh of a sharded parameter; None for one that is not sharded."""
-    return getattr(parameter, "device_mesh", None)  # a tensor in shards, torch's DTensor, has one
+    return getattr(parameter, "device_mesh", None)  # only a sharded tensor (torch's DTensor) has a mesh

@@ -25,7 +25,8 @@ class TeacherGroup:
     async def score(
         self, examples: Sequence[TrainingExample], supports_TK: Sequence[Tokens] | None, forwards: Forwards
     ) -> list[ScoredExample]:
-        """Score the examples on their support ids, in their order; without `supports_TK`, on the reference's own."""
+        """Score the examples on their support ids, in the order of the examples; without `supports_TK`, on the
+        reference's own support."""
         if not examples:
             return []
         if not forwards.weights:
@@ -57,8 +58,8 @@ class TeacherGroup:
         return [scored[i] for i in range(len(examples))]
 
     def metrics(self) -> dict[str, float]:
-        """Response tokens a second and bytes a token of the scores since the last call, however many forwards each
-        token took."""
+        """Response tokens per second and bytes per token of the scores since the last call. A token counts once, even
+        if two forwards score it."""
         tokens, sent_bytes, busy_s = self._tokens, self._sent_bytes, self._busy_s
         self._tokens, self._sent_bytes, self._busy_s = 0, 0, 0.0
         if not tokens:
@@ -83,7 +84,7 @@ class TeacherGroup:
         )
 
     def _assignment(self, examples: Sequence[TrainingExample]) -> list[list[int]]:
-        """Indices of the examples by worker: about as many tokens each, siblings together as far as that allows."""
+        """Indices of the examples by worker: balanced by tokens; siblings stay together where the balance allows."""
         layout = layout_by_question(examples.__getitem__, self._config.model.tree_tokens)
         ranks = assign_rows(range(len(examples)), layout, len(self._group))
         return [[i for row in rank for i in row.items] for rank in ranks]

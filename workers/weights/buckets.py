@@ -73,7 +73,7 @@ class Bucket:
 
     header: BucketHeader
     data: Bytes
-    location: SegmentSlice | None = None  # where it lies in shared memory
+    location: SegmentSlice | None = None  # position in shared memory; None if it came another way
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Ack:
     version: int
     canary_logp_T: NDArray[np.float32] | None
     waited_s: float = 0.0  # until buckets were packed and had arrived
-    verified_s: float = 0.0  # overlaps the loading, where there are several buckets
+    verified_s: float = 0.0  # with several buckets it overlaps the loading
     loaded_s: float = 0.0  # from the arrival of the first bucket to the last tensor loaded, without the canary
 
 
@@ -117,7 +117,7 @@ def bucket_bytes(specs: Specs) -> int:
 def pack_bucket(
     version: int, index: int, tensors: Iterable[tuple[str, torch.Tensor]], buffer: Bytes | None = None
 ) -> Bucket:
-    """Copy named tensors, from any device, into one bucket: into `buffer` where that is given."""
+    """Copy named tensors, from any device, into one bucket: into `buffer` if one is given."""
     tensors = list(tensors)
     specs = layout((name, tensor.shape, tensor.dtype) for name, tensor in tensors)
     data = np.empty(bucket_bytes(specs), np.uint8) if buffer is None else buffer[: bucket_bytes(specs)]

@@ -1,7 +1,7 @@
 """Canary: a fixed prompt whose log-probabilities show whether an engine has the weights that it claims to have.
 
 After each publish the learners and every rollout engine compute the log-probability of each token of the canary after
-those before it. Equal weights give equal values but for rounding, whichever way the weights travelled. No sampling is
+those before it. Equal weights give equal values but for rounding, whatever the transport of the weights. No sampling is
 needed, so the check also works where no fresh responses exist to compare. Both sides give plain log-probabilities of
 the model: vLLM reports those of prompt tokens before any sampling setting, temperature included, is applied.
 """
@@ -15,7 +15,7 @@ from demopsd_dist.data.records import Tokens
 from demopsd_dist.util.errors import WeightSyncError
 
 CANARY_TOKENS = 32
-MOVED_NATS = 1e-5  # above float32 rounding: the weights behind such a difference are others
+CHANGED_NATS = 1e-5  # above float32 rounding: a larger difference means other weights
 
 LogpT = NDArray[np.float32]
 
@@ -46,15 +46,15 @@ def refuse_other_weights(engine: str, version: int, learner_T: LogpT, engine_T: 
 def refuse_old_weights(
     engine: str, version: int, learner_T: tuple[LogpT, LogpT], engine_T: tuple[LogpT, LogpT]
 ) -> None:
-    """Check that the engine's values moved where the learner's did, however little: an engine that gives bit for bit
-    its last values has not loaded the new weights. Pairs are of the last publish and of this one.
+    """Check that the engine's log-probabilities changed if the learner's did: an engine that repeats its last values
+    bit for bit has not loaded the new weights. Each pair has the values of the last publish and of this one.
 
     Raises:
-        WeightSyncError: the learner's values moved, the engine's did not.
+        WeightSyncError: the learner's log-probabilities changed, the engine's did not.
     """
-    moved = float(np.abs(learner_T[1] - learner_T[0]).max())
-    if moved > MOVED_NATS and np.array_equal(*engine_T):
+    change = float(np.abs(learner_T[1] - learner_T[0]).max())
+    if change > CHANGED_NATS and np.array_equal(*engine_T):
         raise WeightSyncError(
             f"{engine} kept its weights: its log-probabilities of the canary prompt are bit for bit those of the last "
-            f"publish, while version {version} moved the learner's by up to {moved:.3g} nats."
+            f"publish, while version {version} changed the learner's by up to {change:.3g} nats."
         )

@@ -41,8 +41,8 @@ RolloutCall = Callable[[Handle[RolloutWorker]], Ref[R]]
 
 @dataclass(frozen=True)
 class LastPublish:
-    """The last publish, which can still be fetched. `version` is above `sent_version` after steps without an optimizer
-    update."""
+    """The last publish, whose buckets can still be fetched. `version` is above `sent_version` after steps without an
+    optimizer update."""
 
     version: int
     sent_version: int
@@ -60,7 +60,7 @@ class WeightPublisher:
 
     plan: PublishPlan
     transport: Transport
-    segment: SharedSegment | None  # where the transport is shared memory
+    segment: SharedSegment | None  # None if the transport is not shared memory
 
     def __init__(
         self, learners: ActorGroup[LearnerWorker], rollouts: Pool, teacher: ActorGroup[TeacherWorker], config: Config
@@ -118,7 +118,7 @@ class WeightPublisher:
         """Send the last publish to a joining rollout worker, then call `serve`.
 
         Raises:
-            WeightSyncError: what arrived is not what was sent.
+            WeightSyncError: a bucket arrived damaged or incomplete, or the engine does not use the weights.
             ConfigError: it is on another node, where `weights.transport=shared_memory` does not reach.
         """
         if not hasattr(self, "plan"):  # before `start`
@@ -127,7 +127,7 @@ class WeightPublisher:
             segment = self.segment
             try:
                 return await self._sync_new_worker(new_worker, serve)
-            except LostStateError:  # the learners are gone; they are restarted, or the run ends
+            except LostStateError:  # the learners died; they are restarted, or the run ends
                 while self.segment == segment:
                     await asyncio.sleep(0.1)
 
@@ -164,7 +164,7 @@ class WeightPublisher:
                 engines that slept.
 
         Raises:
-            WeightSyncError: what arrived is not what was sent, or an engine does not use it.
+            WeightSyncError: a bucket arrived damaged or incomplete, or an engine does not use the weights.
             LostStateError: a learner or the teacher is gone.
         """
         async with self._lock:
@@ -190,7 +190,7 @@ class WeightPublisher:
             await self._call_rollouts(lambda worker: worker(RolloutWorker.sleep), "sleep")
 
     async def _resend(self, last: LastPublish) -> None:
-        """Send the last publish again to engines that slept since and lost it. The teacher has kept it."""
+        """Send the last publish again to engines, which lost it while they slept. The teacher still has it."""
         answers = await self._call_rollouts(
             lambda worker: worker(RolloutWorker.receive, last.sent_version, last.bucket_refs, self._canary),
             f"ack of weights version {last.sent_version}",
@@ -294,8 +294,9 @@ def _digests(bucket_refs: Sequence[BucketRef]) -> list[str]:
 
 
 async def gather_root_cause(*waits: Awaitable[Any]) -> list[Any]:
-    """Wait for all. Of several failures at about the same time, raise the one that comes first in the arguments: a
-    receiver that waits for a learner fails when that learner dies."""
+    """Wait for all results. Of several failures at about the same time, raise the one that comes first in the
+    arguments: a receiver that waits for a learner fails when that learner dies, and the learner's error is the
+    cause."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
         _, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)

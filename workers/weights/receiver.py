@@ -25,7 +25,7 @@ class Receiver(Traced):
     def __init__(self, name: str) -> None:
         super().__init__()
         self._name = name
-        self._tensor_names: frozenset[str] | None = None  # that a publish must bring; None where not known yet
+        self._tensor_names: frozenset[str] | None = None  # names of all tensors of a publish; None if not known yet
         self._segments = MappedSegments()
 
     def node(self) -> str:
@@ -33,7 +33,7 @@ class Receiver(Traced):
         return ray.get_runtime_context().get_node_id()
 
     def attach(self, plan: PublishPlan, segment: SharedSegment | None) -> None:
-        """Prepare for publishes of this plan; map the shared memory where that is the transport.
+        """Prepare for publishes of this plan; map the shared memory if that is the transport.
 
         Raises:
             WeightSyncError: the learners' model has other tensors.
@@ -48,7 +48,7 @@ class Receiver(Traced):
 
     def arriving_buckets(self, version: int, bucket_refs: Sequence[Ref[BucketRef]]) -> Iterator[Bucket]:
         """Yield the buckets of a publish, each as soon as it has arrived and its digest is checked. While the caller
-        loads one, the next is fetched and checked, and those after it are packed.
+        loads a bucket, the next one is fetched and checked, and later ones are packed.
 
         Raises:
             WeightSyncError: a bucket is of another version or damaged, or a tensor is missing.

@@ -1,4 +1,5 @@
-"""Named tensors of a model and their cut into groups of limited size: buckets of a publish, files of a checkpoint."""
+"""Named tensors of a model, and groups of limited size that they are split into: buckets of a publish, files of a
+checkpoint."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-FILE_BYTES = 1 << 30  # of one safetensors file of a checkpoint, about
+FILE_BYTES = 1 << 30  # approximate size of one safetensors file of a checkpoint
 NamedParameters = Sequence[tuple[str, Parameter]]
 NamedTensors = Sequence[tuple[str, Tensor]]
 T = TypeVar("T", bound=Tensor)

@@ -52,11 +52,11 @@ class Outbox(Protocol):
         ...
 
     def buffer(self, index: int) -> Bytes:
-        """Memory that a bucket is to be packed into."""
+        """Memory to pack a bucket into."""
         ...
 
     def send(self, bucket: Bucket) -> BucketRef:
-        """Make the bucket that was packed there available to the receivers."""
+        """Make a packed bucket available to the receivers."""
         ...
 
 
@@ -69,7 +69,7 @@ class ObjectStoreOutbox:
         self._buffer = np.empty(max(sizes), np.uint8)
 
     def buffer(self, index: int) -> Bytes:
-        """The one buffer."""
+        """The buffer that all buckets share."""
         return self._buffer
 
     def send(self, bucket: Bucket) -> BucketRef:
@@ -111,15 +111,15 @@ def map_segment(segment: SharedSegment) -> Bytes:
     """Map a sender's shared memory, read-only.
 
     Raises:
-        LostStateError: the sender is gone, is another user's process, or not of this node.
+        LostStateError: the sender has ended, is another user's process, or is on another node.
     """
     try:
         with open(f"/proc/{segment.pid}/fd/{segment.descriptor}", "rb") as file:
             pages = mmap.mmap(file.fileno(), segment.size, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)
     except OSError as error:
         raise LostStateError(
-            f"the shared memory of learner 0 (process {segment.pid}) cannot be mapped: {error}. If that process lives, "
-            "set weights.transport=object_store."
+            f"the shared memory of learner 0 (process {segment.pid}) cannot be mapped: {error}. If that process still "
+            "runs, set weights.transport=object_store."
         ) from None
     return np.frombuffer(pages, np.uint8)
 

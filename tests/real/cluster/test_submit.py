@@ -120,7 +120,7 @@ def test_jobs_are_followed_queried_and_stopped(head: Head, tmp_path: Path) -> No
         pytest.fail(f"{name} has ended")
     run.send_signal(signal.SIGINT)
     assert run.wait(30) == 130
-    assert f"{name} goes on; --stop {name} ends it" in run.stdout.read()
+    assert f"{name} continues to run; --stop {name} ends it" in run.stdout.read()
 
     output = head.answers(f"--status {failed}", f"--status {name}", f"--stop {name}", f"--logs {name}", "--status any")
     states, _, log = output.partition(f"{name} is asked to stop\nexit code 0\n")

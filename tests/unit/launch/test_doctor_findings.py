@@ -148,7 +148,7 @@ def test_sound_nodes_have_no_problem() -> None:
             "code",
             "1 files differ, workers/rollout/worker.py first",
         ),
-        ({"files": {}}, "code", "there is no checkout that it would import"),
+        ({"files": {}}, "code", "it has no checkout of the project"),
         ({"versions": {**checks.installed_versions(), "ray": "2.1"}}, "versions", "ray 2.1, not "),
         ({"missing": ["/data/model"]}, "paths", "/data/model is not there"),
         ({"clock_s": -7.0}, "clock", "-7.000 s from here"),

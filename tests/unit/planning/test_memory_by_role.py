@@ -248,7 +248,11 @@ def test_logits_without_fusing_grow_with_the_micro_batch() -> None:
     ("changes", "gib", "message"),
     [
         ({"shape": KNOWN["qwen3-8b"], "zero_stage": 1}, 40, "Set learner.zero_stage=3, or raise learner.num_workers."),
-        ({"shape": KNOWN["qwen3-8b"], "zero_stage": 3}, 30, "Raise learner.num_workers: ZeRO-3 shards all of it."),
+        (
+            {"shape": KNOWN["qwen3-8b"], "zero_stage": 3},
+            30,
+            "Raise learner.num_workers: ZeRO-3 divides weights, gradients and moments among the learners.",
+        ),
         (
             {"shape": KNOWN["qwen3-0.6b"], "micro_batch_tokens": 100_000, "group_size": 256},
             24,

@@ -32,7 +32,7 @@ class SliceCounter:
     def __init__(self) -> None:
         self.count = 0
 
-    def see(self, inputs: LossInputs, part: TokenSlice, views: TokenViews, result: Loss) -> None:
+    def add_slice(self, inputs: LossInputs, part: TokenSlice, views: TokenViews, result: Loss) -> None:
         self.count += 1
 
 
@@ -60,7 +60,7 @@ def observe(
         views = inputs.views(part)
         result = reduced(DemoPSD(), views, weight_BT=inputs.weight_N[part.tokens], token_count=TOKENS)
         for observer in observers:
-            observer.see(inputs, part, views, result)
+            observer.add_slice(inputs, part, views, result)
         return result.loss
 
     identity = OutputHead(torch.eye(VOCABULARY))

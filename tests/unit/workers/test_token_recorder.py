@@ -78,7 +78,7 @@ def run_micro_batch(
     def loss_of(part: TokenSlice) -> torch.Tensor:
         views = inputs.views(part)
         result = reduced(method, views, token_count=total)
-        recorder.see(inputs, part, views, result)
+        recorder.add_slice(inputs, part, views, result)
         return result.loss
 
     fused_loss(hidden_NH, OutputHead(head_VH), inputs.support_NK, loss_of)

@@ -91,7 +91,7 @@ def test_an_engine_with_other_weights_is_named_with_the_numbers() -> None:
 def test_an_engine_that_stands_still_while_the_learner_moves() -> None:
     old_T = np.array([-1.0, -2.0], np.float32)
     new_T = old_T + np.array([0.0, 1e-4], np.float32)
-    message = "rollout 1 kept its weights: .* version 4 moved the learner's by up to 0.0001 nats"
+    message = "rollout 1 kept its weights: .* version 4 changed the learner's by up to 0.0001 nats"
     with pytest.raises(WeightSyncError, match=message):
         refuse_old_weights("rollout 1", 4, (old_T, new_T), (old_T, old_T))
     refuse_old_weights("rollout 1", 4, (old_T, new_T), (old_T, new_T))

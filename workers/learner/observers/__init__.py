@@ -1,1 +1,1 @@
-"""Observers of the loss: everything that is measured or recorded of a token, apart from the mathematics."""
+"""Observers of the loss: measurements and records of tokens, apart from the loss itself."""

@@ -1,4 +1,4 @@
-"""Interface of an observer. A new one needs this method and a place in the list of `LearnerWorker.step`."""
+"""Interface of an observer. A new observer implements `add_slice` and is listed in `LearnerWorker.step`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from workers.learner.loss_inputs import LossInputs
 class Observer(Protocol):
     """Reader of the loss of one step, slice after slice, without gradients."""
 
-    def see(self, inputs: LossInputs, part: TokenSlice, views: TokenViews, result: Loss) -> None:
-        """Take in one slice. Slices come in order: all of a micro-batch, then those of the next.
+    def add_slice(self, inputs: LossInputs, part: TokenSlice, views: TokenViews, result: Loss) -> None:
+        """Add one slice. Slices come in order: all of a micro-batch, then those of the next.
 
         Args:
             inputs: tensors of the micro-batch, the same object for all its slices.

@@ -21,7 +21,7 @@ from workers.learner.checkpoint import MOMENTS, full_state, optimizer_steps, tor
 from workers.learner.loss_inputs import LossInputs
 from workers.weights.tensor_groups import NamedParameters
 
-PIECE = 1 << 24  # elements that are multiplied at once, in float64
+PIECE = 1 << 24  # elements of a float64 dot product at a time
 DISTRIBUTIONS = {"demopsd/alpha": "alpha", "demopsd/disagreement_nats": "disagreement"}
 DOT, OWN, OTHER = "replay/gradient_dot", "replay/gradient_norm2", "replay/other_gradient_norm2"
 
@@ -33,7 +33,7 @@ class ResponseDigests:
         self._hashers: dict[str, dict[str, xxhash.xxh3_128]] = defaultdict(dict)  # tensor -> rollout id
 
     @torch.no_grad()
-    def see(self, inputs: LossInputs, part: TokenSlice, views: TokenViews, result: Loss) -> None:
+    def add_slice(self, inputs: LossInputs, part: TokenSlice, views: TokenViews, result: Loss) -> None:
         """Add the values of one slice."""
         values = {
             "importance_ratio": views.importance_ratio_BT,
@@ -78,7 +78,7 @@ class StepDigests(ResponseDigests):
         super().__init__()
         self._request, self._rank = request, rank
         self._gradient: list[Tensor] = []
-        self.sums: dict[str, float] = {}  # of the comparison with another gradient
+        self.sums: dict[str, float] = {}  # metrics of the comparison with another gradient
 
     @contextmanager
     def capture_gradient(self, engine: Any) -> Iterator[None]:

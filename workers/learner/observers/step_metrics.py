@@ -25,7 +25,7 @@ class StepMetrics:
         self._maxima: dict[str, Tensor] = {}
         self._distributions: dict[str, list[Tensor]] = defaultdict(list)
 
-    def see(self, inputs: LossInputs, part: TokenSlice, views: TokenViews, result: Loss) -> None:
+    def add_slice(self, inputs: LossInputs, part: TokenSlice, views: TokenViews, result: Loss) -> None:
         """Add one slice."""
         for name, value in result.metrics.items():
             self._add(name, value)

@@ -1,4 +1,4 @@
-"""Records of single tokens, for the samples that a run writes down: some responses, never a whole batch."""
+"""Records of single tokens, for the samples in a run folder: a few responses of each step."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TokenRecorder:
         self._has_tail = True
 
     @torch.no_grad()
-    def see(self, inputs: LossInputs, part: TokenSlice, views: TokenViews, result: Loss) -> None:
+    def add_slice(self, inputs: LossInputs, part: TokenSlice, views: TokenViews, result: Loss) -> None:
         """Record the tokens of one slice."""
         if inputs is not self._inputs:
             self._begin_micro_batch(inputs)
