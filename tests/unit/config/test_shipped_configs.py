@@ -14,6 +14,7 @@ from launch import plan
 from launch.train import main
 
 ROOT = Path(__file__).parents[3]
+QUESTIONS = 256  # enough for a step of each config
 SHIPPED = sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("configs/controls/*.yaml")])
 
 
@@ -31,7 +32,8 @@ def test_dry_run(
     for source in (config.data.train, config.data.test):
         if source is not None and source.endswith(".jsonl"):
             Path(source).parent.mkdir(exist_ok=True)
-            Path(source).write_text('{"prompt": "1+1?", "answer": "2"}\n')
+            lines = [f'{{"prompt": "1+{i}?", "answer": "{1 + i}"}}\n' for i in range(QUESTIONS)]
+            Path(source).write_text("".join(lines))
     assert main([str(path), "--dry-run", "ray_address=auto"]) == 0, capsys.readouterr().err
     assert f"name: {config.name}" in capsys.readouterr().out
 
