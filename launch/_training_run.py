@@ -29,6 +29,7 @@ from launch._task import build_task, compose_run, over_long, provenance
 from workers.actors import RayActors
 from workers.cluster import session
 from workers.cluster.placement import summary_of_roles
+from workers.learner.extensions import ensure_extensions, extensions_folder
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ def write_final_report(folder: RunFolder, note: Callable[[str], None]) -> None:
 def log_inputs(log: RunLog, config: Config, data: LoadedData) -> None:
     """Log run folder, seed, model, data sources and the questions left out."""
     log.note(f"run folder {log.folder.path}   seed {config.seed}   model {config.model.path}")
+    if config.model.template_date is not None:
+        log.note(f"the chat template shows {config.model.template_date} as today's date (model.template_date)")
     loaded = [
         f"{split} {source} ({len(data.questions[split])})"
         for split, source in describe_sources(config.data).items()
@@ -141,6 +144,8 @@ async def train_with_ray(
 ) -> dict[str, Any] | None:
     """Start the roles, train and export the student; the summary, or None where the run was asked to stop."""
     with log.timed("start_roles"):
+        if config.ray_address is None and not config.learner.gpus_per_worker:
+            ensure_extensions(extensions_folder(), log.note)
         session.join(config)  # left, within a bound, by `fenced`
         actors = RayActors(config, model, log.note)
         with start_errors_in(log.folder):

@@ -7,6 +7,7 @@ holds another model than the one that was trained; the checkpoints do not depend
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,14 +56,17 @@ async def check_export(
         )
     }
     if engines := rollouts.group.ranks:
-        loads["vLLM"] = rollouts.call(
+        loads["vLLM"] = rollouts.group.one(
             engines[0], lambda worker: worker(RolloutWorker.load_folder, path, canary), what=f"loading {folder}"
         )
     nats: dict[str, float] = {}
     problems: list[str] = []
     for name, load in loads.items():
         try:
-            nats[name] = float(np.abs(await load - learner_T).max())
+            nats[name] = float(np.abs(await asyncio.wait_for(load, within_s) - learner_T).max())
+        except TimeoutError:
+            problems.append(f"{name} has not loaded it within limits.call_s={within_s:g} s")
+            continue
         except Exception as error:
             problems.append(one_line(f"{name} cannot load it: {str(error).strip() or type(error).__name__}"))
             continue
