@@ -16,9 +16,15 @@ def write(out: Path, name: str, raw: Any) -> None:
     (out / f"{name}.json").write_text(json.dumps(raw, indent=2) + "\n")
 
 
+def write_page(out: Path, name: str, report: Sequence[str]) -> str:
+    """Write the lines of a report to `name.md`, and return its text."""
+    text = "\n".join(report).rstrip() + "\n"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.md").write_text(text)
+    return text
+
+
 def save(out: Path, name: str, raw: Any, report: Sequence[str]) -> None:
     """Write raw figures to `name.json` and the lines of a report to `name.md`, and print the report."""
-    text = "\n".join(report).rstrip() + "\n"
     write(out, name, raw)
-    (out / f"{name}.md").write_text(text)
-    print(text)
+    print(write_page(out, name, report))

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.common.results_files import RESULTS, save, write
+from benchmarks.common.results_files import RESULTS, save, write, write_page
 from benchmarks.common.timed_runs import DEMO
 from benchmarks.models.models_page import Row, crashed, report, table_line
 from benchmarks.models.zoo import ZOO
@@ -64,6 +64,7 @@ def measure(names: Sequence[str], rows: dict[str, Row], out: Path) -> None:
                 processes = None
             rows[name] = asdict(outcome) | {"words": list(outcome.words)}
             write(out, NAME, [rows[one] for one in ZOO if one in rows])
+            write_page(out, NAME, report(rows))
             print(table_line(rows[name]), flush=True)
 
 
