@@ -131,8 +131,8 @@ def test_a_few_real_steps(roles: RealRoles, spares: Spares, task: Task, tmp_path
 
     student = tmp_path / "student"
     asyncio.run(roles.roles.learners.export(student))
-    other = asyncio.run(roles.actors.check_export(MODEL_DIR))  # loads, but is not the trained model
-    assert ["computes another model from it" in problem for problem in other.problems] == [True, True]
+    wrong = asyncio.run(roles.actors.check_export(MODEL_DIR))  # loads, but is not the trained model
+    assert ["computes another model from it" in problem for problem in wrong.problems] == [True, True]
     check = asyncio.run(roles.actors.check_export(student))  # and engine 0 has the student again
     assert (check.problems, set(check.nats)) == ((), {"transformers", "vLLM"})
     assert max(check.nats.values()) <= 2e-5
