@@ -97,7 +97,7 @@ def paths_of(config: Config) -> list[str]:
 
 def cluster_findings(config: Config, cluster: ClusterInfo) -> Iterator[Finding]:
     """Findings about the nodes, from their own answers."""
-    here = file_digests()
+    driver_files = file_digests()
     cpus, gpus = cluster.offered.get("CPU", 0.0), cluster.offered.get("GPU", 0.0)
     yield ok("nodes", "the cluster", f"{len(cluster.nodes)} answered")
     yield from check_resources(config, "the cluster", cpus, gpus, f"{cpus:g} CPUs, {gpus:g} GPUs")
@@ -105,7 +105,7 @@ def cluster_findings(config: Config, cluster: ClusterInfo) -> Iterator[Finding]:
         name, _, reason = answer.partition(": ")
         yield problem("nodes", name, reason, "see its logs; take it out, or restart it")
     for node in cluster.nodes:
-        yield _check_code(node, here)
+        yield _check_code(node, driver_files)
         yield from check_versions(node.versions, lock_name(node.versions), node.name)
         yield from _check_paths(node)
         yield _check_clock(node)
@@ -115,14 +115,13 @@ def cluster_findings(config: Config, cluster: ClusterInfo) -> Iterator[Finding]:
         yield _check_bandwidth(f"{sender} to {receiver}", rate)
 
 
-def _check_code(node: NodeInfo, here: dict[str, str]) -> Finding:
+def _check_code(node: NodeInfo, driver_files: dict[str, str]) -> Finding:
     if not node.files:
         return problem("code", node.name, "it has no checkout of the project", f"copy this machine's to {ROOT} there")
-    others = differing_files(here, node.files)
-    if others:
-        text = (
-            f"digest {code_digest(node.files)}, here {code_digest(here)}: {len(others)} files differ, {others[0]} first"
-        )
+    differing = differing_files(driver_files, node.files)
+    if differing:
+        digests = f"digest {code_digest(node.files)}, here {code_digest(driver_files)}"
+        text = f"{digests}: {len(differing)} files differ, {differing[0]} first"
         return problem("code", node.name, text, f"bring {ROOT} there to the commit of this machine")
     return ok("code", node.name, f"digest {code_digest(node.files)}, as here")
 

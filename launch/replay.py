@@ -77,8 +77,10 @@ def replay(path: Path, step: int, words: Sequence[str]) -> int:
             equal = print_comparison(batch.record.digests, digests.step_digests(scored, report))
             if words:
                 request = DigestRequest(compare_gradient_with=gradient)
-                _, other = asyncio.run(step_again(changed, model, batch, checkpoint, request))
-                print("\n".join(["", f"with {' '.join(words)}:", *metric_table(report.metrics, other.metrics)]))
+                _, changed_report = asyncio.run(step_again(changed, model, batch, checkpoint, request))
+                print(
+                    "\n".join(["", f"with {' '.join(words)}:", *metric_table(report.metrics, changed_report.metrics)])
+                )
     return 0 if equal else 1
 
 

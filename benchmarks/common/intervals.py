@@ -37,10 +37,10 @@ class RatioInterval:
         return not self.low <= 1.0 <= self.high
 
 
-def _ratio(log_value: float, half: float) -> RatioInterval:
-    if half == float("inf"):
-        return RatioInterval(math.exp(log_value), 0.0, half)
-    return RatioInterval(*(math.exp(log_value + offset) for offset in (0.0, -half, half)))
+def _ratio(log_value: float, log_half_width: float) -> RatioInterval:
+    if log_half_width == float("inf"):
+        return RatioInterval(math.exp(log_value), 0.0, log_half_width)
+    return RatioInterval(*(math.exp(log_value + offset) for offset in (0.0, -log_half_width, log_half_width)))
 
 
 def paired_ratio(values: Sequence[float], others: Sequence[float]) -> RatioInterval:

@@ -87,8 +87,8 @@ def format_mean(name: str, values: Sequence[float | None]) -> str:
     measured = [value for value in values if value is not None]
     if not measured:
         return "–"
-    half = half_width(measured)
-    interval = f" ± {format_value(name, half).rstrip('%')}" if half < float("inf") else ""
+    margin = half_width(measured)
+    interval = f" ± {format_value(name, margin).rstrip('%')}" if margin < float("inf") else ""
     return format_value(name, fmean(measured)) + interval
 
 

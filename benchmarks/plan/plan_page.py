@@ -88,11 +88,14 @@ def _coefficients(calibration: Calibration) -> Iterator[str]:
         "| stage | share of roofline | attention | weights | links | ms a call | ms a call and layer | ms an item |",
     )
     yield "|---|---|---|---|---|---|---|---|"
-    for stage, one in calibration.stages.items():
+    for stage, coefficients in calibration.stages.items():
         reached = " | ".join(
-            f"{share:.2f}" if share < 1e6 else "–" for share in (one.efficiency, one.attention, one.weights, one.link)
+            f"{share:.2f}" if share < 1e6 else "–"
+            for share in (coefficients.efficiency, coefficients.attention, coefficients.weights, coefficients.link)
         )
-        overheads = " | ".join(f"{1e3 * value:.3g}" for value in (one.call_s, one.layer_s, one.item_s))
+        overheads = " | ".join(
+            f"{1e3 * value:.3g}" for value in (coefficients.call_s, coefficients.layer_s, coefficients.item_s)
+        )
         yield f"| {stage} | {reached} | {overheads} |"
     yield from ("", "| role | GiB of the process | transient memory, measured over counted |", "|---|---|---|")
     for role, (base, factor) in calibration.memory.items():

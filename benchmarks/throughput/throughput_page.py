@@ -39,8 +39,8 @@ def format_mean(of_rounds: Sequence[float]) -> str:
     """Mean ± half of the 95 % interval; a dash for no values."""
     if not of_rounds:
         return "–"
-    half = half_width(of_rounds)
-    return format_value(fmean(of_rounds)) + (f" ± {format_value(half)}" if half < float("inf") else "")
+    margin = half_width(of_rounds)
+    return format_value(fmean(of_rounds)) + (f" ± {format_value(margin)}" if margin < float("inf") else "")
 
 
 def format_ratio(ratio: RatioInterval) -> str:
@@ -141,7 +141,7 @@ def _stages(rows: Sequence[Row]) -> list[str]:
 
 
 def _memory(rows: Sequence[Row]) -> list[str]:
-    roles = list(dict.fromkeys(role for row in rows for one in row["rounds"] for role in one["memory_gib"]))
+    roles = list(dict.fromkeys(role for row in rows for figures in row["rounds"] for role in figures["memory_gib"]))
     kinds = [("memory_gib", "GiB"), ("gpu_memory_gib", "GPU GiB")]
     columns = [(kind, role, f"{role}, {unit}") for kind, unit in kinds for role in roles]
     columns = [column for column in columns if any(values(row, *column[:2]) for row in rows)]
@@ -174,9 +174,9 @@ class SweepStep:
     def label(self) -> str:
         """`zero 0 → 2`, and in brackets what else the sweep varies."""
         name = self.factor.name
-        others = [word for word in self.row["label"].split() if not word.startswith(f"{name}=")]
+        other_changes = [word for word in self.row["label"].split() if not word.startswith(f"{name}=")]
         change = f"{name} {self.first['settings'][name]} → {self.row['settings'][name]}"
-        return change + (f" ({' '.join(others)})" if others else "")
+        return change + (f" ({' '.join(other_changes)})" if other_changes else "")
 
     @property
     def workers(self) -> float:
@@ -189,8 +189,8 @@ def steps_of(rows: Sequence[Row]) -> Iterator[SweepStep]:
     for factor in FACTORS:
         lines: dict[tuple[int, ...], list[Row]] = {}
         for row in rows:
-            others = tuple(value for name, value in row["settings"].items() if name != factor.name)
-            lines.setdefault(others, []).append(row)
+            other_values = tuple(value for name, value in row["settings"].items() if name != factor.name)
+            lines.setdefault(other_values, []).append(row)
         for line in lines.values():
             if len(line) > 1:
                 first = min(line, key=lambda row: row["settings"][factor.name])
@@ -205,14 +205,14 @@ def _scaling(rows: Sequence[Row]) -> list[str]:
         if total is None:
             continue
         stage = step.factor.scales
-        own = step.times("stage_tokens_per_s", stage) if stage else None
+        stage_ratio = step.times("stage_tokens_per_s", stage) if stage else None
         cells.append(
             [
                 step.label,
                 format_ratio(total),
                 f"{total.value / step.workers:.0%}" if stage else "–",
-                f"{stage} {format_ratio(own)}" if own else "–",
-                f"{own.value / step.workers:.0%}" if own else "–",
+                f"{stage} {format_ratio(stage_ratio)}" if stage_ratio else "–",
+                f"{stage_ratio.value / step.workers:.0%}" if stage_ratio else "–",
             ]
         )
     if not cells:

@@ -34,12 +34,12 @@ def build_prefix_tree(sequences: Sequence[Tokens]) -> PrefixTree:
     nodes = 0
     path = np.zeros(0, np.int64)  # nodes of the previous sequence
     for index, shared in _sorted_with_shared(sequences):
-        own = sequences[index][shared:]
-        path = np.concatenate([path[:shared], np.arange(nodes, nodes + len(own))])
+        new_tokens = sequences[index][shared:]
+        path = np.concatenate([path[:shared], np.arange(nodes, nodes + len(new_tokens))])
         paths[index] = path
-        tokens.append(own)
-        depths.append(np.arange(shared, shared + len(own)))
-        nodes += len(own)
+        tokens.append(new_tokens)
+        depths.append(np.arange(shared, shared + len(new_tokens)))
+        nodes += len(new_tokens)
     visible_LL = None
     if any(len(path) < nodes for path in paths):
         visible_LL = np.zeros((nodes, nodes), np.bool_)
@@ -66,7 +66,7 @@ def _sorted_with_shared(sequences: Sequence[Tokens]) -> Iterator[tuple[int, int]
         before = sequence
 
 
-def _common_prefix(one: Tokens, other: Tokens) -> int:
-    common = min(len(one), len(other))
-    differing = np.flatnonzero(one[:common] != other[:common])
+def _common_prefix(first: Tokens, second: Tokens) -> int:
+    common = min(len(first), len(second))
+    differing = np.flatnonzero(first[:common] != second[:common])
     return int(differing[0]) if len(differing) else common

@@ -125,15 +125,15 @@ def _layers(
     pairs = batch.rows * batch.length**2 / (1 if batch.masked else 2)
     weights = power.seconds(precision, 2.0 * shape.active * batch.tokens, float(shape.stored * size))
     attention = power.seconds(precision, float(shape.pair_flops) * pairs, 0.0)
-    rest = power.seconds(precision, 0.0, float(LAYER_PASSES * shape.layers * shape.hidden * size * batch.tokens))
+    elementwise = power.seconds(precision, 0.0, float(LAYER_PASSES * shape.layers * shape.hidden * size * batch.tokens))
     packed = power.seconds(precision, 0.0, PACKED_BYTES * shape.parameters) if power.device.shared else 0.0
-    return Load(products * float(weights + rest), attentions * float(attention), products * float(packed))
+    return Load(products * float(weights + elementwise), attentions * float(attention), products * float(packed))
 
 
 def _optimizer_s(workload: Workload, power: Power, ranks: int) -> float:
     """Seconds of AdamW over a rank's shard of the trained parameters; over all of them at ZeRO stage 0."""
-    own = workload.trained / (ranks if workload.zero_stage else 1)
-    return float(power.seconds("float32", 0.0, OPTIMIZER_BYTES * own))
+    parameters = workload.trained / (ranks if workload.zero_stage else 1)
+    return float(power.seconds("float32", 0.0, OPTIMIZER_BYTES * parameters))
 
 
 def _communication_s(workload: Workload, ranks: int, cluster: DeviceCluster, micro_batches: int) -> float:

@@ -240,10 +240,10 @@ def _shared_device_shortfalls(
 def _own_device_shortfalls(workload: Workload, device: Device, footprints: Sequence[Footprint]) -> list[str]:
     """Shortfalls where every worker has devices of its own."""
     reasons = [
-        f"{one.role} needs {one.gib:.1f} GiB; {device.name} has {device.memory_gib:.1f}. Most of it: "
-        f"{one.largest_items()}. {_remedy(workload, one, device)}"
-        for one in footprints
-        if one.gib > device.memory_gib
+        f"{footprint.role} needs {footprint.gib:.1f} GiB; {device.name} has {device.memory_gib:.1f}. Most of it: "
+        f"{footprint.largest_items()}. {_remedy(workload, footprint, device)}"
+        for footprint in footprints
+        if footprint.gib > device.memory_gib
     ]
     sequence_tokens = workload.max_prompt_tokens + workload.max_response_tokens
     longest = sequence_tokens * workload.shape.kv_bytes(workload.element_bytes)
@@ -266,31 +266,34 @@ def _memory_peaks(workload: Workload, device: Device) -> list[tuple[str, Callabl
     if not workload.engines_sleep or device.shared:
         return [("", lambda one: one.gib)]
 
-    def sampling(one: Footprint) -> float:
-        if one.role != "learner":
-            return one.gib
+    def sampling(footprint: Footprint) -> float:
+        if footprint.role != "learner":
+            return footprint.gib
         # the learner computes the support while engines sample
-        slices = one.factor * one.transient.get("logits of a slice", 0.0)
-        return one.base_gib + sum(one.persistent.values()) + slices
+        slices = footprint.factor * footprint.transient.get("logits of a slice", 0.0)
+        return footprint.base_gib + sum(footprint.persistent.values()) + slices
 
-    def learning(one: Footprint) -> float:
-        left = {"rollout": one.base_gib, "teacher": one.base_gib + sum(one.persistent.values())}
-        return left.get(one.role, one.gib)
+    def learning(footprint: Footprint) -> float:
+        gib_by_role = {
+            "rollout": footprint.base_gib,
+            "teacher": footprint.base_gib + sum(footprint.persistent.values()),
+        }
+        return gib_by_role.get(footprint.role, footprint.gib)
 
     return [(" while it samples", sampling), (" while it learns", learning)]
 
 
-def _remedy(workload: Workload, one: Footprint, device: Device) -> str:
-    if one.role == "teacher" and one.base_gib + sum(one.persistent.values()) > device.memory_gib:
+def _remedy(workload: Workload, footprint: Footprint, device: Device) -> str:
+    if footprint.role == "teacher" and footprint.base_gib + sum(footprint.persistent.values()) > device.memory_gib:
         return (
             "Its copies are in float32: raise teacher.shards, the number of workers that share one, or use a smaller "
             "model or a method without a teacher."
         )
-    if one.role == "teacher":
+    if footprint.role == "teacher":
         return "Its copies are in float32: lower teacher.batch_tokens, or raise teacher.shards."
-    if one.role == "rollout":
+    if footprint.role == "rollout":
         return "Lower rollout.gpu_memory_fraction or rollout.max_batch_tokens."
-    if one.transient.get("activations", 0.0) * one.factor > sum(one.persistent.values()):
+    if footprint.transient.get("activations", 0.0) * footprint.factor > sum(footprint.persistent.values()):
         return (
             "Lower learner.micro_batch_tokens or rollout.max_response_tokens."
             if workload.checkpointing

@@ -47,7 +47,7 @@ class Load:
     items: float = 0.0  # sequences or samples
 
     def __add__(self, other: Load) -> Load:
-        return Load(*(one + another for one, another in zip(self.features, other.features, strict=True)))
+        return Load(*(value + other_value for value, other_value in zip(self.features, other.features, strict=True)))
 
     @property
     def features(self) -> tuple[float, ...]:

@@ -157,10 +157,10 @@ class Ledger:
 
     def _failed(self, error: sqlite3.Error) -> RunFolderError:
         if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            others = ", ".join(other_users_of(self._path)) or "a process that cannot be seen from this machine"
+            other_processes = ", ".join(other_users_of(self._path)) or "a process that cannot be seen from this machine"
             return RunFolderError(
-                f"{self._path} was locked by another process for {self._locked_s:g} s: {others}. No step is trained "
-                "without its ledger; end that process, then resume from the last checkpoint."
+                f"{self._path} was locked by another process for {self._locked_s:g} s: {other_processes}. No step is "
+                "trained without its ledger; end that process, then resume from the last checkpoint."
             )
         return RunFolderError(
             f"{self._path} cannot be written: {error}. No step is trained without its ledger; free disk space or "
@@ -170,16 +170,16 @@ class Ledger:
 
 def other_users_of(path: Path) -> list[str]:
     """Other processes of this machine that have the file open: "process 123 (sqlite3 ledger.sqlite)". Linux only."""
-    found = []
+    users = []
     for descriptors in Path("/proc").glob("[0-9]*/fd"):
         process = descriptors.parent
         if process.name == str(os.getpid()):
             continue
         with suppress(OSError):  # it has ended, or belongs to another user
-            if any(os.path.realpath(one) == os.path.realpath(path) for one in descriptors.iterdir()):
-                words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                found.append(f"process {process.name} ({words[:80]})")
-    return found
+            if any(os.path.realpath(open_file) == os.path.realpath(path) for open_file in descriptors.iterdir()):
+                command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                users.append(f"process {process.name} ({command[:80]})")
+    return users
 
 
 def _names(rollouts: Iterable[Rollout]) -> Iterable[tuple[str, int]]:

@@ -39,7 +39,7 @@ async def refuse_other_code(nodes: Iterable[str], within_s: float) -> None:
     with pickled_by_value(sys.modules[__name__], code_digest):
         answers = {node: asyncio.wrap_future(task_on_node(_file_digests, node).remote().future()) for node in unchecked}
     await asyncio.wait(answers.values(), timeout=within_s)
-    here = code_digest.file_digests()
+    driver_files = code_digest.file_digests()
     names = {node["NodeID"]: node_name(node) for node in ray.nodes()}
     for node, answer in answers.items():
         name = names.get(node, node)
@@ -53,24 +53,24 @@ async def refuse_other_code(nodes: Iterable[str], within_s: float) -> None:
             raise ConfigError(
                 f"{name}: no worker of the run can start there. Copy {code_digest.ROOT} of this machine there. ({last})"
             )
-        _refuse_other(name, here, answer.result())
+        _refuse_other(name, driver_files, answer.result())
         _checked.add(node)
 
 
-def _refuse_other(name: str, here: dict[str, str], there: dict[str, str]) -> None:
+def _refuse_other(name: str, driver_files: dict[str, str], node_files: dict[str, str]) -> None:
     """Compare digests of files, here and on a node.
 
     Raises:
         ConfigError: they differ.
     """
     root = code_digest.ROOT
-    if not there:
+    if not node_files:
         raise ConfigError(f"{name}: it has no checkout of the project. Copy this machine's to {root} there.")
-    if others := code_digest.differing_files(here, there):
+    if differing := code_digest.differing_files(driver_files, node_files):
         raise ConfigError(
-            f"{name}: its code is not that of this machine: digest {code_digest.code_digest(there)}, here "
-            f"{code_digest.code_digest(here)}; {len(others)} files differ, {others[0]} first. Bring {root} there to "
-            "the commit of this machine."
+            f"{name}: its code is not that of this machine: digest {code_digest.code_digest(node_files)}, here "
+            f"{code_digest.code_digest(driver_files)}; {len(differing)} files differ, {differing[0]} first. Bring "
+            f"{root} there to the commit of this machine."
         )
 
 

@@ -37,7 +37,11 @@ class Rank:
 
 def interface_of(address: str) -> str | None:
     """Network interface of this machine that has the address."""
-    names = [name for name, each in psutil.net_if_addrs().items() if any(one.address == address for one in each)]
+    names = [
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if any(interface_address.address == address for interface_address in addresses)
+    ]
     return names[0] if names else None
 
 
