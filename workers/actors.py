@@ -33,7 +33,7 @@ from workers.weights.publisher import WeightPublisher, gather_root_cause
 
 
 async def prepare_ranks(group: ActorGroup[Rank], within_s: float, what: str) -> None:
-    """Let all ranks of a group do the part of their start that waits for nobody."""
+    """Run the part of every rank's start that waits for no other rank."""
     await group.each(lambda worker, _: worker(Rank.prepare), within_s=within_s, what=what)
 
 
@@ -101,7 +101,7 @@ class LearnersAndTeacher:
         self._publisher = WeightPublisher(self._learners, self._rollouts, self._teacher, config)
 
     async def start(self) -> Roles:
-        """Start all engines, and agree on the way that weights travel."""
+        """Start all engines, and choose the transport of the weights."""
         await self._start_actors()
         await self._publisher.start()
         return Roles(

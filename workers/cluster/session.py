@@ -22,7 +22,7 @@ CONNECT_S = 10.0
 WORKERS = {
     "worker_process_setup_hook": "demopsd_dist.util.worker_setup.set_up_worker"
 }  # runtime environment of every Ray worker of a run
-_OTHER_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # without it Ray listens on loopback alone
+_OTHER_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # without it Ray listens only on loopback
 
 
 def join(config: Config, wanted: list[Bundle] | None = None) -> None:

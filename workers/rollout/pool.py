@@ -157,7 +157,7 @@ class RolloutPool:
         finally:
             result.cancel()
             with suppress(asyncio.CancelledError, Exception):
-                await result  # its error too, where no caller waits any more
+                await result  # also takes its error, if no caller waits for it
 
     async def _progress(self, rank: int, silence_s: float, what: str) -> int:
         try:
@@ -205,7 +205,9 @@ class RolloutPool:
             added = self._add(workers - len(staying))
             starts = [task for rank in added if (task := self._members[rank].start)]
             results = await asyncio.gather(*starts, return_exceptions=True)
-            failed = {rank: one for rank, one in zip(added, results, strict=True) if isinstance(one, BaseException)}
+            failed = {
+                rank: error for rank, error in zip(added, results, strict=True) if isinstance(error, BaseException)
+            }
             for rank in failed:
                 self._forget(rank)
             if failed:
@@ -286,7 +288,7 @@ class RolloutPool:
                 if self._give_up(rank):
                     return
                 self._say(f"warning: rollout {rank} could not be replaced, and is tried again: {error}")
-            except Exception as error:  # of a kind that trying again does not mend: wrong weights, for example
+            except Exception as error:  # a retry cannot fix it: wrong weights, for example
                 self.queue.fail(error)
                 return
             else:

@@ -36,7 +36,7 @@ class TensorView:
 
 
 CheckpointViews = Mapping[str, tuple[TensorView, ...]]
-"""Views by the name of the model's tensor. Tensors that are the same in the checkpoint are left out."""
+"""Views by the name of the model's tensor. Tensors that the checkpoint holds unchanged are left out."""
 
 
 def checkpoint_views(model: Any, named: NamedTensors) -> CheckpointViews:
