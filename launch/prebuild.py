@@ -24,9 +24,9 @@ def build() -> int:
     """Compile the extension, unless there is a GPU; the exit code."""
     import torch
 
-    from workers.learner.zero import build_extensions
+    from workers.learner.extensions import ensure_extensions, extensions_folder
 
-    if not torch.cuda.is_available() and not build_extensions():
+    if not torch.cuda.is_available() and not ensure_extensions(extensions_folder(), print, anew=True):
         print("note: DeepSpeed's CPU extension was not built; training runs without it")
     return 0
 

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -16,48 +12,9 @@ import torch
 
 from demopsd_dist.config import Config, LearnerConfig, Precision
 from workers.cluster.ranks import MeetingPoint, meet_on
+from workers.learner.extensions import ensure_extensions, extensions_folder, own_extensions
 from workers.learner.lora import Adapters, merge_adapters
 from workers.weights.tensor_groups import NamedTensors
-
-EXTENSIONS = "TORCH_EXTENSIONS_DIR"
-
-
-def extensions_folder() -> Path:
-    """Folder of DeepSpeed's compiled extensions: in the virtual environment that they were built for."""
-    return Path(sys.prefix) / "torch_extensions"
-
-
-def build_extensions() -> bool:
-    """Compile DeepSpeed's CPU collectives, a small C++ extension that every first run would otherwise wait for.
-
-    Returns:
-        False if they cannot be built; DeepSpeed then runs without them.
-    """
-    os.environ |= {EXTENSIONS: str(extensions_folder()), "DS_ACCELERATOR": "cpu"}
-    shutil.rmtree(extensions_folder(), ignore_errors=True)  # an interrupted build leaves a lock
-    from deepspeed.comm.torch import build_shm_op
-
-    return build_shm_op() is not None
-
-
-@contextmanager
-def own_extensions(built: Path) -> Iterator[None]:
-    """Let this process load extensions from a copy of its own.
-
-    Loading takes a lock file in the folder, even if there is nothing to compile; a process that is killed meanwhile
-    leaves it there, and every later one would wait for it until its start times out.
-    """
-    with TemporaryDirectory(prefix="demopsd-extensions-") as folder:
-        if built.is_dir():
-            shutil.copytree(built, folder, ignore=shutil.ignore_patterns("lock"), dirs_exist_ok=True)
-        before = os.environ.get(EXTENSIONS)
-        os.environ[EXTENSIONS] = folder
-        try:
-            yield
-        finally:
-            del os.environ[EXTENSIONS]
-            if before is not None:
-                os.environ[EXTENSIONS] = before
 
 
 def join_process_group(settings: LearnerConfig, rank: int, meeting_point: MeetingPoint) -> None:
@@ -72,6 +29,8 @@ def join_process_group(settings: LearnerConfig, rank: int, meeting_point: Meetin
     meet_on(ray.util.get_node_ip_address())
     import deepspeed
 
+    if not settings.gpus_per_worker:
+        ensure_extensions(extensions_folder(), print)
     with own_extensions(extensions_folder()):
         deepspeed.init_distributed("nccl" if settings.gpus_per_worker else "gloo", verbose=False)
 

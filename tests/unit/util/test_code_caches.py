@@ -102,6 +102,28 @@ def test_a_cache_that_the_user_has_set_stays_if_nobody_else_can_write_to_it(
             keep_code_caches_private()
 
 
+HOOK = """
+import sys
+from ray._private.runtime_env.setup_hook import load_and_execute_setup_hook_module
+from workers.cluster.session import WORKERS
+print(load_and_execute_setup_hook_module(WORKERS["worker_process_setup_hook"]), "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("missing", [False, True], ids=["private", "no folder"])
+def test_a_ray_worker_is_set_up_before_it_imports_torch_or_not_at_all(shared: Path, missing: bool) -> None:
+    """Ray's own call of the hook; a worker ends when it returns an error."""
+    place = shared / "missing" if missing else shared
+    variables = os.environ | {"RAY_TMPDIR": str(place)}
+    hook = [sys.executable, "-c", HOOK]
+    answer = subprocess.run(hook, cwd=ROOT, env=variables, capture_output=True, text=True, check=True).stdout
+    if missing:
+        assert f"RAY_TMPDIR={place} does not exist. Create it" in answer
+    else:
+        assert answer == "None False\n"
+        assert list(shared.glob("demopsd-*/code"))
+
+
 COMPILED = """
 import torch
 @torch.compile

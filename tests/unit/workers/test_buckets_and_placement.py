@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,7 @@ from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.util.errors import ConfigError, WeightSyncError
 from workers.cluster.placement import bundles, check_fits, check_nodes, has_label, summary_of_roles, table
 from workers.cluster.ranks import interface_of
-from workers.learner.zero import own_extensions
+from workers.learner.extensions import ensure_extensions, is_built, own_extensions
 from workers.weights.buckets import pack_bucket, unpack_bucket, verify_bucket
 from workers.weights.tensor_groups import group_by_bytes
 
@@ -169,3 +172,51 @@ def test_a_lock_left_by_a_killed_process_holds_nobody_up(tmp_path: Path) -> None
         assert [path.name for path in mine.iterdir()] == ["op.so"]
     assert not mine.exists()
     assert (built / "lock").exists(), "it may belong to somebody who builds"
+
+
+def fake_compiler(count: list[Path], works: bool = True, pause_s: float = 0.0) -> Callable[[Path], bool]:
+    """A compiler that writes what DeepSpeed's build leaves, or the half of it and no library."""
+
+    def compile_extension(folder: Path) -> bool:
+        count.append(folder)
+        op = folder / "deepspeed_shm_comm"
+        op.mkdir()
+        (op / "shm.o").write_text("object")
+        time.sleep(pause_s)
+        if works:
+            (op / "deepspeed_shm_comm.so").write_text("library")
+        return works
+
+    return compile_extension
+
+
+def test_a_build_that_was_cut_off_is_built_again_and_said(tmp_path: Path) -> None:
+    built, count, said = tmp_path / "torch_extensions", list[Path](), list[str]()
+    (built / "deepspeed_shm_comm").mkdir(parents=True)
+    (built / "deepspeed_shm_comm" / "lock").touch()
+    assert not is_built(built)
+    assert ensure_extensions(built, said.append, fake_compiler(count))
+    assert {path.name for path in (built / "deepspeed_shm_comm").iterdir()} == {"shm.o", "deepspeed_shm_comm.so"}
+    assert "compiles DeepSpeed's CPU extension into" in said[0]
+    assert ensure_extensions(built, said.append, fake_compiler(count))
+    assert (len(count), len(said)) == (1, 1), "once"
+    assert ensure_extensions(built, said.append, fake_compiler(count), anew=True)
+    assert len(count) == 2
+
+
+def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    built = tmp_path / "torch_extensions"
+    assert not ensure_extensions(built, lambda _: None, fake_compiler([], works=False))
+    assert [path.name for path in tmp_path.iterdir()] == ["torch_extensions.lock"]
+
+
+def test_one_of_several_processes_builds_and_the_others_wait(tmp_path: Path) -> None:
+    count: list[Path] = []
+    compile_extension = fake_compiler(count, pause_s=0.3)
+    with ThreadPoolExecutor(4) as pool:  # each opens the lock file anew, as processes do
+        calls = [
+            pool.submit(ensure_extensions, tmp_path / "torch_extensions", lambda _: None, compile_extension)
+            for _ in range(4)
+        ]
+        assert [call.result() for call in calls] == [True] * 4
+    assert len(count) == 1
