@@ -124,7 +124,7 @@ def _check_data(data: DataConfig) -> None:
     for key, source in {"train": data.train, "ood": data.ood}.items():
         if source == SPLIT:
             raise ConfigError(f"data.{key}={SPLIT}: only data.test can be held out of data.train. Name a source.")
-    if data.format in (Format.sciknoweval, Format.gpqa) and data.fields != FieldNames():
+    if data.format in (Format.sciknoweval, Format.gpqa, Format.choices) and data.fields != FieldNames():
         raise ConfigError(
             f"data.fields has no effect with data.format={data.format.value}, whose fields are known. Drop it, or set "
             "data.format=records."

@@ -17,6 +17,7 @@ class Format(Enum):
     auto = "auto"  # recognised by the first record of each source
     records = "records"  # a question and its answer, under the names in data.fields
     sciknoweval = "sciknoweval"  # as published: question, choices, answerKey, type
+    choices = "choices"  # MMLU, MMLU-Pro, ARC: question, options in a field of their own, answer
     gpqa = "gpqa"  # as published: Question, Correct Answer, Incorrect Answer 1 to 3
 
 
@@ -33,11 +34,16 @@ class FieldNames:
     """Names of the fields in your own records; `a.b` is the field b inside a."""
 
     text: str | None = None
-    """Text of the question; null for `prompt` or `question`."""
+    """Text of the question, or its chat as a list of messages; null for `prompt`, `question`, `problem`, `input` or
+    `messages`."""
     answer: str | None = None
-    """Expected answer; null for `answer`."""
+    """Expected answer; null for `answer`, `expected_answer`, `reward_model.ground_truth`, `ground_truth` or `label`, or
+    else the answer that the solution states."""
+    solution: str | None = None
+    """Worked solution; null for `solution`, `completion`, `extra_info.answer` or the chat's last message."""
     field: str | None = None
-    """Branch of science by which accuracy is reported; null for `field`, `domain` or `dataset`."""
+    """Branch of science by which accuracy is reported; null for `field`, `domain`, `dataset`, `subject`,
+    `category` or `data_source`."""
     id: str | None = None
     """Identifier, unique in its source; null for `id` or `idx`, or else the number of the line or row."""
     system: str | None = None
@@ -59,7 +65,7 @@ class DataConfig:
     ood: str | None = MINISCI
     """Questions for evaluation out of distribution, named as for train; null for none. Filters do not apply to them."""
     format: Format = Format.auto
-    """`auto`, `records`, `sciknoweval` or `gpqa`: layout of the records of files and hub data sets."""
+    """`auto`, `records`, `sciknoweval`, `choices` or `gpqa`: layout of the records of files and hub data sets."""
     fields: FieldNames = field(default_factory=FieldNames)
     """Names of the fields of your own records."""
     system: str | None = None

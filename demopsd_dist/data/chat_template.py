@@ -8,7 +8,7 @@ checks a template before the start.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -73,19 +73,24 @@ class ChatTemplate:
     fold_system: bool = False
     date: datetime.date | None = None
 
-    def render(self, text: str, system: str | None) -> str:
+    def render(self, text: str, system: str | None, history: Sequence[tuple[str, str]] = ()) -> str:
         """Text of a chat up to the place of its answer: the system message, if any, and `text` as the user's.
+
+        Args:
+            history: (role, text) of earlier turns of the chat, the user's first.
 
         Raises:
             ConfigError: the template refuses the chat, leaves a text out or changes it (outer white space apart).
         """
         turns = self.turns(text, system)
         parts = self.parts(turns)
+        if history and system is not None and self.fold_system:  # into the first of the user's messages
+            turns, history = {"user": text}, [("user", f"{system}\n\n{history[0][1]}"), *history[1:]]
         try:
-            chat = self.rendered(turns, parts)
+            chat = self.rendered(turns, parts, history=history)
         except Exception as error:
             raise self.refusal(f"its chat template cannot render a question: {reason(error)}") from None
-        for one in (text, system or ""):
+        for one in (text, system or "", *(said for _, said in history)):
             if one.strip() not in chat:
                 raise self.refusal(
                     f"its chat template leaves out or changes a text that begins with {one.strip()[:_SHOWN_CHARS]!r}. "
@@ -160,6 +165,7 @@ class ChatTemplate:
         *,
         now: datetime.datetime | None = None,
         generation_prompt: bool = True,
+        history: Sequence[tuple[str, str]] = (),
     ) -> str:
         """Render a chat; unlike `render`, without looking whether all texts are in it.
 
@@ -167,13 +173,15 @@ class ChatTemplate:
             parts: roles whose content is given as a list of parts.
             now: date and time that the template shows; None for `date`.
             generation_prompt: end with the start of the assistant's turn.
+            history: earlier turns, as `render` has them.
         """
         if now is None and self.date is not None:
             now = datetime.datetime.combine(self.date, datetime.time())
         clock: dict[str, Any] = {} if now is None else {"strftime_now": now.strftime}
+        *first, last = turns.items()
         messages = [
             {"role": role, "content": [{"type": "text", "text": text}] if role in parts else text}
-            for role, text in turns.items()
+            for role, text in (*first, *history, last)
         ]
         chat = self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=generation_prompt, **{**self.kwargs, **clock}

@@ -136,14 +136,15 @@ class PromptBuilder:
         return self._view(self.chat.evaluation)
 
     def _chat(self, view: ChatTemplate, question: Question, content: str) -> Tokens:
-        """Token ids of a chat: the system message, if any, and `content` as the user's.
+        """Token ids of a chat: the system message, if any, the question's earlier turns, and `content` as the user's.
 
         Special tokens in the texts are replaced by stand-ins before the chat template puts in its own, so that the
         two can be distinguished.
         """
-        stand_ins = self._stand_ins((question.system or "", content))
+        stand_ins = self._stand_ins((question.system or "", content, *(said for _, said in question.history)))
         system = None if question.system is None else _replace_all(question.system, stand_ins)
-        text = view.render(_replace_all(content, stand_ins), system)
+        history = [(role, _replace_all(said, stand_ins)) for role, said in question.history]
+        text = view.render(_replace_all(content, stand_ins), system, history)
         originals = {stand_in: token for token, stand_in in stand_ins.items()}
         return np.asarray(self._ids(text, originals), dtype=np.int32)
 

@@ -27,6 +27,10 @@ Logp = NDArray[np.float32] | NDArray[np.float16]
 class Question:
     """One record of a data set.
 
+    Attributes:
+        history: (role, text) of the turns of a chat between the system message and `text`, the user's last message.
+        solution: the data set's own worked solution, if it has one.
+
     Example: `Question(id="physics/7", text="A car at 3 m/s ...", answer="15", field="physics")`
     """
 
@@ -35,6 +39,12 @@ class Question:
     answer: str
     field: str
     system: str | None = None
+    history: tuple[tuple[str, str], ...] = ()
+    solution: str | None = None
+
+    def __post_init__(self) -> None:
+        turns = tuple((role, text) for role, text in self.history)  # lists, where it was read from JSON
+        object.__setattr__(self, "history", turns)
 
 
 @dataclass(frozen=True)

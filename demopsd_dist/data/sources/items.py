@@ -34,6 +34,14 @@ class SourceRecord:
         """Question id: the source, and the record's id if it has one, or its number."""
         return f"{self.source}/{self.number if record_id is None else record_id}"
 
+    def first_value(self, *names: str) -> tuple[str, Any] | None:
+        """Name and value of the first of these fields that is there and not blank; None where none is."""
+        for name in names:
+            value = _nested_value(self.values, name)
+            if value is not None and not (isinstance(value, str) and not value.strip()):
+                return name, value
+        return None
+
     def required_text(self, *names: str) -> str:
         """Text of the first of these fields that is not blank. `a.b` means field b inside a. A number becomes decimal
         text ("0.00001").
@@ -90,12 +98,8 @@ class SourceRecord:
             # decimal notation: the reward does not treat "1e-05" as equal to "0.00001"
             return format(Decimal(repr(value)), "f")
         if not isinstance(value, str):
-            hint = (
-                " For a list of chat messages, put the system message into the field 'system' and the user's message "
-                "into 'prompt'."
-                if name == "prompt"
-                else ""
-            )
+            inner = next(iter(value), "name") if isinstance(value, dict) else None
+            hint = f" Name the part to read in data.fields, as {name}.{inner}." if inner is not None else ""
             raise DataError(f"{self.where}: {name!r} must be text, not {type(value).__name__}.{hint}")
         if surrogate := _SURROGATE.search(value):
             raise DataError(

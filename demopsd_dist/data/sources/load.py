@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from demopsd_dist.config import MINISCI, SPLIT, DataConfig, Duplicates, Format
 from demopsd_dist.data.records import Question
-from demopsd_dist.data.sources import gpqa, own_records, sciknoweval
+from demopsd_dist.data.sources import choices, gpqa, own_records, sciknoweval
 from demopsd_dist.data.sources.files import read_records
 from demopsd_dist.data.sources.items import LoadedSource, ParsedQuestion, RefusedRecord, SourceRecord
 from demopsd_dist.data.sources.selection import (
@@ -186,9 +186,10 @@ def _parser(first: SourceRecord, data: DataConfig) -> Parse:
             chosen = Format.sciknoweval
         elif gpqa.recognises(names):
             chosen = Format.gpqa
-    if chosen is Format.sciknoweval:
-        return sciknoweval.parse
-    return gpqa.parse if chosen is Format.gpqa else partial(own_records.parse, names=data.fields)
+        elif choices.recognises(first.values):
+            chosen = Format.choices
+    published = {Format.sciknoweval: sciknoweval.parse, Format.gpqa: gpqa.parse, Format.choices: choices.parse}
+    return published[chosen] if chosen in published else partial(own_records.parse, names=data.fields)
 
 
 def _hold_out_test(data: DataConfig, loaded: LoadedSource) -> tuple[LoadedSource, LoadedSource]:

@@ -1,19 +1,26 @@
-"""Parser of your own data (`data.format=records`), also of SciKnowEval exported as question and answer.
+"""Parser of your own data (`data.format=records`), and of data sets with a question, an answer and a solution.
 
-A record has a question and an answer; a system message, field, level, type and id are optional. Fields are found by the
-default names below, or by the names that `data.fields` sets.
+A record has a question and an answer; a system message, field, level, type, id and solution are optional. Fields are
+found by the default names below, or by the names that `data.fields` sets. The names cover GSM8K, MATH (`problem`,
+`solution`), verl (`prompt`, `reward_model.ground_truth`), TRL (`prompt`, `messages`, `completion`), OpenRLHF (`input`,
+`label`), and SciKnowEval exported as question and answer.
 """
 
 from __future__ import annotations
 
 from demopsd_dist.config import FieldNames
 from demopsd_dist.data.records import Question
+from demopsd_dist.data.sources import choices
+from demopsd_dist.data.sources.conversations import Conversation, conversation
 from demopsd_dist.data.sources.items import ParsedQuestion, SourceRecord
+from demopsd_dist.data.sources.solutions import MARK, answer_in_solution, split_marked
+from demopsd_dist.util.errors import DataError
 
 DEFAULT_FIELD_NAMES = {
-    "text": ("prompt", "question"),
-    "answer": ("answer",),
-    "field": ("field", "domain", "dataset"),
+    "text": ("prompt", "question", "problem", "input", "messages"),
+    "answer": ("answer", "expected_answer", "reward_model.ground_truth", "ground_truth", "label"),
+    "solution": ("solution", "completion", "extra_info.answer"),
+    "field": ("field", "domain", "dataset", "subject", "category", "data_source"),
     "id": ("id", "idx"),
     "system": ("system",),
     "level": ("level",),
@@ -25,21 +32,91 @@ def parse(record: SourceRecord, names: FieldNames) -> ParsedQuestion:
     """Parse a record into a question.
 
     Raises:
-        DataError: the question or the answer is missing or not text, or another field has the wrong type.
+        DataError: the question or the answer is missing or not text, or another field has the wrong type; or the record
+            has options, which `data.format=choices` reads.
     """
 
     def names_of(part: str) -> tuple[str, ...]:
         configured = getattr(names, part)
         return DEFAULT_FIELD_NAMES[part] if configured is None else (configured,)
 
+    if names.text is None:
+        _refuse_options(record)
+    chat = _question(record, names_of("text"))
+    answer, solution = _answer_and_solution(record, names_of("answer"), names_of("solution"), chat.reply)
+    system = record.optional_text(*names_of("system"))
+    if system is not None and chat.system is not None and system != chat.system:
+        raise DataError(f"{record.where}: {names_of('system')[0]!r} and the chat have different system messages.")
     return ParsedQuestion(
         Question(
             id=record.id(record.optional_label(*names_of("id"))),
-            text=record.required_text(*names_of("text")),
-            answer=record.required_text(*names_of("answer")),
+            text=chat.text,
+            answer=answer,
             field=record.optional_label(*names_of("field")) or "all",
-            system=record.optional_text(*names_of("system")),
+            system=chat.system if system is None else system,
+            history=chat.history,
+            solution=solution,
         ),
         level=record.optional_label(*names_of("level")),
         type=record.optional_label(*names_of("type")),
     )
+
+
+def _refuse_options(record: SourceRecord) -> None:
+    """Refuse a record whose options would be left out of the question."""
+    for name in choices.OPTIONS:
+        if isinstance(options := record.values.get(name), (list, dict)) and options:
+            raise DataError(
+                f"{record.where}: the record has options in {name!r}, which data.format=records leaves out. Set "
+                "data.format=choices, or name the field of the whole question in data.fields.text."
+            )
+
+
+def _question(record: SourceRecord, names: tuple[str, ...]) -> Conversation:
+    """The question as a chat; one of a single message where it is text."""
+    found = record.first_value(*names)
+    if found is not None and isinstance(found[1], list):
+        return conversation(record, *found)
+    return Conversation(None, (), record.required_text(*names), None)
+
+
+def _answer_and_solution(
+    record: SourceRecord, answer_names: tuple[str, ...], solution_names: tuple[str, ...], reply: str | None
+) -> tuple[str, str | None]:
+    """Expected answer and worked solution: from an answer with `####` both, from a solution its stated answer."""
+    solution = _solution(record, solution_names)
+    solution = reply if solution is None else solution
+    if record.first_value(*answer_names) is None and solution is not None:
+        stated = answer_in_solution(solution)
+        if stated is None:
+            raise DataError(
+                f"{record.where}: the record has no {' or '.join(map(repr, answer_names))}, and its solution states no "
+                f"answer after {MARK}, in <answer> or in \\boxed{{}}. Add one, or name its field in data.fields.answer."
+            )
+        return stated, _without_mark(solution)
+    answer = record.required_text(*answer_names)
+    marked = split_marked(answer)
+    if marked is not None:
+        return marked[1], marked[0] if solution is None else _without_mark(solution)
+    if MARK in answer:
+        raise DataError(
+            f"{record.where}: the answer holds {MARK} but no last line of the form `{MARK} answer`, as GSM8K has it. "
+            "Mend the record, or name the field of the answer alone in data.fields.answer."
+        )
+    return answer, None if solution is None else _without_mark(solution)
+
+
+def _solution(record: SourceRecord, names: tuple[str, ...]) -> str | None:
+    found = record.first_value(*names)
+    if found is None:
+        return None
+    name, value = found
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):  # TRL's completion as a message
+        return SourceRecord({name: value[0].get("content")}, record.where, "", record.number).required_text(name)
+    return record.optional_text(name)
+
+
+def _without_mark(solution: str) -> str:
+    """A solution without GSM8K's last line, which states the answer in no form that a response is asked for."""
+    marked = split_marked(solution)
+    return solution if marked is None else marked[0] or solution

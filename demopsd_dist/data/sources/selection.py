@@ -58,7 +58,8 @@ def split_held_out(questions: Sequence[Question], fraction: float, seed: int) ->
 
 def normalized_text(question: Question) -> str:
     """A question's text without differences of Unicode form (NFKC), case and white space."""
-    return " ".join(unicodedata.normalize("NFKC", _limit_marks(question.text)).casefold().split())
+    chat = "\n".join([*(text for _, text in question.history), question.text])
+    return " ".join(unicodedata.normalize("NFKC", _limit_marks(chat)).casefold().split())
 
 
 def _limit_marks(text: str) -> str:

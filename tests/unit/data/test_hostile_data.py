@@ -90,7 +90,7 @@ GOOD = {"prompt": "1+1?", "answer": "2"}
     [
         ('{"prompt": "1+1?"}', "line 2: the record has no 'answer'"),
         ('{"answer": "2"}', "line 2: the record has no 'prompt' or 'question'"),
-        ('{"prompt": ["1+1?"], "answer": "2"}', "line 2: 'prompt' must be text, not list"),
+        ('{"prompt": ["1+1?"], "answer": "2"}', "line 2: 'prompt[0]' must be a message with a role"),
         ('{"prompt": true, "answer": "2"}', "line 2: 'prompt' must be text, not bool"),
         ('{"prompt": "1+1?", "answer": NaN}', "line 2: 'answer' is nan, not a finite number"),
         ('{"prompt": "1+1?", "answer": 1e999}', "line 2: 'answer' is inf, not a finite number"),
@@ -103,7 +103,7 @@ GOOD = {"prompt": "1+1?", "answer": "2"}
         ('{"prompt": "1+1?", "answer": "2", "id": "' + "x" * BIG + '"}', f"line 2: 'id' or 'idx' has {BIG} characters"),
         (
             '{"prompt": "1+1?", "answer": "2", "field": "\\u001b[2J"}',
-            "'field' or 'domain' or 'dataset' has 4 characters",
+            "'data_source' has 4 characters",
         ),
         ("[" * BIG, "line 2: not valid JSON (maximum recursion depth exceeded"),
         ('{"a":' * 100_000 + "1" + "}" * 100_000, "line 2: not valid JSON (maximum recursion depth exceeded"),

@@ -65,7 +65,7 @@ def test_fields_are_read_under_their_usual_names(tmp_path: Path) -> None:
         (['{"answer": "b"}'], "line 1: the record has no 'prompt' or 'question'"),
         (['{"prompt": "a", "answer": ["b"]}'], "line 1: 'answer' must be text, not list"),
         (['{"prompt": "a", "answer": true}'], "line 1: 'answer' must be text, not bool"),
-        (["[1]"], "line 1: a JSON object is needed, not list"),
+        (["[1]"], "line 1: element 1 must be a JSON object, not int"),
         (["{"], "line 1: not valid JSON"),
         (["[" * 100_000], "line 1: not valid JSON"),
         (['{"id": 1, "prompt": "a", "answer": "b"}'] * 2, "two records have the id '1'"),

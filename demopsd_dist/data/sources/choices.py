@@ -1,0 +1,83 @@
+"""Multiple choice as it is published: MMLU, MMLU-Pro, ARC and others with options in a field of their own.
+
+The options are in `choices` or `options`: a list, `{"text": [...], "label": [...]}`, or a mapping of letters to texts.
+The answer is the index of an option (from 0), or its label or letter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from demopsd_dist.data.records import Question
+from demopsd_dist.data.sources import multiple_choice
+from demopsd_dist.data.sources.items import ParsedQuestion, RefusedRecord, SourceRecord
+from demopsd_dist.util.errors import DataError
+
+OPTIONS = ("choices", "options")
+_ANSWERS = ("answerKey", "answer", "answer_idx", "label", "answer_index")
+
+
+def recognises(values: dict[str, Any]) -> bool:
+    """True where a record has a question and options in a field of their own."""
+    return "question" in values and any(isinstance(values.get(name), (list, dict)) for name in OPTIONS)
+
+
+def parse(record: SourceRecord) -> ParsedQuestion | RefusedRecord:
+    """Question of a record.
+
+    Raises:
+        DataError: question, options or answer are missing, or a field has the wrong type.
+    """
+    text = record.required_text("question", "prompt")
+    labels, options = _labelled_options(record)
+    if not 2 <= len(options) <= len(multiple_choice.LETTERS):
+        return RefusedRecord(f"there are {len(options)} options, not 2 to {len(multiple_choice.LETTERS)}")
+    if multiple_choice.repeated_option(options):
+        return RefusedRecord(multiple_choice.REPEATED)
+    given = [name for name in _ANSWERS if record.values.get(name) not in (None, "")]
+    if not given:
+        raise DataError(f"{record.where}: the record has no {' or '.join(map(repr, _ANSWERS))}. Add it or remove it.")
+    chosen = {_index(record.values[name], labels) for name in given}
+    if None in chosen:
+        return RefusedRecord("the answer is not among the choices")
+    if len(chosen) > 1:
+        return RefusedRecord(f"{' and '.join(given)} name different options")
+    index = chosen.pop()
+    assert index is not None
+    question = Question(
+        id=record.id(record.optional_label("question_id", "id", "idx")),
+        text=multiple_choice.options_text(text, options),
+        answer=multiple_choice.LETTERS[index],
+        field=record.optional_label("field", "subject", "category", "domain") or "all",
+        system=multiple_choice.options_system(len(options)),
+    )
+    return ParsedQuestion(question, level=record.optional_label("level"), type=f"mcq-{len(options)}-choices")
+
+
+def _labelled_options(record: SourceRecord) -> tuple[list[str], list[str]]:
+    """Labels and texts of the options; labels are the letters where there are none."""
+    name = next((name for name in OPTIONS if isinstance(record.values.get(name), (list, dict))), None)
+    if name is None:
+        raise DataError(f"{record.where}: the record has no list 'choices' or 'options'. Add it or remove the record.")
+    value = record.values[name]
+    if isinstance(value, dict) and isinstance(value.get("text"), list):
+        texts, labels = value["text"], [str(label) for label in value.get("label") or multiple_choice.LETTERS]
+    elif isinstance(value, dict):
+        texts, labels = [text for text in value.values() if text is not None], [str(label) for label in value]
+    else:
+        texts, labels = value, list(multiple_choice.LETTERS)
+    named = {f"{name}[{index}]": text for index, text in enumerate(texts)}
+    entries = SourceRecord(named, record.where, record.source, record.number)
+    options = [entries.required_text(entry).strip() for entry in named]
+    return labels[: len(options)], options
+
+
+def _index(answer: Any, labels: list[str]) -> int | None:
+    """Index of the option that an answer names: a number from 0, or a label; None where it names none."""
+    if isinstance(answer, int) and not isinstance(answer, bool):
+        return answer if 0 <= answer < len(labels) and str(answer) not in labels else _label_index(str(answer), labels)
+    return _label_index(answer.strip(), labels) if isinstance(answer, str) else None
+
+
+def _label_index(label: str, labels: list[str]) -> int | None:
+    return labels.index(label) if labels.count(label) == 1 else None
