@@ -201,8 +201,8 @@ class Config:
     """`demopsd`, `sdpo`, `opsd` or `grpo`; the sections of the other methods have no effect."""
     reward: str = "answer"
     """Reward function of a response. It compares its last `<answer>` (`answer`), its last `\\boxed{}` (`boxed`), the
-    letter stated in its last line (`letter`), or the first of these that is present (`auto`); or the dotted path of
-    your own function."""
+    letter stated in its last line (`letter`), its last number (`gsm8k`), or the first of `answer`, `boxed` and `letter`
+    that is present (`auto`); or the dotted path of your own function."""
     reward_errors: RewardErrors = RewardErrors.stop
     """`stop` or `drop`: reaction to a response for which your own reward fails."""
     privileged: PrivilegedConfig = field(default_factory=PrivilegedConfig)

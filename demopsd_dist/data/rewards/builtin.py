@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from demopsd_dist.config import Limits, RewardErrors
 from demopsd_dist.data.records import Question, RewardResult
 from demopsd_dist.data.rewards.comparison import same_answer
-from demopsd_dist.data.rewards.extraction import extract_answer, extract_any, extract_boxed, extract_letter
+from demopsd_dist.data.rewards.extraction import (
+    extract_answer,
+    extract_any,
+    extract_boxed,
+    extract_last_number,
+    extract_letter,
+)
 from demopsd_dist.data.rewards.own_reward import SIGNATURE, NoRewardError, OwnReward, call_reward
 from demopsd_dist.util.errors import ConfigError, RewardError
 
@@ -38,6 +44,7 @@ ANSWER_FORMS = {
     "answer": AnswerForm(extract_answer, "<answer>", "</answer>"),
     "boxed": AnswerForm(extract_boxed, "\\boxed{", "}"),
     "letter": AnswerForm(extract_letter, "Answer: ", ""),
+    "gsm8k": AnswerForm(extract_last_number, "#### ", ""),
     "auto": AnswerForm(extract_any, "<answer>", "</answer>"),
 }
 """The built-in rewards by name: 1 for the right answer in this form, else 0."""

@@ -27,6 +27,9 @@ _CLAIM = re.compile(
     r"(?:(?:therefore|thus|option|choice|letter)(?!\w):?\s?)*",
     re.IGNORECASE,
 )
+_PLAIN_NUMBER = re.compile(
+    r"(?:(?<![\w)\]}.])[-+\u2212])?(?:(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])|[0-9]+)(?:\.[0-9]+)?"
+)
 _FIRST_LETTER = re.compile(r"[^\w]*([A-Z])(?!\w)")
 _WRAPPINGS = (
     ("**", "**"),
@@ -139,6 +142,27 @@ def extract_any(response: str) -> str | None:
         return extract_boxed(answer) or answer
     boxed = extract_boxed(response)
     return extract_letter(response) if boxed is None else boxed
+
+
+def extract_last_number(response: str) -> str | None:
+    """The last number of a response, after its last `####` if that is followed by one; None where there is none.
+
+    Commas between groups of three digits belong to it, and a sign that follows no letter, digit or bracket.
+
+    Example: `extract_last_number("4 trays of 6 are 24 rolls, $1,024 in all.")` gives `"1,024"`.
+    """
+    response = strip_thinking(response)
+    return _last_number(response.rpartition("####")[2]) or _last_number(response)
+
+
+def _last_number(text: str) -> str | None:
+    """The last number of a text; None where there is none, or it is longer than `TAIL_CHARS`."""
+    end = max(map(text.rfind, "0123456789")) + 1
+    start = max(0, end - TAIL_CHARS)
+    number = None
+    for number in _PLAIN_NUMBER.finditer(text, start, end):
+        pass
+    return None if number is None or (start and number.start() == start) else number.group()
 
 
 def lone_letter(text: str) -> str | None:

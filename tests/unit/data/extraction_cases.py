@@ -296,6 +296,38 @@ LETTER: list[tuple[str, str | None]] = [
     ("The answer is C</think>", None),
 ]
 
+LAST_NUMBER: list[tuple[str, str | None]] = [
+    ("4*6=24\n#### 24", "24"),
+    ("So there are 24 rolls.", "24"),
+    ("The answer is $1,024.", "1,024"),
+    ("The answer is 1,024.50 dollars", "1,024.50"),
+    ("-5", "-5"),
+    ("x = −5", "−5"),
+    ("10-5", "5"),
+    ("(10)-5", "5"),
+    ("from 3 to 7", "7"),
+    ("12.", "12"),
+    ("3, 4, 5.", "5"),
+    ("1,2345", "2345"),
+    ("#### 24 (of 30)", "30"),
+    ("30 in all\n#### 24", "24"),
+    ("24\n####", "24"),
+    ("24\n#### none", "24"),
+    (r"\boxed{24}", "24"),
+    ("<answer>24</answer>", "24"),
+    ("**24**", "24"),
+    ("0.5", "0.5"),
+    ("1/2", "2"),
+    ("1,234,", "1,234"),
+    ("9" * 300, None),  # longer than any answer
+    ("x" * 300 + " 24 " + "x" * 300, "24"),
+    ("none", None),
+    ("", None),
+    ("<think>24", None),
+    ("<think>25</think> 24", "24"),
+    ("24 <think>or 25", "24"),
+]
+
 ANY: list[tuple[str, str | None]] = [
     (r"<answer>1</answer> \boxed{2}" + "\nAnswer: C", "1"),
     (r"\boxed{2}" + "\nAnswer: C", "2"),

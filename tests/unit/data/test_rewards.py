@@ -22,16 +22,20 @@ from demopsd_dist.data.rewards.extraction import (
     extract_answer,
     extract_any,
     extract_boxed,
+    extract_last_number,
     extract_letter,
 )
 from demopsd_dist.util.errors import ConfigError, RewardError
-from tests.unit.data.extraction_cases import ANSWER, ANY, BOXED, LETTER
+from tests.unit.data.extraction_cases import ANSWER, ANY, BOXED, LAST_NUMBER, LETTER
 from tests.unit.data.same_answer_cases import DIFFERENT, SAME
 from tests.unit.data.spelled_answer_cases import CASE_FOLDED, SPELLED, STAY_DIFFERENT, WRAPPED
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
-EXTRACTORS = {"answer": extract_answer, "boxed": extract_boxed, "letter": extract_letter, "auto": extract_any}
-TABLES = {"answer": ANSWER, "boxed": BOXED, "letter": LETTER, "auto": ANY}
+EXTRACTORS = {"answer": extract_answer, "boxed": extract_boxed, "letter": extract_letter} | {
+    "gsm8k": extract_last_number,
+    "auto": extract_any,
+}
+TABLES = {"answer": ANSWER, "boxed": BOXED, "letter": LETTER, "gsm8k": LAST_NUMBER, "auto": ANY}
 QUESTION = Question(id="physics/7", text="A car at 3 m/s ...", answer="B", field="physics")
 PIECES = ["<answer>", "</answer>", "\\boxed", "{", "}", "\\", "answer is ", ": ", "A", "B", "(", ")", "\n", "é"]
 pieces = st.lists(st.sampled_from(PIECES)).map("".join)
@@ -168,6 +172,10 @@ def test_built_in_rewards_read_their_own_form() -> None:
         results = {name: resolve_reward(form)(response, QUESTION) for name, response in responses.items()}
         assert results == {name: RewardResult(float(name == form)) for name in responses}
     assert all(resolve_reward("auto")(response, QUESTION) == RewardResult(1.0) for response in responses.values())
+    rolls = Question(id="q", text="q", answer="1024", field="all")
+    for response in ("so 1,024 rolls.", "#### 1024", r"\boxed{1024.0}", "<think>7</think> 1024"):
+        assert resolve_reward("gsm8k")(response, rolls) == RewardResult(1.0)
+    assert resolve_reward("gsm8k")("1024, or 1025", rolls) == RewardResult(0.0)
     assert resolve_reward("boxed").extract(responses["boxed"]) == r"\text{B}"
 
 
@@ -246,7 +254,7 @@ def test_a_reward_that_fails_shows_the_sample(mine: Callable[[str], str], name: 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("anwser", "is not built in (answer, boxed, letter, auto). Did you mean answer?"),
+        ("anwser", "is not built in (answer, boxed, letter, gsm8k, auto). Did you mean answer?"),
         ("xyzzy", "For your own give its dotted path, package.name: def my_reward(response: str, question: Question)"),
         ("", "is not built in"),
         ("no_such_module.reward", "there is no module no_such_module to import from"),
