@@ -159,10 +159,8 @@ def _last_number(text: str) -> str | None:
     """The last number of a text; None where there is none, or it is longer than `TAIL_CHARS`."""
     end = max(map(text.rfind, "0123456789")) + 1
     start = max(0, end - TAIL_CHARS)
-    number = None
-    for number in _PLAIN_NUMBER.finditer(text, start, end):
-        pass
-    return None if number is None or (start and number.start() == start) else number.group()
+    numbers = list(_PLAIN_NUMBER.finditer(text, start, end))
+    return None if not numbers or (start and numbers[-1].start() == start) else numbers[-1].group()
 
 
 def lone_letter(text: str) -> str | None:
