@@ -122,7 +122,7 @@ def test_charts_show_their_values(tab: Tab, report: Path) -> None:
     assert texts(tab, ".tip:not([hidden]) .tip-head")
     tab.choose("#metric", "perf/step_s")
     assert texts(tab, ".explorer-chart h3") == ["perf/step_s"]
-    assert "from the end of the step before to its own (s)" in texts(tab, ".explorer-chart p")[0]
+    assert "time from the end of the previous step to the end of this one (s)" in texts(tab, ".explorer-chart p")[0]
     assert_no_problems(tab, report)
 
 

@@ -42,6 +42,7 @@ def test_engine_teacher_and_export_hold_every_tensor(
     folder, exported = tmp_path / "model", tmp_path / "student"
     model = small_folder(folder, kind)
     words = ["learner.num_workers=1", "learner.zero_stage=0", f"model.lora_rank={lora_rank}", "weights.bucket_mib=1"]
+    words += ["rollout.max_prompt_tokens=256", "privileged.max_tokens=256"]  # within the small models' context
     learners = ranks.start(*words, folder=folder)
     config = demo(*words, f"model.path={folder}")
     renew(spares.rollout, config, folder, random_weights=True)
