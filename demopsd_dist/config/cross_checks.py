@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import os
 import re
 from dataclasses import fields
 
@@ -26,6 +27,7 @@ def check(config: Config) -> None:
         ConfigError: a value is out of its range, or several values conflict.
     """
     check_values(config)
+    _check_paths(config)
     _check_lora(config.model)
     _check_template_date(config.model.template_date)
     _check_address(config.ray_address)
@@ -50,6 +52,14 @@ def longest_sequence_tokens(config: Config) -> int:
     """Longest sequence of an engine: a prompt and the longer of training's and evaluation's responses."""
     longest = max(config.rollout.max_response_tokens, config.evaluation.max_response_tokens or 0)
     return config.rollout.max_prompt_tokens + longest
+
+
+def _check_paths(config: Config) -> None:
+    """Refuse `~`, which a shell expands at the beginning of a word alone, and which would be a folder of that name."""
+    data = {f"data.{name}": getattr(config.data, name) for name in ("train", "test", "ood")}
+    for key, value in {"output_dir": config.output_dir, "model.path": config.model.path, **data}.items():
+        if value is not None and value.startswith("~"):
+            raise ConfigError(f"{key}={value} would be a folder named ~. Write {os.path.expanduser(value)}.")
 
 
 def _check_lora(model: ModelConfig) -> None:

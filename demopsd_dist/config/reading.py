@@ -15,6 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from demopsd_dist.config.as_written import ALIASES, SECTION_VALUES, restore_texts
 from demopsd_dist.config.cross_checks import check
 from demopsd_dist.config.method_settings import MethodName
 from demopsd_dist.config.schema import Config
@@ -36,7 +37,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for word in overrides:
         if not re.match(r"[A-Za-z_][\w.]*=", word):
             raise ConfigError(f"{word!r} is not of the form key=value, for example learner.zero_stage=3.")
-        new = _parsed(word.partition("=")[2], partial(OmegaConf.from_dotlist, [word]), word)
+        key, _, value = word.partition("=")
+        new = _parsed(value, partial(OmegaConf.from_dotlist, [word]), word)
+        restore_texts(new, value, Config, word, key)
         tree = _merged(tree, new, word)
     config = OmegaConf.to_object(tree)
     assert isinstance(config, Config)
@@ -65,6 +68,7 @@ def _with_file(tree: DictConfig, path: Path, read: list[Path]) -> DictConfig:
     if path.resolve() in read:
         raise ConfigError(f"{path} is its own base, by way of {', '.join(map(str, read))}.")
     new = _parsed(text, partial(OmegaConf.load, StringIO(text)), str(path))
+    restore_texts(new, text, Config, str(path))
     base = new.pop("base", None) if isinstance(new, DictConfig) else None
     if base is not None:
         tree = _with_file(tree, path.parent / str(base), [*read, path.resolve()])
@@ -95,13 +99,21 @@ def _merged(tree: DictConfig, new: Any, source: str) -> DictConfig:
     if not isinstance(new, DictConfig):
         raise ConfigError(f"{source}: a mapping of settings is needed, not {type(new).__name__}.")
     known, open_keys = set(_keys(Config)), set(_open_keys(Config))
-    for key in _given_keys(OmegaConf.to_container(new)):
+    given_keys = list(_given_keys(OmegaConf.to_container(new)))
+    for key in filter(ALIASES.__contains__, given_keys):
+        raise ConfigError(f"{source}: there is no setting {key}. Did you mean {ALIASES[key]}?")
+    for key in given_keys:
         if key not in known and key.rpartition(".")[0] not in open_keys:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [
                 name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]
             ]
             hint = f" Did you mean {near[0]}?" if near else " The keys are in demopsd_dist/config/schema.py."
             raise ConfigError(f"{source}: there is no setting {key}.{hint}")
+    values = OmegaConf.to_container(new)
+    for section, setting in SECTION_VALUES.items():
+        given = values.get(section) if isinstance(values, dict) else None
+        if given is not None and not isinstance(given, dict):
+            raise ConfigError(f"{source}: {section} is a section of settings. Did you mean {setting}={given}?")
     for value in _texts(OmegaConf.to_container(new)):
         if "${" in value or value == "???":
             raise ConfigError(f"{source}: {value!r} is a reference to something else. Write the value itself.")

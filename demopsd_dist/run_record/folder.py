@@ -43,10 +43,14 @@ class RunFolder:
 
     @classmethod
     def newest(cls, config: Config) -> RunFolder | None:
-        """The newest run folder of this name in `output_dir`; None if there is none."""
-        parent, name = Path(config.output_dir), re.compile(rf"{re.escape(config.name)}(?:-(\d+))?")
-        folders = [path for path in parent.glob("*") if name.fullmatch(path.name) and (path / CONFIG).is_file()]
-        return cls(max(folders, key=lambda path: (path / CONFIG).stat().st_mtime_ns)) if folders else None
+        """The folder with the highest number among the runs of this name in `output_dir`; None if there is none.
+
+        Times of files do not count, since a copy changes them.
+        """
+        parent, name = Path(config.output_dir), re.compile(rf"{re.escape(config.name)}(?:-([1-9]\d*))?")
+        matches = [(name.fullmatch(path.name), path) for path in parent.glob("*") if (path / CONFIG).is_file()]
+        numbered = [(int(match[1] or 1), path) for match, path in matches if match and _has_name(path, config.name)]
+        return cls(max(numbered)[1]) if numbered else None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -172,6 +176,16 @@ def writing(path: Path) -> Iterator[None]:
         raise RunFolderError(
             f"{path} cannot be written: {error}. Free disk space or repair the disk, then resume."
         ) from None
+
+
+def _has_name(path: Path, name: str) -> bool:
+    """True unless the settings of the run in this folder give it another name, as `sweep-9` beside `sweep`."""
+    try:
+        text = (path / CONFIG).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return True
+    match = re.search(r"^name: (.*)$", text, re.MULTILINE)
+    return match is None or match[1].strip().strip("'\"") == name
 
 
 def open_to_append(path: Path) -> TextIO:

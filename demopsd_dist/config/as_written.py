@@ -1,0 +1,128 @@
+"""Values as they were written: YAML reads `off`, `007`, `1e5` and `12:30` as something else than text."""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from demopsd_dist.util.errors import ConfigError
+
+_OTHER_BASE = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+
+ALIASES = {
+    "lr": "learner.learning_rate",
+    "learner.lr": "learner.learning_rate",
+    "optimizer.lr": "learner.learning_rate",
+    "model_name_or_path": "model.path",
+    "model.name": "model.path",
+    "model.model_path": "model.path",
+    "dataset": "data.train",
+    "dataset_name": "data.train",
+    "data.train_files": "data.train",
+    "data.val_files": "data.test",
+    "max_steps": "steps",
+    "num_generations": "rollout.group_size",
+    "rollout.n": "rollout.group_size",
+    "train_batch_size": "rollout.prompts_per_step",
+    "data.train_batch_size": "rollout.prompts_per_step",
+    "max_completion_length": "rollout.max_response_tokens",
+    "data.max_response_length": "rollout.max_response_tokens",
+    "max_prompt_length": "rollout.max_prompt_tokens",
+    "data.max_prompt_length": "rollout.max_prompt_tokens",
+    "reward_fn": "reward",
+    "reward_funcs": "reward",
+    "run_name": "name",
+    "experiment_name": "name",
+}
+"""Names of settings in other trainers, with those of the same meaning here."""
+SECTION_VALUES = {"model": "model.path", "data": "data.train"}
+"""Sections that others give a single value, and the setting that it belongs to."""
+
+
+def restore_texts(new: Any, text: str, schema: type, source: str, key: str = "") -> None:
+    """Replace values of text settings in `new` by the characters written in `text`.
+
+    Args:
+        new: settings as YAML read them; changed in place.
+        text: YAML of the settings, or of the value of the setting `key`.
+
+    Raises:
+        ConfigError: a number is written so that YAML reads another one, such as 010 or 1:30.
+    """
+    if not isinstance(new, DictConfig):
+        return
+    try:
+        written = yaml.load(text, Loader=yaml.BaseLoader)  # every scalar as text
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):  # tags that only the full reader knows
+        return
+    for part in reversed(key.split(".") if key else []):
+        written = {part: written}
+    kinds, reads = dict(setting_kinds(schema)), dict(_leaves(OmegaConf.to_container(new, resolve=False)))
+    for name, value in _leaves(written):
+        if name in kinds:
+            _restore(new, name, reads.get(name), value, kinds[name], source)
+
+
+def _restore(new: DictConfig, name: str, read: Any, written: Any, kind: Any, source: str) -> None:
+    """Put one setting as it is written; `read` is its value as YAML read it."""
+    alternatives = set(_alternatives(kind))
+    texts = {one for one in alternatives if one is str or (isinstance(one, type) and issubclass(one, Enum))}
+    if isinstance(written, list) != isinstance(read, list):
+        return
+    if isinstance(written, list):
+        numbers = not texts and any(isinstance(one, str) for one in written)
+        for one in written if numbers else ():
+            _refuse_other_base(name, one, source)
+        plain = texts and len(read) == len(written) and all(isinstance(one, str) for one in written)
+        if plain and None not in read:
+            OmegaConf.update(new, name, written)
+    elif isinstance(written, str) and read is not None and not isinstance(read, str):
+        if texts:
+            OmegaConf.update(new, name, written)
+        elif isinstance(read, (int, float)):
+            _refuse_other_base(name, written, source)
+
+
+def _refuse_other_base(name: str, written: Any, source: str) -> None:
+    if isinstance(written, str) and _OTHER_BASE.fullmatch(written):
+        raise ConfigError(
+            f"{source}: {name}={written} is a number to base 8 or 60 in YAML. Write it in decimal digits without a "
+            "leading zero."
+        )
+
+
+def setting_kinds(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Type of each setting by its key with dots."""
+    hints = get_type_hints(schema)
+    for item in fields(schema):
+        kind = hints[item.name]
+        if is_dataclass(kind):
+            assert isinstance(kind, type)
+            yield from setting_kinds(kind, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, kind
+
+
+def _alternatives(kind: Any) -> Iterator[Any]:
+    """Types of a setting's value, or of its elements where it is a list."""
+    if get_origin(kind) in (Union, types.UnionType, list):
+        for one in get_args(kind):
+            yield from _alternatives(one)
+    else:
+        yield kind
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Values in a mapping by their keys with dots; lists whole."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _leaves(value, f"{prefix}{name}.")
+    elif prefix:
+        yield prefix[:-1], node
