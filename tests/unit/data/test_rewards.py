@@ -26,9 +26,9 @@ from demopsd_dist.data.rewards.extraction import (
     extract_letter,
 )
 from demopsd_dist.util.errors import ConfigError, RewardError
-from tests.unit.data.extraction_cases import ANSWER, ANY, BOXED, LAST_NUMBER, LETTER
-from tests.unit.data.same_answer_cases import DIFFERENT, SAME
-from tests.unit.data.spelled_answer_cases import CASE_FOLDED, SPELLED, STAY_DIFFERENT, WRAPPED
+from tests.unit.data.answer_cases.extraction_cases import ANSWER, ANY, BOXED, LAST_NUMBER, LETTER
+from tests.unit.data.answer_cases.same_answer_cases import DIFFERENT, SAME
+from tests.unit.data.answer_cases.spelled_answer_cases import CASE_FOLDED, SPELLED, STAY_DIFFERENT, WRAPPED
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 EXTRACTORS = {"answer": extract_answer, "boxed": extract_boxed, "letter": extract_letter} | {
