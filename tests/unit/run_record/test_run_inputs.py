@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,9 +51,10 @@ def test_the_same_inputs_in_other_files_pass(run: RunFolder, model: Path) -> Non
     assert changed_inputs(run, input_digests({"train": list(TRAIN), "ood": []}, moved)) == {}
 
 
-@pytest.mark.parametrize("field", ["id", "text", "answer", "field", "system"])
+@pytest.mark.parametrize("field", ["id", "text", "answer", "field", "system", "solution", "history"])
 def test_any_changed_question_is_refused(run: RunFolder, model: Path, field: str) -> None:
-    other = [TRAIN[0], replace(TRAIN[1], **{field: "other"})]
+    changes: dict[str, Any] = {field: (("user", "other"),) if field == "history" else "other"}
+    other = [TRAIN[0], replace(TRAIN[1], **changes)]
     changed = changed_inputs(run, input_digests({"train": other}, model))
     assert set(changed) == {"data.train"}
     with pytest.raises(
