@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.training.recovery import train_with_recovery
 from demopsd_dist.training.run import RunState, Task
 from demopsd_dist.util.errors import DemoPSDError, InputError, one_line
-from launch._task import build_task, commit, compose_run
+from launch._task import COMMIT, build_task, commit, compose_run
 from workers.learner.worker import LearnerWorker
 
 TREE_REFUSAL = "Set model.tree_tokens=0"
@@ -120,7 +121,9 @@ def measure_row(architecture: Architecture, processes: KeptProcesses) -> Outcome
                 words = (*words, NO_TREES)
                 outcome = _train(folder, Path(scratch) / "runs", words, processes)
     seconds = round(time.monotonic() - started, 1)
-    return Outcome(name=architecture.name, words=words, seconds=seconds, commit=commit(), **outcome)
+    return Outcome(
+        name=architecture.name, words=words, seconds=seconds, commit=os.environ.get(COMMIT) or commit(), **outcome
+    )
 
 
 def _train(folder: Path, output: Path, words: tuple[str, ...], processes: KeptProcesses) -> dict[str, Any]:
@@ -211,13 +214,16 @@ async def _learner_logp(actors: KeptActors, tokens: Tokens) -> Any:
 
 
 def exported_logp(folder: Path) -> Any:
-    """Log-probability of each probe token after the first, by transformers' own class of the exported folder."""
+    """Log-probability of each probe token after the first, by transformers' own class of the exported folder.
+
+    Eager attention: transformers' fused attention leaves out soft caps of attention scores.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     from benchmarks.models.zoo import probe_logits
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     logp_TV = probe_logits(model)[0].log_softmax(-1)
     return logp_TV[range(PROBE_TOKENS - 1), probe_tokens()[0, 1:]].numpy()
 
