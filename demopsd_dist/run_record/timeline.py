@@ -110,7 +110,7 @@ class Track:
 
 def nested_rows(spans: Iterable[Span]) -> list[list[Span]]:
     """Spans in rows that a viewer can show: two spans of a row are disjoint or nested, never partly overlapping."""
-    rows: list[tuple[list[Span], list[float]]] = []  # spans of a row, and the ends of the spans that enclose its last one
+    rows: list[tuple[list[Span], list[float]]] = []  # of a row its spans, and the ends of those that enclose the last
     for span in sorted(spans, key=lambda s: (s.start_s, -s.end_s)):
         row, ends = next((row for row in rows if _fits(row[1], span)), ([], []))
         if not row:

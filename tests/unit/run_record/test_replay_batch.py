@@ -157,7 +157,7 @@ def test_response_digests_do_not_depend_on_the_slices() -> None:
         def loss_of(part):
             views = TokenViews(part.student_logp_NA, values_NA[part.tokens], values_NA[part.tokens].flip(-1))
             loss = reduced(DemoPSD(), views)
-            response_digests.see(inputs, part, views, loss)
+            response_digests.add_slice(inputs, part, views, loss)
             return loss.loss
 
         fused_loss(hidden_NH, OutputHead(weight_VH), ids_NK, loss_of, slice_tokens=slice_tokens)

@@ -56,7 +56,5 @@ def test_a_checkpoint_that_must_be_computed_is_refused(tmp_path: Path) -> None:
     model._weight_conversions = [
         WeightConverter("self_attn.kv.weight", ["self_attn.k_proj.weight", "self_attn.v_proj.weight"], [Chunk(dim=0)])
     ]
-    with pytest.raises(
-        ConfigError, match=r"Qwen3ForCausalLM holds model\.layers\.0\.self_attn\.kv\.weight in"
-    ):
+    with pytest.raises(ConfigError, match=r"Qwen3ForCausalLM holds model\.layers\.0\.self_attn\.kv\.weight in"):
         checkpoint_views(model, list(model.named_parameters()))

@@ -123,9 +123,7 @@ def test_experts_that_are_fused_are_not_adapted(tmp_path: Path) -> None:
         "q_a_proj",
         "q_b_proj",
     }
-    with pytest.raises(
-        ConfigError, match=r"gate_proj fits experts too, .* Its linear layers are kv_a_proj"
-    ):
+    with pytest.raises(ConfigError, match=r"gate_proj fits experts too, .* Its linear layers are kv_a_proj"):
         add_adapters(
             load_causal_lm(tmp_path, Precision.float32), ModelConfig(lora_rank=4, lora_targets=["gate_proj", "o_proj"])
         )
@@ -136,8 +134,6 @@ def test_models_that_peft_cannot_adapt_are_refused_in_one_line(tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"lora_rank: GPT2LMHeadModel has no linear layers .* Set model\.lora_rank=0"):
         add_adapters(load_causal_lm(tmp_path / "gpt2", Precision.float32), RANK_8)
     small_folder(tmp_path / "mamba2", "mamba2")
-    with pytest.raises(
-        ConfigError, match=r"peft cannot adapt .*Mamba2.*: .*'out_proj' is incompatible"
-    ) as error:
+    with pytest.raises(ConfigError, match=r"peft cannot adapt .*Mamba2.*: .*'out_proj' is incompatible") as error:
         add_adapters(load_causal_lm(tmp_path / "mamba2", Precision.float32), RANK_8)
     assert "\n" not in str(error.value)
