@@ -5,8 +5,8 @@
 e_low, e_high and c are clip_low, clip_high and kl_coefficient. Where A < 0 the loss is at most -dual_clip A.
 The support is the sampled token y alone. Advantages are made from a group's rewards (`data/examples.py`), responses are
 weighed by `aggregate.py`. With one optimizer step per batch, on-policy training has w = 1 and never clips. The KL is
-the k3 estimate exp(x) - x - 1 with x = log initial(y) - log p(y): unbiased in value on-policy, while its gradient is that
-of the forward KL. Not implemented: the exact KL, masking of truncated responses.
+the k3 estimate exp(x) - x - 1 with x = log initial(y) - log p(y): unbiased in value on-policy, while its gradient is
+that of the forward KL. Not implemented: the exact KL, masking of truncated responses.
 """
 
 from __future__ import annotations
