@@ -59,7 +59,7 @@ def restore_texts(new: Any, text: str, schema: type, source: str, key: str = "")
     if not isinstance(new, DictConfig):
         return
     try:
-        written = yaml.load(text, Loader=yaml.BaseLoader)  # every scalar as text
+        written = yaml.BaseLoader(text).get_single_data()  # every scalar as text, no objects
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):  # tags that only the full reader knows
         return
     for part in reversed(key.split(".") if key else []):
