@@ -117,7 +117,7 @@ def test_a_run_that_ends_well_leaves_a_student_and_figures(launch: Callable[...,
     assert run.end(within_s=300) == 0, run.log.read_text()
     files = {path.name for path in run.folder.iterdir() if not path.name.startswith((".", "ledger"))}
     expected = {"config.yaml", "metrics.jsonl", "summary.json", "report.html"}
-    expected |= {"student", "checkpoints", "samples", "replay"}
+    expected |= {"student", "checkpoints", "samples", "replay", "inputs.json"}
     assert files == expected
     assert "Traceback" not in run.log.read_text()
     written = [path for path in run.folder.parent.rglob("*") if path.is_file()]

@@ -69,7 +69,9 @@ def test_the_split_of_the_large_model_is_the_planners(capsys: pytest.CaptureFixt
     """Plan from another split, with engines of one GPU and a copy for each teacher, which do not fit."""
     words = ["rollout.tensor_parallel=1", "teacher.shards=1", "rollout.num_workers=2"]
     assert plan.main([str(ROOT / "configs" / "node_8gpu_32b_lora.yaml"), "--gpus", "8xh100", *words]) == 1
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Settings of the fastest split: "))
+    (line,) = (
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("Settings of the fastest split: ")
+    )
     planned = load(ROOT / "configs" / "node_8gpu.yaml", line.partition(": ")[2].split())
     config = load(ROOT / "configs" / "node_8gpu_32b_lora.yaml")
     for one, other in (

@@ -59,7 +59,7 @@ def with_index(folder: Path) -> None:
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_whole_folders_are_accepted(kind: str, tmp_path: Path) -> None:
     small_folder(tmp_path, kind)
-    check_model(load(DEMO, [f"model.path={tmp_path}"]), tmp_path)
+    check_model(load(DEMO, [f"model.path={tmp_path}", "model.tree_tokens=0"]), tmp_path)
 
 
 EXPERT = "model.layers.0.mlp.experts.2.up_proj.weight"
