@@ -275,7 +275,7 @@ class RolloutWorker(Receiver):
             self._engine.collective_rpc("start_weight_update")
             buckets = self.arriving_buckets(version, bucket_refs)
             if self._config.rollout.tensor_parallel == 1:
-                self._load_buckets(buckets, complete=True, views=self.plan.checkpoint_views)
+                self._load_buckets(buckets, complete=True, views=self.checkpoint_views)
             else:
                 self._load_in_processes(buckets)
             self._engine.collective_rpc("finish_weight_update")
@@ -320,7 +320,7 @@ class RolloutWorker(Receiver):
         """
         try:
             for bucket in buckets:
-                views = self.plan.checkpoint_views
+                views = self.checkpoint_views
                 of_bucket = {spec.name: views[spec.name] for spec in bucket.header.specs if spec.name in views}
                 self._load_buckets([self._in_shared_memory(bucket)], complete=False, views=of_bucket)
             self._load_buckets([], complete=True, views={})

@@ -12,6 +12,7 @@ from demopsd_dist.util.errors import WeightSyncError
 from workers.actor_handle import Ref
 from workers.cluster.spans import Traced
 from workers.weights.buckets import Ack, Bucket, BucketRef, SharedSegment, verify_bucket
+from workers.weights.checkpoint_format import CheckpointViews
 from workers.weights.transports import MappedSegments, PublishPlan
 
 
@@ -27,6 +28,7 @@ class Receiver(Traced):
         self._name = name
         self._tensor_names: frozenset[str] | None = None  # names of all tensors of a publish; None if not known yet
         self._segments = MappedSegments()
+        self.checkpoint_views: CheckpointViews = {}  # of the tensors of a publish; see `PublishPlan`
 
     def node(self) -> str:
         """Ray's id of the node that the actor runs on."""
@@ -42,6 +44,7 @@ class Receiver(Traced):
         if self._tensor_names is not None:
             refuse_other_names(self._name, set(self._tensor_names), set(plan.names), "the learners' model")
         self.plan = plan
+        self.checkpoint_views = plan.checkpoint_views
         self._tensor_names = plan.names
         if segment is not None:
             self._segments.add(segment)

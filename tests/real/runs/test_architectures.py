@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -31,6 +32,11 @@ TRAIN = {
     "falcon_h1": "state-space layers",
 }
 REFUSED = {"phi3_longrope": "long"}
+
+
+pytestmark = pytest.mark.skipif(
+    "DEMOPSD_LONG_TESTS" not in os.environ, reason="takes minutes: DEMOPSD_LONG_TESTS=1 runs it"
+)
 
 
 @pytest.fixture(scope="module")
