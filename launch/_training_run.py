@@ -22,6 +22,7 @@ from demopsd_dist.training.checkpointing import restore
 from demopsd_dist.training.recovery import train_with_recovery
 from demopsd_dist.training.run import Run, RunState, Task
 from demopsd_dist.util.errors import ConfigError, EngineStartError, one_line
+from launch._data_shown import example_lines
 from launch._export import export_student, refuse_bad_export
 from launch._scaling import scaled_on_request
 from launch._stopping import stopped_by_signals
@@ -79,8 +80,19 @@ def find_resume_point(
     return RunStart(folder, True, checkpoint, {**changes(before, config), **changed})
 
 
-def run(config: Config, model: Path, data: LoadedData, inputs: Mapping[str, str], start: RunStart | None) -> bool:
-    """Train from the start or the resume point to the summary. False where the run was asked to stop before its end."""
+def run(
+    config: Config,
+    model: Path,
+    data: LoadedData,
+    inputs: Mapping[str, str],
+    start: RunStart | None,
+    show_whole: bool = False,
+) -> bool:
+    """Train from the start or the resume point to the summary. False where the run was asked to stop before its end.
+
+    Args:
+        show_whole: the log has the examples of the data without cuts.
+    """
     started = time.monotonic()
     task, skipped = build_task(config, model, data.questions)
     if start is None:
@@ -89,6 +101,8 @@ def run(config: Config, model: Path, data: LoadedData, inputs: Mapping[str, str]
     with start.folder.locked(), RunLog(start.folder, config.steps, sinks=open_sinks(config, start.folder)) as log:
         log.skipped = {str(split): count for split, count in skipped.items()}
         log_inputs(log, config, data)
+        for line in example_lines(config, task, data, show_whole):
+            log.note(line)
         for key, (old, new) in start.changed.items():
             log.note(f"changed    {key}: {old} -> {new}")
         if start.changed:

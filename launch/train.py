@@ -1,4 +1,4 @@
-"""Training: `python -m launch.train configs/demo.yaml [key=value ...] [--dry-run] [--resume | --resume-from PATH]`
+"""Training: `python -m launch.train configs/demo.yaml [key=value ...] [--dry-run | --resume | --resume-from PATH]`
 
 Checks settings, model folder and data before anything heavy is imported or started. Exit code 0 when the run is done, 2
 for wrong input, 130 when interrupted, 1 for any other failure. Interrupted once, it saves and can be resumed; twice, it
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved settings and the placement of the roles, and stop"
     )
+    parser.add_argument("--show", action="store_true", help="print the examples of the data whole, not shortened")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue the newest run of this name")
     again.add_argument("--resume-from", type=Path, metavar="PATH", help="continue that run, or from that checkpoint")
@@ -54,14 +55,15 @@ def check_and_train(arguments: argparse.Namespace) -> int:
     if config.ray_address is None:
         check_fits(config, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus())
     if arguments.dry_run:
-        from launch._task import build_task, rendered_examples
+        from launch._data_shown import example_lines
+        from launch._task import build_task
 
         task, _ = build_task(config, folder, data.questions)
         print(to_yaml(config), end="")
         print(f"# model: {folder}")
         print("# questions: " + ", ".join(f"{len(data.questions[split])} {split}" for split in SPLITS))
         print("".join(f"# {line}\n" for line in data.notes()), end="")
-        print("".join(f"# {line}\n" for line in rendered_examples(task)), end="")
+        print("".join(f"# {line}\n" for line in example_lines(config, task, data, arguments.show)), end="")
         print("# placement of the roles:\n" + "\n".join(f"#{line}" for line in table(config).splitlines()))
         return 0
     from launch._processes import fenced
@@ -72,7 +74,7 @@ def check_and_train(arguments: argparse.Namespace) -> int:
         start, inputs = None, input_digests(data.questions, folder)
         if arguments.resume or arguments.resume_from is not None:
             start = find_resume_point(config, inputs, arguments.resume_from, arguments.allow_config_change)
-        if not run(config, folder, data, inputs, start):
+        if not run(config, folder, data, inputs, start, arguments.show):
             raise KeyboardInterrupt
     return 0
 

@@ -38,3 +38,28 @@ def _escape(character: str, lines: bool) -> str:
     if character in _SHORT_ESCAPES:
         return _SHORT_ESCAPES[character]
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def abridged_lines(text: str, max_lines: int = 8, max_chars: int = 200) -> list[str]:
+    """Lines of a text with control characters escaped: the first and the last of them, each shortened in its middle.
+
+    Example: `abridged_lines("a\\nb\\nc\\nd", max_lines=2)` gives `["a", "[... 2 lines, 3 characters ...]", "d"]`.
+
+    Args:
+        max_lines: number of lines that remain; a line with the count of the others stands between them.
+        max_chars: number of characters of a line that remain, beside the count of the others.
+    """
+    lines = text.split("\n")
+    if len(lines) > max_lines:
+        head, tail = (max_lines + 1) // 2, max_lines // 2
+        left_out = lines[head : len(lines) - tail]
+        count = f"[... {len(left_out):,} lines, {len(chr(10).join(left_out)):,} characters ...]"
+        lines = [*lines[:head], count, *lines[len(lines) - tail :]]
+    return [escape_control_chars(_abridged(line, max_chars)) for line in lines]
+
+
+def _abridged(line: str, max_chars: int) -> str:
+    if len(line) <= max_chars:
+        return line
+    head, tail = (max_chars + 1) // 2, max_chars // 2
+    return f"{line[:head]} [... {len(line) - max_chars:,} characters ...] {line[len(line) - tail :]}"

@@ -43,4 +43,4 @@ def parse(record: SourceRecord) -> ParsedQuestion | RefusedRecord:
         field=record.optional_label("High-level domain") or "all",
         system=multiple_choice.options_system(len(options)),
     )
-    return ParsedQuestion(question, type="mcq-4-choices")
+    return ParsedQuestion(question, type="mcq-4-choices", withheld=True)

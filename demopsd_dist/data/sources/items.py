@@ -111,11 +111,18 @@ class SourceRecord:
 
 @dataclass(frozen=True)
 class ParsedQuestion:
-    """A question with the level and type that filters select by; a source may have neither."""
+    """A question with the level and type that filters select by; a source may have neither.
+
+    Attributes:
+        where: place of its record, for messages.
+        withheld: no message may show its text (GPQA's items must not be republished).
+    """
 
     question: Question
     level: str | None = None
     type: str | None = None
+    where: str = ""
+    withheld: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,10 +134,17 @@ class RefusedRecord:
 
 @dataclass(frozen=True)
 class LoadedSource:
-    """A loaded source: every record is either in `questions` or counted in `refused`."""
+    """A loaded source: every record is either in `questions` or counted in `refused`.
+
+    Attributes:
+        places: place of each question's record by the question's id, for messages.
+        withheld: ids of questions whose text no message may show.
+    """
 
     questions: list[Question]
     refused: Counter[str] = field(default_factory=Counter)
+    places: dict[str, str] = field(default_factory=dict)
+    withheld: frozenset[str] = frozenset()
 
     @property
     def records(self) -> int:

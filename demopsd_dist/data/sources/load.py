@@ -111,7 +111,7 @@ def load_source(data: DataConfig, split: Split, source: str) -> LoadedSource:
     if first is None:
         raise DataError(f"data.{split}={source} holds no record. Name a source with one record per line or row.")
     parse = _parser(first, data)
-    items = (_with_data_settings(parse(record), data) for record in chain([first], records))
+    items = (_with_data_settings(parse(record), record, data) for record in chain([first], records))
     loaded = _filter_and_count(items, data, split)
     _refuse_same_ids(loaded.questions, f"data.{split}={source}")
     return loaded
@@ -139,6 +139,8 @@ def _filter_and_count(items: Iterable[ParsedQuestion | RefusedRecord], data: Dat
     selected: list[Question] = []
     refused: Counter[str] = Counter()
     spellings: dict[str, str] = {}  # the first spelling of each field
+    places: dict[str, str] = {}
+    withheld: set[str] = set()
     for item in items:
         if isinstance(item, ParsedQuestion) and split != "ood":  # another data set, with other fields and levels
             item = refused_by_filters(item, data) or item
@@ -148,16 +150,22 @@ def _filter_and_count(items: Iterable[ParsedQuestion | RefusedRecord], data: Dat
             field = " ".join(item.question.field.split())
             spelling = spellings.setdefault(field.casefold(), field)
             selected.append(replace(item.question, field=spelling))
-    return LoadedSource(selected, refused)
+            places[item.question.id] = item.where
+            if item.withheld:
+                withheld.add(item.question.id)
+    return LoadedSource(selected, refused, places, frozenset(withheld))
 
 
-def _with_data_settings(item: ParsedQuestion | RefusedRecord, data: DataConfig) -> ParsedQuestion | RefusedRecord:
-    """The question with `data.system` where it has no system message, and with `data.suffix` at its end."""
+def _with_data_settings(
+    item: ParsedQuestion | RefusedRecord, record: SourceRecord, data: DataConfig
+) -> ParsedQuestion | RefusedRecord:
+    """The record's question with `data.system` where it has no system message, and with `data.suffix` at its end."""
     if isinstance(item, RefusedRecord):
         return item
     question = item.question
     system = data.system if question.system is None else question.system
-    return replace(item, question=replace(question, text=question.text + data.suffix, system=system))
+    question = replace(question, text=question.text + data.suffix, system=system)
+    return replace(item, question=question, where=record.where)
 
 
 def _minisci_questions(data: DataConfig, split: Split, source: str) -> Iterator[ParsedQuestion]:
@@ -200,12 +208,16 @@ def _hold_out_test(data: DataConfig, loaded: LoadedSource) -> tuple[LoadedSource
             f"data.test: {len(loaded.questions)} questions of data.train={data.train} cannot be split in two parts of "
             "different questions. Set data.test to another source."
         )
-    return LoadedSource(train, loaded.refused + Counter({HELD_OUT: len(test)})), LoadedSource(test)
+    held_out = Counter({HELD_OUT: len(test)})
+    return replace(loaded, questions=train, refused=loaded.refused + held_out), replace(
+        loaded, questions=test, refused=Counter()
+    )
 
 
 def _drop_duplicates(loaded: LoadedSource, texts: set[str]) -> LoadedSource:
     remaining = [question for question in loaded.questions if normalized_text(question) not in texts]
-    return LoadedSource(remaining, loaded.refused + Counter({DUPLICATE: len(loaded.questions) - len(remaining)}))
+    duplicates = Counter({DUPLICATE: len(loaded.questions) - len(remaining)})
+    return replace(loaded, questions=remaining, refused=loaded.refused + duplicates)
 
 
 def _refuse_empty(loaded: LoadedSource, where: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from demopsd_dist.run_record.console import Progress, format_time, response_lines
-from demopsd_dist.util.printable import escape_control_chars
+from demopsd_dist.util.printable import abridged_lines, escape_control_chars
 from tests.browser.recorded_runs import HOSTILE, LONG_LINE
 
 SAFE = [
@@ -104,3 +104,10 @@ def test_markup_in_a_response_is_text() -> None:
 
 def test_clock() -> None:
     assert [format_time(s) for s in (0, 5.9, 65, 7384)] == ["0:00", "0:05", "1:05", "2:03:04"]
+
+
+def test_a_text_is_shortened_in_its_middle_with_counts() -> None:
+    assert abridged_lines("a\nb\nc\nd", max_lines=2) == ["a", "[... 2 lines, 3 characters ...]", "d"]
+    assert abridged_lines("a\nb\nc", max_lines=3) == ["a", "b", "c"]
+    assert abridged_lines("0123456789", max_chars=4) == ["01 [... 6 characters ...] 89"]
+    assert abridged_lines("\x1b[2J" + "y" * 300) == ["\\x1b[2J" + "y" * 96 + " [... 104 characters ...] " + "y" * 100]

@@ -1,0 +1,87 @@
+"""Data of a run as its log and its dry run show it: one question of each data set in every view."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from demopsd_dist.config import Config, DataConfig
+from demopsd_dist.data.records import Prompt
+from demopsd_dist.data.sources import LoadedData, describe_sources
+from demopsd_dist.methods import resolve_method
+from demopsd_dist.minisci.tasks import Split
+from demopsd_dist.training.run import Task
+from demopsd_dist.util.printable import abridged_lines, escape_control_chars
+
+SIBLING = "[a right sibling response]"
+WITHHELD = "not shown, since items of GPQA must not be republished; --show prints it"
+
+
+@dataclass(frozen=True)
+class ShownExample:
+    """A question of a data set with the texts that students, teacher and reward get.
+
+    Attributes:
+        title: split, question id and place of the record.
+        texts: text by its name.
+        withheld: the texts are printed with `--show` alone.
+    """
+
+    title: str
+    texts: dict[str, str]
+    withheld: bool = False
+
+    def lines(self, whole: bool) -> Iterator[str]:
+        """Lines for the terminal: the texts shortened in their middle, or whole."""
+        yield f"example of {escape_control_chars(self.title)}"
+        for name, text in self.texts.items():
+            if self.withheld and not whole:
+                lines = [WITHHELD]
+            elif whole:
+                lines = escape_control_chars(text, lines=True).split("\n")
+            else:
+                lines = abridged_lines(text)
+            if len(lines) == 1:
+                yield f"  {name}: {lines[0]}"
+            else:
+                yield f"  {name}:"
+                yield from (f"    | {line}" for line in lines)
+
+
+def shown_examples(config: Config, task: Task, data: LoadedData) -> list[ShownExample]:
+    """The first question of the training set, and of each evaluation split with another source."""
+    prompts = {"train": task.train, "test": task.test, "ood": task.ood}
+    return [_example(config, task, data, split, prompts[split][0]) for split in _splits_to_show(config.data, task)]
+
+
+def example_lines(config: Config, task: Task, data: LoadedData, whole: bool = False) -> list[str]:
+    """Lines of all examples for the log; `whole` does not shorten them."""
+    return [line for example in shown_examples(config, task, data) for line in example.lines(whole)]
+
+
+def _splits_to_show(data: DataConfig, task: Task) -> Iterator[Split]:
+    """Splits with prompts whose source is that of no earlier split; a held-out part has the source of train."""
+    sources = {split: source for split, source in describe_sources(data).items() if source}
+    prompts = {"train": task.train, "test": task.test, "ood": task.ood}
+    shown: set[str] = set()
+    for split, source in sources.items():
+        held_out = split == "test" and data.test != source
+        if prompts[split] and not held_out and source not in shown:
+            shown.add(source)
+            yield split
+
+
+def _example(config: Config, task: Task, data: LoadedData, split: Split, prompt: Prompt) -> ShownExample:
+    question, decode = prompt.question, task.prompts.tokenizer.decode
+    viewer = "student's prompt" if split == "train" else "prompt"
+    texts = {f"{viewer} of {len(prompt.tokens):,} tokens": decode(prompt.tokens)}
+    if split == "train" and resolve_method(config).shows_solutions:
+        tokens = task.prompts.privileged(question, SIBLING)
+        texts[f"teacher's prompt of {len(tokens):,} tokens"] = decode(tokens)
+    loaded = data.splits[split]
+    place = loaded.places.get(question.id)
+    return ShownExample(
+        title=f"{split}: {question.id}" + (f" ({place})" if place else ""),
+        texts=texts | {"expected answer": question.answer},
+        withheld=question.id in loaded.withheld,
+    )

@@ -1,0 +1,79 @@
+"""Examples of the data before the start: every data set, every view, short and whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.train import main
+
+DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
+SMALL = ["data.minisci_train_size=8", "data.minisci_test_size=8", "rollout.prompts_per_step=1"]
+
+
+def write(path: Path, *records: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def dry_run(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    """Lines of a dry run after the settings, without their `# `."""
+    assert main([str(DEMO), "--dry-run", *SMALL, *words]) == 0, capsys.readouterr().err
+    return [line[2:] for line in capsys.readouterr().out.splitlines() if line.startswith("# ")]
+
+
+def test_one_example_of_each_data_set_in_every_view(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = write(tmp_path / "a.jsonl", {"question": "1+1?", "answer": "2", "system": "Be short."})
+    test = write(tmp_path / "b.jsonl", {"question": "Air?", "choices": ["oxygen", "nitrogen"], "answer": 1})
+    lines = dry_run(capsys, f"data.train={train}", f"data.test={test}", "data.ood=null", "model.system_role=fold")
+    examples = [line for line in lines if line.startswith("example of ")]
+    assert examples == [
+        f"example of train: a/1 (data.train={train}, line 1)",
+        f"example of test: b/1 (data.test={test}, line 1)",
+    ]
+    student, teacher = (next(i for i, line in enumerate(lines) if f"{who}'s prompt" in line) for who in USERS)
+    assert lines[student + 1 : teacher] == ["    | <|user|>Be short.", "    | ", "    | 1+1?<|end|><|assistant|>"]
+    assert "    | [a right sibling response]" in lines[teacher:]
+    assert [line for line in lines if "expected answer" in line] == ["  expected answer: 2", "  expected answer: B"]
+    assert "    | B: nitrogen" in lines
+    assert sum("teacher's prompt" in line for line in lines) == 1, "an evaluation has no teacher"
+
+
+USERS = ("student", "teacher")
+
+
+def test_splits_of_one_source_are_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sum(line.startswith("example of ") for line in dry_run(capsys)) == 1
+    train = write(tmp_path / "a.jsonl", *({"prompt": f"{i}+1?", "answer": i + 1} for i in range(20)))
+    lines = dry_run(capsys, f"data.train={train}", "data.test=split", "data.ood=minisci")
+    assert [line.split()[2] for line in lines if line.startswith("example of ")] == ["train:", "ood:"]
+    assert not any("teacher's prompt" in line for line in dry_run(capsys, "method=grpo"))
+
+
+def test_a_long_example_is_shortened_unless_it_is_to_be_shown_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "\n".join(f"line {i}" for i in range(40)) + "\x1b[2J" + "x" * 500
+    train = write(tmp_path / "a.jsonl", {"prompt": text, "answer": "2"})
+    words = [f"data.train={train}", "data.test=minisci", "data.ood=null"]
+    short, whole = dry_run(capsys, *words), dry_run(capsys, *words, "--show")
+    assert any("[... 32 lines, 249 characters ...]" in line for line in short)
+    assert not any("line 20" in line for line in short)
+    assert sum("line 20" in line for line in whole) == 2
+    assert not any(" characters ...]" in line for line in whole)
+    assert any("x" * 500 in line for line in whole)
+    assert all("\x1b" not in line for line in [*short, *whole])
+
+
+def test_an_item_of_gpqa_is_shown_on_request_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"Question": "Secret?", "Correct Answer": "yes", "Record ID": "r7"}
+    wrong = {f"Incorrect Answer {i}": f"no {i}" for i in (1, 2, 3)}
+    path = write(tmp_path / "gpqa.jsonl", record | wrong)
+    words = [f"data.test={path}", "data.ood=null", "model.system_role=fold"]
+    lines = dry_run(capsys, *words)
+    assert not any("Secret?" in line for line in lines)
+    assert any(line.startswith("  prompt of ") and "not shown" in line for line in lines)
+    assert any("Secret?" in line for line in dry_run(capsys, *words, "--show"))
