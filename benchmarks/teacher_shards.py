@@ -2,7 +2,8 @@
 
 Teachers alone, on CPU, with random weights and several random responses to each question. The same responses are scored
 by teachers with a copy each and by teachers that share one; two teachers compute the same numbers in both cases. Memory
-is the peak resident size of a process while it scores, its libraries (0.7 GiB) included; it has one copy, the EMA.
+is the peak resident size of a process while it scores, including 0.7 GiB of libraries. Each process holds one set of
+weights, the EMA's.
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ def random_examples(vocabulary: int) -> list[TrainingExample]:
 
 
 def touch_weights(worker: TeacherWorker) -> None:
-    """Write all weights once, as a publish does: until then some are mapped from the model's files. Then restart the
-    measurement of memory. Runs in the actor."""
+    """Write all weights once, as a publish does: until then some are memory-mapped from the model's files. Then reset
+    the measured peak of memory. Runs in the actor."""
     for model in worker._models.values():
         for parameter in fsdp.tensors_of(model).values():
             fsdp.local_rows(parameter).mul_(1.0)
@@ -146,9 +147,10 @@ def report(rows: dict[str, dict[str, float]], model: str, weights_gib: float, ro
     lines = [
         "# Teachers with a copy each, or with a shared copy",
         "",
-        f"{model} of random weights, {weights_gib:.2f} GiB in float32, on two CPU cores. {QUESTIONS} questions of "
-        f"{PROMPT_TOKENS} tokens with {SIBLINGS} responses of {RESPONSE_TOKENS}, scored twice in forwards of "
-        f"{BATCH_TOKENS} tokens; the fastest of {rounds} rounds. The log-probabilities of two teachers are "
+        f"A {model} model with random weights, {weights_gib:.2f} GiB in float32, on two CPU cores. {QUESTIONS} "
+        f"questions of {PROMPT_TOKENS} tokens with {SIBLINGS} responses of {RESPONSE_TOKENS}, scored with and without "
+        f"the solution in forwards of {BATCH_TOKENS} tokens; the fastest of {rounds} rounds. The log-probabilities of "
+        "two teachers are "
         f"{'the same' if same else 'NOT THE SAME'}, bit for bit.",
         "",
         "| teachers | score, s | ratio | GiB each | ratio |",

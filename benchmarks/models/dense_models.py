@@ -1,4 +1,4 @@
-"""Dense models: attention and feed-forward layers alone."""
+"""Tiny dense models of the benchmark: attention and feed-forward layers alone."""
 
 from __future__ import annotations
 

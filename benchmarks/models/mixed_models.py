@@ -1,4 +1,4 @@
-"""Models with experts, with state-space or convolution layers, or with a vision tower."""
+"""Tiny models of the benchmark with experts, with state-space or convolution layers, or with a vision tower."""
 
 from __future__ import annotations
 

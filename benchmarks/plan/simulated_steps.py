@@ -174,7 +174,7 @@ def simulated_step(
                 ends = loop.run_until_complete(run(log)).ends
             finally:
                 loop.close()
-    counted = ends[8 : steps - split.ahead]  # the first and the last steps have no batch beside them
+    counted = ends[8 : steps - split.ahead]  # without the first steps and the last, beside which nothing is sampled
     return (counted[-1] - counted[0]) / (len(counted) - 1)
 
 
@@ -199,4 +199,4 @@ def simulations() -> Iterator[dict[str, Any]]:
 
 
 async def never() -> None:
-    raise AssertionError("no simulated worker fails")
+    raise AssertionError("a restart was called for, and simulated workers never fail")

@@ -2,8 +2,9 @@
 
 Each point of the sweep is a real run: Ray actors, engines and driver as `launch.train` starts them, on this machine or
 on the cluster that `ray_address` names. A run makes some steps to warm up and some that count. All points are run in
-turn for several rounds, so that disturbances of the machine show as an interval. Factors are varied one at a time
-around the config's own settings; `--product` runs all combinations. Words after the config override it.
+turn for several rounds, so that the spread between rounds shows the machine's noise. Factors are varied one at a time
+around the config's own settings; `--product` runs all combinations. Arguments `key=value` after the config override its
+settings.
 
 `python -m benchmarks.throughput --compare OLD.json NEW.json` reports the changes beyond the noise.
 """
@@ -60,7 +61,7 @@ Row = dict[str, Any]
 
 
 def figures(steps: Sequence[Mapping[str, float]]) -> Row:
-    """Samples/s, tokens/s, seconds a step by stage and response tokens/s of each stage, over some steps of a run."""
+    """Means over some steps of a run: seconds per step, samples/s and response tokens/s, in all and by stage."""
 
     def total(key: str) -> float:
         return sum(step.get(key, 0.0) for step in steps)
@@ -128,8 +129,8 @@ def empty_rows(points: Sequence[Point], cpus: float) -> list[Row]:
 def run_rounds(
     rows: Sequence[Row], points: Sequence[Point], rounds: int, warm_up: int, save_rows: Callable[[], None]
 ) -> None:
-    """Run all points in turn, for several rounds, every other one backwards. A point that fails is reported and left
-    out of later rounds. `save_rows` is called after each run."""
+    """Run all points in turn, for several rounds, with the order reversed in every second one. A point that fails is
+    reported and left out of later rounds. `save_rows` is called after each run."""
     tasks = [training_task(point) for point in points]
     began, done = time.monotonic(), 0
     for turn in range(rounds):
@@ -178,7 +179,10 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     first = points[0].config
     if first.ray_address is None:
         refuse_too_large(points, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus())
-    print(f"{len(points)} points, {arguments.rounds} rounds of {arguments.warm_up} + {arguments.steps} steps")
+    print(
+        f"{len(points)} points, {arguments.rounds} rounds; a run has {arguments.warm_up} warm-up and "
+        f"{arguments.steps} measured steps"
+    )
     if arguments.dry_run:
         print("\n".join(f"  {point.label}   {summary_of_roles(point.config)}" for point in points))
         return 0

@@ -1,4 +1,4 @@
-"""Values as they were written: YAML reads `off`, `007`, `1e5` and `12:30` as something else than text."""
+"""Keep text settings as the user wrote them; YAML turns `off`, `007`, `1e5` and `12:30` into truth values or numbers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ALIASES = {
 }
 """Names of settings in other trainers, with those of the same meaning here."""
 SECTION_VALUES = {"model": "model.path", "data": "data.train"}
-"""Sections that others give a single value, and the setting that it belongs to."""
+"""Sections that other trainers write as one value, and the setting here that has this meaning."""
 
 
 def restore_texts(new: Any, text: str, schema: type, source: str, key: str = "") -> None:
@@ -54,7 +54,7 @@ def restore_texts(new: Any, text: str, schema: type, source: str, key: str = "")
         text: YAML of the settings, or of the value of the setting `key`.
 
     Raises:
-        ConfigError: a number is written so that YAML reads another one, such as 010 or 1:30.
+        ConfigError: YAML reads a number as another one: 010 as 8, 1:30 as 90.
     """
     if not isinstance(new, DictConfig):
         return
@@ -71,7 +71,7 @@ def restore_texts(new: Any, text: str, schema: type, source: str, key: str = "")
 
 
 def _restore(new: DictConfig, name: str, read: Any, written: Any, kind: Any, source: str) -> None:
-    """Put one setting as it is written; `read` is its value as YAML read it."""
+    """Put back what the user wrote for one setting, or refuse it; `read` is its value as YAML read it."""
     alternatives = set(_alternatives(kind))
     texts = {one for one in alternatives if one is str or (isinstance(one, type) and issubclass(one, Enum))}
     if isinstance(written, list) != isinstance(read, list):
@@ -120,7 +120,7 @@ def _alternatives(kind: Any) -> Iterator[Any]:
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Values in a mapping by their keys with dots; lists whole."""
+    """Yield each value with its key in dots; a list is one value."""
     if isinstance(node, dict):
         for name, value in node.items():
             yield from _leaves(value, f"{prefix}{name}.")

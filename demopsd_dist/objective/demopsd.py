@@ -2,6 +2,8 @@
 
     d = JSD(s, r)      alpha = alpha_max tanh(kappa d / 2)      q ~ r^(1 - alpha) s^alpha      loss = KL(p|q)
 
+with the student p, the reference s (without the solution) and the teacher r (with the solution in its prompt).
+
 The target carries no gradient: neither teacher, reference, alpha nor the normaliser. With a live reference the
 gradient is (1 - alpha) times that of reverse-KL SDPO; an EMA reference adds alpha times the pull to the EMA student,
 which the paper's equation 13 leaves out. Not implemented: alpha from the whole vocabulary over top-k atoms.
@@ -38,7 +40,7 @@ class DemoPSD:
 
     alpha_max: float = 0.15
     gate_sensitivity: float = 50.0
-    floor: float = 1e-8
+    floor: float = 1e-8  # of one of 101 atoms; of more atoms it is lower, see `floored`
     importance_clip: float = 2.0
     gate: Literal["tanh", "threshold", "constant"] = "tanh"
     gate_threshold_nats: float = 0.05

@@ -1,9 +1,9 @@
 """Roofline model: seconds of a stage from its work, the device's full rates, and the share of them that is reached.
 
 A stage is a list of phases. Each takes as long as the slower of its computation and its memory traffic at the device's
-full rates; communication comes on top. `Coefficients` turn that into seconds: one share each for attention, for passes
-over all weights and for the rest, and the overhead of calls, layers and items. They are fitted to measurements
-(`calibration.py`) or assumed (`ASSUMED`).
+full rates; communication comes on top. `Coefficients` turn that into seconds: the fraction of the full rate reached by
+attention, by passes over all weights and by the rest, and the overhead of calls, layers and items. They are fitted to
+measurements (`calibration.py`) or assumed (`ASSUMED`).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Coefficients:
     """Efficiencies (reached over full rate) and overheads of a stage.
 
     Seconds = roofline_s / efficiency + attention_s / attention + weights_s / weights + sent_s / link
-    + calls call_s + layers layer_s + items item_s.
+    + calls * call_s + layers * layer_s + items * item_s.
     """
 
     efficiency: float
@@ -92,7 +92,8 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Coefficients by stage; by role, GiB of an empty process and measured over counted transient memory."""
+    """Coefficients by stage; for each role, GiB of a process before it works, and the ratio of
+    measured to counted transient memory."""
 
     stages: Mapping[str, Coefficients]
     memory: Mapping[str, tuple[float, float]]
@@ -100,8 +101,8 @@ class Calibration:
 
 
 # For GPUs. Support, scoring, learning and publishing are as measured on one H100 with a model of 0.6 billion parameters
-# (benchmarks/results/one-gpu.md); larger ones should reach more. Not measured: decoding, about two thirds of the
-# memory's rate; links, 70 % of theirs; some milliseconds of an engine's step, and some microseconds a sequence in it.
+# (benchmarks/results/one-gpu.md); larger ones should reach more. Guessed: decoding reaches two thirds of the memory
+# bandwidth, links 70 % of theirs, and an engine's step costs 4 ms plus 10 microseconds a sequence.
 ASSUMED = {
     "sample": Coefficients(0.65, 0.65, 0.65, link=0.7, call_s=4e-3, item_s=1e-5),
     "support": Coefficients(0.33, 0.33, 0.33, link=0.7, call_s=2e-2),

@@ -1,4 +1,5 @@
-"""Recorded samples: some responses of a step with the values of each token, a Parquet file a step, a row a response.
+"""Recorded samples: some responses of a step with the values of each token, one Parquet file per step,
+one row per response.
 
 `COLUMNS` defines the columns; the table in `docs/samples.md` is a copy of it. A file is written under a temporary name
 and renamed, so that it is complete or missing.
@@ -37,6 +38,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "expected": ("string", "the right answer"),
     "student_view": ("string", "the student's prompt, chat template included"),
     "privileged_view": ("string", "the teacher's prompt; null without a teacher"),
+    "solution_source": ("string", "source of the solution in it (privileged.source), or `feedback`; null without one"),
     "response": ("string", "text of the response, without special tokens"),
     "truncated": ("bool", "cut at rollout.max_response_tokens"),
     "reward": ("float", "reward, 0 to 1"),
@@ -67,7 +69,7 @@ _DISTRIBUTIONS = {"alpha": "demopsd/alpha", "disagreement": "demopsd/disagreemen
 
 
 def choose_recorded(cfg: Config, step: int, rollouts: Sequence[Rollout]) -> list[str]:
-    """Ids of the rollouts of a step to record, chosen by the seed; none if it is not due. `step` counts from 0."""
+    """Ids of the rollouts of a step to record, chosen by the seed; empty if this step is not recorded. `step` counts from 0."""
     every = cfg.samples.every_steps
     if not every or step % every:
         return []
@@ -113,6 +115,7 @@ def _response_columns(
         "expected": question.answer,
         "student_view": texts.text(rollout.prompt.tokens),
         "privileged_view": texts.text(example.privileged_tokens) if example is not None and has_view else None,
+        "solution_source": None if example is None else example.source,
         "response": rollout.text,
         "truncated": rollout.truncated,
         "reward": result.reward,
@@ -188,7 +191,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def remove_after(folder: Path, step: int) -> None:
-    """Remove the files of steps after this one, which are undone."""
+    """Remove the files of steps after this one, for a run that goes back to it."""
     for path in files(folder):
         if path > file_path(folder, step):
             path.unlink()

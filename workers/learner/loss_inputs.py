@@ -1,6 +1,7 @@
 """Tensors that the loss of one micro-batch reads, beside the student's own forward.
 
-N counts the response tokens of the micro-batch, sample after sample; A atoms, K support ids.
+N counts the response tokens of the micro-batch, sample after sample; K the support ids; A
+the atoms, which are the support ids and the tail, or the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class LossInputs:
     lengths: tuple[int, ...]  # response tokens of each rollout
     response_N: Tensor  # the sampled token ids
     support_NK: Tensor | None  # None: the atoms are the vocabulary
-    reference_logp_NA: Tensor | None  # None: the method has no reference, or the live student's
+    reference_logp_NA: Tensor | None  # None: the method has no reference, or it is the live student
     teacher_logp_NA: Tensor | None
     rollout_logp_N: Tensor  # of the sampled tokens, by the rollout engine
     advantage_N: Tensor
@@ -60,7 +61,7 @@ class LossInputs:
         weight_B = token_weight(
             aggregation, length_B, token_count=size.tokens, sequence_count=size.sequences, max_tokens=max_tokens
         )
-        # Tokens sampled from older weights differ because the student has changed; on-policy tokens only by rounding.
+        # On tokens of the current weights engine and learner differ by rounding alone; on older ones the weights moved.
         fresh_N = _tensor([rollout.version_T == version for rollout in rollouts], device)
         advantage_B = torch.tensor([item.example.advantage for item in scored], device=device)
         return cls(

@@ -132,8 +132,8 @@ class RolloutPool:
             )
 
     def _left_of_start_s(self) -> float:
-        """Seconds in which the first engines must serve. While none may start, the caller of `let_engines_start` bounds
-        the wait."""
+        """Seconds in which the first engines must serve. No time passes before
+        `let_engines_start`: its caller limits that wait."""
         began_s = self._waits_since_s if self._engines_may_start.is_set() else time.monotonic()
         return max(0.0, began_s + self._config.limits.start_s + 5 - time.monotonic())
 
@@ -157,7 +157,7 @@ class RolloutPool:
         finally:
             result.cancel()
             with suppress(asyncio.CancelledError, Exception):
-                await result  # also takes its error, if no caller waits for it
+                await result  # also retrieves its error, so that asyncio does not warn of it
 
     async def _progress(self, rank: int, silence_s: float, what: str) -> int:
         try:
