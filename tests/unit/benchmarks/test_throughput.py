@@ -167,4 +167,4 @@ def test_a_sweep_too_large_for_the_machine_is_refused_by_its_point(capsys: pytes
     assert main([str(DEMO), "--rollout-workers", "1,999", "--dry-run"]) == 2
     assert "error: rollout-workers=999: " in capsys.readouterr().err
     assert main([str(DEMO), "--zero", "0,1", "--dry-run"]) == 0
-    assert "2 points, 3 rounds of 2 + 4 steps" in capsys.readouterr().out
+    assert "2 points, 3 rounds; a run has 2 warm-up and 4 measured steps" in capsys.readouterr().out
