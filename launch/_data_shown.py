@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from demopsd_dist.config import Config, DataConfig
-from demopsd_dist.data.records import Prompt
+from demopsd_dist.config import Config, DataConfig, SolutionSource
+from demopsd_dist.data.records import Prompt, Question
+from demopsd_dist.data.rewards import answer_form
 from demopsd_dist.data.sources import LoadedData, describe_sources
 from demopsd_dist.methods import resolve_method
 from demopsd_dist.minisci.tasks import Split
@@ -14,6 +15,7 @@ from demopsd_dist.training.run import Task
 from demopsd_dist.util.printable import abridged_lines, escape_control_chars
 
 SIBLING = "[a right sibling response]"
+OTHER_QUESTION = "[the solution of another question of the step]"
 WITHHELD = "not shown, since items of GPQA must not be republished; --show prints it"
 
 
@@ -55,8 +57,10 @@ def shown_examples(config: Config, task: Task, data: LoadedData) -> list[ShownEx
 
 
 def example_lines(config: Config, task: Task, data: LoadedData, whole: bool = False) -> list[str]:
-    """Lines of all examples for the log; `whole` does not shorten them."""
-    return [line for example in shown_examples(config, task, data) for line in example.lines(whole)]
+    """Lines for the log: solutions of the data that are not shown or are cut, then all examples; `whole` does not
+    shorten these."""
+    examples = [line for example in shown_examples(config, task, data) for line in example.lines(whole)]
+    return [*task.solutions.notes(config), *examples]
 
 
 def _splits_to_show(data: DataConfig, task: Task) -> Iterator[Split]:
@@ -71,12 +75,23 @@ def _splits_to_show(data: DataConfig, task: Task) -> Iterator[Split]:
             yield split
 
 
+def _solutions(config: Config, task: Task, question: Question) -> list[str]:
+    """Solutions in the teacher's prompt of an example; what only a step will give is named in brackets."""
+    source, own = config.privileged.source, task.solutions.texts.get(question.id)
+    if source is SolutionSource.answer_only:
+        return [answer_form(config.reward).write(question.answer)]
+    if source is SolutionSource.other_question:
+        return [OTHER_QUESTION]
+    siblings = [SIBLING] if source.shows_siblings else []
+    return siblings if own is None or source is SolutionSource.sibling_or_dataset else [*siblings, own]
+
+
 def _example(config: Config, task: Task, data: LoadedData, split: Split, prompt: Prompt) -> ShownExample:
     question, decode = prompt.question, task.prompts.tokenizer.decode
     viewer = "student's prompt" if split == "train" else "prompt"
     texts = {f"{viewer} of {len(prompt.tokens):,} tokens": decode(prompt.tokens)}
     if split == "train" and resolve_method(config).shows_solutions:
-        tokens = task.prompts.privileged(question, SIBLING)
+        tokens = task.prompts.privileged(question, _solutions(config, task, question))
         texts[f"teacher's prompt of {len(tokens):,} tokens"] = decode(tokens)
     loaded = data.splits[split]
     place = loaded.places.get(question.id)

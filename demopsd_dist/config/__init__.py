@@ -28,6 +28,7 @@ from demopsd_dist.config.schema import (
     ModelConfig,
     Precision,
     RewardErrors,
+    SolutionSource,
     SystemRole,
     Transport,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "SamplesConfig",
     "Schedule",
     "SinksConfig",
+    "SolutionSource",
     "SupportOf",
     "SystemRole",
     "TeacherConfig",

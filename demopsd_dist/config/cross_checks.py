@@ -13,7 +13,7 @@ from demopsd_dist.config.data_settings import SPLIT, DataConfig, FieldNames, For
 from demopsd_dist.config.method_settings import MethodName, SupportOf, WeightSource
 from demopsd_dist.config.ranges import check_values
 from demopsd_dist.config.role_settings import Schedule
-from demopsd_dist.config.schema import Config, ModelConfig, Precision, RewardErrors
+from demopsd_dist.config.schema import Config, ModelConfig, Precision, RewardErrors, SolutionSource
 from demopsd_dist.util.errors import ConfigError
 
 _LABEL = r"[a-zA-Z0-9](?:[\w.-]{0,61}[a-zA-Z0-9])?"  # of a node, as Ray accepts it
@@ -36,6 +36,7 @@ def check(config: Config) -> None:
     _check_data(config.data)
     _check_methods(config)
     _check_group_size(config)
+    _check_solution_source(config)
     _check_worker_counts(config)
     _check_shared_gpus(config)
     _check_engine_capacity(config)
@@ -164,10 +165,30 @@ def _check_group_size(config: Config) -> None:
             raise ConfigError(
                 f"rollout.group_size={size} leaves nothing to compare a response with. Set it to 2 or more."
             )
-    elif size < 2 and config.privileged.exclude_own_success and not config.privileged.feedback:
+    elif (
+        size < 2
+        and config.privileged.source is SolutionSource.sibling
+        and config.privileged.exclude_own_success
+        and not config.privileged.feedback
+    ):
         raise ConfigError(
             f"rollout.group_size={size} leaves no sibling to learn from while privileged.exclude_own_success is true. "
             "Set rollout.group_size to 2 or more, or privileged.exclude_own_success=false."
+        )
+
+
+def _check_solution_source(config: Config) -> None:
+    """Check that the source of solutions has an effect, and that a step has other questions where they are needed."""
+    source, prompts = config.privileged.source, config.rollout.prompts_per_step
+    if config.method is MethodName.grpo and source is not SolutionSource.sibling:
+        raise ConfigError(
+            f"privileged.source={source.value} has no effect with method=grpo, which has no teacher. Leave it out, or "
+            "set method to demopsd, sdpo or opsd."
+        )
+    if source is SolutionSource.other_question and prompts < 2:
+        raise ConfigError(
+            f"privileged.source=other_question with rollout.prompts_per_step={prompts}: a step has no other question. "
+            "Set rollout.prompts_per_step to 2 or more."
         )
 
 

@@ -60,10 +60,39 @@ class ModelConfig:
     into one tensor get none."""
 
 
+class SolutionSource(Enum):
+    """Origin of the solution in the teacher's prompt."""
+
+    sibling = "sibling"  # a correct response of the same group, as the paper has it
+    dataset = "dataset"  # the record's own solution, as OPSD has it
+    sibling_or_dataset = "sibling_or_dataset"  # the record's own where the group has no correct sibling
+    sibling_and_dataset = "sibling_and_dataset"  # both, or the one that there is
+    answer_only = "answer_only"  # control: the expected answer without any working
+    other_question = "other_question"  # control: the solution of another question of the step
+
+    @property
+    def reads_data(self) -> bool:
+        """True if solutions of the data set are needed."""
+        return self not in (SolutionSource.sibling, SolutionSource.answer_only)
+
+    @property
+    def shows_siblings(self) -> bool:
+        """True if a correct response of the group may be shown."""
+        return self in (
+            SolutionSource.sibling,
+            SolutionSource.sibling_or_dataset,
+            SolutionSource.sibling_and_dataset,
+        )
+
+
 @dataclass
 class PrivilegedConfig:
     """Context that the teacher sees beyond the student's (arXiv 2607.02502, section 4.4)."""
 
+    source: SolutionSource = SolutionSource.sibling
+    """`sibling`, `dataset`, `sibling_or_dataset`, `sibling_and_dataset`, or as controls `answer_only` and
+    `other_question`: solution that the teacher sees (docs/methods.md). A response for which it has none is not trained
+    on."""
     template: str = "{prompt}{solution}{feedback}\n\nCorrectly solve the original question."
     """The teacher's question. Holds `{prompt}` and `{solution}` once each, and `{feedback}` at most once; no other text
     in it is special."""
@@ -77,10 +106,11 @@ class PrivilegedConfig:
     """Show the teacher the feedback that your own `reward` returned for the response. A response with feedback is then
     trained on even where no sibling is correct."""
     exclude_own_success: bool = True
-    """Never show a rollout to the teacher as its own solution; the only correct response of a group is then not trained
-    on."""
+    """Never show a rollout to the teacher as its own solution; with `source: sibling` the only correct response of a
+    group is then not trained on."""
     max_tokens: int = setting(10240, above=0, unit="tokens")
-    """Longest prompt of the teacher; the solution is cut from the right to fit, then the feedback."""
+    """Longest prompt of the teacher; the solution is cut from the right to fit, then the feedback. Of two solutions the
+    second is cut first."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Values that replace those of model.chat_template_kwargs in the teacher's prompts."""
 
@@ -162,6 +192,9 @@ class Limits:
     """Time limit of one call to a role: sampling, scoring, a step, a publish."""
     reward_s: float = setting(60.0, above=0, unit="seconds")
     """Time limit of your own `reward` for one response."""
+    math_s: float = setting(3.0, above=0, unit="seconds")
+    """Time limit of one comparison by math-verify (`reward=math`). An answer that takes longer counts as wrong, and
+    `rollout/undecided` counts it."""
     silence_s: float = setting(120.0, above=0, unit="seconds")
     """Time without progress after which a rollout worker that has work counts as hung and is replaced."""
     stop_s: float = setting(25.0, above=0, unit="seconds")
@@ -201,8 +234,9 @@ class Config:
     """`demopsd`, `sdpo`, `opsd` or `grpo`; the sections of the other methods have no effect."""
     reward: str = "answer"
     """Reward function of a response. It compares its last `<answer>` (`answer`), its last `\\boxed{}` (`boxed`), the
-    letter stated in its last line (`letter`), its last number (`gsm8k`), or the first of `answer`, `boxed` and `letter`
-    that is present (`auto`); or the dotted path of your own function."""
+    letter stated in its last line (`letter`), its last number (`gsm8k`), the value of its last
+    `<answer>` or box (`math`), or the first of `answer`, `boxed` and `letter` that is present (`auto`); or the dotted
+    path of your own function."""
     reward_errors: RewardErrors = RewardErrors.stop
     """`stop` or `drop`: reaction to a response for which your own reward fails."""
     privileged: PrivilegedConfig = field(default_factory=PrivilegedConfig)

@@ -1,17 +1,26 @@
-"""Training examples from groups of rollouts: reward each, compare it with its group, add a correct sibling. Pure."""
+"""Training examples from groups of rollouts: reward each, compare it with its group, add a solution. Pure."""
 
 from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from demopsd_dist.config import SolutionSource
 from demopsd_dist.data.prompts import PromptBuilder
-from demopsd_dist.data.records import BatchSize, Prompt, RewardResult, Rollout, TrainingExample
-from demopsd_dist.data.rewards.builtin import Reward
+from demopsd_dist.data.records import (
+    BatchSize,
+    PrivilegedContext,
+    Prompt,
+    Question,
+    RewardResult,
+    Rollout,
+    TrainingExample,
+)
+from demopsd_dist.data.rewards.builtin import ANSWER_FORMS, AnswerForm, Reward
 from demopsd_dist.data.thinking import holds_thought, strip_thinking
 from demopsd_dist.util.errors import RewardError
 
@@ -39,6 +48,11 @@ class RewardedGroup:
     @property
     def unrewarded(self) -> list[Rollout]:
         return [rollout for rollout, _ in self.failures]
+
+    @property
+    def undecided(self) -> int:
+        """Number of rollouts whose answer could not be compared in time."""
+        return sum(result.undecided for result in self.results)
 
     @property
     def rewards(self) -> list[float]:
@@ -110,6 +124,100 @@ class DistillationBatch:
     size: BatchSize
 
 
+@dataclass(frozen=True)
+class ContextChooser:
+    """Chooser of the solution and feedback that the teacher sees for a response of one step.
+
+    A choice depends on `seed` and the rollout's id alone, not on the order of the groups.
+
+    Attributes:
+        seed: of the run and the step.
+        feedback: show the feedback of the response's own reward (arXiv 2601.20802).
+        form: notation of bare answers.
+        solutions: solutions of the data set that may be shown, by question id (`DatasetSolutions`).
+        others: questions of the step whose solutions `other_question` shows.
+    """
+
+    seed: str
+    source: SolutionSource = SolutionSource.sibling
+    exclude_own_success: bool = True
+    feedback: bool = False
+    form: AnswerForm = ANSWER_FORMS["answer"]
+    solutions: Mapping[str, str] = field(default_factory=dict)
+    others: Sequence[Question] = ()
+
+    def choose(self, group: RewardedGroup, index: int) -> PrivilegedContext | None:
+        """The context for the rollout at `index`; None where there is neither a solution nor feedback to show."""
+        solutions = self._solutions(group, index)
+        feedback = group.results[index].feedback if self.feedback else None
+        if not solutions and feedback is None:
+            return None
+        different = tuple(dict.fromkeys(solutions.values()))
+        return PrivilegedContext(different, feedback, "_and_".join(solutions) or "feedback")
+
+    @property
+    def sources(self) -> list[str]:
+        """All sources that a context may have."""
+        shown = [self.source.value]
+        if self.source in (SolutionSource.sibling_or_dataset, SolutionSource.sibling_and_dataset):
+            both = [] if self.source is SolutionSource.sibling_or_dataset else [self.source.value]
+            shown = [SolutionSource.sibling.value, SolutionSource.dataset.value, *both]
+        return [*shown, "feedback"] if self.feedback else shown
+
+    def can_show(self, group: RewardedGroup) -> bool:
+        """True if some rollout of the group has a context, so that the method can learn from the group."""
+        return any(self.choose(group, i) is not None for i in range(len(group.rollouts)))
+
+    def _solutions(self, group: RewardedGroup, index: int) -> dict[str, str]:
+        """The solutions by their sources."""
+        question, source = group.prompt.question, self.source
+        if source is SolutionSource.answer_only:
+            return {source.value: self.form.write(question.answer)}
+        if source is SolutionSource.other_question:
+            other = self._solution_of_another(group.rollouts[index])
+            return {} if other is None else {source.value: other}
+        sibling = self._sibling(group, index) if source.shows_siblings else None
+        found = {} if sibling is None else {"sibling": sibling}
+        shows_own = source.reads_data and not (found and source is SolutionSource.sibling_or_dataset)
+        if shows_own and question.id in self.solutions:
+            found["dataset"] = self.solutions[question.id]
+        return found
+
+    def _sibling(self, group: RewardedGroup, index: int) -> str | None:
+        """Text of a correct rollout of the group, chosen at random (arXiv 2607.02502, section 4.4)."""
+        siblings = group.siblings(index, self.exclude_own_success)
+        if not siblings:
+            return None
+        name = group.rollouts[index].id
+        return group.solution(random.Random(f"sibling/{self.seed}/{name}").choice(siblings))
+
+    def _solution_of_another(self, rollout: Rollout) -> str | None:
+        """Solution of another question of the step, chosen at random."""
+        asked = rollout.prompt.question
+        candidates = [
+            self.solutions[other.id]
+            for other in self.others
+            if other.id in self.solutions and other.id != asked.id and other.text != asked.text
+        ]
+        return random.Random(f"other/{self.seed}/{rollout.id}").choice(candidates) if candidates else None
+
+
+def examples_with_contexts(
+    groups: Sequence[RewardedGroup], prompts: PromptBuilder, contexts: ContextChooser
+) -> DistillationBatch:
+    """Each rollout that has a context with the teacher's prompt for it; the others give no example."""
+    examples: list[TrainingExample] = []
+    for group in groups:
+        advantages = group.advantages(scaled=False)
+        for i, rollout in enumerate(group.rollouts):
+            if (context := contexts.choose(group, i)) is None:
+                continue
+            view, cut = prompts.privileged_or_cut(rollout.prompt.question, context.solutions, context.feedback)
+            reward = group.results[i].reward
+            examples.append(TrainingExample(rollout, reward, advantages[i], view, context.source, cut))
+    return DistillationBatch(examples, _size([example.rollout for example in examples]))
+
+
 def examples_from_siblings(
     groups: Sequence[RewardedGroup],
     prompts: PromptBuilder,
@@ -121,22 +229,10 @@ def examples_from_siblings(
     """Each rollout with a randomly chosen correct one of its group for the teacher (arXiv 2607.02502, section 4.4).
 
     A group without a success that can be shown, and with `exclude_own_success` a lone one, gives no example. With
-    `feedback` the teacher also sees the feedback of the rollout's own reward, and feedback alone makes an example
-    (arXiv 2601.20802). The choice depends on `seed` and the rollout's id alone, not on the order of the groups.
+    `feedback` the teacher also sees the feedback of the rollout's own reward, and feedback alone makes an example.
     """
-    examples: list[TrainingExample] = []
-    for group in groups:
-        advantages = group.advantages(scaled=False)
-        for i, rollout in enumerate(group.rollouts):
-            result, solution = group.results[i], None
-            if siblings := group.siblings(i, exclude_own_success):
-                chosen = random.Random(f"sibling/{seed}/{rollout.id}").choice(siblings)
-                solution = group.solution(chosen)
-            own_feedback = result.feedback if feedback else None
-            if solution is not None or own_feedback is not None:
-                view = prompts.privileged(rollout.prompt.question, solution, own_feedback)
-                examples.append(TrainingExample(rollout, result.reward, advantages[i], view))
-    return DistillationBatch(examples, _size([example.rollout for example in examples]))
+    contexts = ContextChooser(seed=seed, exclude_own_success=exclude_own_success, feedback=feedback)
+    return examples_with_contexts(groups, prompts, contexts)
 
 
 def examples_from_rewards(

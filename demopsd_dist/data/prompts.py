@@ -1,4 +1,4 @@
-"""Prompts of the student, and privileged prompts of the teacher with a correct solution, feedback or both.
+"""Prompts of the student, and privileged prompts of the teacher with correct solutions, feedback or both.
 
 The template is filled by replacing its placeholders, never by `format` or a template engine, so that braces, `$`, `%s`
 and LaTeX in questions and solutions stay as they are. Special tokens are special where the chat template puts them,
@@ -89,16 +89,26 @@ class PromptBuilder:
         tokens = self._chat(view, question, question.text)
         return Prompt(question, tokens, opens_thought(self.tokenizer.decode(tokens[-_TAIL_TOKENS:])))
 
-    def privileged(self, question: Question, solution: str | None, feedback: str | None = None) -> Tokens:
+    def privileged(
+        self, question: Question, solution: str | Sequence[str] | None, feedback: str | None = None
+    ) -> Tokens:
         """The teacher's prompt.
 
-        Solution and feedback are cut on the right to the longest text that fits; a missing, blank or empty one leaves
-        no heading behind.
+        Solutions and feedback are cut on the right to the longest text that fits, the last solution first and the
+        feedback last; a missing, blank or empty one leaves no heading behind. Of a solution the thought is left out.
         """
-        context = {"solution": strip_thinking(solution or ""), "feedback": feedback or ""}
-        tokens = self._privileged(question, context)
-        for name in ("solution", "feedback"):
-            excess, text = len(tokens) - self.max_privileged_tokens, context[name]
+        return self.privileged_or_cut(question, solution, feedback)[0]
+
+    def privileged_or_cut(
+        self, question: Question, solution: str | Sequence[str] | None, feedback: str | None = None
+    ) -> tuple[Tokens, bool]:
+        """The teacher's prompt, and whether a solution or the feedback was cut to fit it."""
+        solutions = [solution] if isinstance(solution, str) else list(solution or ())
+        texts = [*map(strip_thinking, solutions), feedback or ""]
+        tokens = self._privileged(question, texts)
+        cut = len(tokens) > self.max_privileged_tokens
+        for i in (*reversed(range(len(solutions))), len(solutions)):
+            excess, text = len(tokens) - self.max_privileged_tokens, texts[i]
             if excess <= 0:
                 break
             pieces = self.tokenizer(
@@ -108,15 +118,17 @@ class PromptBuilder:
             length = len(ends) - 1  # tokens of the text that remain
             while excess > 0 and length > 0:
                 length = max(length - excess, 0)  # again where a cut word has become more tokens
-                context[name] = text[: ends[length]]
-                tokens = self._privileged(question, context)
+                texts[i] = text[: ends[length]]
+                tokens = self._privileged(question, texts)
                 excess = len(tokens) - self.max_privileged_tokens
-        return tokens
+        return tokens, cut
 
-    def _privileged(self, question: Question, context: dict[str, str]) -> Tokens:
-        templates = {"solution": self.solution_template, "feedback": self.feedback_template}
+    def _privileged(self, question: Question, texts: Sequence[str]) -> Tokens:
+        """The teacher's prompt of solutions and, at the end of `texts`, the feedback."""
+        *solutions, feedback = texts
         sections = {
-            name: fill(templates[name], **{name: text}) if text.strip() else "" for name, text in context.items()
+            "solution": "".join(fill(self.solution_template, solution=text) for text in solutions if text.strip()),
+            "feedback": fill(self.feedback_template, feedback=feedback) if feedback.strip() else "",
         }
         return self._chat(self._teacher, question, fill(self.template, prompt=question.text, **sections))
 

@@ -98,16 +98,24 @@ class Rollout:
 class RewardResult:
     """The reward of a response, 0.0 to 1.0, and feedback on it for the teacher. Blank feedback is none.
 
+    Attributes:
+        reward: a number, also as a scalar or an array without dimensions of numpy or torch.
+        undecided: the answer could not be compared within its limits, so that `reward` is 0.
+
     Example: `RewardResult(0.0, feedback="The unit is missing.")`
     """
 
     reward: float
     feedback: str | None = None
+    undecided: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.reward, Real):
+        value = self.reward
+        if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+            value = value.item()
+        if not isinstance(value, Real):
             raise TypeError(f"a reward is a number from 0 to 1, not {type(self.reward).__name__}.")
-        reward = float(self.reward)
+        reward = float(value)
         if math.isnan(reward) or not 0.0 <= reward <= 1.0:
             raise ValueError(f"a reward is a number from 0 to 1, not {reward:g}.")
         if not isinstance(self.feedback, str | None):
@@ -117,13 +125,36 @@ class RewardResult:
 
 
 @dataclass(frozen=True)
+class PrivilegedContext:
+    """Texts that the teacher sees for one response beyond the student's prompt.
+
+    Attributes:
+        source: origin of the solutions: `sibling`, `dataset`, `sibling_and_dataset`, `answer_only` or
+            `other_question`; `feedback` where there is no solution.
+
+    Example: `PrivilegedContext(("<answer>15</answer>",), None, "answer_only")`
+    """
+
+    solutions: tuple[str, ...]
+    feedback: str | None
+    source: str
+
+
+@dataclass(frozen=True)
 class TrainingExample:
-    """A rollout to learn from, with its reward, its advantage in its group, and the teacher's prompt."""
+    """A rollout to learn from, with its reward, its advantage in its group, and the teacher's prompt.
+
+    Attributes:
+        source: origin of the teacher's solution (`PrivilegedContext`); None without a teacher.
+        cut: the solution or the feedback was cut to fit privileged.max_tokens.
+    """
 
     rollout: Rollout
     reward: float
     advantage: float  # its reward minus the mean of its group, perhaps scaled
     privileged_tokens: Tokens  # the teacher's prompt: question, solution, feedback; empty without a teacher
+    source: str | None = None
+    cut: bool = False
 
     @property
     def id(self) -> str:

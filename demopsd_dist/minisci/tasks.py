@@ -101,7 +101,9 @@ def draw_problem(rng: random.Random, split: Split, family: Family) -> Problem:
     expression = family.expression.format(**operands)
     text = rng.choice(OPENINGS) + wording.format(**operands)
     identity = f"{split}/{family.field}/{family.name}/{'-'.join(map(str, operands.values()))}"
-    return Problem(Question(identity, text, str(work_out(expression)[1]), family.field), expression)
+    working, answer = work_out(expression)
+    solution = solution_text(working, answer)
+    return Problem(Question(identity, text, str(answer), family.field, solution=solution), expression)
 
 
 def problems(split: Split, seed: int) -> Iterator[Problem]:

@@ -11,9 +11,12 @@ from functools import lru_cache
 
 import numpy as np
 
+from demopsd_dist.config import SolutionSource
 from demopsd_dist.data.packing import Row, RowLayout, assign_rows, padded_batches
 from demopsd_dist.data.records import Tokens
 from demopsd_dist.planning.workload import Traffic, Workload
+
+SAME_FOR_ALL = -1  # the data set's solution or the bare answer, which all responses to a question share
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class DrawnResponse:
     group: int
     sample: int
     tokens: int
-    solution: int | None  # the sibling that the teacher sees; None if the response is no training example
+    solution: int | None  # the sibling that the teacher sees, or `SAME_FOR_ALL`; None if it is no training example
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ def draw_responses(workload: Workload) -> tuple[DrawnResponse, ...]:
         for sample in range(workload.group_size):
             others = [i for i in right if i != sample]
             solution = random_of.choice(others) if others else None
+            source = SolutionSource(workload.solution_source)
+            if source is SolutionSource.other_question:  # one of its own for each response, also without siblings
+                solution = sample
+            elif not source.shows_siblings or (solution is None and source is not SolutionSource.sibling):
+                solution = SAME_FOR_ALL
             if not workload.shows_solutions:  # methods that use advantages train on all responses if rewards differ
                 solution = sample if 0 < len(right) < workload.group_size else None
             drawn.append(DrawnResponse(group, sample, lengths[group * workload.group_size + sample], solution))

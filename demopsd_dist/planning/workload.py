@@ -60,6 +60,7 @@ class Workload:
     averages: bool = False  # the teacher has weights of its own, which a checkpoint holds
     engines_sleep: bool = False  # engines sleep while the learners step
     tensor_parallel: int = 1  # number of processes of an engine, each with a device
+    solution_source: str = "sibling"  # privileged.source
 
     @property
     def element_bytes(self) -> int:
@@ -154,6 +155,7 @@ def workload_of(config: Config, shape: ModelShape, traffic: Traffic) -> Workload
         engine_memory_fraction=rollout.gpu_memory_fraction,
         waits_on_publish=rollout.on_publish is OnPublish.wait,
         shows_solutions=method.shows_solutions,
+        solution_source=config.privileged.source.value,
         support_forward=forwards.support is SupportKind.student,
         reference_forwards=int(forwards.reference is not None),
         teacher_forwards={None: 0, WeightSource.trust_region: 2}.get(forwards.teacher, 1),

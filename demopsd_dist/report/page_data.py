@@ -71,6 +71,7 @@ def index_entry(row: Row) -> dict[str, Any]:
         "reward": number(row["reward"]),
         "truncated": row["truncated"],
         "learned": row["learned"],
+        "source": row.get("solution_source"),
         "worker": row["worker"],
         "tokens": len(row["token_ids"]),
         "alpha": statistic("alpha", np.mean),

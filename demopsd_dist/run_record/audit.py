@@ -27,7 +27,8 @@ CREATE TEMP VIEW standing AS SELECT steps.* FROM steps JOIN bounds USING (life)
     WHERE step > from_step AND step <= until_step;
 CREATE TEMP TABLE ends AS SELECT step, prompt, sample,
     sum(event = 'issued') AS issued, sum(event = 'generated') AS generated, sum(event = 'rewarded') AS rewarded,
-    sum(event = 'trained') AS trained, sum(event = 'dropped') AS dropped, max(reason) AS reason
+    sum(event = 'trained') AS trained, sum(event = 'dropped') AS dropped,
+    max(CASE WHEN event = 'dropped' THEN reason END) AS reason
     FROM events WHERE (life, step) IN (SELECT life, step FROM standing) GROUP BY step, prompt, sample;
 """
 

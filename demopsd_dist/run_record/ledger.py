@@ -112,7 +112,9 @@ class Ledger:
         self.dropped(step, _names(unrewarded), DropReason.no_reward)
 
     def scored(self, step: int, examples: Sequence[TrainingExample]) -> None:
-        self._add(step, LedgerEvent.scored, _names([example.rollout for example in examples]))
+        """Record that the examples were scored, with the source of each teacher's solution as the reason."""
+        for example in examples:
+            self._add(step, LedgerEvent.scored, _names([example.rollout]), example.source)
 
     def dropped(self, step: int, samples: Iterable[tuple[str, int]], reason: DropReason) -> None:
         self._add(step, LedgerEvent.dropped, samples, reason.value)

@@ -50,11 +50,26 @@ METRIC_GROUPS: dict[str, tuple[str, list[Metric]]] = {
             Metric("rollout/learned_fraction", "fraction", "responses that are training examples of the step"),
             Metric("rollout/learned_tokens", "tokens", "response tokens of the training examples"),
             Metric("rollout/reward_errors", "responses", "responses left out because the reward failed on them"),
+            Metric("rollout/undecided", "responses", "responses of `reward=math` not compared within limits.math_s"),
             Metric("rollout/workers", "workers", "rollout workers that are serving"),
             Metric("rollout/workers_replaced", "workers", "rollout workers replaced since the start"),
             Metric(
                 "rollout/worker_{i}_tokens_per_s", "tokens/s", "throughput of a rollout worker while it has requests"
             ),
+        ],
+    ),
+    "privileged": (
+        "Sources of the solution in the teacher's prompt: those that `privileged.source` may have.",
+        [
+            Metric("privileged/sibling_fraction", "fraction", "training examples with a correct response of the group"),
+            Metric("privileged/dataset_fraction", "fraction", "training examples with the data set's own solution"),
+            Metric("privileged/sibling_and_dataset_fraction", "fraction", "training examples with both"),
+            Metric("privileged/answer_only_fraction", "fraction", "training examples with the bare answer"),
+            Metric(
+                "privileged/other_question_fraction", "fraction", "training examples with another question's solution"
+            ),
+            Metric("privileged/feedback_fraction", "fraction", "training examples with feedback and no solution"),
+            Metric("privileged/cut_fraction", "fraction", "training examples with a text cut to privileged.max_tokens"),
         ],
     ),
     "policy": (
@@ -141,7 +156,8 @@ METRIC_GROUPS: dict[str, tuple[str, list[Metric]]] = {
     "grpo": (
         "GRPO alone.",
         [
-            Metric("grpo/clipped_fraction", "fraction", "tokens with a clipped importance ratio"),
+            Metric("grpo/clipped_fraction", "fraction", "tokens with a clipped probability ratio"),
+            Metric("grpo/truncated_fraction", "fraction", "tokens with a truncated learner-to-engine ratio"),
             Metric("grpo/advantage_abs_mean", "1", "mean absolute advantage of a token"),
             Metric("grpo/kl_nats", "nats", "KL divergence to the initial model, estimated from the sampled tokens"),
         ],

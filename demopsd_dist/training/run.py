@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from demopsd_dist.config import Config
+from demopsd_dist.data.dataset_solutions import DatasetSolutions
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import Prompt
 from demopsd_dist.data.rewards import Reward
@@ -39,13 +40,15 @@ class RunState:
 
 @dataclass(frozen=True)
 class Task:
-    """The prompts to train and evaluate on, the builder of privileged prompts, and the reward."""
+    """The prompts to train and evaluate on, the builder of privileged prompts, the reward, and the data set's
+    solutions that the teacher may see."""
 
     train: Sequence[Prompt]
     test: Sequence[Prompt]
     ood: Sequence[Prompt]
     prompts: PromptBuilder
     reward: Reward
+    solutions: DatasetSolutions = field(default_factory=DatasetSolutions)
 
 
 class StopRequest:

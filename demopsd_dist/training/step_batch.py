@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 
-from demopsd_dist.data.examples import DistillationBatch, RewardedGroup, examples_from_rewards, examples_from_siblings
+from demopsd_dist.data.examples import DistillationBatch, RewardedGroup, examples_from_rewards, examples_with_contexts
 from demopsd_dist.data.packing import pack
 from demopsd_dist.data.records import BatchSize, DigestRequest, Rollout, ScoredExample, TrainBatch, TrainingExample
 from demopsd_dist.run_record import samples
@@ -14,7 +15,7 @@ from demopsd_dist.run_record.ledger import DropReason
 from demopsd_dist.training import leakage_probe
 from demopsd_dist.training.pipelining import Coalescer, PrefetchQueue, open_prefetch_queue
 from demopsd_dist.training.run import Run, RunState
-from demopsd_dist.training.step_prompts import groups_with_signal, stream_groups
+from demopsd_dist.training.step_prompts import groups_with_signal, privileged_contexts, stream_groups
 from demopsd_dist.util.errors import RewardError
 
 
@@ -34,7 +35,7 @@ class StepBatch:
     size: BatchSize
     scored: list[ScoredExample]
     score_calls: list[list[str]]  # rollout ids of each scoring call, in the order of the call
-    metrics: dict[str, float]  # of the rollout and teacher workers, and of the leakage probe if it was due
+    metrics: dict[str, float]  # of the rollout and teacher workers, of the teacher's views, and of a leakage probe
     recorded_ids: list[str]  # rollouts whose tokens are recorded
 
     @property
@@ -94,14 +95,26 @@ async def build_step_batch(run: Run, step: int) -> StepBatch:
     if leakage_probe.is_due(cfg, run.method, step):
         with run.log.timed("probe"):
             leakage = await leakage_probe.measure(cfg, run.method, roles.teacher, run.task.prompts, groups, scored)
+    shown = context_shares(privileged_contexts(run, step).sources, [item.example for item in scored])
     return StepBatch(
         groups=groups,
         size=sum((call.size for call in calls), BatchSize(0, 0)),
         scored=scored,
         score_calls=[[item.id for item in call.scored] for call in calls],
-        metrics=leakage | roles.rollouts.metrics() | roles.teacher.metrics(),
+        metrics=leakage | shown | roles.rollouts.metrics() | roles.teacher.metrics(),
         recorded_ids=samples.choose_recorded(cfg, step, [rollout for group in groups for rollout in group.rollouts]),
     )
+
+
+def context_shares(sources: Sequence[str], examples: Sequence[TrainingExample]) -> dict[str, float]:
+    """Shares of the examples by the source of the teacher's solution, and of those with a cut text. Empty where no
+    example has a teacher's prompt."""
+    shown = [example for example in examples if example.source is not None]
+    if not shown:
+        return {}
+    counts = Counter(example.source for example in shown)
+    shares = {f"privileged/{source}_fraction": counts[source] / len(shown) for source in sources}
+    return shares | {"privileged/cut_fraction": sum(example.cut for example in shown) / len(shown)}
 
 
 def in_prompt_order(groups: Sequence[RewardedGroup], scored: Sequence[ScoredExample]) -> list[ScoredExample]:
@@ -111,11 +124,15 @@ def in_prompt_order(groups: Sequence[RewardedGroup], scored: Sequence[ScoredExam
 
 
 def report_reward_failures(run: Run, step: int, groups: Sequence[RewardedGroup]) -> None:
-    """Warn about the responses that the reward failed on, which are left out of the step.
+    """Warn about the responses that the reward failed on, which are left out of the step, and about answers that it
+    could not compare in time.
 
     Raises:
         RewardError: the reward failed on every response of the step.
     """
+    if undecided := sum(group.undecided for group in groups):
+        limit = f"limits.math_s={run.cfg.limits.math_s:g} s"
+        run.log.note(f"warning: {undecided} answers of step {step + 1} count as wrong, not compared within {limit}")
     errors = [error for group in groups for _, error in group.failures]
     if not errors:
         return
@@ -154,18 +171,12 @@ async def score_groups(run: Run, step: int, groups: list[RewardedGroup]) -> Scor
 
 def make_examples(run: Run, groups: Sequence[RewardedGroup], step: int) -> DistillationBatch:
     """The method's training examples of some rewarded groups."""
-    cfg, method = run.cfg, run.method
+    method = run.method
     if not method.shows_solutions:
         return examples_from_rewards(
             groups, scaled=method.scaled_advantage, drop_zero_advantage=method.drops_zero_advantage
         )
-    return examples_from_siblings(
-        groups,
-        run.task.prompts,
-        exclude_own_success=cfg.privileged.exclude_own_success,
-        seed=f"{cfg.seed}/{step}",
-        feedback=cfg.privileged.feedback,
-    )
+    return examples_with_contexts(groups, run.task.prompts, privileged_contexts(run, step))
 
 
 def pack_step(run: Run, state: RunState, batch: StepBatch) -> TrainBatch:

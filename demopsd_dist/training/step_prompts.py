@@ -1,4 +1,4 @@
-"""Prompts of a step: which questions are sampled, with which parameters, and in how many rounds."""
+"""Prompts of a step: which questions are sampled, with which parameters, and what the teacher sees with them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
-from demopsd_dist.config import Config
-from demopsd_dist.data.examples import RewardedGroup, reward_group
+from demopsd_dist.config import Config, SolutionSource
+from demopsd_dist.data.examples import ContextChooser, RewardedGroup, reward_group
 from demopsd_dist.data.records import Prompt, Rollout
+from demopsd_dist.data.rewards import answer_form
 from demopsd_dist.data.sources import question_order
 from demopsd_dist.run_record.ledger import DropReason
 from demopsd_dist.training.roles import Sampling
@@ -76,6 +77,21 @@ def prompts_of_step(prompts: Sequence[Prompt], cfg: Config, step: int) -> list[P
     epoch, step_of_epoch = divmod(step, len(prompts) // per_step)
     indices = question_order(len(prompts), cfg.seed, epoch)
     return [prompts[index] for index in indices[step_of_epoch * per_step : (step_of_epoch + 1) * per_step]]
+
+
+def privileged_contexts(run: Run, step: int) -> ContextChooser:
+    """The chooser of what the teacher sees in a step; it depends on settings, data and step alone."""
+    cfg, privileged = run.cfg, run.cfg.privileged
+    needs_others = privileged.source is SolutionSource.other_question
+    return ContextChooser(
+        seed=f"{cfg.seed}/{step}",
+        source=privileged.source,
+        exclude_own_success=privileged.exclude_own_success,
+        feedback=privileged.feedback,
+        form=answer_form(cfg.reward),
+        solutions=run.task.solutions.texts,
+        others=[prompt.question for prompt in prompts_of_step(run.task.train, cfg, step)] if needs_others else (),
+    )
 
 
 def _more_prompts(prompts: Sequence[Prompt], cfg: Config, step: int, used_ids: set[str], count: int) -> list[Prompt]:

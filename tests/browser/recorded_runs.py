@@ -80,6 +80,7 @@ def _row(step: int, i: int, rng: np.random.Generator, choose: random.Random, tex
         "privileged_view": text_or(
             f"<|user|>What is the mass of {i} mol?\n\nCorrect solution:\n\n12*6=72<|assistant|>"
         ),
+        "solution_source": ("sibling", "dataset")[i % 2],
         "response": text_or("".join(pieces)),
         "truncated": False,
         "reward": float(i % 3 == 0),

@@ -28,6 +28,7 @@ const CURVES = [
       { title: "Gradient norm", about: "Norm before clipping.", unit: "gradient norm", metrics: { "learner/grad_norm": "norm" }, zero: true },
       { title: "Learning rate", about: "Learning rate of each optimizer step.", unit: "learning rate", metrics: { "learner/learning_rate": "rate" }, zero: true },
       { title: "Training signal", about: "Responses that are learned from; questions whose responses differ in reward.", unit: "fraction, %", metrics: { "rollout/learned_fraction": "responses learned from", "rollout/groups_differing_fraction": "questions with different rewards" }, show: (value) => percent(value, 0) },
+      { title: "Solutions shown", about: "Sources of the solution in the teacher’s prompt; the rest are correct siblings.", unit: "fraction, %", metrics: { "privileged/dataset_fraction": "data set’s own", "privileged/sibling_and_dataset_fraction": "sibling and own", "privileged/feedback_fraction": "feedback alone" }, show: (value) => percent(value, 0) },
       { title: "Response length", about: "Mean tokens of a response.", unit: "tokens", metrics: { "rollout/response_tokens_mean": "tokens" } },
       { title: "Engine/learner mismatch", about: "Largest difference in the log-probability of a sampled token; logarithmic scale.", unit: "nats", metrics: { "mismatch/logp_diff_max": "difference" }, log: true },
       { title: "Staleness", about: "Age of rollouts in weight versions.", unit: "steps", metrics: { "policy/age_steps_max": "oldest", "policy/age_steps_mean": "mean" }, zero: true },

@@ -217,9 +217,22 @@ function barycenterShare(sample, i) {
   return alpha === null ? "" : `In log-probability the barycenter is ${percent(1 - alpha, 1)} of the way from the reference to the teacher.`;
 }
 
+// Source of the solution in the teacher's prompt, in words. Older runs did not record it: theirs were siblings.
+function sourceInWords(source) {
+  const words = {
+    sibling: "with a correct sibling’s response",
+    dataset: "with the data set’s solution",
+    sibling_and_dataset: "with a correct sibling’s response and the data set’s solution",
+    answer_only: "with the bare answer",
+    other_question: "with the solution of another question",
+    feedback: "with feedback and no solution",
+  };
+  return `, ${words[source] ?? "with the solution"}`;
+}
+
 function sampleTexts(entry, texts) {
   const sections = [
-    ["The teacher’s prompt, with the solution", texts.privileged_view],
+    [`The teacher’s prompt${sourceInWords(entry.source)}`, texts.privileged_view],
     ["The student’s prompt", texts.student_view],
     ["The response as text", texts.response],
   ].filter(([, text]) => text);

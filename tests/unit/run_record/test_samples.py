@@ -59,7 +59,7 @@ def step_rows(cfg: Config) -> list[samples.Row]:
     right = rollout(question, 0, "<answer>7</answer>", length=6, version=2)
     wrong = rollout(question, 1, "<answer>8</answer>", length=4, version=2)
     values = np.log(np.full((4, 3), 1 / 3, np.float32))
-    example = TrainingExample(wrong, 0.0, -0.5, ids_of("see 7"))
+    example = TrainingExample(wrong, 0.0, -0.5, ids_of("see 7"), source="dataset")
     scored = ScoredExample(example, np.zeros((4, 2), np.int32), values, values)
     table = TokenRecord(
         entropy_T=np.arange(3, dtype=np.float32),
@@ -83,6 +83,7 @@ def test_a_file_is_read_back_as_written(tmp_path: Path) -> None:
     wrong, right = samples.read(path)
     assert (wrong["prompt_id"], wrong["sample"], wrong["reward"], wrong["feedback"]) == ("q", 1, 0.0, "no unit")
     assert wrong["privileged_view"] == "see 7"
+    assert (wrong["solution_source"], right["solution_source"]) == ("dataset", None)
     assert wrong["learned"]
     assert wrong["token_ids"] == [20, 21, 22]
     assert wrong["versions"] == [2, 2, 2]
