@@ -24,6 +24,7 @@ from demopsd_dist.training.run import Run, RunState, Task
 from demopsd_dist.util.errors import ConfigError, EngineStartError, one_line
 from launch._data_shown import example_lines
 from launch._export import export_student, refuse_bad_export
+from launch._own_answers import own_answer_lines
 from launch._scaling import scaled_on_request
 from launch._stopping import stopped_by_signals
 from launch._task import build_task, compose_run, over_long, provenance
@@ -95,13 +96,14 @@ def run(
     """
     started = time.monotonic()
     task, skipped = build_task(config, model, data.questions)
+    checked = own_answer_lines(task, data.splits)
     if start is None:
         start = RunStart(RunFolder.create(config))
         write_inputs(start.folder, inputs)
     with start.folder.locked(), RunLog(start.folder, config.steps, sinks=open_sinks(config, start.folder)) as log:
         log.skipped = {str(split): count for split, count in skipped.items()}
         log_inputs(log, config, data)
-        for line in example_lines(config, task, data, show_whole):
+        for line in [*checked, *example_lines(config, task, data, show_whole)]:
             log.note(line)
         for key, (old, new) in start.changed.items():
             log.note(f"changed    {key}: {old} -> {new}")

@@ -62,11 +62,13 @@ def evaluate_and_print(arguments: argparse.Namespace) -> int:
     if arguments.out is not None and not arguments.out.parent.is_dir():
         raise DataError(f"--out {arguments.out}: there is no folder {arguments.out.parent}. Create it first.")
     with fenced():
+        from launch._own_answers import own_answer_lines
         from launch._task import build_task, over_long
 
         task, skipped = build_task(config, folder, {"test": loaded.questions})
         if skipped["test"]:
             print(f"left out {skipped['test']} of {len(loaded.questions)} questions: {over_long(config, 'test')}")
+        print("\n".join(own_answer_lines(task, {"test": loaded})))
         results = asyncio.run(evaluate_with_ray(config, folder, task))
     print(format_result(results["test"]))
     if arguments.out is not None:

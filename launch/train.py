@@ -56,6 +56,7 @@ def check_and_train(arguments: argparse.Namespace) -> int:
         check_fits(config, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus())
     if arguments.dry_run:
         from launch._data_shown import example_lines
+        from launch._own_answers import own_answer_lines
         from launch._task import build_task
 
         task, _ = build_task(config, folder, data.questions)
@@ -63,7 +64,8 @@ def check_and_train(arguments: argparse.Namespace) -> int:
         print(f"# model: {folder}")
         print("# questions: " + ", ".join(f"{len(data.questions[split])} {split}" for split in SPLITS))
         print("".join(f"# {line}\n" for line in data.notes()), end="")
-        print("".join(f"# {line}\n" for line in example_lines(config, task, data, arguments.show)), end="")
+        shown = [*own_answer_lines(task, data.splits), *example_lines(config, task, data, arguments.show)]
+        print("".join(f"# {line}\n" for line in shown), end="")
         print("# placement of the roles:\n" + "\n".join(f"#{line}" for line in table(config).splitlines()))
         return 0
     from launch._processes import fenced
