@@ -47,7 +47,7 @@ class MethodSpec:
     aggregation: Aggregation
     top_k: int | None = None  # size of a support that is the most likely tokens of a model
     reference: WeightSource | None = None  # weights of the reference; `live` needs no forward of the teacher worker
-    sampling_rounds: int = 1  # above 1, questions without a signal are replaced (DAPO's dynamic sampling)
+    sampling_rounds: int = 1  # above 1, questions that it cannot learn from are replaced (DAPO's dynamic sampling)
     scaled_advantage: bool = True  # the advantage is divided by the group's standard deviation
 
     @property
@@ -98,7 +98,11 @@ def resolve_method(config: Config) -> MethodSpec:
     reference = config.demopsd.reference if config.method is MethodName.demopsd else None
     forward = None if reference is WeightSource.live else reference
     return MethodSpec(
-        Forwards(support, forward, section.teacher), section.aggregation, top_k=section.top_k, reference=reference
+        Forwards(support, forward, section.teacher),
+        section.aggregation,
+        top_k=section.top_k,
+        reference=reference,
+        sampling_rounds=section.sampling_rounds,
     )
 
 
@@ -131,4 +135,11 @@ def objective_of(config: Config) -> objective.DemoPSD | objective.SDPO | objecti
             grpo = config.grpo
             default_high = 0.28 if grpo.variant is Variant.dapo else 0.2
             clip_high = default_high if grpo.clip_high is None else grpo.clip_high
-            return GRPO(grpo.clip_low, clip_high, grpo.dual_clip, grpo.kl_coefficient)
+            return GRPO(
+                clip_low=grpo.clip_low,
+                clip_high=clip_high,
+                dual_clip=grpo.dual_clip,
+                kl_coefficient=grpo.kl_coefficient,
+                importance_clip=grpo.importance_clip,
+                clipped_ratio=grpo.clipped_ratio.value,
+            )

@@ -50,6 +50,13 @@ class Variant(Enum):
     dapo = "dapo"  # (r - mean) / std, token_mean; clip_high 0.28; questions without signal are drawn again
 
 
+class ClippedRatio(Enum):
+    """Probability ratio that GRPO clips."""
+
+    learner = "learner"  # the learner's now over before the batch's first update; the engine's is truncated apart
+    engine = "engine"  # the learner's now over the rollout engine's
+
+
 class Divergence(Enum):
     """Divergence between student and teacher."""
 
@@ -80,6 +87,9 @@ class DistillationConfig:
     """`token_mean`, `sequence_mean` or `max_length`: averaging of the loss."""
     importance_clip: float = setting(2.0, at_least=1)
     """Upper bound of the learner-to-rollout probability ratio of a token."""
+    sampling_rounds: int = setting(1, above=0)
+    """Largest number of sampling rounds in a step; rounds of fresh questions are sampled until the teacher has
+    something to show in `prompts_per_step` groups. 1 has no second round."""
 
 
 @dataclass
@@ -98,7 +108,8 @@ class DemoPSDConfig(DistillationConfig):
     gate_threshold_nats: float = setting(0.05, at_least=0, unit="nats")
     """Disagreement at which `gate: threshold` is half open."""
     floor: float = setting(1e-8, at_least=1e-30, at_most=0.01)
-    """Smallest probability of an atom in teacher and reference."""
+    """Smallest probability of an atom in teacher and reference. Over more than 101 atoms it is 101 / atoms of this, so
+    that the floors of a whole vocabulary do not add up."""
 
 
 @dataclass
@@ -122,7 +133,7 @@ class OPSDConfig(DistillationConfig):
     beta: float = setting(0.5, at_least=0, at_most=1)
     """Interpolation of the divergence: 0 is forward KL, 1 reverse KL, 0.5 Jensen-Shannon."""
     term_clip: float | None = setting(None, above=0, unit="nats")
-    """Upper bound of one vocabulary entry's term in a token's loss; null for none."""
+    """Upper bound of one vocabulary entry's term in a token's loss, as in OPSD's published code; null for none."""
 
 
 @dataclass
@@ -138,6 +149,12 @@ class GRPOConfig:
     others."""
     dual_clip: float = setting(3.0, at_least=1)
     """Upper bound of the ratio where the advantage is negative."""
+    clipped_ratio: ClippedRatio = ClippedRatio.learner
+    """`learner` or `engine`: probability ratio to clip. `learner`, as in TRL and verl, clips the learner's own ratio,
+    which is 1 with one update for each batch, and weighs a token by its truncated learner-to-engine ratio; `engine`
+    clips the learner-to-engine ratio itself."""
+    importance_clip: float = setting(2.0, at_least=1)
+    """Upper bound of the learner-to-engine ratio with `clipped_ratio: learner`."""
     kl_coefficient: float = setting(0.0, at_least=0)
     """Coefficient of the KL to the initial model; 0 spends no forward on it. DemoPSD's paper has 0.04 in its GRPO
     row."""

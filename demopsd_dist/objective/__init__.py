@@ -29,7 +29,7 @@ from demopsd_dist.objective.method import Loss, Objective, TokenLoss, TokenViews
 from demopsd_dist.objective.opsd import OPSD
 from demopsd_dist.objective.sdpo import SDPO
 from demopsd_dist.objective.standalone_loss import DemoPSDLoss, demopsd_loss
-from demopsd_dist.objective.support import coarsen, entropy, top_k_support
+from demopsd_dist.objective.support import coarsen, entropy, mixed_logits, top_k_support
 
 __all__ = [
     "GRPO",
@@ -58,6 +58,7 @@ __all__ = [
     "generalised_kl",
     "information",
     "leakage_terms",
+    "mixed_logits",
     "ordering_terms",
     "reduced",
     "skewed_jsd_terms",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 LN2 = math.log(2.0)
+FLOORED_ATOMS = 101  # the paper's top 100 and the tail, for which it gives a floor
 
 
 def generalised_kl_terms(p_logp_BTA: Tensor, q_logp_BTA: Tensor) -> Tensor:
@@ -22,6 +23,11 @@ def generalised_kl_terms(p_logp_BTA: Tensor, q_logp_BTA: Tensor) -> Tensor:
     close_BTA = p_BTA * (ratio_BTA.clamp(max=1.0).expm1() - ratio_BTA)
     apart_BTA = q_logp_BTA.exp() - p_BTA - p_BTA * ratio_BTA
     return torch.where(ratio_BTA < 1.0, close_BTA, apart_BTA).clamp(min=0.0)
+
+
+def kl_terms(p_logp_BTA: Tensor, q_logp_BTA: Tensor) -> Tensor:
+    """Terms p (log p - log q) of KL(p|q), atom by atom; some are negative. The sum is that of the generalised."""
+    return p_logp_BTA.exp() * (p_logp_BTA - q_logp_BTA)
 
 
 def generalised_kl(p_logp_BTA: Tensor, q_logp_BTA: Tensor) -> Tensor:
@@ -56,6 +62,12 @@ def atom_entropy(logp_BTA: Tensor) -> Tensor:
 
 
 def floored(logp_BTA: Tensor, floor: float) -> Tensor:
-    """Probabilities raised to at least `floor`, renormalised, so that d is a true divergence (appendix B)."""
-    clamped_BTA = logp_BTA.clamp(min=math.log(floor))
+    """Probabilities raised to at least `floor`, renormalised, so that d is a true divergence (appendix B).
+
+    The floors together hold at most the mass of 101 atoms' floors, the number for which the paper gives its 1e-8: over
+    more atoms each is lower. Otherwise, over a vocabulary of 151,936 tokens, the floors alone would hold 1.5e-3 of the
+    mass, and the loss of a student that equals its target would be 1.1e-3 nats.
+    """
+    least = floor * min(1.0, FLOORED_ATOMS / logp_BTA.shape[-1])
+    clamped_BTA = logp_BTA.clamp(min=math.log(least))
     return clamped_BTA - clamped_BTA.logsumexp(-1, keepdim=True)

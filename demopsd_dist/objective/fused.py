@@ -4,16 +4,18 @@ The gradients are formed slice by slice in the forward pass, while the slice's l
 twice. A loss is a function of the K + 1 atoms; autograd goes no further than those, and the step from atoms to logits
 has a closed form:
 
-    dL/dz_v = g_v - p_v sum(g)                      v in the support
-    dL/dz_v = p_v (g_tail / P_tail - sum(g))        v in the tail: its tokens move together
+    dL/dz_v = g_v - p_v sum(g)                              v in the support
+    dL/dz_v = p_v / P_tail (g_tail - P_tail sum(g))         v in the tail: its tokens move together
 
-with g = dL/d log P. Before the head's weight comes the derivative of the model's own transform of its logits
-(`logit_transform.py`). Not implemented: a recomputing backward, which would save the gradient of the head and cost one
-more product with it.
+with g = dL/d log P. The tail's share p_v / P_tail is a softmax over the tail's own logits, exact however little mass
+the tail holds. A token of probability 0 (a logit of -inf) has no gradient. Before the head's weight comes the
+derivative of the model's own transform of its logits (`logit_transform.py`). Not implemented: a recomputing backward,
+which would save the gradient of the head and cost one more product with it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,11 +25,10 @@ import torch
 from torch import Tensor
 
 from demopsd_dist.objective.logit_transform import LogitTransform, OutputHead
-from demopsd_dist.objective.support import lifted
+from demopsd_dist.objective.support import LEAST_LOGP, above_least, check_support, lifted
 
 SLICE_TOKENS = {"cpu": 128, "cuda": 1024}  # by device: a CPU's caches are small, a GPU needs large products
 _FULL_VOCABULARY_TOKENS = {"cpu": 16, "cuda": 64}  # of a slice in one call of the loss, if the atoms are the vocabulary
-_LEAST_TAIL_LOGP = -69.0  # 1e-30: below this the tail's share of the gradient is zero, and dividing by it overflows
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class TokenSlice:
 
     tokens: slice
     student_logp_NA: Tensor  # of the atoms, at the temperature
-    logits_NV: Tensor  # logits in float32 or wider, divided by the temperature
+    logits_NV: Tensor  # in float32 or wider, divided by the temperature, minus the row's maximum
     normaliser_N1: Tensor  # logsumexp of the logits
 
     def token_logp(self, ids_N: Tensor) -> Tensor:
@@ -76,10 +77,13 @@ def fused_loss(
         slice_tokens: tokens in a slice; memory grows with `slice_tokens * V`, not with N. None for `SLICE_TOKENS`.
 
     Raises:
-        ValueError: support and hidden states have different lengths.
+        ValueError: support and hidden states have different lengths, or the support is empty, as large as the
+            vocabulary, or has an id twice.
     """
     if support_NK is not None and support_NK.shape[0] != hidden_NH.shape[0]:
         raise ValueError(f"support {tuple(support_NK.shape)} does not fit hidden states {tuple(hidden_NH.shape)}.")
+    if support_NK is not None:
+        check_support(support_NK, head.weight_VH.shape[0])
     if slice_tokens is None:
         slice_tokens = SLICE_TOKENS.get(hidden_NH.device.type, SLICE_TOKENS["cuda"])
     return _FusedLoss.apply(
@@ -113,10 +117,10 @@ class _FusedLoss(torch.autograd.Function):
             tokens = slice(start, start + slice_tokens)
             logits_NV = lifted(head.logits(hidden_NH[tokens]))
             derivative = None if transform.is_identity else transform.derivative(logits_NV)
-            logits_NV.div_(temperature)
+            above_least(logits_NV, temperature)
             ids_NK = None if support_NK is None else support_NK[tokens]
             total += _to_gradient(logits_NV, ids_NK, start, loss_of)
-            d_logits_NV = logits_NV.div_(temperature)
+            d_logits_NV = logits_NV if temperature == 1.0 else logits_NV.div_(temperature)
             if derivative is not None:
                 d_logits_NV.mul_(derivative)
             if d_bias_V is not None:
@@ -159,7 +163,9 @@ def _to_gradient(logits_NV: Tensor, ids_NK: Tensor | None, start: int, loss_of: 
         normaliser_N1 = part_NV.logsumexp(-1, keepdim=True)
         logp_NV = part_NV - normaliser_N1
         loss, g_NV = _loss_and_gradient(TokenSlice(tokens, logp_NV.requires_grad_(), part_NV, normaliser_N1), loss_of)
+        empty_NV = part_NV <= LEAST_LOGP
         torch.sub(g_NV, logp_NV.detach().exp_().mul_(g_NV.sum(-1, keepdim=True)), out=part_NV)
+        part_NV.masked_fill_(empty_NV, 0.0)
         total += loss
     return total
 
@@ -173,10 +179,12 @@ def _to_gradient_on_support(logits_NV: Tensor, ids_NK: Tensor, tokens: slice, lo
     logp_NA = torch.cat([support_logits_NK, tail_N1], dim=-1) - normaliser_N1
     loss, g_NA = _loss_and_gradient(TokenSlice(tokens, logp_NA.requires_grad_(), logits_NV, normaliser_N1), loss_of)
     logp_NA = logp_NA.detach()
-    sum_N1 = g_NA.sum(-1, keepdim=True)
-    tail_share_N1 = g_NA[:, -1:] * logp_NA[:, -1:].clamp(min=_LEAST_TAIL_LOGP).neg().exp()
-    logits_NV.sub_(normaliser_N1).exp_().mul_(tail_share_N1 - sum_N1)
-    logits_NV.scatter_(-1, ids_NK, g_NA[:, :-1] - logp_NA[:, :-1].exp() * sum_N1)
+    # A tail of impossible tokens alone has the mass of e^LEAST_LOGP a token.
+    empty_NA = torch.cat([support_logits_NK, tail_N1 - math.log(logits_NV.shape[-1])], dim=-1) <= LEAST_LOGP
+    d_atoms_NA = (g_NA - logp_NA.exp() * g_NA.sum(-1, keepdim=True)).masked_fill(empty_NA, 0.0)
+    # The exponential overflows at ids of the support, which are written afterwards.
+    logits_NV.sub_(tail_N1).exp_().mul_(d_atoms_NA[:, -1:])
+    logits_NV.scatter_(-1, ids_NK, d_atoms_NA[:, :-1])
     return loss
 
 

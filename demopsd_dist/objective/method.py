@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from demopsd_dist.objective.support import LEAST_LOGP
+
 
 @dataclass(frozen=True)
 class TokenViews:
@@ -24,9 +26,10 @@ class TokenViews:
     student_logp_BTA: Tensor
     reference_logp_BTA: Tensor | None = None  # without the privileged context
     teacher_logp_BTA: Tensor | None = None  # with the privileged context
-    importance_ratio_BT: Tensor | None = None  # probability of the sampled token now, over its probability when sampled
+    importance_ratio_BT: Tensor | None = None  # probability of the sampled token now, over the engine's when it sampled
     advantage_BT: Tensor | None = None
     has_tail: bool = True  # the last atom is the tail bucket; False where the atoms are the vocabulary
+    learner_ratio_BT: Tensor | None = None  # the same over the learner's before the batch's first update; None is 1
 
 
 @dataclass(frozen=True)
@@ -118,18 +121,23 @@ def weighed(loss_BT: Tensor, importance_ratio_BT: Tensor | None, clip: float) ->
 
 
 def _neutral_where_masked(views: TokenViews, mask_BT: Tensor) -> TokenViews:
-    """Replace the values at masked tokens by the student's own, so that no NaN of padding gets into a gradient."""
+    """Replace the values at masked tokens by the student's own, so that no NaN of padding gets into a gradient, and
+    -inf by the least log-probability."""
     student_BTA = views.student_logp_BTA.detach()
 
     def neutral(values_BTA: Tensor | None) -> Tensor | None:
         if values_BTA is None:
             return None
-        return torch.where(mask_BT.unsqueeze(-1), values_BTA.detach().to(student_BTA.dtype), student_BTA)
+        values_BTA = torch.where(mask_BT.unsqueeze(-1), values_BTA.detach().to(student_BTA.dtype), student_BTA)
+        return values_BTA.clamp_(min=LEAST_LOGP)
 
-    ratio_BT = views.importance_ratio_BT
+    def one(ratio_BT: Tensor | None) -> Tensor | None:
+        return None if ratio_BT is None else torch.where(mask_BT, ratio_BT.detach(), 1.0)
+
     return replace(
         views,
         reference_logp_BTA=neutral(views.reference_logp_BTA),
         teacher_logp_BTA=neutral(views.teacher_logp_BTA),
-        importance_ratio_BT=None if ratio_BT is None else torch.where(mask_BT, ratio_BT.detach(), 1.0),
+        importance_ratio_BT=one(views.importance_ratio_BT),
+        learner_ratio_BT=one(views.learner_ratio_BT),
     )

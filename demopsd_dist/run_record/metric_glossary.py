@@ -47,6 +47,11 @@ METRIC_GROUPS: dict[str, tuple[str, list[Metric]]] = {
             Metric("rollout/tokens", "tokens", "sampled response tokens"),
             Metric("rollout/groups", "questions", "questions whose responses finished in time"),
             Metric("rollout/groups_differing_fraction", "fraction", "questions whose responses differ in reward"),
+            Metric(
+                "rollout/groups_learnable_fraction",
+                "fraction",
+                "questions that the method can learn from: the teacher has something to show; for grpo, rewards differ",
+            ),
             Metric("rollout/learned_fraction", "fraction", "responses that are training examples of the step"),
             Metric("rollout/learned_tokens", "tokens", "response tokens of the training examples"),
             Metric("rollout/reward_errors", "responses", "responses left out because the reward failed on them"),

@@ -17,7 +17,7 @@ from demopsd_dist.data.packing import RowLayout, padded_batches
 from demopsd_dist.data.records import Logp, Tokens, TrainingExample, forward_input
 from demopsd_dist.methods import Forwards, resolve_method, teacher_weights
 from demopsd_dist.models.whole_model import model_without_weights
-from demopsd_dist.objective import coarsen
+from demopsd_dist.objective import coarsen, mixed_logits
 from demopsd_dist.util.errors import CheckpointError
 from workers.cluster.ranks import MeetingPoint, Rank, meet_on
 from workers.cluster.spans import traced
@@ -269,7 +269,7 @@ class TeacherWorker(Receiver, Rank):
         if source is WeightSource.trust_region:
             frozen, live = (self._logits(model, view, padded_batch) for model in _models_of(source))
             rate = self._config.teacher.trust_region_rate
-            return lambda tokens: torch.lerp(frozen(tokens), live(tokens), rate)
+            return lambda tokens: mixed_logits(frozen(tokens), live(tokens), rate)
         self._forward_counts[f"{view}/{source.value}"] += len(padded_batch.lengths)
         head, hidden_NH = self._models[source](padded_batch, lambda *head_and_states: head_and_states)
         return lambda tokens: head.logits(hidden_NH[tokens])

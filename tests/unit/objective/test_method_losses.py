@@ -36,6 +36,7 @@ METHODS: dict[str, Objective] = {
     "opsd-clipped": OPSD(beta=0.7, term_clip=0.05),
     "grpo": GRPO(),
     "grpo-kl": GRPO(clip_high=0.28, kl_coefficient=0.04),
+    "grpo-engine": GRPO(clipped_ratio="engine"),
 }
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 distilling = pytest.mark.parametrize("method", list(METHODS.values())[:8], ids=list(METHODS)[:8])
@@ -150,7 +151,7 @@ def grpo_token(p: float, ratio: float, advantage: float, initial: float, x: GRPO
 @pytest.mark.parametrize("ratio", [0.3, 0.95, 1.0, 1.25, 2.0, 7.0])
 @pytest.mark.parametrize("advantage", [-2.0, -0.5, 0.0, 1.5])
 def test_grpo_and_its_gradient(ratio: float, advantage: float) -> None:
-    method = GRPO(clip_low=0.2, clip_high=0.28, dual_clip=3.0, kl_coefficient=0.04)
+    method = GRPO(clip_low=0.2, clip_high=0.28, dual_clip=3.0, kl_coefficient=0.04, clipped_ratio="engine")
     student, initial = logits(1, shape=(1, 1, V)).requires_grad_(), logits(2, shape=(1, 1, V))
     y = 3
     result = loss_from_logits(
