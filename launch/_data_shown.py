@@ -16,6 +16,8 @@ from demopsd_dist.util.printable import abridged_lines, escape_control_chars
 
 SIBLING = "[a right sibling response]"
 OTHER_QUESTION = "[the solution of another question of the step]"
+FEEDBACK = "[the feedback of the reward on the response]"
+UNLEARNED = "none: the record has no solution to show and is not trained on"
 WITHHELD = "not shown, since items of GPQA must not be republished; --show prints it"
 
 
@@ -82,8 +84,10 @@ def _solutions(config: Config, task: Task, question: Question) -> list[str]:
         return [answer_form(config.reward).write(question.answer)]
     if source is SolutionSource.other_question:
         return [OTHER_QUESTION]
+    if source is SolutionSource.sibling_or_dataset and own is not None:
+        return [f"{SIBLING} or, where there is none: {own}"]
     siblings = [SIBLING] if source.shows_siblings else []
-    return siblings if own is None or source is SolutionSource.sibling_or_dataset else [*siblings, own]
+    return siblings if own is None else [*siblings, own]
 
 
 def _example(config: Config, task: Task, data: LoadedData, split: Split, prompt: Prompt) -> ShownExample:
@@ -91,8 +95,10 @@ def _example(config: Config, task: Task, data: LoadedData, split: Split, prompt:
     viewer = "student's prompt" if split == "train" else "prompt"
     texts = {f"{viewer} of {len(prompt.tokens):,} tokens": decode(prompt.tokens)}
     if split == "train" and resolve_method(config).shows_solutions:
-        tokens = task.prompts.privileged(question, _solutions(config, task, question))
-        texts[f"teacher's prompt of {len(tokens):,} tokens"] = decode(tokens)
+        solutions, feedback = _solutions(config, task, question), config.privileged.feedback
+        tokens = task.prompts.privileged(question, solutions, FEEDBACK if feedback else None)
+        name = f"teacher's prompt of {len(tokens):,} tokens (privileged.source={config.privileged.source.value})"
+        texts[name] = decode(tokens) if solutions or feedback else UNLEARNED
     loaded = data.splits[split]
     place = loaded.places.get(question.id)
     return ShownExample(

@@ -77,3 +77,41 @@ def test_an_item_of_gpqa_is_shown_on_request_alone(tmp_path: Path, capsys: pytes
     assert not any("Secret?" in line for line in lines)
     assert any(line.startswith("  prompt of ") and "not shown" in line for line in lines)
     assert any("Secret?" in line for line in dry_run(capsys, *words, "--show"))
+
+
+SOLVED = {"question": "4*6?", "answer": "24", "solution": "4 sixes: <answer>24</answer>"}
+STAND_IN = "[a right sibling response]"
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("sibling", [STAND_IN]),
+        ("dataset", ["4 sixes: <answer>24</answer>"]),
+        ("sibling_or_dataset", [f"{STAND_IN} or, where there is none: 4 sixes: <answer>24</answer>"]),
+        ("sibling_and_dataset", [STAND_IN, "4 sixes: <answer>24</answer>"]),
+        ("answer_only", ["<answer>24</answer>"]),
+        ("other_question", ["[the solution of another question of the step]"]),
+    ],
+)
+def test_the_teacher_sees_the_solution_of_the_source(
+    source: str, shown: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = write(tmp_path / "a.jsonl", SOLVED, SOLVED | {"question": "6*4?"})
+    words = [f"data.train={train}", "rollout.prompts_per_step=2", f"privileged.source={source}", "--show"]
+    lines = dry_run(capsys, *words)
+    begin = next(i for i, line in enumerate(lines) if line.endswith(f"tokens (privileged.source={source}):"))
+    view = [line.removeprefix("    | ") for line in lines[begin + 1 :]]
+    places = [view.index(text) for text in shown]
+    assert places == sorted(places)
+    texts = {STAND_IN, "4 sixes: <answer>24</answer>", "<answer>24</answer>"} - set(shown)
+    assert not texts & set(view)
+
+
+def test_a_record_without_a_solution_says_that_nothing_is_learned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unsolved = [{"question": f"{i}*1?", "answer": i} for i in range(5)]
+    train = write(tmp_path / "a.jsonl", *unsolved, SOLVED)
+    lines = dry_run(capsys, f"data.train={train}", "privileged.source=dataset")
+    assert any("none: the record has no solution to show and is not trained on" in line for line in lines)
