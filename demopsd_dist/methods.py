@@ -7,6 +7,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from demopsd_dist.config import Aggregation, Config, MethodName, SupportOf, Variant, WeightSource
+from demopsd_dist.util.errors import ConfigError
 
 if TYPE_CHECKING:
     from demopsd_dist import objective
@@ -104,6 +105,20 @@ def resolve_method(config: Config) -> MethodSpec:
         reference=reference,
         sampling_rounds=section.sampling_rounds,
     )
+
+
+def check_engine_support(method: MethodSpec, vocabulary: int) -> None:
+    """Check that the engine's support leaves a token to the tail. The other supports are cut to do so.
+
+    Raises:
+        ConfigError: `top_k` is not less than the model's vocabulary.
+    """
+    if method.forwards.support is SupportKind.engine and (method.top_k or 0) >= vocabulary:
+        raise ConfigError(
+            f"top_k={method.top_k} with support=rollout needs a vocabulary of more tokens, and the model's has "
+            f"{vocabulary}: nothing would be left for the tail. Give top_k at most {vocabulary - 1}, or null for the "
+            "whole vocabulary."
+        )
 
 
 def teacher_weights(method: MethodSpec, config: Config) -> set[WeightSource]:

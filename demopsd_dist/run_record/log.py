@@ -236,6 +236,8 @@ def _format_metrics(metrics: Mapping[str, float]) -> str:
         if "demopsd/alpha_mean" in metrics:
             learned += f"  alpha {metrics['demopsd/alpha_mean']:.3f}"
         learned += f"  active {metrics['rollout/learned_fraction']:.0%}"
+        if "rollout/groups_learnable_fraction" in metrics:  # runs of earlier versions have none
+            learned += f"  groups {metrics['rollout/groups_learnable_fraction']:.0%}"
     else:
         learned = "nothing to learn from: no group gives the method a training example"
     if "mismatch/logp_diff_max" in metrics:

@@ -9,12 +9,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_PLACEHOLDERS = {"{quantile}": r"p\d+", "{i}": r"\d+", "{stage}": r"[a-z_]+"}
+_PLACEHOLDERS = {"{quantile}": r"p\d+", "{i}": r"\d+", "{stage}": r"[a-z_]+", "{set}": r"[\w.-]+"}
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric, or several that differ only in a placeholder in `name`: `{quantile}`, `{i}` or `{stage}`."""
+    """A metric, or several that differ only in a placeholder in `name`: `{quantile}`, `{i}`, `{stage}` or `{set}`."""
 
     name: str
     unit: str
@@ -61,6 +61,13 @@ METRIC_GROUPS: dict[str, tuple[str, list[Metric]]] = {
             Metric(
                 "rollout/worker_{i}_tokens_per_s", "tokens/s", "throughput of a rollout worker while it has requests"
             ),
+        ],
+    ),
+    "train_set": (
+        "Training sets, where `data.train` has several.",
+        [
+            Metric("train_set/groups_{set}", "questions", "questions of the set whose responses finished in time"),
+            Metric("train_set/reward_mean_{set}", "0 to 1", "mean reward of the responses to them"),
         ],
     ),
     "privileged": (
@@ -220,7 +227,8 @@ def page() -> str:
         "",
         "A line of `metrics.jsonl` with a `step` and no `evaluation` holds these metrics of the step, as far as the",
         "method has them. Unless stated otherwise they are means over the trained response tokens.",
-        "`{quantile}` is `p50`, `p90`, `p95` or `p99`, `{i}` the number of a worker, `{stage}` a stage of the driver.",
+        "`{quantile}` is `p50`, `p90`, `p95` or `p99`, `{i}` the number of a worker, `{stage}` a stage of the driver,",
+        "`{set}` the name of a training set.",
         "",
         "This page is generated from",
         "[demopsd_dist/run_record/metric_glossary.py](../demopsd_dist/run_record/metric_glossary.py) by",

@@ -15,7 +15,7 @@ from demopsd_dist.run_record.ledger import DropReason
 from demopsd_dist.training import leakage_probe
 from demopsd_dist.training.pipelining import Coalescer, PrefetchQueue, open_prefetch_queue
 from demopsd_dist.training.run import Run, RunState
-from demopsd_dist.training.step_prompts import groups_with_signal, privileged_contexts, stream_groups
+from demopsd_dist.training.step_prompts import privileged_contexts, signal_of, stream_groups
 from demopsd_dist.util.errors import RewardError
 
 
@@ -35,7 +35,7 @@ class StepBatch:
     size: BatchSize
     scored: list[ScoredExample]
     score_calls: list[list[str]]  # rollout ids of each scoring call, in the order of the call
-    metrics: dict[str, float]  # of the rollout and teacher workers, of the teacher's views, and of a leakage probe
+    metrics: dict[str, float]  # of groups, teacher's views, rollout and teacher workers, and perhaps a leakage probe
     recorded_ids: list[str]  # rollouts whose tokens are recorded
 
     @property
@@ -95,13 +95,18 @@ async def build_step_batch(run: Run, step: int) -> StepBatch:
     if leakage_probe.is_due(cfg, run.method, step):
         with run.log.timed("probe"):
             leakage = await leakage_probe.measure(cfg, run.method, roles.teacher, run.task.prompts, groups, scored)
+    learnable = sum(map(signal_of(run, step), groups)) / len(groups)
     shown = context_shares(privileged_contexts(run, step).sources, [item.example for item in scored])
     return StepBatch(
         groups=groups,
         size=sum((call.size for call in calls), BatchSize(0, 0)),
         scored=scored,
         score_calls=[[item.id for item in call.scored] for call in calls],
-        metrics=leakage | shown | roles.rollouts.metrics() | roles.teacher.metrics(),
+        metrics={"rollout/groups_learnable_fraction": learnable}
+        | leakage
+        | shown
+        | roles.rollouts.metrics()
+        | roles.teacher.metrics(),
         recorded_ids=samples.choose_recorded(cfg, step, [rollout for group in groups for rollout in group.rollouts]),
     )
 
@@ -147,10 +152,12 @@ def select_groups(run: Run, step: int, groups: list[RewardedGroup]) -> list[Rewa
     the ledger records the reason why each other group is dropped."""
     if run.method.sampling_rounds == 1:
         return groups
-    selected = groups_with_signal(run.cfg, groups)
+    can_learn_from = signal_of(run, step)
+    usable = [group for group in groups if can_learn_from(group)]
+    selected = usable[: run.cfg.rollout.prompts_per_step]
     for group in groups:
         if group not in selected:
-            reason = DropReason.not_needed if group.has_signal else DropReason.no_example
+            reason = DropReason.not_needed if group in usable else DropReason.no_example
             run.ledger.dropped(step + 1, [(rollout.prompt.id, rollout.sample) for rollout in group.rollouts], reason)
     return selected
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
 from demopsd_dist.config import Config, SolutionSource
 from demopsd_dist.data.examples import ContextChooser, RewardedGroup, reward_group
+from demopsd_dist.data.mixture import MixedPrompts
 from demopsd_dist.data.records import Prompt, Rollout
 from demopsd_dist.data.rewards import answer_form
 from demopsd_dist.data.sources import question_order
@@ -20,13 +21,13 @@ from demopsd_dist.training.run import Run
 async def stream_groups(run: Run, step: int) -> AsyncIterator[tuple[int, RewardedGroup]]:
     """A step's rewarded groups in the order in which they finish, each with its index in the step.
 
-    A method with several sampling rounds samples as many further questions as there are groups without a signal, in
-    which all rewards are equal (DAPO's dynamic sampling). `step` counts the steps done before.
+    A method with several sampling rounds samples as many further questions as there are groups that it cannot learn
+    from (DAPO's dynamic sampling). `step` counts the steps done before.
     """
     cfg, ledger, group_size = run.cfg, run.ledger, run.cfg.rollout.group_size
     prompts = prompts_of_step(run.task.train, cfg, step)
     sampled_ids: set[str] = set()
-    missing_groups = cfg.rollout.prompts_per_step
+    missing_groups, can_learn_from = cfg.rollout.prompts_per_step, signal_of(run, step)
     for _ in range(run.method.sampling_rounds):
         first_index, late_ids = len(sampled_ids), {prompt.id for prompt in prompts}
         ledger.issued(step + 1, prompts, group_size)
@@ -34,7 +35,7 @@ async def stream_groups(run: Run, step: int) -> AsyncIterator[tuple[int, Rewarde
         async for index, rollouts in drop_stragglers(stream, len(prompts), cfg):
             group = reward_group(rollouts, run.task.reward)
             ledger.generated(step + 1, group.rollouts, group.unrewarded)
-            missing_groups -= group.has_signal
+            missing_groups -= can_learn_from(group)
             late_ids.remove(group.prompt.id)
             yield first_index + index, group
         ledger.dropped(step + 1, itertools.product(sorted(late_ids), range(group_size)), DropReason.late)
@@ -66,14 +67,23 @@ async def drop_stragglers(
             await groups.aclose()
 
 
-def groups_with_signal(cfg: Config, groups: Sequence[RewardedGroup]) -> list[RewardedGroup]:
-    """The first `rollout.prompts_per_step` groups whose rewards differ."""
-    return [group for group in groups if group.has_signal][: cfg.rollout.prompts_per_step]
+def signal_of(run: Run, step: int) -> Callable[[RewardedGroup], bool]:
+    """The rule by which the method can learn from a group of a step.
+
+    A method with a teacher can where there is something to show to it for one response at least, any other where the
+    rewards differ.
+    """
+    if run.method.shows_solutions:
+        return privileged_contexts(run, step).can_show
+    return lambda group: group.has_signal
 
 
 def prompts_of_step(prompts: Sequence[Prompt], cfg: Config, step: int) -> list[Prompt]:
-    """The prompts of a step, all different. Each epoch is a new permutation and drops an incomplete last step."""
+    """The prompts of a step, all different. Each epoch is a new permutation and drops an incomplete last step; several
+    training sets are drawn by their weights."""
     per_step = cfg.rollout.prompts_per_step
+    if isinstance(prompts, MixedPrompts):
+        return prompts.of_step(cfg.seed, per_step, step)
     epoch, step_of_epoch = divmod(step, len(prompts) // per_step)
     indices = question_order(len(prompts), cfg.seed, epoch)
     return [prompts[index] for index in indices[step_of_epoch * per_step : (step_of_epoch + 1) * per_step]]
@@ -96,6 +106,8 @@ def privileged_contexts(run: Run, step: int) -> ContextChooser:
 
 def _more_prompts(prompts: Sequence[Prompt], cfg: Config, step: int, used_ids: set[str], count: int) -> list[Prompt]:
     """Prompts that the step has not sampled yet, in an order that depends only on seed and step."""
+    if isinstance(prompts, MixedPrompts):
+        return prompts.more(cfg.seed, step, used_ids, count)
     indices = question_order(len(prompts), cfg.seed, -1 - step)
     return [prompts[index] for index in indices if prompts[index].id not in used_ids][:count]
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from demopsd_dist.config import AlarmAction, to_yaml
-from demopsd_dist.data.records import StepReport
+from demopsd_dist.data.examples import RewardedGroup
+from demopsd_dist.data.mixture import MixedPrompts
+from demopsd_dist.data.records import Prompt, StepReport
 from demopsd_dist.run_record import digests, replay_batch, samples
 from demopsd_dist.run_record.folder import replace_text
 from demopsd_dist.run_record.timeline import Track, to_json, trace_events
+from demopsd_dist.training.no_reward_notice import notify_without_reward
 from demopsd_dist.training.run import Run, RunState
 from demopsd_dist.training.step_batch import StepBatch
 from demopsd_dist.util.errors import CollapseError, GoBackError
 
 
 async def record_step(run: Run, state: RunState, batch: StepBatch, report: StepReport) -> None:
-    """Write all records of a step to the run folder, then check its metrics for collapse.
+    """Write all records of a step to the run folder, then check its metrics for collapse, and the first for rewards.
 
     Raises:
         CollapseError, GoBackError: see `check_collapse`.
@@ -24,7 +28,9 @@ async def record_step(run: Run, state: RunState, batch: StepBatch, report: StepR
     await run.on_stage("record", state.step, report)
     record_samples(run, state, batch, report)
     record_replay_batch(run, state, batch, report)
-    run.log.write_step(state.step, step_metrics(batch, state) | report.metrics)
+    by_set = set_metrics(run.task.train, batch.groups)
+    run.log.write_step(state.step, step_metrics(batch, state) | by_set | report.metrics)
+    notify_without_reward(run, state, batch.groups)
     await record_timeline(run, state)
     check_collapse(run, state)
 
@@ -102,8 +108,22 @@ def step_metrics(batch: StepBatch, state: RunState) -> dict[str, float]:
         "rollout/learned_fraction": len(batch.scored) / len(rollouts),
         "rollout/learned_tokens": float(sum(example.response_length_tokens for example in batch.examples)),
         "rollout/reward_errors": float(sum(len(group.failures) for group in batch.groups)),
+        "rollout/undecided": float(sum(group.undecided for group in batch.groups)),
         "rollout/groups": float(len(batch.groups)),
         "policy/age_steps_max": float(state.step - 1 - min(rollout.oldest_version for rollout in rollouts)),
         "policy/age_steps_mean": state.step - 1 - sum(int(r.version_T.sum()) for r in rollouts) / sum(tokens),
         **batch.metrics,
     }
+
+
+def set_metrics(prompts: Sequence[Prompt], groups: Sequence[RewardedGroup]) -> dict[str, float]:
+    """Number of questions and mean reward of each of several training sets; sets without a response have no reward."""
+    if not isinstance(prompts, MixedPrompts):
+        return {}
+    metrics: dict[str, float] = {}
+    for name in prompts.sets:
+        rewards = [group.rewards for group in groups if prompts.set_of(group.prompt) == name]
+        metrics[f"train_set/groups_{name}"] = float(len(rewards))
+        if values := [value for of_group in rewards for value in of_group]:
+            metrics[f"train_set/reward_mean_{name}"] = sum(values) / len(values)
+    return metrics
