@@ -39,7 +39,7 @@ class Evaluation:
     response_tokens_mean: float
     truncated_fraction: float
     unparsed_fraction: float  # without an answer in the reward's form
-    reward_errors: int  # responses that the reward failed on, which count as wrong
+    reward_errors: int  # responses that the reward failed on or could not compare in time, which count as wrong
     behaviour: dict[str, float]
     questions: int
     samples: int
@@ -81,7 +81,9 @@ async def evaluate(
         response_tokens_mean=tokens / len(responses),
         truncated_fraction=sum(rollout.truncated for rollout in responses) / len(responses),
         unparsed_fraction=sum(answer is None for group in answers for answer in group.answers) / len(responses),
-        reward_errors=sum(not isinstance(result, RewardResult) for group in results for result in group),
+        reward_errors=sum(
+            not isinstance(result, RewardResult) or result.undecided for group in results for result in group
+        ),
         behaviour=sign_fractions([text for group in texts for text in group]),
         questions=len(prompts),
         samples=sampling.samples,

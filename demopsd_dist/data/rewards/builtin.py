@@ -16,12 +16,15 @@ from demopsd_dist.data.rewards.extraction import (
     extract_answer,
     extract_any,
     extract_boxed,
+    extract_formula,
     extract_last_number,
     extract_letter,
 )
+from demopsd_dist.data.rewards.math_reward import MathReward
 from demopsd_dist.data.rewards.own_reward import SIGNATURE, NoRewardError, OwnReward, call_reward
 from demopsd_dist.util.errors import ConfigError, RewardError
 
+MATH = "math"
 _QUOTED_CHARS = 200
 
 
@@ -45,6 +48,7 @@ ANSWER_FORMS = {
     "boxed": AnswerForm(extract_boxed, "\\boxed{", "}"),
     "letter": AnswerForm(extract_letter, "Answer: ", ""),
     "gsm8k": AnswerForm(extract_last_number, "#### ", ""),
+    MATH: AnswerForm(extract_formula, "\\boxed{", "}"),
     "auto": AnswerForm(extract_any, "<answer>", "</answer>"),
 }
 """The built-in rewards by name: 1 for the right answer in this form, else 0."""
@@ -96,8 +100,12 @@ def resolve_reward(name: str, limits: Limits | None = None, errors: RewardErrors
     """The built-in reward of this name, or the user's function at this dotted path.
 
     Raises:
-        ConfigError: neither exists, or the object at the path cannot be called as `SIGNATURE`.
+        ConfigError: neither exists, or the object at the path cannot be called as `SIGNATURE`; or the reward is `math`
+            and math-verify cannot be imported.
     """
+    limits = limits or Limits()
+    if name == MATH:
+        return Reward(name, MathReward(limits), ANSWER_FORMS[MATH].extract)
     if name in ANSWER_FORMS:
         extract = ANSWER_FORMS[name].extract
         return Reward(name, lambda response, question: float(_is_right(extract(response), question.answer)), extract)
@@ -106,7 +114,6 @@ def resolve_reward(name: str, limits: Limits | None = None, errors: RewardErrors
         near = difflib.get_close_matches(name, ANSWER_FORMS, n=1)
         hint = f"Did you mean {near[0]}?" if near else f"For your own give its dotted path, package.name: {SIGNATURE}"
         raise ConfigError(f"reward={name} is not built in ({', '.join(ANSWER_FORMS)}). {hint}")
-    limits = limits or Limits()
     return Reward(name, OwnReward(name, limits.start_s, limits.reward_s), _nonempty_response, errors)
 
 

@@ -144,6 +144,14 @@ def extract_any(response: str) -> str | None:
     return extract_letter(response) if boxed is None else boxed
 
 
+def extract_formula(response: str) -> str | None:
+    r"""The last `<answer>` (the text inside its box, if any); else the last box."""
+    response = strip_thinking(response)
+    answer = extract_answer(response)
+    boxed = extract_boxed(response if answer is None else answer)
+    return answer if boxed is None else boxed
+
+
 def extract_last_number(response: str) -> str | None:
     """The last number of a response, after its last `####` if that is followed by one; None where there is none.
 

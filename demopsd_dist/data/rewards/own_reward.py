@@ -73,6 +73,10 @@ class OwnReward:
             raise NoRewardError(reply["failed"])
         return RewardResult(reply["reward"], reply["feedback"])
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def _start(self) -> None:
         self._socket, child_socket = socket.socketpair()
         self._lines = self._socket.makefile("rb")

@@ -82,7 +82,7 @@ def own(modules: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Reward]
 
 def process_of(reward: Reward) -> psutil.Process:
     assert isinstance(reward.function, OwnReward)
-    return psutil.Process(reward.function._process.pid)
+    return psutil.Process(reward.function.pid)
 
 
 def children_left() -> list[psutil.Process]:
@@ -164,7 +164,7 @@ def test_a_module_that_cannot_be_imported_in_time_is_refused(own: Callable[..., 
 def test_the_process_ends_with_a_killed_run(modules: Path) -> None:
     code = (
         "import os, signal, sys; from demopsd_dist.data.rewards import resolve_reward\n"
-        "reward = resolve_reward('own_module.reward'); print(reward.function._process.pid, flush=True)\n"
+        "reward = resolve_reward('own_module.reward'); print(reward.function.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     path = os.pathsep.join([str(modules), str(DEMO.parents[1])])

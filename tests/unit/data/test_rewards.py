@@ -8,14 +8,17 @@ import string
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from demopsd_dist.config import load
 from demopsd_dist.data.records import Question, RewardResult
-from demopsd_dist.data.rewards import ANSWER_FORMS, answer_form, answer_reward, resolve_reward
+from demopsd_dist.data.rewards import ANSWER_FORMS, Reward, answer_form, answer_reward, resolve_reward
 from demopsd_dist.data.rewards.comparison import ANSWER_CHARS, same_answer
 from demopsd_dist.data.rewards.extraction import (
     BOX_CHARS,
@@ -140,11 +143,16 @@ HOSTILE = {
 }
 
 
+@pytest.fixture(scope="module")
+def rewards() -> dict[str, Reward]:
+    return {form: resolve_reward(form) for form in ANSWER_FORMS}
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("form", ANSWER_FORMS)
-def test_a_megabyte_is_checked_in_linear_time(form: str, name: str) -> None:
+def test_a_megabyte_is_checked_in_linear_time(rewards: dict[str, Reward], form: str, name: str) -> None:
     """A quadratic search of these takes minutes, so a generous limit on processor time shows the difference."""
-    reward, text = resolve_reward(form), HOSTILE[name]
+    reward, text = rewards[form], HOSTILE[name]
     started = time.process_time()
     for response in (text, ANSWER_FORMS[form].write(text), f"<answer>{text}</answer>"):
         reward(response, QUESTION)
@@ -183,6 +191,20 @@ def test_built_in_rewards_read_their_own_form() -> None:
 def test_a_reward_is_a_number_from_0_to_1(reward: object) -> None:
     with pytest.raises((TypeError, ValueError), match=r"a reward is a number from 0 to 1, not"):
         RewardResult(reward)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "scalar", [np.float32(0.5), np.float64(0.5), np.float16(0.5), np.array(0.5), torch.tensor(0.5)]
+)
+def test_a_reward_may_be_a_scalar_of_an_array_library(scalar: Any) -> None:
+    assert RewardResult(scalar) == RewardResult(0.5)
+    assert type(RewardResult(scalar).reward) is float
+    others: list[Any] = [np.True_, np.int64(0), np.array(True)]
+    assert [RewardResult(value).reward for value in others] == [1.0, 0.0, 1.0]
+    wrong: list[Any] = [np.array([0.5]), np.array("1"), np.float32(1.5), np.array([])]
+    for value in wrong:
+        with pytest.raises((TypeError, ValueError), match=r"a reward is a number from 0 to 1, not"):
+            RewardResult(value)
 
 
 def test_blank_feedback_is_none() -> None:
@@ -254,7 +276,7 @@ def test_a_reward_that_fails_shows_the_sample(mine: Callable[[str], str], name: 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("anwser", "is not built in (answer, boxed, letter, gsm8k, auto). Did you mean answer?"),
+        ("anwser", "is not built in (answer, boxed, letter, gsm8k, math, auto). Did you mean answer?"),
         ("xyzzy", "For your own give its dotted path, package.name: def my_reward(response: str, question: Question)"),
         ("", "is not built in"),
         ("no_such_module.reward", "there is no module no_such_module to import from"),

@@ -1,0 +1,72 @@
+"""The reward `math`: the exact comparison first, then math-verify in a process that can be ended.
+
+math-verify takes expressions by their value, `x^2+2x+1` and `(x+1)^2`. On some text sympy computes without end, so the
+process beside the run compares pairs under a time limit, and is started again where it did not survive one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from functools import lru_cache, partial
+
+from demopsd_dist.config import Limits
+from demopsd_dist.data.records import Question, RewardResult
+from demopsd_dist.data.rewards.comparison import same_answer
+from demopsd_dist.data.rewards.extraction import extract_formula
+from demopsd_dist.data.rewards.own_reward import NoRewardError, OwnReward
+from demopsd_dist.util.errors import ConfigError
+
+MATH_CHARS = 1_000
+"""Length of the longest answer that math-verify compares."""
+KILL_FACTOR, KILL_AFTER_S = 5, 5.0
+"""A process is killed that has not answered after `KILL_FACTOR` times `limits.math_s` plus `KILL_AFTER_S`. The limit is
+of processor time: on a busy machine a comparison within it may take several times as long."""
+INSTALL = "pip install math-verify==0.9.0"
+_COMPARE = "demopsd_dist.data.rewards.math_pairs.compare"
+_PAIRS = 20_000  # remembered results
+_WORDS = re.compile(r"(?:[^\W\d_]|[-' ])*[^\W\d_]{3}(?:[^\W\d_]|[-' ])*")
+
+
+class MathReward:
+    """Reward of a response by the value of its answer: 1 or 0.
+
+    Args:
+        limits: `math_s` is the processor time of a comparison, `start_s` the time limit of the import of math-verify.
+
+    Raises:
+        ConfigError: math-verify is not installed, or cannot be imported in time.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        if importlib.util.find_spec("math_verify") is None:
+            raise ConfigError(f"reward=math needs math-verify, which is not installed. Install it: {INSTALL}")
+        self.process = OwnReward(_COMPARE, limits.start_s, KILL_FACTOR * limits.math_s + KILL_AFTER_S)
+        self._compare = lru_cache(maxsize=_PAIRS)(partial(_compare_in_process, self.process, limits.math_s))
+
+    def __call__(self, response: str, question: Question) -> RewardResult:
+        """Reward one response. A comparison that is not done in time gives 0 with `undecided`."""
+        answer, expected = extract_formula(response), question.answer.strip()
+        if answer is None:
+            return RewardResult(0.0)
+        if same_answer(answer, expected):
+            return RewardResult(1.0)
+        return self._compare(answer, expected) if is_compared_by_value(answer, expected) else RewardResult(0.0)
+
+
+def _compare_in_process(process: OwnReward, limit_s: float, answer: str, expected: str) -> RewardResult:
+    request = json.dumps({"answer": answer, "limit_s": limit_s})
+    try:
+        return process(request, Question(id="", text="", answer=expected, field=""))
+    except NoRewardError:  # not done in time, or its process did not survive the pair
+        return RewardResult(0.0, undecided=True)
+
+
+def is_compared_by_value(answer: str, expected: str) -> bool:
+    """True where math-verify compares a pair that is not the same by `same_answer`.
+
+    Words are not: math-verify reads "listen" and "silent" as products of the same letters. Nor are answers of more than
+    `MATH_CHARS` characters.
+    """
+    return max(len(answer), len(expected)) <= MATH_CHARS and not _WORDS.fullmatch(expected)
