@@ -17,7 +17,7 @@ from torch import Tensor
 
 from demopsd_dist.config import Config, Transport
 from demopsd_dist.data.records import BatchSize, DigestRequest, ScoredExample, Tokens, TrainingExample
-from demopsd_dist.methods import objective_of, resolve_method
+from demopsd_dist.methods import check_engine_support, objective_of, resolve_method
 from demopsd_dist.objective import OutputHead, TokenSlice, fused_loss, reduced
 from demopsd_dist.training.schedule import learning_rate
 from demopsd_dist.util.errors import NonFiniteLossError
@@ -38,6 +38,7 @@ from workers.learner.export import export_model
 from workers.learner.lora import add_adapters, base_tensors
 from workers.learner.loss_inputs import LossInputs
 from workers.learner.model_trial import try_model
+from workers.learner.non_finite import NonFiniteSearch, first_of_all_ranks
 from workers.learner.observers.observer import Observer
 from workers.learner.observers.step_digests import StepDigests
 from workers.learner.observers.step_metrics import StepMetrics
@@ -77,7 +78,8 @@ class LearnerWorker(Traced, Rank):
         before any rollout engine starts.
 
         Raises:
-            ConfigError: the model or `model.lora_targets` cannot be trained.
+            ConfigError: the model or `model.lora_targets` cannot be trained, or the engine's support would be the
+                whole vocabulary.
         """
         settings, model = self._config.learner, self._config.model
         self._device = torch.device("cuda" if settings.gpus_per_worker else "cpu")
@@ -86,6 +88,7 @@ class LearnerWorker(Traced, Rank):
             torch.set_num_threads(settings.threads)
         torch.manual_seed(self._config.seed)
         self._causal = load_causal_lm(self._folder, model.precision)
+        check_engine_support(self._method, vocabulary_rows(self._causal))
         if self.rank == 0:
             if settings.zero_stage < 3:  # otherwise the whole model may be too large for the device
                 self._causal.to(self._device)
@@ -158,7 +161,8 @@ class LearnerWorker(Traced, Rank):
             digest_request: digests to compute of all tensors; None computes none.
 
         Raises:
-            NonFiniteLossError: on every rank, before the step, if any rank's loss is not finite.
+            NonFiniteLossError: on every rank, before the step, if any rank's loss or the gradient is not finite. It
+                names the first tensor that is not, see `non_finite.py`.
         """
         self.version += 1
         if token_count == 0:  # the same on all ranks; an update would only decay weights and apply old momentum
@@ -173,9 +177,13 @@ class LearnerWorker(Traced, Rank):
         self._accumulate_gradients(micro_batches, token_count, size, observers)
         report = metrics.report()
         report.token_records = token_recorder.token_records()
-        self._refuse_non_finite(report.sums.get("learner/loss", 0.0))
+        if not self._finite_on_all_ranks(report.sums.get("learner/loss", 0.0)):
+            raise self._refusal("loss", micro_batches, token_count, size)
         report.maxima["learner/learning_rate"] = self._set_learning_rate(learning_rate_factor)
-        report.maxima["learner/grad_norm"] = self._update_weights(digests)
+        try:
+            report.maxima["learner/grad_norm"] = self._update_weights(digests)
+        except FloatingPointError:
+            raise self._refusal("gradient", micro_batches, token_count, size) from None
         if digests is not None:
             with self.spans.span("digests"):
                 report.sums |= digests.sums
@@ -256,38 +264,44 @@ class LearnerWorker(Traced, Rank):
         """Make the optimizer step, and return the norm of the gradient before clipping.
 
         Raises:
-            NonFiniteLossError: the norm is not finite.
+            FloatingPointError: on every rank, the norm is not finite; the weights are as they were.
         """
         with self.spans.span("update"), nullcontext() if digests is None else digests.capture_gradient(self._engine):
             self._engine.step()
         release_gpu_cache(self._config, self._device)
         norm = self._grad_norm if self._config.learner.zero_stage == 0 else self._engine.get_global_grad_norm()
-        self._refuse_infinite_gradient(float(norm))
+        if not np.isfinite(float(norm)):  # the same on all ranks; at stages 1 to 3 DeepSpeed has skipped the step
+            raise FloatingPointError
         return float(norm)
-
-    def _refuse_infinite_gradient(self, norm: float) -> None:
-        """Raise on every rank, as the norm is the same on all. At stages 1 to 3 DeepSpeed has skipped the step."""
-        if not np.isfinite(norm):
-            raise self._refusal(f"the gradient of step {self.version} is not finite")
 
     def _clip(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         """Clip the gradients at ZeRO-0, where they are full and reduced when the optimizer is about to step."""
         gradients = [p for group in optimizer.param_groups for p in group["params"]]
         self._grad_norm = torch.nn.utils.clip_grad_norm_(gradients, self._config.learner.max_grad_norm)
-        self._refuse_infinite_gradient(float(self._grad_norm))
+        if not np.isfinite(float(self._grad_norm)):
+            raise FloatingPointError
 
-    def _refuse_non_finite(self, loss: float) -> None:
-        """Raise on every rank if any rank's loss is not finite. A collective."""
+    def _finite_on_all_ranks(self, loss: float) -> bool:
+        """Whether every rank's loss is finite. A collective."""
         flag = torch.tensor(float(np.isfinite(loss)), device=self._device)
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MIN)
-        if not flag:
-            raise self._refusal(f"the loss of step {self.version} is not finite (on rank {self.rank}: {loss})")
+        return bool(flag)
 
-    def _refusal(self, problem: str) -> NonFiniteLossError:
-        """Error for a step that is refused."""
-        rate = self._config.learner.learning_rate
+    def _refusal(
+        self,
+        quantity: str,
+        micro_batches: Sequence[Sequence[Sequence[ScoredExample]]],
+        token_count: int,
+        size: BatchSize,
+    ) -> NonFiniteLossError:
+        """Error for a step that is refused. The step is computed once more to find the cause. A collective."""
+        search = NonFiniteSearch()
+        search.add_parameters([*self._engine.module.model.named_parameters(), *self._constants])
+        with search.gradients(self._trained):
+            self._accumulate_gradients(micro_batches, token_count, size, [search])
+        cause = first_of_all_ranks(search.found, self._config.learner.num_workers)
         return NonFiniteLossError(
-            f"{problem}; the step was refused on every rank. Lower learner.learning_rate ({rate:g})."
+            f"the {quantity} of step {self.version} is not finite, and the step was refused on every rank: {cause}"
         )
 
     def plan(self) -> PublishPlan:

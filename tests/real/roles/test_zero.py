@@ -134,13 +134,42 @@ def test_a_loss_that_is_not_finite_is_refused_before_the_step(ranks: Ranks, scor
     poisoned[0] = ScoredExample(poisoned[0].example, poisoned[0].support_TK, poisoned[0].reference_logp_TA, values)
     group = ranks.start("learner.num_workers=2")
     before = asyncio.run(group.support([item.example for item in scored]))
-    with pytest.raises(NonFiniteLossError, match="the step was refused on every rank"):
+    with pytest.raises(NonFiniteLossError) as error:
         asyncio.run(group.step(packed(poisoned, 2, 10_000)))
+    assert "the loss of step 1 is not finite, and the step was refused on every rank: on rank " in str(error.value)
+    rollout_id = poisoned[0].rollout.id
+    assert f"the teacher's log-probabilities are not finite at response token 0 of rollout {rollout_id}" in str(
+        error.value
+    )
+    assert "learning_rate" not in str(error.value)
     after = asyncio.run(group.support([item.example for item in scored]))
     assert before is not None
     assert after is not None
     for one, other in zip(before, after, strict=True):
         assert (one == other).all(), "the weights are as they were"
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("fault", ["parameter", "gradient"])
+def test_a_parameter_or_gradient_that_is_not_finite_is_named(
+    stage: int, fault: str, ranks: Ranks, scored: list[ScoredExample]
+) -> None:
+    """One value of rank 1's weights, or of the gradient of one layer there, is damaged in the living process."""
+    group = ranks.start("learner.num_workers=2", f"learner.zero_stage={stage}")
+
+    def damage(worker: Any) -> None:
+        named = dict(worker._engine.module.model.named_parameters())
+        parameter: Any = named["model.layers.1.mlp.down_proj.weight"]
+        if worker.rank == 1 and fault == "parameter":
+            getattr(parameter, "ds_tensor", parameter).data.view(-1)[0] = np.nan
+        elif worker.rank == 1:
+            parameter.register_hook(lambda gradient: gradient * np.inf)
+
+    asyncio.run(group._group.each(lambda w, _: w.run(damage), within_s=60, what="the damage"))
+    with pytest.raises(NonFiniteLossError) as error:
+        asyncio.run(group.step(packed(scored, 2, 150)))
+    damaged = "parameter model" if fault == "parameter" else "the gradient of model"
+    assert f"on rank 1 {damaged}.layers.1.mlp.down_proj.weight has " in str(error.value)
 
 
 def test_a_batch_without_tokens_is_no_step(ranks: Ranks) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from demopsd_dist.config import load
 from demopsd_dist.data.records import Tokens, TrainingExample
-from demopsd_dist.methods import resolve_method
-from demopsd_dist.util.errors import WorkerError
+from demopsd_dist.methods import check_engine_support, resolve_method
+from demopsd_dist.util.errors import ConfigError, WorkerError
 from tests.unit.run_record.sample_rows import prompt, rollout
 from workers.actor_group import no_actors
 from workers.learner.group import LearnerGroup, step_metrics
@@ -42,6 +42,20 @@ def test_a_rollout_without_engine_support_is_refused_by_name() -> None:
         WorkerError, match=r"rollout gap#0 of rollout worker 0 has no support ids, .* same configuration"
     ):
         asyncio.run(learners.support(gaps))
+
+
+def test_an_engines_support_of_the_whole_vocabulary_is_refused() -> None:
+    """The supports of learner and reference are cut to one token less than the vocabulary instead."""
+    demo = Path(__file__).parents[3] / "configs" / "demo.yaml"
+    engine, learner, whole = (
+        resolve_method(load(demo, words))
+        for words in (["demopsd.support=rollout"], ["demopsd.support=learner"], ["demopsd.top_k=null"])
+    )
+    with pytest.raises(ConfigError, match=r"top_k=100 with support=rollout .* has 100: .* Give top_k at most 99"):
+        check_engine_support(engine, 100)
+    check_engine_support(engine, 101)
+    check_engine_support(learner, 100)
+    check_engine_support(whole, 100)
 
 
 def test_metrics_of_the_ranks_are_put_together() -> None:
