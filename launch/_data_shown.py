@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from demopsd_dist.config import Config, DataConfig, SolutionSource
+from demopsd_dist.data.mixture import MixedPrompts
 from demopsd_dist.data.records import Prompt, Question
 from demopsd_dist.data.rewards import answer_form
 from demopsd_dist.data.sources import LoadedData, describe_sources
@@ -53,9 +54,14 @@ class ShownExample:
 
 
 def shown_examples(config: Config, task: Task, data: LoadedData) -> list[ShownExample]:
-    """The first question of the training set, and of each evaluation split with another source."""
-    prompts = {"train": task.train, "test": task.test, "ood": task.ood}
-    return [_example(config, task, data, split, prompts[split][0]) for split in _splits_to_show(config.data, task)]
+    """The first question of each training set, and of each evaluation split with another source."""
+    shown: list[tuple[Split, Prompt]] = []
+    for split in _splits_to_show(config.data, task):
+        if split == "train" and isinstance(task.train, MixedPrompts):
+            shown += [("train", prompts[0]) for prompts in task.train.sets.values()]
+        else:
+            shown.append((split, {"train": task.train, "test": task.test, "ood": task.ood}[split][0]))
+    return [_example(config, task, data, split, prompt) for split, prompt in shown]
 
 
 def example_lines(config: Config, task: Task, data: LoadedData, whole: bool = False) -> list[str]:

@@ -20,7 +20,7 @@ from tempfile import NamedTemporaryFile
 
 import psutil
 
-from demopsd_dist.config import Config
+from demopsd_dist.config import Config, train_text
 from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.models.model_folder import model_folder
@@ -219,9 +219,9 @@ def check_inputs(config: Config) -> Iterator[Finding]:
         yield problem("model", config.model.path, *_split_fix(error))
     try:
         counts = {split: len(questions) for split, questions in load_data(config.data).questions.items()}
-        yield ok("data", config.data.train, ", ".join(f"{count} {split}" for split, count in counts.items()))
+        yield ok("data", train_text(config.data), ", ".join(f"{count} {split}" for split, count in counts.items()))
     except (ConfigError, DataError) as error:
-        yield problem("data", config.data.train, *_split_fix(error))
+        yield problem("data", train_text(config.data), *_split_fix(error))
     try:
         yield ok("reward", resolve_reward(config.reward).name, "can be used")
     except ConfigError as error:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from demopsd_dist.config import Config
+from demopsd_dist.config import Config, train_sets
 from demopsd_dist.data.chat_template import ChatSettings
 from demopsd_dist.data.dataset_solutions import dataset_solutions
+from demopsd_dist.data.mixture import MixedPrompts
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import Prompt, Question
 from demopsd_dist.data.rewards import resolve_reward
-from demopsd_dist.data.sources import SPLITS
+from demopsd_dist.data.sources import SPLITS, set_label
 from demopsd_dist.methods import resolve_method
 from demopsd_dist.minisci.tasks import Split
 from demopsd_dist.models.model_checks import check_model
@@ -72,7 +74,29 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
     train, test, ood = (fitting.get(split, []) for split in SPLITS)
     reward = resolve_reward(config.reward, config.limits, config.reward_errors)
     solutions = dataset_solutions(config, [prompt.question for prompt in train], builder, reward)
-    return Task(train, test, ood, builder, reward, solutions), skipped
+    return Task(mixed(config, train), test, ood, builder, reward, solutions), skipped
+
+
+def mixed(config: Config, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    """The training prompts, with the draws by weight where `data.train` has several sets.
+
+    Raises:
+        DataError: a set has no usable question, or fewer than a step draws from it.
+    """
+    if not (sets := train_sets(config.data)) or not prompts:
+        return prompts
+    by_set: dict[str, list[Prompt]] = {one.label: [] for one in sets}
+    for prompt in prompts:
+        by_set[set_label(prompt.question)].append(prompt)
+    weights, per_step = sum(one.weight for one in sets), config.rollout.prompts_per_step
+    for index, one in enumerate(sets):
+        drawn, count = per_step * one.weight / weights, len(by_set[one.label])
+        if count < max(1, drawn):
+            raise DataError(
+                f"data.train[{index}].path={one.path} has {count} usable questions, and {drawn:.3g} of the "
+                f"rollout.prompts_per_step={per_step} of a step are drawn from it. Lower its weight, or take it out."
+            )
+    return MixedPrompts(by_set, {one.label: one.weight for one in sets})
 
 
 def compose_run(config: Config, roles: Roles, task: Task, log: RunLog, on_stage: StageHook = no_hook) -> Run:

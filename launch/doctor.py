@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from demopsd_dist.config import MINISCI, SPLIT, Config, load
+from demopsd_dist.config import MINISCI, Config, load, sources_of
 from demopsd_dist.util.code_digest import ROOT, code_digest, differing_files, file_digests
 from demopsd_dist.util.errors import DemoPSDError
 from launch._command_line import exit_code_of
@@ -90,8 +90,8 @@ def check_cluster(config: Config) -> Iterator[Finding]:
 
 def paths_of(config: Config) -> list[str]:
     """Absolute paths of model and data, which every node must see."""
-    sources = [config.model.path, config.data.train, config.data.test, config.data.ood]
-    files = [source for source in sources if source and source not in (MINISCI, SPLIT) and not source.startswith("hf:")]
+    sources = [config.model.path, *sources_of(config.data)]
+    files = [source for source in sources if source.partition(":")[0] not in (MINISCI, "hf", "gym")]
     return [str(Path(file).resolve()) for file in files]
 
 

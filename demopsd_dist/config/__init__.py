@@ -32,6 +32,7 @@ from demopsd_dist.config.schema import (
     SystemRole,
     Transport,
 )
+from demopsd_dist.config.train_sets import TrainSet, sources_of, train_sets, train_text
 
 __all__ = [
     "MINISCI",
@@ -61,6 +62,7 @@ __all__ = [
     "SupportOf",
     "SystemRole",
     "TeacherConfig",
+    "TrainSet",
     "Transport",
     "Variant",
     "WandbMode",
@@ -69,5 +71,8 @@ __all__ = [
     "changes_of_training",
     "load",
     "longest_sequence_tokens",
+    "sources_of",
     "to_yaml",
+    "train_sets",
+    "train_text",
 ]

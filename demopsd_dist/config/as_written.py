@@ -72,6 +72,10 @@ def restore_texts(new: Any, text: str, schema: type, source: str, key: str = "")
 
 def _restore(new: DictConfig, name: str, read: Any, written: Any, kind: Any, source: str) -> None:
     """Put back what the user wrote for one setting, or refuse it; `read` is its value as YAML read it."""
+    if kind is Any:
+        if read is not None and read != written:
+            OmegaConf.update(new, name, _entries_as_written(read, written))
+        return
     alternatives = set(_alternatives(kind))
     texts = {one for one in alternatives if one is str or (isinstance(one, type) and issubclass(one, Enum))}
     if isinstance(written, list) != isinstance(read, list):
@@ -88,6 +92,18 @@ def _restore(new: DictConfig, name: str, read: Any, written: Any, kind: Any, sou
             OmegaConf.update(new, name, written)
         elif isinstance(read, (int, float)):
             _refuse_other_base(name, written, source)
+
+
+def _entries_as_written(read: Any, written: Any) -> Any:
+    """A value of any type with texts as they are written; numbers stay under `weight`, and nulls."""
+    if isinstance(read, list) and isinstance(written, list) and len(read) == len(written):
+        return [_entries_as_written(*pair) for pair in zip(read, written, strict=True)]
+    if isinstance(read, dict) and isinstance(written, dict) and read.keys() == written.keys():
+        return {
+            name: value if name == "weight" else _entries_as_written(value, written[name])
+            for name, value in read.items()
+        }
+    return read if read is None or not isinstance(written, str) else written
 
 
 def _refuse_other_base(name: str, written: Any, source: str) -> None:

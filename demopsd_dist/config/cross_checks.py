@@ -14,6 +14,7 @@ from demopsd_dist.config.method_settings import MethodName, SupportOf, WeightSou
 from demopsd_dist.config.ranges import check_values
 from demopsd_dist.config.role_settings import Schedule
 from demopsd_dist.config.schema import Config, ModelConfig, Precision, RewardErrors, SolutionSource
+from demopsd_dist.config.train_sets import train_sets
 from demopsd_dist.util.errors import ConfigError
 
 _LABEL = r"[a-zA-Z0-9](?:[\w.-]{0,61}[a-zA-Z0-9])?"  # of a node, as Ray accepts it
@@ -57,7 +58,8 @@ def longest_sequence_tokens(config: Config) -> int:
 
 def _check_paths(config: Config) -> None:
     """Refuse `~`, which a shell expands at the beginning of a word alone, and which would be a folder of that name."""
-    data = {f"data.{name}": getattr(config.data, name) for name in ("train", "test", "ood")}
+    sources = {"train": config.data.train, "test": config.data.test, "ood": config.data.ood}
+    data = {f"data.{name}": source for name, source in sources.items() if isinstance(source, str)}
     for key, value in {"output_dir": config.output_dir, "model.path": config.model.path, **data}.items():
         if value is not None and value.startswith("~"):
             raise ConfigError(f"{key}={value} would be a folder named ~. Write {os.path.expanduser(value)}.")
@@ -131,7 +133,8 @@ def _check_alarm(alarm: AlarmConfig) -> None:
 
 
 def _check_data(data: DataConfig) -> None:
-    """Check which splits are held out, and that field names have an effect."""
+    """Check the training sets, which splits are held out, and that field names have an effect."""
+    train_sets(data)
     for key, source in {"train": data.train, "ood": data.ood}.items():
         if source == SPLIT:
             raise ConfigError(f"data.{key}={SPLIT}: only data.test can be held out of data.train. Name a source.")

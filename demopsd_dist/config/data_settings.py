@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
-from demopsd_dist.config.ranges import setting
+from demopsd_dist.config.ranges import ENTRIES, setting
 
 MINISCI = "minisci"
 SPLIT = "split"
@@ -56,9 +57,10 @@ class FieldNames:
 
 @dataclass
 class DataConfig:
-    train: str = MINISCI
+    train: Any = field(default=MINISCI, metadata={ENTRIES: True})
     """Training questions: `minisci`, a .jsonl, .json, .parquet or .csv file, or `hf:owner/name`, also as
-    `hf:owner/name:subset@split`."""
+    `hf:owner/name:subset@split`. Or a list of such sets, each drawn by its weight: `[{path: a.jsonl, weight: 3}, ...]`,
+    perhaps with a `format`, `fields`, `system` and `suffix` of its own."""
     test: str | None = MINISCI
     """Questions for evaluation in the domain, named as for train; never trained on. null or `split` holds out a part of
     train."""

@@ -15,6 +15,7 @@ from typing import Any
 from demopsd_dist.util.errors import ConfigError
 
 LARGEST = 2**32 - 1  # largest seed that NumPy takes
+ENTRIES = "entries"  # key in the metadata of a dataclass field that may be a list of mappings, checked elsewhere
 _RANGE = "range"  # key in the metadata of a dataclass field
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
@@ -95,7 +96,7 @@ def values(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Range | None
         key, value = prefix + item.name, getattr(node, item.name)
         if is_dataclass(value):
             yield from values(value, f"{key}.")
-        else:
+        elif not (item.metadata.get(ENTRIES) and isinstance(value, list)):
             named = value.items() if isinstance(value, dict) else ()
             yield from ((f"{key}.{name}", element, None) for name, element in named)
             for element in value if isinstance(value, list) else [] if isinstance(value, dict) else [value]:

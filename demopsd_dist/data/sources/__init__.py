@@ -4,7 +4,15 @@ Light: `datasets` is imported only when a Parquet file or a hub data set is read
 """
 
 from demopsd_dist.data.sources.items import LoadedSource, ParsedQuestion, RefusedRecord, SourceRecord
-from demopsd_dist.data.sources.load import SPLITS, LoadedData, describe_sources, load_data, load_source, load_split
+from demopsd_dist.data.sources.load import (
+    SPLITS,
+    LoadedData,
+    describe_sources,
+    load_data,
+    load_source,
+    load_split,
+    set_label,
+)
 from demopsd_dist.data.sources.order import question_order
 
 __all__ = [
@@ -19,4 +27,5 @@ __all__ = [
     "load_source",
     "load_split",
     "question_order",
+    "set_label",
 ]

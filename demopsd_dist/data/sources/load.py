@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any, cast
 
-from demopsd_dist.config import MINISCI, SPLIT, DataConfig, Duplicates, Format
+from demopsd_dist.config import (
+    MINISCI,
+    SPLIT,
+    DataConfig,
+    Duplicates,
+    Format,
+    TrainSet,
+    train_sets,
+    train_text,
+)
 from demopsd_dist.data.records import Question
 from demopsd_dist.data.sources import choices, gpqa, own_records, sciknoweval
 from demopsd_dist.data.sources.files import read_records
@@ -37,18 +46,28 @@ class LoadedData:
 
     Attributes:
         duplicates: test and ood questions that are also in the training set as it was read, before any were dropped.
+        train_sets: the training sets, where there are several.
     """
 
     splits: dict[Split, LoadedSource]
     duplicates: list[DuplicateQuestions]
+    train_sets: Sequence[TrainSet] = ()
 
     @property
     def questions(self) -> dict[Split, list[Question]]:
         return {split: loaded.questions for split, loaded in self.splits.items()}
 
     def notes(self) -> list[str]:
-        """Lines for the log: one for each split with records left out, one for each split with duplicates."""
+        """Lines for the log: one for each of several training sets, one for each split with records left out, one for
+        each split with duplicates."""
+        counts = Counter(set_label(question) for question in self.splits["train"].questions)
+        weights = sum(one.weight for one in self.train_sets)
         lines = [
+            f"train set {one.label}: {counts[one.label]:,} records of {one.path}, weight {one.weight:g}: "
+            f"{one.weight / weights:.1%} of the questions drawn"
+            for one in self.train_sets
+        ]
+        lines += [
             f"left out {loaded.refused.total()} of {loaded.records} {split} records: {loaded.refusal_summary()}"
             for split, loaded in self.splits.items()
             if loaded.refused
@@ -70,8 +89,9 @@ class LoadedData:
 
 def describe_sources(data: DataConfig) -> dict[Split, str | None]:
     """The source of each split, for the log."""
-    test = f"{data.test_fraction:g} of {data.train}" if _holds_out_test(data) else data.test
-    return {"train": data.train, "test": test, "ood": data.ood}
+    train = train_text(data)
+    test = f"{data.test_fraction:g} of {train}" if _holds_out_test(data) else data.test
+    return {"train": train, "test": test, "ood": data.ood}
 
 
 def load_data(data: DataConfig) -> LoadedData:
@@ -94,8 +114,14 @@ def load_data(data: DataConfig) -> LoadedData:
     if duplicates and data.duplicates is Duplicates.drop:
         texts = {normalized_text(test) for one in duplicates for test, _ in one.pairs}
         splits["train"] = _drop_duplicates(splits["train"], texts)
-        _refuse_empty(splits["train"], f"data.train={data.train}")
-    return LoadedData(splits, duplicates)
+        _refuse_empty(splits["train"], f"data.train={train_text(data)}")
+    for one in (sets := train_sets(data)):
+        if one.label not in {set_label(question) for question in splits["train"].questions}:
+            raise DataError(
+                f"data.train: no record of {one.path} is left after data.test and data.duplicates took theirs. Take it "
+                "out of the list, or set data.test to another source."
+            )
+    return LoadedData(splits, duplicates, sets)
 
 
 def load_source(data: DataConfig, split: Split, source: str) -> LoadedSource:
@@ -110,7 +136,7 @@ def load_source(data: DataConfig, split: Split, source: str) -> LoadedSource:
     first = next(records, None)
     if first is None:
         raise DataError(f"data.{split}={source} holds no record. Name a source with one record per line or row.")
-    parse = _parser(first, data)
+    parse = question_parser(first, data)
     items = (_with_data_settings(parse(record), record, data) for record in chain([first], records))
     loaded = _filter_and_count(items, data, split)
     _refuse_same_ids(loaded.questions, f"data.{split}={source}")
@@ -123,12 +149,43 @@ def load_split(data: DataConfig, split: Split) -> LoadedSource:
     Raises:
         DataError: the source is missing, empty or broken, or nothing of it is left.
     """
+    if split == "train" and (sets := train_sets(data)):
+        return _load_sets(data, sets)
     source = {"train": data.train, "test": data.test, "ood": data.ood}[split]
     if source is None or (split == "test" and _holds_out_test(data)):
         return LoadedSource([])
     loaded = load_source(data, split, source)
     _refuse_empty(loaded, f"data.{split}={source}")
     return loaded
+
+
+def set_label(question: Question) -> str:
+    """Name of the training set of a question, where there are several: the first part of its id."""
+    return question.id.partition("/")[0]
+
+
+def _load_sets(data: DataConfig, sets: Sequence[TrainSet]) -> LoadedSource:
+    """Load several training sets into one, in which the id of a question begins with its set's name.
+
+    A record without a field of its own gets the set's name as its field, so that accuracy is reported by set.
+    """
+    questions: list[Question] = []
+    refused: Counter[str] = Counter()
+    places: dict[str, str] = {}
+    withheld: set[str] = set()
+    for index, one in enumerate(sets):
+        own = replace(data, train=one.path, format=one.format, fields=one.fields, system=one.system, suffix=one.suffix)
+        loaded = load_source(own, "train", one.path)
+        _refuse_empty(loaded, f"data.train[{index}].path={one.path}")
+        refused += loaded.refused
+        for question in loaded.questions:
+            rest = question.id if one.path.partition(":")[0] == MINISCI else question.id.partition("/")[2]
+            field = one.label if question.field == "all" else question.field
+            questions.append(replace(question, id=f"{one.label}/{rest}", field=field))
+            places[questions[-1].id] = loaded.places.get(question.id, "")
+            if question.id in loaded.withheld:
+                withheld.add(questions[-1].id)
+    return LoadedSource(questions, refused, places, frozenset(withheld))
 
 
 def _holds_out_test(data: DataConfig) -> bool:
@@ -181,7 +238,7 @@ def _minisci_questions(data: DataConfig, split: Split, source: str) -> Iterator[
         raise DataError(f"data.minisci_{which}_size={size}: {error}") from None
 
 
-def _parser(first: SourceRecord, data: DataConfig) -> Parse:
+def question_parser(first: SourceRecord, data: DataConfig) -> Parse:
     """Parser of a source's format: `data.format`, or the format that its first record looks like."""
     names = set(first.values)
     mapped = {name for name in asdict(data.fields).values() if name is not None}
@@ -205,8 +262,8 @@ def _hold_out_test(data: DataConfig, loaded: LoadedSource) -> tuple[LoadedSource
     train, test = split_held_out(loaded.questions, data.test_fraction, data.split_seed)
     if not train or not test:
         raise DataError(
-            f"data.test: {len(loaded.questions)} questions of data.train={data.train} cannot be split in two parts of "
-            "different questions. Set data.test to another source."
+            f"data.test: {len(loaded.questions)} questions of data.train={train_text(data)} cannot be split in two "
+            "parts of different questions. Set data.test to another source."
         )
     held_out = Counter({HELD_OUT: len(test)})
     return replace(loaded, questions=train, refused=loaded.refused + held_out), replace(
