@@ -18,7 +18,7 @@ from demopsd_dist.data.sources import LoadedSource, load_source
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
 from demopsd_dist.util.errors import DataError
 
-CASES = Path(__file__).parents[4] / "shared" / "cases"
+CASES = Path(__file__).parents[5] / "shared" / "cases"
 CHAT = [{"role": "system", "content": "Short."}, {"role": "user", "content": "4*6?"}]
 TURNS = [
     {"role": "user", "content": "4*6?"},

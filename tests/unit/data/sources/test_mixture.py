@@ -19,7 +19,7 @@ from demopsd_dist.run_record.run_inputs import input_digests
 from demopsd_dist.util.errors import DataError
 from launch._task import build_task
 
-DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
+DEMO = Path(__file__).parents[4] / "configs" / "demo.yaml"
 SMALL = ["data.minisci_train_size=8", "data.minisci_test_size=8", "rollout.prompts_per_step=4"]
 WEIGHTS = {"a": 6.0, "b": 3.0, "c": 1.0}
 

@@ -17,7 +17,7 @@ from demopsd_dist.minisci.tasks import Split
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
 from demopsd_dist.util.errors import DataError
 
-SCIKNOWEVAL = Path(__file__).parents[4] / "shared" / "data" / "sciknoweval" / "mcq"
+SCIKNOWEVAL = Path(__file__).parents[5] / "shared" / "data" / "sciknoweval" / "mcq"
 
 
 def write(folder: Path, *lines: str) -> Path:

@@ -16,7 +16,7 @@ from demopsd_dist.data.records import Question
 from demopsd_dist.data.sources import load_source
 from demopsd_dist.util.errors import DataError
 
-CASES = Path(__file__).parents[4] / "shared" / "cases"
+CASES = Path(__file__).parents[5] / "shared" / "cases"
 
 
 def questions(path: Path | str, data: DataConfig | None = None) -> list[Question]:

@@ -25,7 +25,7 @@ from demopsd_dist.minisci.tokenizer import byte_tokenizer
 from demopsd_dist.util.errors import ConfigError, DataError
 from launch.train import main
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 RAW = ROOT.parent / "shared" / "data" / "sciknoweval"
 BUILDER = PromptBuilder(byte_tokenizer())
 
