@@ -20,5 +20,5 @@ setup(
         "rich",
         "xxhash",
     ],
-    extras_require={"tensorboard": ["tensorboard"], "wandb": ["wandb"]},
+    extras_require={"math": ["math-verify==0.9.0"], "tensorboard": ["tensorboard"], "wandb": ["wandb"]},
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import random
+import runpy
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,9 +21,12 @@ from benchmarks.common.results_files import RESULTS, save
 from demopsd_dist.data.records import Question, RewardResult
 from demopsd_dist.data.rewards import ANSWER_FORMS, Reward, resolve_reward, same_answer
 from demopsd_dist.data.rewards.math_reward import is_compared_by_value
-from tests.unit.data.answer_cases.same_answer_cases import DIFFERENT, SAME
-from tests.unit.data.answer_cases.spelled_answer_cases import CASE_FOLDED, SPELLED, STAY_DIFFERENT, WRAPPED
 
+CASES = Path(__file__).parents[1] / "tests" / "unit" / "data" / "answer_cases"
+TABLES = {
+    "same_answer_cases.py": ("SAME", "DIFFERENT"),
+    "spelled_answer_cases.py": ("WRAPPED", "SPELLED", "CASE_FOLDED", "STAY_DIFFERENT"),
+}
 PAIRS = 2_000
 DIRECT_S = 5  # time-out of math-verify's parsing and comparison
 Pair = tuple[str, str]
@@ -101,7 +105,8 @@ KINDS: tuple[Callable[[random.Random], Iterator[Pair]], ...] = (
 def pairs(count: int) -> list[Pair]:
     """The decided cases of the tests, then generated pairs of each kind in turn."""
     rng = random.Random("answers")
-    cases = [*SAME, *WRAPPED, *SPELLED, *CASE_FOLDED, *DIFFERENT, *STAY_DIFFERENT]
+    tables = {name: runpy.run_path(str(CASES / name)) for name in TABLES}  # lists of pairs, and nothing else
+    cases = [pair for name, lists in TABLES.items() for chosen in lists for pair in tables[name][chosen]]
     found = dict.fromkeys((answer, expected) for answer, expected in cases if len(answer) < 1_000)
     while len(found) < count:
         found.update(dict.fromkeys(KINDS[rng.randrange(len(KINDS))](rng)))
