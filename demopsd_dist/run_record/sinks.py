@@ -77,7 +77,11 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A Weights & Biases run; offline it is a folder `wandb/` in the run folder, for `wandb sync`."""
+    """A Weights & Biases run; offline it is a folder `wandb/` in the run folder, for `wandb sync`.
+
+    Its id is the identity of the run, so that a resumed run goes on with it. The horizontal axis is the metric `step`:
+    W&B's own counter only grows and would drop the steps that are repeated after a rollback.
+    """
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
         import wandb
@@ -89,14 +93,18 @@ class WeightsAndBiases:
         self._run = wandb.init(
             project=config.sinks.wandb_project,
             name=folder.path.name,
+            id=folder.identity,
+            resume="allow",
             dir=str(folder.path),
             mode="online" if config.sinks.wandb is WandbMode.online else "offline",
             config={str(key): value for key, value in settings.items()},
             settings=wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True),
         )
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, metrics: Metrics) -> None:
-        self._run.log(dict(metrics), step=step)
+        self._run.log({**metrics, "step": step})
 
     def close(self) -> None:
         self._run.finish()

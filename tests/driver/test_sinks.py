@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -12,6 +14,7 @@ from rich.console import Console
 from demopsd_dist.config import load
 from demopsd_dist.run_record import metric_glossary, samples, sinks
 from demopsd_dist.run_record.folder import RunFolder
+from demopsd_dist.run_record.run_inputs import write_inputs
 from demopsd_dist.training.run import Task
 from demopsd_dist.util.errors import ConfigError, DataError
 from launch import report
@@ -68,6 +71,54 @@ def test_wandb_offline_has_the_metrics(tmp_path: Path, task: Task) -> None:
     (written,) = (run.folder.path / "wandb").glob("offline-run-*/run-*.wandb")
     assert b"rollout/reward_mean" in written.read_bytes()
     assert b"evaluation/test/mean/average" in written.read_bytes()
+
+
+def wandb_records(path: Path) -> Iterator[Any]:
+    """Records of an offline W&B file: a header of 7 bytes, then LevelDB's log of protocol buffers."""
+    from wandb.proto import wandb_internal_pb2
+
+    block, header = 1 << 15, 7
+    data, position, part = path.read_bytes(), header, b""
+    while position + header <= len(data):
+        if (left := block - position % block) < header:
+            position += left
+            continue
+        size, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        position += header
+        part += data[position : position + size]
+        position += size
+        if kind in (1, 4):  # whole, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(part)
+            part = b""
+            yield record
+
+
+def test_wandb_goes_on_with_one_run_after_a_rollback_and_a_resume(tmp_path: Path) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed: make setup")
+    config = load(DEMO, ["sinks.wandb=offline", f"output_dir={tmp_path}"])
+    folder = RunFolder.create(config)
+    write_inputs(folder, {})
+    for steps in ([1, 2, 3, 2, 3], [3, 4]):  # back after step 3; resumed after step 2
+        sink = sinks.WeightsAndBiases(config, folder)
+        for step in steps:
+            sink.write(step, {"rollout/reward_mean": step / 10})
+            sink.write(step, {"evaluation/test/mean/average": 0.5})
+        sink.close()
+    files = sorted((folder.path / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert [path.name for path in files] == [f"run-{folder.identity}.wandb"] * 2
+    records = [record for path in files for record in wandb_records(path)]
+    assert {record.run.run_id for record in records if record.HasField("run")} == {folder.identity}
+    metrics = [record.metric for record in records if record.HasField("metric")]
+    assert {(metric.glob_name, metric.step_metric) for metric in metrics} >= {("*", "step")}
+    history = [
+        {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+        for record in records
+        if record.HasField("history")
+    ]
+    rewards = [(row["step"], row["rollout/reward_mean"]) for row in history if "rollout/reward_mean" in row]
+    assert rewards == [(str(step), str(step / 10)) for step in (1, 2, 3, 2, 3, 3, 4)]
+    assert sum("evaluation/test/mean/average" in row for row in history) == 7
 
 
 def test_a_sink_without_its_package_names_the_command() -> None:
