@@ -12,15 +12,13 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from demopsd_dist.config import Config
 from demopsd_dist.util.errors import one_line
 from workers.actor_group import ActorGroup
 from workers.learner.worker import LearnerWorker
 from workers.rollout.dispatch import Pool
 from workers.rollout.worker import RolloutWorker
-from workers.weights.canary import LogpT, canary_tokens
+from workers.weights.canary import LogpT, canary_tokens, logp_difference
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ async def check_export(
     problems: list[str] = []
     for name, load in loads.items():
         try:
-            nats[name] = float(np.abs(await asyncio.wait_for(load, within_s) - learner_T).max())
+            nats[name] = float(logp_difference(await asyncio.wait_for(load, within_s), learner_T).max())
         except TimeoutError:
             problems.append(f"{name} has not loaded it within limits.call_s={within_s:g} s")
             continue

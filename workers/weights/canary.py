@@ -26,13 +26,20 @@ def canary_tokens(vocabulary_size: int, longest: int) -> Tokens:
     return rng.integers(0, vocabulary_size, min(CANARY_TOKENS, longest)).astype(np.int32)
 
 
+def logp_difference(one_T: LogpT, other_T: LogpT) -> LogpT:
+    """Absolute differences of log-probabilities, nats; 0 where both give a token the probability 0 (-inf), as some
+    models do to ids that must not be sampled."""
+    with np.errstate(invalid="ignore"):
+        return np.where(one_T == other_T, 0.0, np.abs(one_T - other_T)).astype(np.float32)
+
+
 def refuse_other_weights(engine: str, version: int, learner_T: LogpT, engine_T: LogpT, allowed: float) -> None:
     """Check that the engine's log-probabilities of the canary are the learner's.
 
     Raises:
         WeightSyncError: some token's differ by more than `allowed` nats.
     """
-    difference_T = np.abs(engine_T - learner_T)
+    difference_T = logp_difference(engine_T, learner_T)
     token = int(np.argmax(difference_T))  # a NaN counts as the largest
     if not difference_T[token] <= allowed:
         raise WeightSyncError(
@@ -52,7 +59,7 @@ def refuse_old_weights(
     Raises:
         WeightSyncError: the learner's log-probabilities changed, the engine's did not.
     """
-    change = float(np.abs(learner_T[1] - learner_T[0]).max())
+    change = float(logp_difference(*learner_T).max())
     if change > CHANGED_NATS and np.array_equal(*engine_T):
         raise WeightSyncError(
             f"{engine} kept its weights: its log-probabilities of the canary prompt are bit for bit those of the last "

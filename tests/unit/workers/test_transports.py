@@ -88,6 +88,14 @@ def test_an_engine_with_other_weights_is_named_with_the_numbers() -> None:
             refuse_other_weights("rollout 1", 4, learner_T, engine_T, allowed=1e-3)
 
 
+def test_canary_tokens_of_probability_zero_are_equal_only_to_each_other() -> None:
+    learner_T = np.array([-1.0, -np.inf], np.float32)
+    refuse_other_weights("rollout 1", 4, learner_T, learner_T.copy(), allowed=1e-3)
+    refuse_old_weights("rollout 1", 4, (learner_T, learner_T), (learner_T, learner_T))
+    with pytest.raises(WeightSyncError, match="they differ by inf"):
+        refuse_other_weights("rollout 1", 4, learner_T, np.array([-1.0, -9.0], np.float32), allowed=1e-3)
+
+
 def test_an_engine_that_stands_still_while_the_learner_moves() -> None:
     old_T = np.array([-1.0, -2.0], np.float32)
     new_T = old_T + np.array([0.0, 1e-4], np.float32)
