@@ -1,21 +1,28 @@
 """End of every process that a run has started, directly or indirectly.
 
 Linux only; elsewhere Ray's own shutdown must suffice. The driver makes itself the reaper of its orphaned descendants,
-so that a Ray or engine process whose parent died is still among its children.
+so that a Ray or engine process whose parent died is still among its children. If the driver itself is killed, its
+guardian (`launch/_guardian.py`) ends them.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
+import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import psutil
 
 from demopsd_dist.util.code_caches import keep_code_caches_private
+from demopsd_dist.util.temporary_files import remove_own_temporary_folder, use_own_temporary_folder
+from launch import _guardian
+from workers.cluster.leftovers import remove_leftovers
 
 _PR_SET_CHILD_SUBREAPER = 36
 GRACE_S = 3.0
@@ -23,30 +30,71 @@ GRACE_S = 3.0
 
 @contextmanager
 def fenced() -> Iterator[None]:
-    """End all descendants when the block is left, however it ends; inside, SIGTERM interrupts like Ctrl-C, and caches
-    of compiled code lie in a private folder.
+    """End all descendants when the block is left, however it ends. Inside, SIGTERM and SIGHUP interrupt like Ctrl-C,
+    caches of compiled code lie in a private folder, and temporary files in one that is removed at the end; leftovers
+    of ended runs are removed first.
 
     Further interrupts are ignored during the cleanup, which takes a few seconds at most.
 
     Raises:
-        ConfigError: there is no private folder (`keep_code_caches_private`).
+        ConfigError: there is no private folder (`private_folder`).
     """
     keep_code_caches_private()
+    remove_leftovers()
+    temporary = use_own_temporary_folder()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    guardian = start_guardian()
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in previous.items():
+        if handler is not signal.SIG_IGN:  # nohup
+            signal.signal(number, _interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in previous:
+            signal.signal(number, signal.SIG_IGN)
         shut_down_ray()
-        end_descendants()
-        signal.signal(signal.SIGTERM, previous)
+        end_descendants(spared=guardian.pid)
+        dismiss(guardian)
+        remove_own_temporary_folder(temporary)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _interrupt(*_: object) -> None:
+def start_guardian() -> subprocess.Popen[bytes]:
+    """Start the process that ends all others of this run if this one is killed. Processes started from now on carry
+    the mark by which it finds them."""
+    mark = os.environ[_guardian.VARIABLE] = uuid.uuid4().hex
+    command = [sys.executable, "-I", "-S", _guardian.__file__, mark]
+    # Without the mark, and in a session of its own, where no signal to the run's process group reaches it.
+    environment = {name: value for name, value in os.environ.items() if name != _guardian.VARIABLE}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
+
+
+def dismiss(guardian: subprocess.Popen[bytes]) -> None:
+    """Let the guardian end what is left and end itself."""
+    os.environ.pop(_guardian.VARIABLE, None)
+    assert guardian.stdin is not None
+    guardian.stdin.close()
+    with suppress(subprocess.TimeoutExpired):
+        guardian.wait(GRACE_S)
+
+
+def leave_closed_terminal() -> None:
+    """Direct output that goes to a terminal to nowhere: after SIGHUP, writing to it would fail."""
+    for number in (1, 2):
+        if os.isatty(number):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, number)
+            os.close(null)
+
+
+def _interrupt(number: int, _: object) -> None:
+    if number == signal.SIGHUP:
+        leave_closed_terminal()
     raise KeyboardInterrupt
 
 
@@ -60,11 +108,15 @@ def shut_down_ray() -> None:
     thread.join(GRACE_S)
 
 
-def end_descendants(politely: bool = True) -> None:
-    """Terminate all descendants, then kill the rest; orphans of killed processes become children and are killed too."""
+def end_descendants(politely: bool = True, spared: int | None = None) -> None:
+    """Terminate all descendants, then kill the rest; orphans of killed processes become children and are killed too.
+
+    Args:
+        spared: process id of a child that stays.
+    """
     ask = psutil.Process.terminate if politely else psutil.Process.kill
     for end in (ask, psutil.Process.kill, psutil.Process.kill):
-        alive = psutil.Process().children(recursive=True)
+        alive = [child for child in psutil.Process().children(recursive=True) if child.pid != spared]
         if not alive:
             return
         for process in alive:

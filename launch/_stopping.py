@@ -1,4 +1,4 @@
-"""Orderly end of a run at SIGINT, SIGTERM, and SIGUSR1, which SLURM sends before it pre-empts."""
+"""Orderly end of a run at SIGINT, SIGTERM, SIGHUP (terminal closed) and SIGUSR1 (SLURM, before it pre-empts)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from demopsd_dist.training.run import StopRequest
-from launch._processes import end_descendants
+from launch._processes import end_descendants, leave_closed_terminal
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 INTERRUPTED = 130
 
 
@@ -34,6 +34,8 @@ def stopped_by_signals(stop: StopRequest, within_s: float, say: Callable[[str], 
 
     def on_signal(number: int, _: object) -> None:
         nonlocal stopping
+        if number == signal.SIGHUP:
+            leave_closed_terminal()
         if stopping:
             end_descendants(politely=False)
             sys.stdout.write("\x1b[?25h" if sys.stdout.isatty() else "")  # the cursor, which a progress bar hides
@@ -42,7 +44,10 @@ def stopped_by_signals(stop: StopRequest, within_s: float, say: Callable[[str], 
         stopping = True
         loop.call_soon_threadsafe(ask, signal.Signals(number).name)
 
-    before = {number: signal.signal(number, on_signal) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, on_signal)
     try:
         yield
     finally:

@@ -31,6 +31,7 @@ from launch._task import build_task, compose_run, over_long, provenance
 from workers.actors import RayActors
 from workers.cluster import session
 from workers.cluster.placement import summary_of_roles
+from workers.cluster.ray_watch import ended_process, ended_with_ray
 from workers.learner.extensions import ensure_extensions, extensions_folder
 
 
@@ -159,25 +160,27 @@ async def train_with_ray(
     config: Config, model: Path, task: Task, log: RunLog, start: RunStart, started: float
 ) -> dict[str, Any] | None:
     """Start the roles, train and export the student; the summary, or None where the run was asked to stop."""
-    with log.timed("start_roles"):
-        if config.ray_address is None and not config.learner.gpus_per_worker:
+    if config.ray_address is None and not config.learner.gpus_per_worker:
+        with log.timed("start_roles"):
             ensure_extensions(extensions_folder(), log.note)
-        session.join(config)  # left, within a bound, by `fenced`
-        actors = RayActors(config, model, log.note)
-        with start_errors_in(log.folder):
+    session.join(config)  # left, within a bound, by `fenced`
+    async with ended_with_ray():
+        with log.timed("start_roles"), start_errors_in(log.folder):
+            actors = RayActors(config, model, log.note)
             roles = await actors.start()
-    ready_s = time.monotonic() - started
-    log.note(f"roles ready after {ready_s:.0f} s: {summary_of_roles(config)}; weights by {actors.transport}")
-    run = compose_run(config, roles, task, log)
-    try:
-        state = await train_until_stopped(run, actors, start)
-        if state is None:
-            return None
-        exported = await export_student(run, actors, state)
-        forwards = await actors.forward_counts()
-    finally:
-        actors.stop()
-        run.ledger.close()
+        ready_s = time.monotonic() - started
+        log.note(f"roles ready after {ready_s:.0f} s: {summary_of_roles(config)}; weights by {actors.transport}")
+        run = compose_run(config, roles, task, log)
+        try:
+            state = await train_until_stopped(run, actors, start)
+            if state is None:
+                return None
+            exported = await export_student(run, actors, state)
+            forwards = await actors.forward_counts()
+        finally:
+            if ended_process() is None:  # a call to Ray would wait for the process that has ended
+                actors.stop()
+            run.ledger.close()
     return {
         **log.summary(),
         "wall_s": round(time.monotonic() - started, 1),

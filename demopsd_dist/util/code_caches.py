@@ -33,6 +33,10 @@ CODE_CACHES = {
 """Variables that place a cache of code, each with its folder in the private one."""
 
 
+MACHINE_TMPDIR = "DEMOPSD_MACHINE_TMPDIR"
+"""Variable with the machine's temporary folder, where TMPDIR is a process's own folder in the private one."""
+
+
 def private_folder() -> Path:
     """Folder `demopsd-UID` of the temporary folder, created if it does not exist, which only this user can enter.
 
@@ -40,9 +44,9 @@ def private_folder() -> Path:
         ConfigError: it belongs to another user, others can enter it, it is a link, or others could replace it; or the
             temporary folder does not exist or cannot be written.
     """
-    parent = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    parent = Path(os.environ.get("RAY_TMPDIR") or os.environ.get(MACHINE_TMPDIR) or tempfile.gettempdir())
     folder = parent / f"demopsd-{os.getuid()}"
-    _create(folder, f"RAY_TMPDIR={parent}" if os.environ.get("RAY_TMPDIR") else f"the temporary folder {parent}")
+    create_private(folder, f"RAY_TMPDIR={parent}" if os.environ.get("RAY_TMPDIR") else f"the temporary folder {parent}")
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise ConfigError(
@@ -61,7 +65,7 @@ def keep_code_caches_private() -> None:
             user has set.
     """
     caches = private_folder() / "code"
-    _create(caches, str(caches.parent))
+    create_private(caches, str(caches.parent))
     for variable, name in CODE_CACHES.items():
         if chosen := os.environ.get(variable):
             _refuse_writable_by_others(variable, Path(chosen).expanduser())
@@ -69,7 +73,15 @@ def keep_code_caches_private() -> None:
             os.environ[variable] = str(caches / name)
 
 
-def _create(folder: Path, what: str) -> None:
+def create_private(folder: Path, what: str) -> None:
+    """Create a folder that only this user can enter, unless something of this name is there.
+
+    Args:
+        what: the folder above, for the message.
+
+    Raises:
+        ConfigError: it cannot be created.
+    """
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
     except FileExistsError:

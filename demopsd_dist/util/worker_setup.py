@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from demopsd_dist.util.code_caches import keep_code_caches_private
 from demopsd_dist.util.die_with_parent import die_with_parent
+from demopsd_dist.util.temporary_files import use_own_temporary_folder
 
 
 def set_up_worker() -> None:
-    """Tie this process to its parent, and place its caches of compiled code in a private folder of its node.
+    """Tie this process to its parent, and place its caches of compiled code and its temporary files in a private folder
+    of its node.
 
     Raises:
         ConfigError: there is no private folder on this node.
     """
     die_with_parent()
     keep_code_caches_private()
+    use_own_temporary_folder()

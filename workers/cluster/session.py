@@ -7,21 +7,28 @@ import secrets
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
 from demopsd_dist.config import Config
-from demopsd_dist.util.code_caches import keep_code_caches_private, private_folder
-from demopsd_dist.util.errors import ConfigError
+from demopsd_dist.util.code_caches import keep_code_caches_private
+from demopsd_dist.util.errors import ConfigError, WorkerError
+from workers.cluster.leftovers import ray_folder
 from workers.cluster.placement import Bundle, check_nodes
+from workers.cluster.ray_watch import own_processes
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 DISABLED = "disabled"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 CONNECT_S = 10.0
+START_TRIES = 3
+LATE_START = "timed out during startup"
 WORKERS = {
     "worker_process_setup_hook": "demopsd_dist.util.worker_setup.set_up_worker"
 }  # runtime environment of every Ray worker of a run
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _OTHER_NODES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # without it Ray listens only on loopback
 
 
@@ -31,6 +38,7 @@ def join(config: Config, wanted: list[Bundle] | None = None) -> None:
     Raises:
         ConfigError: the cluster to join does not answer, refuses the token, or has fewer CPUs or GPUs, or other labels,
             than the roles need; or there is no token for it; or the private folder cannot be used (`private_folder`).
+        WorkerError: Ray did not start on this machine.
     """
     keep_code_caches_private()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -57,10 +65,40 @@ def leave() -> None:
 
 
 def _start() -> None:
+    """Start Ray. Its own limit of 30 s for that is fixed, and short on a busy machine: it is tried again.
+
+    Raises:
+        WorkerError: it did not start in any of `START_TRIES`.
+    """
+    import ray
+
+    for _ in range(START_TRIES):
+        children = set(psutil.Process().children())
+        try:
+            _start_once()
+            break
+        except Exception as error:
+            if LATE_START not in str(error):
+                raise
+            ray.shutdown()
+            for process in set(psutil.Process().children(recursive=True)) - children:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+    else:
+        load = os.getloadavg()[0]
+        raise WorkerError(
+            f"Ray did not start within its 30 s, {START_TRIES} times; {load:.0f} processes want this machine's "
+            f"{len(os.sched_getaffinity(0))} CPUs. Start the run again when the machine is less busy."
+        )
+    for _, process in own_processes():
+        vars(process)["terminate"] = process.kill  # Ray's shutdown sends SIGTERM, which they block
+
+
+def _start_once() -> None:
     """Start Ray with a new token that no file holds: only the processes that Ray starts now have it."""
     import ray
 
-    with _environment(TOKEN, secrets.token_hex(32)), _listening_to_other_nodes(False):
+    with _environment(TOKEN, secrets.token_hex(32)), _listening_to_other_nodes(False), _signals_blocked():
         _authenticate()
         ray.init(
             address="local",
@@ -70,7 +108,7 @@ def _start() -> None:
             logging_level="ERROR",
             runtime_env=WORKERS,
             # Ray lets every user write into its folder, so that is placed in a private one.
-            _temp_dir=str(private_folder() / "ray"),
+            _temp_dir=str(ray_folder()),
         )
 
 
@@ -145,6 +183,21 @@ def _authenticate() -> None:
     os.environ.setdefault(MODE, "token")
     RayConfig.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Context in which processes are started that block the signals by which a run is asked to stop.
+
+    These often reach every process of the run: `timeout` and a closed terminal signal the process group, SLURM every
+    process of the job. Ray's processes and actors must outlive the signal until the driver has saved the run and ends
+    them. Ray blocks SIGINT in them itself.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -108,6 +109,32 @@ def test_ctrl_c_and_sigterm_in_training(launch: Callable[..., Launched]) -> None
         said = run.log.read_text()
         assert said.rstrip().endswith("interrupted")
         assert "Traceback" not in said
+
+
+def test_a_stop_signal_to_every_process_is_followed_by_the_driver_alone(launch: Callable[..., Launched]) -> None:
+    """A closed terminal signals the process group, SLURM every process of the job; the run is saved all the same."""
+    run = launch(*FEW)
+    run.wait_until("the second step", run.has_said("step    2/9000"))
+    os.killpg(run.process.pid, signal.SIGHUP)
+    for process in marked(run.mark):
+        with suppress(psutil.NoSuchProcess):
+            process.terminate() if process.pid != run.process.pid else None
+    assert run.end() == 130
+    said = run.log.read_text()
+    assert "the same command with --resume continues" in said
+    assert "warning" not in said, "no worker was lost"
+    assert list(run.folder.glob("checkpoints/step-*"))
+
+
+@pytest.mark.parametrize("victim", ["raylet", "gcs_server"])
+def test_a_run_ends_soon_after_a_process_of_ray(victim: str, launch: Callable[..., Launched]) -> None:
+    run = launch(*FEW)
+    run.wait_until("the first step", run.has_said("step    1/9000"))
+    (process,) = [one for one in marked(run.mark) if one.name() == victim]
+    process.kill()
+    assert run.end() == 1
+    said = run.log.read_text().rstrip().splitlines()[-1]
+    assert said.startswith(f"error: Ray's {victim} (process {process.pid}, exit code -9) has ended")
 
 
 def test_a_run_that_ends_well_leaves_a_student_and_figures(launch: Callable[..., Launched]) -> None:

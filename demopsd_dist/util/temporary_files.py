@@ -1,0 +1,62 @@
+"""Temporary files of a run: in a folder of the process that started it, which is removed with it or at the next start.
+
+Engines and libraries leave files in the temporary folder when they are killed. Imports the standard library alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from demopsd_dist.util.code_caches import MACHINE_TMPDIR, create_private, private_folder
+
+FOLDER = "tmp"
+
+
+def use_own_temporary_folder() -> Path:
+    """Point this process and its children to a temporary folder of their own, unless the parent has done so.
+
+    Raises:
+        ConfigError: there is no private folder (`private_folder`).
+    """
+    root = private_folder() / FOLDER
+    current = Path(tempfile.gettempdir())
+    if current.parent == root and current.is_dir():
+        return current
+    os.environ.setdefault(MACHINE_TMPDIR, str(current))
+    create_private(root, str(root.parent))
+    folder = root / f"{os.getpid()}-{started_ticks(os.getpid())}"
+    create_private(folder, str(root))
+    os.environ["TMPDIR"] = str(folder)
+    tempfile.tempdir = None  # read again
+    return folder
+
+
+def remove_own_temporary_folder(folder: Path) -> None:
+    """Remove the folder with all that is in it; later files of this process go to the machine's temporary folder."""
+    os.environ["TMPDIR"] = os.environ.pop(MACHINE_TMPDIR, tempfile.gettempdir())
+    tempfile.tempdir = None
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_left_temporary_folders() -> int:
+    """Remove the folders of processes that have ended; the number of them."""
+    removed = 0
+    for folder in (private_folder() / FOLDER).glob("*-*"):
+        pid, _, ticks = folder.name.partition("-")
+        if pid.isdigit() and started_ticks(int(pid)) != ticks:
+            shutil.rmtree(folder, ignore_errors=True)
+            removed += 1
+    return removed
+
+
+def started_ticks(pid: int) -> str | None:
+    """Start time of a process in the kernel's clock ticks, which tells apart two processes of one id; None if there is
+    no such process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]
