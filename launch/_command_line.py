@@ -32,6 +32,11 @@ def exit_code_of(work: Callable[[], int]) -> int:
         return 1
 
 
+def user_path(text: str) -> Path:
+    """A path of the command line, with `~` expanded where the shell did not, as in `--out=~/page.html`."""
+    return Path(os.path.expanduser(text))
+
+
 def count_gpus() -> int:
     """Number of NVIDIA devices that this process may use, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

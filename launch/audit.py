@@ -9,18 +9,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from demopsd_dist.run_record.audit import AuditReport, audit
 from demopsd_dist.run_record.folder import RunFolder
-from launch._command_line import exit_code_of
+from launch._command_line import exit_code_of, user_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m launch.audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="a run folder, for example runs/demo")
+    parser.add_argument("run", type=user_path, help="a run folder, for example runs/demo")
     arguments = parser.parse_args(argv)
 
     def work() -> int:

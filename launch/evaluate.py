@@ -22,7 +22,7 @@ from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.data.sources import load_split
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.util.errors import DataError, EngineStartError
-from launch._command_line import count_gpus, exit_code_of
+from launch._command_line import count_gpus, exit_code_of, user_path
 from launch._processes import fenced
 from workers.cluster.placement import check_fits, rollout_bundles
 
@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", help="a Hugging Face model folder, or minisci")
     parser.add_argument("data", help="a data set, or minisci")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
-    parser.add_argument("--config", type=Path, default=DEFAULTS, help="default: configs/evaluate.yaml")
-    parser.add_argument("--out", type=Path, help="write all results to this file, as JSON")
+    parser.add_argument("--config", type=user_path, default=DEFAULTS, help="default: configs/evaluate.yaml")
+    parser.add_argument("--out", type=user_path, help="write all results to this file, as JSON")
     arguments = parser.parse_intermixed_args(argv)
     return exit_code_of(lambda: evaluate_and_print(arguments))
 

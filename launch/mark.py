@@ -18,7 +18,7 @@ from demopsd_dist.data.recorded_responses import MarkedResponse, mark, read_resp
 from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.util.errors import ConfigError
 from demopsd_dist.util.printable import escape_control_chars
-from launch._command_line import exit_code_of
+from launch._command_line import exit_code_of, user_path
 
 DEFAULTS = Path(__file__).parents[1] / "configs" / "evaluate.yaml"
 SETTINGS = (
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("file", metavar="FILE", help="a .jsonl, .json, .csv or .parquet file with recorded responses")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"settings: {', '.join(SETTINGS)}")
     parser.add_argument(
-        "--config", type=Path, default=DEFAULTS, help="a run's settings; default: configs/evaluate.yaml"
+        "--config", type=user_path, default=DEFAULTS, help="a run's settings; default: configs/evaluate.yaml"
     )
     parser.add_argument("--scores", action="store_true", help="print nothing but one score a line, nan for a failure")
     arguments = parser.parse_intermixed_args(argv)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from demopsd_dist.config import Config, load
 from demopsd_dist.planning import plan_text
@@ -23,7 +22,7 @@ from demopsd_dist.planning.splits import rank_splits
 from demopsd_dist.planning.step_time import plan_run
 from demopsd_dist.planning.workload import Traffic, split_of, uses_gpus, workload_of
 from demopsd_dist.util.errors import ConfigError
-from launch._command_line import exit_code_of
+from launch._command_line import exit_code_of, user_path
 
 ASSUMED = Traffic()
 
@@ -38,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--hours", type=float, help="print samples and steps of a run of this length")
     parser.add_argument("--price", type=float, help="price of one device for an hour, in your currency")
     parser.add_argument(
-        "--calibrate", type=Path, metavar="FILE.json", help="measurements, as benchmarks.plan writes them"
+        "--calibrate", type=user_path, metavar="FILE.json", help="measurements, as benchmarks.plan writes them"
     )
     data = parser.add_argument_group("assumptions about the data")
     data.add_argument("--prompt-tokens", type=float, default=ASSUMED.prompt_tokens, metavar="N", help="mean length")

@@ -32,7 +32,7 @@ from demopsd_dist.run_record.digests import Digests
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.replay_batch import ReplayBatch
 from demopsd_dist.util.errors import CheckpointError, ConfigError, DifferenceError, RunFolderError
-from launch._command_line import count_gpus, exit_code_of
+from launch._command_line import count_gpus, exit_code_of, user_path
 from launch._processes import fenced
 from workers.cluster.placement import check_fits, core_bundles
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m launch.replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("run", type=user_path, help="a run folder")
     parser.add_argument("--step", type=int, required=True, metavar="N", help="the first is 1")
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="another setting of the method")
     arguments = parser.parse_args(argv)

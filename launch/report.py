@@ -14,16 +14,16 @@ from pathlib import Path
 from demopsd_dist.report import write_report
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.util.errors import ConfigError
-from launch._command_line import exit_code_of
+from launch._command_line import exit_code_of, user_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m launch.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
+    parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="a run folder")
     parser.add_argument(
-        "--out", type=Path, help="HTML file; default: report.html in the run folder, or here for several runs"
+        "--out", type=user_path, help="HTML file; default: report.html in the run folder, or here for several runs"
     )
     arguments = parser.parse_args(argv)
     return exit_code_of(lambda: write(arguments.runs, arguments.out))

@@ -12,12 +12,11 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
-from pathlib import Path
 
 from demopsd_dist.config import load
 from demopsd_dist.run_record.folder import RunFolder, replace_text
 from demopsd_dist.util.errors import ConfigError, WorkerError
-from launch._command_line import exit_code_of
+from launch._command_line import exit_code_of, user_path
 from launch._scaling import answer_file, read_message, request_file
 
 
@@ -25,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m launch.scale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="the folder of a running run")
+    parser.add_argument("run", type=user_path, help="the folder of a running run")
     parser.add_argument("--rollout-workers", type=int, required=True, metavar="N", help="number of workers")
     arguments = parser.parse_args(argv)
     return exit_code_of(lambda: scale(RunFolder(arguments.run), arguments.rollout_workers))

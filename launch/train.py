@@ -11,7 +11,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from demopsd_dist.config import load, to_yaml
 from demopsd_dist.data.rewards import resolve_reward
@@ -19,7 +18,7 @@ from demopsd_dist.data.sources import SPLITS, load_data
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.run_record.run_inputs import input_digests
 from demopsd_dist.run_record.sinks import check_sinks
-from launch._command_line import count_gpus, exit_code_of
+from launch._command_line import count_gpus, exit_code_of, user_path
 from workers.cluster.placement import check_fits, table
 
 
@@ -35,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--show", action="store_true", help="print the examples of the data whole, not shortened")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue the newest run of this name")
-    again.add_argument("--resume-from", type=Path, metavar="PATH", help="continue that run, or from that checkpoint")
+    again.add_argument(
+        "--resume-from", type=user_path, metavar="PATH", help="continue that run, or from that checkpoint"
+    )
     parser.add_argument(
         "--allow-config-change", action="store_true", help="resume although settings change what is learned"
     )

@@ -26,7 +26,7 @@ from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.log import format_evaluation, format_step
 from demopsd_dist.training.evaluate import evaluation_from_record
 from demopsd_dist.util.errors import DataError
-from launch._command_line import exit_code_of
+from launch._command_line import exit_code_of, user_path
 
 EVERY_S = 0.5
 DAMAGED = "damaged line"  # key of a record for a line that is no JSON
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m launch.watch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    parser.add_argument("run", type=user_path, metavar="RUN", help="a run folder")
     arguments = parser.parse_args(argv)
     return exit_code_of(lambda: watch(RunFolder(arguments.run), Console(highlight=False, soft_wrap=True)))
 

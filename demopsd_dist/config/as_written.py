@@ -16,35 +16,6 @@ from demopsd_dist.util.errors import ConfigError
 
 _OTHER_BASE = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 
-ALIASES = {
-    "lr": "learner.learning_rate",
-    "learner.lr": "learner.learning_rate",
-    "optimizer.lr": "learner.learning_rate",
-    "model_name_or_path": "model.path",
-    "model.name": "model.path",
-    "model.model_path": "model.path",
-    "dataset": "data.train",
-    "dataset_name": "data.train",
-    "data.train_files": "data.train",
-    "data.val_files": "data.test",
-    "max_steps": "steps",
-    "num_generations": "rollout.group_size",
-    "rollout.n": "rollout.group_size",
-    "train_batch_size": "rollout.prompts_per_step",
-    "data.train_batch_size": "rollout.prompts_per_step",
-    "max_completion_length": "rollout.max_response_tokens",
-    "data.max_response_length": "rollout.max_response_tokens",
-    "max_prompt_length": "rollout.max_prompt_tokens",
-    "data.max_prompt_length": "rollout.max_prompt_tokens",
-    "reward_fn": "reward",
-    "reward_funcs": "reward",
-    "run_name": "name",
-    "experiment_name": "name",
-}
-"""Names of settings in other trainers, with those of the same meaning here."""
-SECTION_VALUES = {"model": "model.path", "data": "data.train"}
-"""Sections that other trainers write as one value, and the setting here that has this meaning."""
-
 
 def restore_texts(new: Any, text: str, schema: type, source: str, key: str = "") -> None:
     """Replace values of text settings in `new` by the characters written in `text`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -15,9 +16,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from demopsd_dist.config.as_written import ALIASES, SECTION_VALUES, restore_texts
+from demopsd_dist.config.as_written import restore_texts
 from demopsd_dist.config.cross_checks import check
 from demopsd_dist.config.method_settings import MethodName
+from demopsd_dist.config.other_trainers import ALIASES, SECTION_VALUES
 from demopsd_dist.config.schema import Config
 from demopsd_dist.util.errors import ConfigError
 
@@ -33,7 +35,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: unknown key (names the nearest), wrong type, value out of its range, impossible combination, a
             word for a method that is not the chosen one.
     """
-    tree = _with_file(OmegaConf.structured(Config), Path(path), [])
+    tree = _with_file(OmegaConf.structured(Config), Path(os.path.expanduser(path)), [])
     for word in overrides:
         if not re.match(r"[A-Za-z_][\w.]*=", word):
             raise ConfigError(f"{word!r} is not of the form key=value, for example learner.zero_stage=3.")
@@ -70,6 +72,9 @@ def _with_file(tree: DictConfig, path: Path, read: list[Path]) -> DictConfig:
     new = _parsed(text, partial(OmegaConf.load, StringIO(text)), str(path))
     restore_texts(new, text, Config, str(path))
     base = new.pop("base", None) if isinstance(new, DictConfig) else None
+    if base is not None and str(base).startswith("~"):
+        expanded = os.path.expanduser(str(base))
+        raise ConfigError(f"{path}: base: {base} would be a file in a folder named ~. Write {expanded}.")
     if base is not None:
         tree = _with_file(tree, path.parent / str(base), [*read, path.resolve()])
     return _merged(tree, new, str(path))
