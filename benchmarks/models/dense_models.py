@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from benchmarks.models.architecture import COMMON, GROUPED, HEADS, VOCABULARY, Architecture
 
+WARM = ("rollout.temperature=8",)
+"""Settings for models with a tied head and large embeddings: at random weights they repeat a token at temperature 1."""
 DENSE = (
     Architecture("qwen3", "Qwen3Config", {**HEADS}),
     Architecture("qwen3_tied", "Qwen3Config", {**HEADS, "tie_word_embeddings": True}),
@@ -30,7 +32,7 @@ DENSE = (
             },
         },
     ),
-    Architecture("gemma", "GemmaConfig", {**HEADS}),
+    Architecture("gemma", "GemmaConfig", {**HEADS}, WARM),
     Architecture(
         "gemma2",
         "Gemma2Config",
@@ -42,7 +44,7 @@ DENSE = (
             "sliding_window": 64,
         },
     ),
-    Architecture("gemma3", "Gemma3TextConfig", {**HEADS, "query_pre_attn_scalar": 32, "sliding_window": 64}),
+    Architecture("gemma3", "Gemma3TextConfig", {**HEADS, "query_pre_attn_scalar": 32, "sliding_window": 64}, WARM),
     Architecture(
         "gemma4",
         "Gemma4TextConfig",
@@ -132,8 +134,8 @@ DENSE = (
     ),
     Architecture("starcoder2", "Starcoder2Config", {**GROUPED}),
     Architecture("stablelm", "StableLmConfig", {**GROUPED}),
-    Architecture("cohere", "CohereConfig", {**GROUPED, "logit_scale": 0.25}),
-    Architecture("cohere2", "Cohere2Config", {**GROUPED, "logit_scale": 0.25, "sliding_window": 64}),
+    Architecture("cohere", "CohereConfig", {**GROUPED, "logit_scale": 0.25}, WARM),
+    Architecture("cohere2", "Cohere2Config", {**GROUPED, "logit_scale": 0.25, "sliding_window": 64}, WARM),
     Architecture("nemotron", "NemotronConfig", {**HEADS}),
     Architecture("exaone4", "Exaone4Config", {**GROUPED, "sliding_window": 64, "sliding_window_pattern": 2}),
     Architecture("seed_oss", "SeedOssConfig", {**HEADS}),

@@ -24,7 +24,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import _layerwise_process, get_layerwise_info
-from vllm.model_executor.model_loader.reload.meta import materialize_layer
+from vllm.model_executor.model_loader.reload.meta import capture_layer_to_meta, materialize_layer
 
 from demopsd_dist.util.die_with_parent import die_with_parent
 from demopsd_dist.util.errors import WeightSyncError
@@ -68,6 +68,7 @@ class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
         self._receiver = init_info.receiver
         self._segments = MappedSegments()
         self._direct = directly_written_layers(self.model)
+        register_head_bias(self.model, Path(self.model_config.model), self.device)
         if self.device.type == "cpu":
             pack_experts_at_every_load(self.model)
 
@@ -136,6 +137,28 @@ def pack_tied_heads(model: torch.nn.Module) -> None:
         tied = any(other is not head and other.weight is head.weight for other in embeddings)
         if tied and isinstance(head, ParallelLMHead) and hasattr(head, "cpu_linear"):
             head.quant_method.process_weights_after_loading(head)
+
+
+def register_head_bias(model: torch.nn.Module, folder: Path, device: torch.device) -> None:
+    """Give the head its bias if the model's files have one. vLLM's class for models of transformers (Phi) registers it
+    only while it loads weights; a reload would not know it, and leave the head without."""
+    names = (name for path in sorted(folder.glob("*.safetensors")) for name in _names_in(path))
+    if not any(name.endswith("lm_head.bias") for name in names):
+        return
+    for head in model.modules():
+        if not isinstance(head, ParallelLMHead):
+            continue
+        known = get_layerwise_info(head).restore_metadata[0]
+        if "bias" not in known:
+            if getattr(head, "bias", None) is None:
+                with torch.device(device):
+                    head._register_bias()
+            known["bias"] = capture_layer_to_meta(head)[0]["bias"]
+
+
+def _names_in(path: Path) -> list[str]:
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
 
 
 def pack_experts_at_every_load(model: torch.nn.Module) -> None:

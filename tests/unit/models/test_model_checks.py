@@ -107,3 +107,14 @@ def test_the_dry_run_refuses_a_template_and_shows_a_prompt(tmp_path: Path, capsy
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert error.startswith(f"error: model.path={folder}: its chat template leaves out or changes the question")
+
+
+@pytest.mark.parametrize("model_type", ["bloom", "apertus"])
+def test_a_model_that_vllm_computes_otherwise_needs_a_tolerance(model_type: str, tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "model", "config.json", {"model_type": model_type})
+    message = refusal(folder)
+    assert f"model type {model_type} differs between engine and learner: vLLM" in message
+    allowed = re.search(r"Set (weights\.max_logp_diff=\S+) to", message)
+    assert allowed is not None
+    with pytest.raises(ConfigError, match="tensors"):  # the next check: the tensors are those of another model
+        check_model(load(DEMO, [f"model.path={folder}", "model.tree_tokens=0", allowed[1]]), folder)
