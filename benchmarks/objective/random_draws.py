@@ -259,9 +259,9 @@ def report(rows: Sequence[dict[str, Any]], seed: int) -> list[str]:
         "",
         f"{total:,} draws with seed {seed}, random and adversarial, in float32 on the CPU, torch {torch.__version__} "
         "(`benchmarks/objective/random_draws.py`). An error is the largest difference of a draw over the largest exact "
-        "value, or over 1 if that is smaller. The largest errors are those of teachers that give the student's tokens a "
-        "probability of e^-10000 or 0: the gradient is then a difference of log-ratios, of which float32 holds 1e-3 to "
-        "4e-3. `-`: the loss may be negative.",
+        "value, or over 1 if that is smaller. The largest errors are at losses of thousands of nats, where a teacher "
+        "gives the student's tokens next to no probability, or 0: the gradient is then a difference of log-ratios of "
+        "that size in float32. `-`: the loss may be negative.",
         "",
         f"**{counts['not_finite']} draws with a loss, gradient, entropy or metric that is not finite; "
         f"{counts['negative']} with a divergence below 0.**",
