@@ -2,6 +2,7 @@
 # make test   set up, then the tests
 # make check  lint, format, types, import doors, sizes, language
 # make setup GPU=1   the CUDA build of vLLM, same versions
+# make gym    reasoning-gym, for data sets of gym:; make test has it too
 # make lock   resolve requirements/*.in again
 
 PYTHON ?= python3.11
@@ -11,7 +12,7 @@ BUILD := $(if $(GPU)$(wildcard $(VENV)/.installed-gpu),gpu,cpu)
 STAMP := $(VENV)/.installed-$(BUILD)
 UV_VERSION := 0.13.9
 
-.PHONY: setup demo test check lock
+.PHONY: setup demo test check gym lock
 
 setup: $(STAMP)
 
@@ -31,7 +32,14 @@ $(STAMP): requirements/$(BUILD).lock setup.py
 demo: setup
 	$(BIN)/python -m launch.train configs/demo.yaml
 
-test: setup
+gym: setup $(VENV)/.installed-gym
+
+# Beside the locks of set-up, since one of its packages is compiled and needs Python's headers.
+$(VENV)/.installed-gym: requirements/gym.lock $(STAMP)
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps -r requirements/gym.lock
+	touch $@
+
+test: setup gym
 	$(BIN)/python -m pytest
 
 check: setup
@@ -47,3 +55,6 @@ lock: setup
 	    --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-annotate -o $$build.lock; \
 	  sed -i 's/+cpu$$//' $$build.lock; \
 	done
+	cd requirements && ../$(BIN)/uv pip compile --quiet gym.in -c cpu.lock --python-version 3.11 \
+	  --python-platform x86_64-manylinux_2_28 --no-header --no-annotate -o gym.all && \
+	  grep -vxFf cpu.lock gym.all > gym.lock; rm -f gym.all

@@ -59,8 +59,9 @@ class FieldNames:
 class DataConfig:
     train: Any = field(default=MINISCI, metadata={ENTRIES: True})
     """Training questions: `minisci`, a .jsonl, .json, .parquet or .csv file, or `hf:owner/name`, also as
-    `hf:owner/name:subset@split`. Or a list of such sets, each drawn by its weight: `[{path: a.jsonl, weight: 3}, ...]`,
-    perhaps with a `format`, `fields`, `system` and `suffix` of its own."""
+    `hf:owner/name:subset@split`, or tasks of reasoning-gym as `gym:chain_sum?level=2,leg_counting`. Or a list of such
+    sets, each drawn by its weight: `[{path: a.jsonl, weight: 3}, ...]`, perhaps with a `format`, `fields`, `system` and
+    `suffix` of its own."""
     test: str | None = MINISCI
     """Questions for evaluation in the domain, named as for train; never trained on. null or `split` holds out a part of
     train."""

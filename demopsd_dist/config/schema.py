@@ -191,10 +191,10 @@ class Limits:
     call_s: float = setting(1800.0, above=0, unit="seconds")
     """Time limit of one call to a role: sampling, scoring, a step, a publish."""
     reward_s: float = setting(60.0, above=0, unit="seconds")
-    """Time limit of your own `reward` for one response."""
+    """Time limit of your own `reward` for one response, and of the scorer of a gym task."""
     math_s: float = setting(3.0, above=0, unit="seconds")
-    """Processor time that math-verify may take for one comparison (`reward=math`). An answer that takes longer counts as
-    wrong, and `rollout/undecided` counts it."""
+    """Processor time that math-verify may take for one comparison (`reward=math`). An answer that takes longer counts
+    as wrong, and `rollout/undecided` counts it."""
     silence_s: float = setting(120.0, above=0, unit="seconds")
     """Time without progress after which a rollout worker that has work counts as hung and is replaced."""
     stop_s: float = setting(25.0, above=0, unit="seconds")

@@ -92,6 +92,8 @@ def _train_set(entry: Any, where: str, data: DataConfig) -> TrainSet:
     readers = [name for name in entry if name not in ("path", "weight")]
     if path.partition(":")[0] == MINISCI and readers:
         raise ConfigError(f"{where}.{readers[0]} has no effect with path={path}, whose layout is known. Drop it.")
+    if path.partition(":")[0] == "gym" and (unread := [name for name in readers if name in ("format", "fields")]):
+        raise ConfigError(f"{where}.{unread[0]} has no effect with path={path}, whose layout is known. Drop it.")
     suffix = _text(entry, "suffix", where)
     system = _text(entry, "system", where)
     return TrainSet(

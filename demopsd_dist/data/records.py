@@ -30,6 +30,7 @@ class Question:
     Attributes:
         history: (role, text) of the turns of a chat between the system message and `text`, the user's last message.
         solution: the data set's own worked solution, if it has one.
+        task: the generator and index of a question of a library of tasks, whose own scorer rewards it.
 
     Example: `Question(id="physics/7", text="A car at 3 m/s ...", answer="15", field="physics")`
     """
@@ -41,6 +42,7 @@ class Question:
     system: str | None = None
     history: tuple[tuple[str, str], ...] = ()
     solution: str | None = None
+    task: str | None = None
 
     def __post_init__(self) -> None:
         turns = tuple((role, text) for role, text in self.history)  # lists, where it was read from JSON
@@ -100,7 +102,7 @@ class RewardResult:
 
     Attributes:
         reward: a number, also as a scalar or an array without dimensions of numpy or torch.
-        undecided: the answer could not be compared within its limits, so that `reward` is 0.
+        undecided: the comparison or the task's scorer failed or took too long, so that `reward` is 0.
 
     Example: `RewardResult(0.0, feedback="The unit is missing.")`
     """

@@ -55,7 +55,9 @@ METRIC_GROUPS: dict[str, tuple[str, list[Metric]]] = {
             Metric("rollout/learned_fraction", "fraction", "responses that are training examples of the step"),
             Metric("rollout/learned_tokens", "tokens", "response tokens of the training examples"),
             Metric("rollout/reward_errors", "responses", "responses left out because the reward failed on them"),
-            Metric("rollout/undecided", "responses", "responses of `reward=math` not compared within limits.math_s"),
+            Metric(
+                "rollout/undecided", "responses", "answers that math-verify or a gym task's scorer failed on, as wrong"
+            ),
             Metric("rollout/workers", "workers", "rollout workers that are serving"),
             Metric("rollout/workers_replaced", "workers", "rollout workers replaced since the start"),
             Metric(

@@ -136,8 +136,10 @@ def report_reward_failures(run: Run, step: int, groups: Sequence[RewardedGroup])
         RewardError: the reward failed on every response of the step.
     """
     if undecided := sum(group.undecided for group in groups):
-        limit = f"limits.math_s={run.cfg.limits.math_s:g} s"
-        run.log.note(f"warning: {undecided} answers of step {step + 1} count as wrong, not compared within {limit}")
+        run.log.note(
+            f"warning: {undecided} answers of step {step + 1} count as wrong: comparing or scoring failed, or took "
+            "longer than limits.math_s or limits.reward_s"
+        )
     errors = [error for group in groups for _, error in group.failures]
     if not errors:
         return

@@ -20,6 +20,7 @@ from demopsd_dist.data.rewards.extraction import (
     extract_last_number,
     extract_letter,
 )
+from demopsd_dist.data.rewards.gym_reward import GymReward
 from demopsd_dist.data.rewards.math_reward import MathReward
 from demopsd_dist.data.rewards.own_reward import SIGNATURE, NoRewardError, OwnReward, call_reward
 from demopsd_dist.util.errors import ConfigError, RewardError
@@ -63,12 +64,14 @@ class Reward:
         function: gives a number from 0 to 1 or a RewardResult.
         extract: the answer that a response gives; None where it gives none.
         errors: whether `result_of` raises an error of the function or returns it.
+        of_tasks: rewards the answer to a question that has a `task`, instead of the function.
     """
 
     name: str
     function: Callable[[str, Question], float | RewardResult]
     extract: Callable[[str], str | None]
     errors: RewardErrors = RewardErrors.stop
+    of_tasks: Callable[[str | None, Question], RewardResult] | None = None
 
     def __call__(self, response: str, question: Question) -> RewardResult:
         """Reward one response.
@@ -77,7 +80,7 @@ class Reward:
             RewardError: the function raised, returned no reward, or took too long; the message shows the sample.
         """
         try:
-            return call_reward(self.function, response, question)
+            return call_reward(self._score, response, question)
         except NoRewardError as error:
             raise RewardError(
                 f"reward={self.name} failed {error} Question {question.id!r}, expected answer "
@@ -85,6 +88,11 @@ class Reward:
                 f"{response[-_QUOTED_CHARS:]!r}. Make it give a number from 0 to 1, or a RewardResult, for this one "
                 "too."
             ) from error
+
+    def _score(self, response: str, question: Question) -> float | RewardResult:
+        if question.task is not None and self.of_tasks is not None:
+            return self.of_tasks(self.extract(response), question)
+        return self.function(response, question)
 
     def result_of(self, response: str, question: Question) -> RewardResult | RewardError:
         """Reward one response; where `errors` is `drop`, an error is returned instead of raised."""
@@ -105,10 +113,15 @@ def resolve_reward(name: str, limits: Limits | None = None, errors: RewardErrors
     """
     limits = limits or Limits()
     if name == MATH:
-        return Reward(name, MathReward(limits), ANSWER_FORMS[MATH].extract)
+        return Reward(name, MathReward(limits), ANSWER_FORMS[MATH].extract, of_tasks=GymReward(limits))
     if name in ANSWER_FORMS:
         extract = ANSWER_FORMS[name].extract
-        return Reward(name, lambda response, question: float(_is_right(extract(response), question.answer)), extract)
+        return Reward(
+            name,
+            lambda response, question: float(_is_right(extract(response), question.answer)),
+            extract,
+            of_tasks=GymReward(limits),
+        )
     module, _, attribute = name.rpartition(".")
     if not module or not attribute:
         near = difflib.get_close_matches(name, ANSWER_FORMS, n=1)

@@ -22,6 +22,7 @@ from demopsd_dist.config import (
 from demopsd_dist.data.records import Question
 from demopsd_dist.data.sources import choices, gpqa, own_records, sciknoweval
 from demopsd_dist.data.sources.files import read_records
+from demopsd_dist.data.sources.gym_tasks import GYM, gym_questions
 from demopsd_dist.data.sources.items import LoadedSource, ParsedQuestion, RefusedRecord, SourceRecord
 from demopsd_dist.data.sources.selection import (
     DuplicateQuestions,
@@ -111,8 +112,8 @@ def load_data(data: DataConfig) -> LoadedData:
             f"data.duplicates=refuse: {'; '.join(one.summary() for one in duplicates)}. Remove them, or set "
             "data.duplicates=drop."
         )
-    if duplicates and data.duplicates is Duplicates.drop:
-        texts = {normalized_text(test) for one in duplicates for test, _ in one.pairs}
+    every = data.duplicates is Duplicates.drop
+    if texts := {normalized_text(test) for one in duplicates for test, train in one.pairs if every or train.task}:
         splits["train"] = _drop_duplicates(splits["train"], texts)
         _refuse_empty(splits["train"], f"data.train={train_text(data)}")
     for one in (sets := train_sets(data)):
@@ -132,15 +133,16 @@ def load_source(data: DataConfig, split: Split, source: str) -> LoadedSource:
     """
     if source.partition(":")[0] == MINISCI:
         return _filter_and_count(_minisci_questions(data, split, source), data, split)
+    if source.partition(":")[0] == GYM:
+        items = (_with_data_settings(item, getattr(item, "where", ""), data) for item in gym_questions(source, split))
+        return _filter_and_count(items, data, split)
     records = read_records(source, f"data.{split}", "train" if split == "train" else "test")
     first = next(records, None)
     if first is None:
         raise DataError(f"data.{split}={source} holds no record. Name a source with one record per line or row.")
     parse = question_parser(first, data)
-    items = (_with_data_settings(parse(record), record, data) for record in chain([first], records))
-    loaded = _filter_and_count(items, data, split)
-    _refuse_same_ids(loaded.questions, f"data.{split}={source}")
-    return loaded
+    items = (_with_data_settings(parse(record), record.where, data) for record in chain([first], records))
+    return _filter_and_count(items, data, split)
 
 
 def load_split(data: DataConfig, split: Split) -> LoadedSource:
@@ -206,6 +208,7 @@ def _filter_and_count(items: Iterable[ParsedQuestion | RefusedRecord], data: Dat
         else:
             field = " ".join(item.question.field.split())
             spelling = spellings.setdefault(field.casefold(), field)
+            _refuse_same_id(item, places)
             selected.append(replace(item.question, field=spelling))
             places[item.question.id] = item.where
             if item.withheld:
@@ -214,15 +217,16 @@ def _filter_and_count(items: Iterable[ParsedQuestion | RefusedRecord], data: Dat
 
 
 def _with_data_settings(
-    item: ParsedQuestion | RefusedRecord, record: SourceRecord, data: DataConfig
+    item: ParsedQuestion | RefusedRecord, where: str, data: DataConfig
 ) -> ParsedQuestion | RefusedRecord:
-    """The record's question with `data.system` where it has no system message, and with `data.suffix` at its end."""
+    """The question of the record at `where`: with `data.system` where it has no system message, and with `data.suffix`
+    at its end."""
     if isinstance(item, RefusedRecord):
         return item
     question = item.question
     system = data.system if question.system is None else question.system
     question = replace(question, text=question.text + data.suffix, system=system)
-    return replace(item, question=question, where=record.where)
+    return replace(item, question=question, where=where)
 
 
 def _minisci_questions(data: DataConfig, split: Split, source: str) -> Iterator[ParsedQuestion]:
@@ -282,9 +286,10 @@ def _refuse_empty(loaded: LoadedSource, where: str) -> None:
         raise DataError(f"{where}: none of {loaded.records} records is left: {loaded.refusal_summary()}.")
 
 
-def _refuse_same_ids(loaded: list[Question], where: str) -> None:
-    seen: set[str] = set()
-    for question in loaded:
-        if question.id in seen:
-            raise DataError(f"{where}: two records have the id {question.id.partition('/')[2]!r}. Ids must be unique.")
-        seen.add(question.id)
+def _refuse_same_id(item: ParsedQuestion, places: dict[str, str]) -> None:
+    """Refuse a question whose id an earlier one has; `places` are those of the earlier ones by id."""
+    if (earlier := places.get(item.question.id)) is not None:
+        raise DataError(
+            f"{item.where}: two records have the id {item.question.id.partition('/')[2]!r}, the other is at "
+            f"{earlier.rpartition(', ')[2]}. Ids must be unique: correct one, or name another field in data.fields.id."
+        )
