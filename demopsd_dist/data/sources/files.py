@@ -58,7 +58,7 @@ def _read_errors(where: str) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise DataError(f"{where} is not UTF-8 text: {error.reason} at byte {error.start}. Convert it first.") from None
     except OSError as error:
-        raise DataError(f"{where} cannot be read: {error.strerror or error}.") from None
+        raise DataError(f"{where} cannot be read: {error.strerror or error}. Check its name and rights.") from None
 
 
 def _read_jsonl(path: Path, where: str) -> Iterator[SourceRecord]:
@@ -92,15 +92,20 @@ def _read_json_array(path: Path, where: str) -> Iterator[SourceRecord]:
         except (ValueError, RecursionError) as error:
             raise DataError(f"{here}: not valid JSON ({error}). Each element must be one JSON object.") from None
         if not isinstance(values, dict):
-            raise DataError(f"{here}: element {number} must be a JSON object, not {type(values).__name__}.")
+            raise DataError(
+                f"{here}: element {number} must be a JSON object, not {type(values).__name__}. Mend or remove it."
+            )
         yield SourceRecord(values, here, path.stem, number)
         end = _after_space(text, end)
         if text[end : end + 1] not in (",", "]"):
-            raise DataError(f"{here}: element {number} of the JSON array must be followed by a comma or its end.")
+            raise DataError(
+                f"{here}: element {number} of the JSON array must be followed by a comma or its end. Add it."
+            )
         number = number + 1 if text[end] == "," else 0
         position = _after_space(text, end + 1)
     if position < len(text):
-        raise DataError(f"{where}: there is text after the end of the JSON array. Remove it.")
+        line += text.count("\n", counted, position)
+        raise DataError(f"{where}, line {line}: there is text after the end of the JSON array. Remove it.")
 
 
 def _after_space(text: str, position: int) -> int:
@@ -115,7 +120,7 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not valid JSON ({error}). Each line must be one JSON object.") from None
     if not isinstance(values, dict):
-        raise DataError(f"{where}: a JSON object is needed, not {type(values).__name__}.")
+        raise DataError(f"{where}: a JSON object is needed, not {type(values).__name__}. Mend or remove the line.")
     return values
 
 
@@ -131,6 +136,7 @@ def _repeated(names: Iterable[str]) -> str:
 
 
 def _read_csv(path: Path, where: str) -> Iterator[SourceRecord]:
+    line = 0
     try:
         with _read_errors(where), path.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, strict=True)
@@ -138,6 +144,7 @@ def _read_csv(path: Path, where: str) -> Iterator[SourceRecord]:
             if len(set(header)) < len(header):
                 raise DataError(f"{where}: two columns are named {_repeated(header)!r}. Rename or remove one.")
             for number, values in enumerate(reader, start=1):
+                line = reader.line_num
                 here = f"{where}, row {number} (line {reader.line_num})"
                 if None in values or None in values.values():
                     raise DataError(
@@ -146,7 +153,9 @@ def _read_csv(path: Path, where: str) -> Iterator[SourceRecord]:
                     )
                 yield SourceRecord(dict(values), here, path.stem, number)
     except csv.Error as error:
-        raise DataError(f"{where}: not valid CSV ({error}).") from None
+        raise DataError(
+            f"{where}, line {line + 1} or after: not valid CSV ({error}). Close each quote, and double those in a cell."
+        ) from None
 
 
 def _read_parquet(path: Path, where: str) -> Iterator[SourceRecord]:
@@ -163,7 +172,7 @@ def _read_hub(source: str, where: str, split: str) -> Iterator[SourceRecord]:
     if match is None or not (Path(match["name"]).is_dir() or _OWNER_AND_NAME.fullmatch(match["name"])):
         raise DataError(
             f"{where} is not of the form hf:owner/name, hf:owner/name@split or hf:owner/name:subset@split, and no such "
-            "folder is there."
+            "folder is there. Correct it, or give the path of a file."
         )
     folder = Path(match["name"])
     # A relative folder name may also name a builder of `datasets`, which would read the working directory.

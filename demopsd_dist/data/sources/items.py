@@ -99,8 +99,8 @@ class SourceRecord:
             return format(Decimal(repr(value)), "f")
         if not isinstance(value, str):
             inner = next(iter(value), "name") if isinstance(value, dict) else None
-            hint = f" Name the part to read in data.fields, as {name}.{inner}." if inner is not None else ""
-            raise DataError(f"{self.where}: {name!r} must be text, not {type(value).__name__}.{hint}")
+            fix = "Mend or remove the record." if inner is None else f"Name its part in data.fields, as {name}.{inner}."
+            raise DataError(f"{self.where}: {name!r} must be text, not {type(value).__name__}. {fix}")
         if surrogate := _SURROGATE.search(value):
             raise DataError(
                 f"{self.where}: {name!r} has an unpaired surrogate, {surrogate.group()!r}, at character "

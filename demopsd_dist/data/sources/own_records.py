@@ -46,7 +46,8 @@ def parse(record: SourceRecord, names: FieldNames) -> ParsedQuestion:
     answer, solution = _answer_and_solution(record, names_of("answer"), names_of("solution"), chat.reply)
     system = record.optional_text(*names_of("system"))
     if system is not None and chat.system is not None and system != chat.system:
-        raise DataError(f"{record.where}: {names_of('system')[0]!r} and the chat have different system messages.")
+        name = names_of("system")[0]
+        raise DataError(f"{record.where}: {name!r} and the chat have different system messages. Keep one.")
     return ParsedQuestion(
         Question(
             id=record.id(record.optional_label(*names_of("id"))),
