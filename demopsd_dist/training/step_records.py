@@ -9,10 +9,10 @@ from demopsd_dist.config import AlarmAction, to_yaml
 from demopsd_dist.data.examples import RewardedGroup
 from demopsd_dist.data.mixture import MixedPrompts
 from demopsd_dist.data.records import Prompt, StepReport
+from demopsd_dist.data.rewards.no_reward_notice import notice
 from demopsd_dist.run_record import digests, replay_batch, samples
 from demopsd_dist.run_record.folder import replace_text
 from demopsd_dist.run_record.timeline import Track, to_json, trace_events
-from demopsd_dist.training.no_reward_notice import notify_without_reward
 from demopsd_dist.training.run import Run, RunState
 from demopsd_dist.training.step_batch import StepBatch
 from demopsd_dist.util.errors import CollapseError, GoBackError
@@ -30,9 +30,17 @@ async def record_step(run: Run, state: RunState, batch: StepBatch, report: StepR
     record_replay_batch(run, state, batch, report)
     by_set = set_metrics(run.task.train, batch.groups)
     run.log.write_step(state.step, step_metrics(batch, state) | by_set | report.metrics)
-    notify_without_reward(run, state, batch.groups)
+    notify_without_reward(run, state, batch)
     await record_timeline(run, state)
     check_collapse(run, state)
+
+
+def notify_without_reward(run: Run, state: RunState, batch: StepBatch) -> None:
+    """Log a notice after the second step, or the last of a shorter run, if every reward so far was 0."""
+    if state.step != min(2, run.cfg.steps) or any(metrics["rollout/reward_mean"] for metrics in run.log.steps):
+        return
+    for line in notice(batch.rollouts, run.task.reward, run.cfg.rollout.max_response_tokens, state.step):
+        run.log.note(line)
 
 
 def record_samples(run: Run, state: RunState, batch: StepBatch, report: StepReport) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from demopsd_dist.data.records import Rollout
 from demopsd_dist.data.rewards import Reward, resolve_reward
-from demopsd_dist.training.no_reward_notice import notice
+from demopsd_dist.data.rewards.no_reward_notice import notice
 from tests.unit.run_record.sample_rows import prompt, rollout
 
 OTHER, NONE = "<answer>7</answer>", "I can not say"

@@ -4,30 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from demopsd_dist.data.examples import RewardedGroup
 from demopsd_dist.data.records import Rollout
-from demopsd_dist.data.rewards import ANSWER_FORMS, Reward
-from demopsd_dist.training.run import Run, RunState
+from demopsd_dist.data.rewards.builtin import ANSWER_FORMS, Reward
 from demopsd_dist.util.printable import abridged_lines, escape_control_chars
 
-STEPS = 2
-"""Number of steps after which a run without any reward is reported."""
 _RESPONSE_LINES, _ANSWER_CHARS = 4, 200
-
-
-def notify_without_reward(run: Run, state: RunState, groups: Sequence[RewardedGroup]) -> None:
-    """Log the notice after the second step, or the last of a shorter run, if every reward so far was 0.
-
-    Args:
-        state: the state after the step.
-        groups: the groups of the step.
-    """
-    if state.step != min(STEPS, run.cfg.steps) or any(m["rollout/reward_mean"] for m in run.log.steps):
-        return
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    if rollouts:
-        for line in notice(rollouts, run.task.reward, run.cfg.rollout.max_response_tokens, state.step):
-            run.log.note(line)
 
 
 def notice(rollouts: Sequence[Rollout], reward: Reward, max_response_tokens: int, step: int) -> list[str]:
