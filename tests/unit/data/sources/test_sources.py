@@ -68,7 +68,10 @@ def test_fields_are_read_under_their_usual_names(tmp_path: Path) -> None:
         (["[1]"], "line 1: element 1 must be a JSON object, not int"),
         (["{"], "line 1: not valid JSON"),
         (["[" * 100_000], "line 1: not valid JSON"),
-        (['{"id": 1, "prompt": "a", "answer": "b"}'] * 2, "two records have the id '1'"),
+        (
+            ['{"id": 1, "prompt": "a", "answer": "b"}'] * 2,
+            "line 2: two records have the id '1', the other is at line",
+        ),
     ],
 )
 def test_broken_files_are_refused_by_file_and_line(tmp_path: Path, lines: list[str], message: str) -> None:

@@ -49,7 +49,7 @@ def test_lines_in_a_json_file(tmp_path: Path) -> None:
         ('[\n{"prompt": "a", "answer": 1},\n{"prompt": "b", }]', "a.json, line 3: not valid JSON"),
         ('[\n{"prompt": "a", "answer": 1},\n\n2]', "line 4: element 2 must be a JSON object, not int"),
         ('[{"prompt": "a", "answer": 1}', "line 1: element 1 of the JSON array must be followed by a comma or its end"),
-        ('[{"prompt": "a", "answer": 1}] x', "a.json: there is text after the end of the JSON array"),
+        ('[{"prompt": "a", "answer": 1}] x', "a.json, line 1: there is text after the end of the JSON array"),
         ('[{"prompt": "a", "prompt": "b"}]', "line 1: not valid JSON .'prompt' occurs twice"),
         ("[]\n", "holds no record"),
         ("[", "line 1: not valid JSON"),
