@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,12 @@ import pytest
 import torch
 
 from demopsd_dist.config import Config, Precision, WeightSource, load
+from demopsd_dist.data.dataset_solutions import dataset_solutions
 from demopsd_dist.data.records import Rollout, TrainingExample
 from demopsd_dist.methods import Forwards, SupportKind, resolve_method, teacher_weights
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import coarsen
+from demopsd_dist.run_record import samples
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.training.roles import Roles
@@ -114,6 +117,22 @@ SHORT = [
 def test_methods_by_one_key(name: str, roles: RealRoles, spares: Spares, task: Task, tmp_path: Path) -> None:
     words, forwards = RUNS[name]
     trains(demo(*SHORT, *words, f"output_dir={tmp_path}"), roles, spares, task, forwards)
+
+
+def test_opsd_as_published(roles: RealRoles, spares: Spares, task: Task, tmp_path: Path) -> None:
+    """OPSD with the data set's solutions: every response is trained on, each with its own question's solution."""
+    config = demo(*SHORT, "method=opsd", "privileged.source=dataset", f"output_dir={tmp_path}")
+    solutions = dataset_solutions(config, [one.question for one in task.train], task.prompts, task.reward)
+    steps = trains(config, roles, spares, dataclasses.replace(task, solutions=solutions), {"teacher/frozen"})
+    for step in steps:
+        assert step["privileged/dataset_fraction"] == step["rollout/learned_fraction"] == 1.0
+        assert step["rollout/groups_learnable_fraction"] == 1.0
+    asked = {one.id: one.question for one in task.train}
+    rows = [row for path in samples.files(tmp_path / "demo" / "samples") for row in samples.read(path)]
+    assert rows
+    for row in rows:
+        assert asked[row["prompt_id"]].solution in row["privileged_view"]
+        assert row["solution_source"] == "dataset"
 
 
 @pytest.mark.parametrize("name", CONTROLS)
