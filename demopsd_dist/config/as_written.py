@@ -1,4 +1,4 @@
-"""Keep text settings as the user wrote them; YAML turns `off`, `007`, `1e5` and `12:30` into truth values or numbers."""
+"""Keep text settings as the user wrote them; YAML turns `off`, `007`, `1e5` and `12:30` into other values."""
 
 from __future__ import annotations
 
