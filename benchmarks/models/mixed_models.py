@@ -149,7 +149,14 @@ MIXED = (
         },
     ),
     Architecture(
-        "lfm2", "Lfm2Config", {**GROUPED, "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}
+        "lfm2",
+        "Lfm2Config",
+        {
+            **GROUPED,
+            "layer_types": ["conv", "full_attention"],
+            "block_auto_adjust_ff_dim": False,
+            "conv_dim": 128,
+        },
     ),
     Architecture(
         "qwen3_next",
@@ -218,7 +225,9 @@ MIXED = (
             "moe_num_shared_experts": 1,
         },
     ),
-    Architecture("minimax_m2", "MiniMaxM2Config", {**HEADS, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    Architecture(
+        "minimax_m2", "MiniMaxM2Config", {**HEADS, "num_local_experts": 4, "num_experts_per_tok": 2, "rotary_dim": 16}
+    ),
     Architecture(
         "llama4",
         "Llama4TextConfig",

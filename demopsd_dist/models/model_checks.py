@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from demopsd_dist.config import Config
 from demopsd_dist.models.attention_checks import check_longrope, check_tree_rows
-from demopsd_dist.models.engine_differences import check_engine_difference
+from demopsd_dist.models.engine_differences import check_engine_difference, check_engine_support
 from demopsd_dist.models.whole_model import check_whole_model
 from demopsd_dist.util.errors import ConfigError
 
@@ -31,7 +31,13 @@ def check_processor(config: Config, folder: Path, model_config: PretrainedConfig
         _loaded(folder, f"the processor of its {parts[0]} part (vLLM loads it for text too)", "AutoProcessor")
 
 
-CHECKS: tuple[Check, ...] = (check_tree_rows, check_longrope, check_engine_difference, check_processor)
+CHECKS: tuple[Check, ...] = (
+    check_engine_support,
+    check_tree_rows,
+    check_longrope,
+    check_engine_difference,
+    check_processor,
+)
 """Checks of a model, in order. Each gets the settings of the run, the model's folder and its loaded config.json, and
 raises `ConfigError` with one line that names `model.path`, the reason and the remedy."""
 

@@ -118,3 +118,20 @@ def test_a_model_that_vllm_computes_otherwise_needs_a_tolerance(model_type: str,
     assert allowed is not None
     with pytest.raises(ConfigError, match="tensors"):  # the next check: the tensors are those of another model
         check_model(load(DEMO, [f"model.path={folder}", "model.tree_tokens=0", allowed[1]]), folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_type": "phimoe"}, "router of its experts"),
+        ({"model_type": "lfm2"}, "vLLM reads conv_dim, which config.json lacks"),
+        ({"model_type": "deepseek_v3", "kv_lora_rank": 16}, "latent attention .*rollout.gpus_per_worker"),
+        ({"model_type": "mamba"}, "no selective scan"),
+        ({"model_type": "qwen3_next", "layer_types": ["linear_attention"] * 4}, "Set model.precision=bfloat16"),
+    ],
+)
+def test_a_model_that_vllm_cannot_run_is_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    config = json.loads((MODEL_DIR / "config.json").read_text(encoding="utf-8"))
+    if "layer_types" in settings:
+        settings = settings | {"layer_types": settings["layer_types"][:1] * config["num_hidden_layers"]}
+    assert re.search(message, refusal(folder_with(tmp_path / "model", "config.json", settings)))
