@@ -131,7 +131,11 @@ def test_a_model_that_vllm_computes_otherwise_needs_a_tolerance(model_type: str,
     ],
 )
 def test_a_model_that_vllm_cannot_run_is_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
-    config = json.loads((MODEL_DIR / "config.json").read_text(encoding="utf-8"))
-    if "layer_types" in settings:
-        settings = settings | {"layer_types": settings["layer_types"][:1] * config["num_hidden_layers"]}
-    assert re.search(message, refusal(folder_with(tmp_path / "model", "config.json", settings)))
+    folder = folder_with(tmp_path / "model", "config.json", settings)
+    written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    layers = settings.get("layer_types", [])
+    written["layer_types"] = layers[:1] * written["num_hidden_layers"]
+    if not layers:
+        del written["layer_types"]
+    (folder / "config.json").write_text(json.dumps(written), encoding="utf-8")
+    assert re.search(message, refusal(folder))
