@@ -26,7 +26,7 @@ def build() -> int:
 
     from workers.learner.extensions import ensure_extensions, extensions_folder
 
-    if not torch.cuda.is_available() and not ensure_extensions(extensions_folder(), print, anew=True):
+    if not torch.cuda.is_available() and not ensure_extensions(extensions_folder(), print):
         print("note: DeepSpeed's CPU extension was not built; training runs without it")
     return 0
 

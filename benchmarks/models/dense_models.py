@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.models.architecture import COMMON, GROUPED, HEADS, VOCABULARY, Architecture
 
-WARM = ("rollout.temperature=8",)
+WARM = ("rollout.temperature=2",)
 """Settings for models with a tied head and large embeddings: at random weights they repeat a token at temperature 1."""
 DENSE = (
     Architecture("qwen3", "Qwen3Config", {**HEADS}),

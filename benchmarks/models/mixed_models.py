@@ -156,6 +156,7 @@ MIXED = (
             "layer_types": ["conv", "full_attention"],
             "block_auto_adjust_ff_dim": False,
             "conv_dim": 128,
+            "block_dim": 128,
         },
     ),
     Architecture(
@@ -226,7 +227,9 @@ MIXED = (
         },
     ),
     Architecture(
-        "minimax_m2", "MiniMaxM2Config", {**HEADS, "num_local_experts": 4, "num_experts_per_tok": 2, "rotary_dim": 16}
+        "minimax_m2",
+        "MiniMaxM2Config",
+        {**HEADS, "num_local_experts": 4, "num_experts_per_tok": 2, "rotary_dim": 16, "scoring_func": "sigmoid"},
     ),
     Architecture(
         "llama4",

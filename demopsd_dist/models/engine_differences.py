@@ -27,7 +27,7 @@ FAULTS = {
     "dbrx": "vLLM's class for it cannot load the weights of its experts a second time, as every publish does.",
 }
 """By model type: a fault of vLLM on every device."""
-NEEDED_KEYS = {"lfm2": "conv_dim", "lfm2_moe": "conv_dim", "minimax_m2": "rotary_dim"}
+NEEDED_KEYS = {"lfm2": "block_dim", "lfm2_moe": "block_dim", "minimax_m2": "rotary_dim"}
 """Keys of config.json that vLLM reads and transformers does not write by itself."""
 SELECTIVE_SCAN = ("jamba", "mamba", "falcon_mamba")
 NEED_TORCHVISION = ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text")

@@ -69,7 +69,7 @@ _DISTRIBUTIONS = {"alpha": "demopsd/alpha", "disagreement": "demopsd/disagreemen
 
 
 def choose_recorded(cfg: Config, step: int, rollouts: Sequence[Rollout]) -> list[str]:
-    """Ids of the rollouts of a step to record, chosen by the seed; empty if this step is not recorded. `step` counts from 0."""
+    """Ids of the rollouts of a step to record, chosen by the seed; empty if none is due. `step` counts from 0."""
     every = cfg.samples.every_steps
     if not every or step % every:
         return []

@@ -31,9 +31,30 @@ def is_built(folder: Path) -> bool:
     return any(folder.glob("*/*.so"))
 
 
+def is_current(folder: Path) -> bool:
+    """Whether the folder has a compiled extension that ninja would not build again. It would after another version of
+    torch or of ninja itself; then every learner would compile at each start."""
+    for build in folder.glob("*/build.ninja"):
+        command = ["ninja", "-n", "-C", str(build.parent)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, env=with_own_tools(), check=False)
+        except OSError:  # without ninja nothing can be built again
+            break
+        if "no work to do" not in done.stdout:
+            return False
+    return is_built(folder)
+
+
+def with_own_tools() -> dict[str, str]:
+    """Environment in which the ninja of this virtual environment is found before any other: builds by one version are
+    not valid for another."""
+    own = str(Path(sys.prefix) / "bin")
+    return os.environ | {"PATH": f"{own}{os.pathsep}{os.environ.get('PATH', '')}"}
+
+
 def compile_into(folder: Path) -> bool:
     """Compile the extension into a folder, in a process of its own; False if it cannot be compiled."""
-    environment = os.environ | {EXTENSIONS: str(folder), "DS_ACCELERATOR": "cpu"}
+    environment = with_own_tools() | {EXTENSIONS: str(folder), "DS_ACCELERATOR": "cpu"}
     try:
         done = subprocess.run(
             [sys.executable, "-c", COMPILE], env=environment, capture_output=True, timeout=COMPILE_S, check=False
@@ -43,24 +64,20 @@ def compile_into(folder: Path) -> bool:
     return done.returncode == 0 and is_built(folder)
 
 
-def ensure_extensions(
-    folder: Path, say: Callable[[str], None], compile_extension: Compile = compile_into, anew: bool = False
-) -> bool:
-    """Compile the extension unless it is there. Several processes may call this at once: one compiles, under a lock,
-    and the others wait. The folder is replaced as a whole, so that a build which is cut off leaves nothing behind.
-
-    Args:
-        anew: compile even if it is there.
+def ensure_extensions(folder: Path, say: Callable[[str], None], compile_extension: Compile = compile_into) -> bool:
+    """Compile the extension unless a current one is there. Several processes may call this at once: one compiles, under
+    a lock, and the others wait. The folder is replaced as a whole, so that a build which is cut off leaves nothing
+    behind.
 
     Returns:
         False if it cannot be compiled or stored; DeepSpeed then runs without it, or compiles it for itself.
     """
-    if is_built(folder) and not anew:
+    if is_current(folder):
         return True
     try:
         with folder.with_name(f"{folder.name}.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if is_built(folder) and not anew:
+            if is_current(folder):
                 return True
             say(f"compiles DeepSpeed's CPU extension into {folder}, once for this environment: about a minute")
             with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as unfinished:
@@ -87,7 +104,7 @@ def own_extensions(built: Path) -> Iterator[None]:
         if built.is_dir():
             shutil.copytree(built, folder, ignore=shutil.ignore_patterns("lock"), dirs_exist_ok=True)
         before = os.environ.get(EXTENSIONS)
-        os.environ[EXTENSIONS] = folder
+        os.environ.update(with_own_tools() | {EXTENSIONS: folder})
         try:
             yield
         finally:

@@ -24,7 +24,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import _layerwise_process, get_layerwise_info
-from vllm.model_executor.model_loader.reload.meta import capture_layer_to_meta, materialize_layer
+from vllm.model_executor.model_loader.reload.meta import materialize_layer
 
 from demopsd_dist.util.die_with_parent import die_with_parent
 from demopsd_dist.util.errors import WeightSyncError
@@ -146,14 +146,9 @@ def register_head_bias(model: torch.nn.Module, folder: Path, device: torch.devic
     if not any(name.endswith("lm_head.bias") for name in names):
         return
     for head in model.modules():
-        if not isinstance(head, ParallelLMHead):
-            continue
-        known = get_layerwise_info(head).restore_metadata[0]
-        if "bias" not in known:
-            if getattr(head, "bias", None) is None:
-                with torch.device(device):
-                    head._register_bias()
-            known["bias"] = capture_layer_to_meta(head)[0]["bias"]
+        if isinstance(head, ParallelLMHead) and head.bias is None:
+            with torch.device(device):
+                head._register_bias()
 
 
 def _names_in(path: Path) -> list[str]:

@@ -124,7 +124,7 @@ def test_a_model_that_vllm_computes_otherwise_needs_a_tolerance(model_type: str,
     ("settings", "message"),
     [
         ({"model_type": "phimoe"}, "router of its experts"),
-        ({"model_type": "lfm2"}, "vLLM reads conv_dim, which config.json lacks"),
+        ({"model_type": "lfm2"}, "vLLM reads block_dim, which config.json lacks"),
         ({"model_type": "deepseek_v3", "kv_lora_rank": 16}, "latent attention .*rollout.gpus_per_worker"),
         ({"model_type": "mamba"}, "no selective scan"),
         ({"model_type": "qwen3_next", "layer_types": ["linear_attention"] * 4}, "Set model.precision=bfloat16"),

@@ -182,8 +182,8 @@ def test_a_mixture_of_logits_with_impossible_tokens_is_a_distribution() -> None:
     torch.testing.assert_close(mixture, torch.cat([expected, torch.zeros(1, 2)], dim=-1))
     for rate, logits in ((0.0, one), (1.0, other)):
         torch.testing.assert_close(coarsen(mixed_logits(one, other, rate), None).exp(), logits.softmax(-1))
-    plain = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(mixed_logits(*plain, 0.3), torch.lerp(*plain, 0.3))
+    first, second = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0)).unbind()
+    assert torch.equal(mixed_logits(first, second, 0.3), torch.lerp(first, second, 0.3))
 
 
 def test_the_floor_of_a_whole_vocabulary_does_not_add_up() -> None:

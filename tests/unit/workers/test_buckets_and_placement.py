@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.util.errors import ConfigError, WeightSyncError
 from workers.cluster.placement import bundles, check_fits, check_nodes, has_label, summary_of_roles, table
 from workers.cluster.ranks import interface_of
-from workers.learner.extensions import ensure_extensions, is_built, own_extensions
+from workers.learner.extensions import ensure_extensions, is_built, is_current, own_extensions, with_own_tools
 from workers.weights.buckets import pack_bucket, unpack_bucket, verify_bucket
 from workers.weights.tensor_groups import group_by_bytes
 
@@ -200,8 +201,24 @@ def test_a_build_that_was_cut_off_is_built_again_and_said(tmp_path: Path) -> Non
     assert "compiles DeepSpeed's CPU extension into" in said[0]
     assert ensure_extensions(built, said.append, fake_compiler(count))
     assert (len(count), len(said)) == (1, 1), "once"
-    assert ensure_extensions(built, said.append, fake_compiler(count), anew=True)
-    assert len(count) == 2
+
+
+def test_a_build_that_ninja_would_build_again_is_not_current(tmp_path: Path) -> None:
+    """As after another version of torch: its headers are newer than the library."""
+    op = tmp_path / "torch_extensions" / "deepspeed_shm_comm"
+    op.mkdir(parents=True)
+    source, built = tmp_path / "shm.cpp", op.parent
+    source.write_text("source")
+    rule = f"rule copy\n  command = cp $in $out\nbuild deepspeed_shm_comm.so: copy {source}\n"
+    (op / "build.ninja").write_text(rule)
+    assert not is_current(built)
+    subprocess.run(["ninja", "-C", str(op)], env=with_own_tools(), stdout=subprocess.DEVNULL, check=True)
+    assert is_current(built)
+    os.utime(source, (time.time() + 9, time.time() + 9))
+    assert not is_current(built)
+    said: list[str] = []
+    assert ensure_extensions(built, said.append, fake_compiler([]))
+    assert len(said) == 1
 
 
 def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
