@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from demopsd_dist.config import Config
+from demopsd_dist.config import Config, train_text
 from demopsd_dist.data.examples import SUCCESS
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import Question, RewardResult
@@ -79,7 +79,7 @@ def dataset_solutions(
         read = f"data.fields.solution={named}" if named else "data.fields.solution=null, the names of docs/data.md"
         raise DataError(
             f"privileged.source={config.privileged.source.value} shows solutions of the data set, and of "
-            f"{len(questions)} questions of data.train={config.data.train} {listed} ({read}). Name the field in "
+            f"{len(questions)} questions of data.train={train_text(config.data)} {listed} ({read}). Name the field in "
             "data.fields.solution, or set privileged.source=sibling."
         )
     return DatasetSolutions(texts, left_out, cut)

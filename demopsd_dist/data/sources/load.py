@@ -283,7 +283,10 @@ def _drop_duplicates(loaded: LoadedSource, texts: set[str]) -> LoadedSource:
 
 def _refuse_empty(loaded: LoadedSource, where: str) -> None:
     if not loaded.questions:
-        raise DataError(f"{where}: none of {loaded.records} records is left: {loaded.refusal_summary()}.")
+        raise DataError(
+            f"{where}: none of {loaded.records} records is left: {loaded.refusal_summary()}. Change the records or the "
+            "setting that each reason names, or use another source."
+        )
 
 
 def _refuse_same_id(item: ParsedQuestion, places: dict[str, str]) -> None:
