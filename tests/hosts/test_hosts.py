@@ -17,6 +17,7 @@ from demopsd_dist.run_record.audit import audit
 from demopsd_dist.run_record.folder import RunFolder
 from tests.hosts.network import Hosts, why_not
 
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
 PORT = 6379

@@ -70,6 +70,7 @@ def run(environment: dict[str, str], nodes: str, *words: str, within_s: int = 60
     )
 
 
+@pytest.mark.long
 def test_two_nodes_train(slurm: dict[str, str], tmp_path: Path) -> None:
     small = ["steps=1", "rollout.prompts_per_step=8", "evaluation.at_start=false", "data.minisci_test_size=8"]
     small += ["evaluation.samples=1", "data.ood=null", "data.minisci_train_size=64"]

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -34,9 +33,7 @@ TRAIN = {
 REFUSED = {"phi3_longrope": "long"}
 
 
-pytestmark = pytest.mark.skipif(
-    "DEMOPSD_LONG_TESTS" not in os.environ, reason="takes minutes: DEMOPSD_LONG_TESTS=1 runs it"
-)
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

@@ -91,6 +91,7 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
             process.kill()
 
 
+@pytest.mark.long
 def test_ctrl_c_while_the_engines_start(launch: Callable[..., Launched]) -> None:
     run = launch()
     run.wait_until("an actor", lambda: run.actors("RolloutWorker"))
@@ -126,7 +127,7 @@ def test_a_stop_signal_to_every_process_is_followed_by_the_driver_alone(launch: 
     assert list(run.folder.glob("checkpoints/step-*"))
 
 
-@pytest.mark.parametrize("victim", ["raylet", "gcs_server"])
+@pytest.mark.parametrize("victim", ["raylet", pytest.param("gcs_server", marks=pytest.mark.long)])
 def test_a_run_ends_soon_after_a_process_of_ray(victim: str, launch: Callable[..., Launched]) -> None:
     run = launch(*FEW)
     run.wait_until("the first step", run.has_said("step    1/9000"))

@@ -50,6 +50,7 @@ def test_each_role_dies_and_the_run_goes_on(tmp_path: Path) -> None:
         assert fire["learner/loss"] == pytest.approx(still["learner/loss"], abs=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_here")
 def test_a_worker_that_fails_again_and_again_stops_the_run_with_its_history(tmp_path: Path) -> None:
     words = ("limits.restarts=1", "rollout.num_workers=1", "rollout.tensor_parallel=2", "steps=1")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import random
 import signal
 import time
@@ -53,11 +52,9 @@ def reaped_by_nobody() -> Iterator[None]:
         prctl(subreaper, 0, 0, 0, 0)
 
 
-LONG = pytest.mark.skipif("DEMOPSD_LONG_TESTS" not in os.environ, reason="takes minutes: DEMOPSD_LONG_TESTS=1 runs it")
-
-
 @pytest.mark.parametrize(
-    ("stage", "learners", "samplers"), [pytest.param(1, 1, 2, marks=LONG), pytest.param(2, 2, 1, marks=LONG), (3, 2, 1)]
+    ("stage", "learners", "samplers"),
+    [pytest.param(1, 1, 2, marks=pytest.mark.long), pytest.param(2, 2, 1, marks=pytest.mark.long), (3, 2, 1)],
 )
 def test_killed_and_resumed_is_the_same_bit_for_bit(
     stage: int, learners: int, samplers: int, launch: Callable[..., Launched], tmp_path: Path

@@ -135,6 +135,7 @@ ONE_PROCESS = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
 PRIVATE = "from demopsd_dist.util.code_caches import keep_code_caches_private; keep_code_caches_private()\n"
 
 
+@pytest.mark.long
 @AS_ROOT
 @pytest.mark.real
 def test_code_that_another_user_planted_in_the_default_place_does_not_run(shared: Path) -> None:
