@@ -61,7 +61,17 @@ def leave() -> None:
     """End the run's own Ray, or leave the cluster that it joined."""
     import ray
 
+    started = [child for _, process in own_processes() for child in _descendants(process.pid)]
     ray.shutdown()
+    for process in started:  # agents of the raylet, which was killed without time to end them
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).children(recursive=True)
+    return []
 
 
 def _start() -> None:
