@@ -30,6 +30,7 @@ FAULTS = {
 NEEDED_KEYS = {"lfm2": "block_dim", "lfm2_moe": "block_dim", "minimax_m2": "rotary_dim"}
 """Keys of config.json that vLLM reads and transformers does not write by itself."""
 SELECTIVE_SCAN = ("jamba", "mamba", "falcon_mamba")
+GATED_DELTA_NET = ("qwen3_next", "qwen3_5")
 NEED_TORCHVISION = ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text")
 
 
@@ -80,6 +81,6 @@ def _obstacle_on_cpu(config: Config, model_config: PretrainedConfig) -> str | No
         )
     if text.model_type in SELECTIVE_SCAN:
         return "vLLM's CPU build has no selective scan (Mamba 1). Use GPUs for rollout, or another model."
-    if "linear_attention" in (getattr(text, "layer_types", None) or ()) and config.model.precision == Precision.float32:
+    if text.model_type.startswith(GATED_DELTA_NET) and config.model.precision == Precision.float32:
         return "vLLM's CPU build computes its linear attention in bfloat16 alone. Set model.precision=bfloat16."
     return None

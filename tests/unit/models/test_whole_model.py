@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from demopsd_dist.config import load
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.models.model_checks import check_model
+from demopsd_dist.models.whole_model import check_whole_model
 from demopsd_dist.util.errors import ConfigError
 from tests.unit.models.small_folders import CONFIGS, change_tensors, small_folder
 from workers.forward import load_causal_lm
@@ -59,7 +61,7 @@ def with_index(folder: Path) -> None:
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_whole_folders_are_accepted(kind: str, tmp_path: Path) -> None:
     small_folder(tmp_path, kind)
-    check_model(load(DEMO, [f"model.path={tmp_path}", "model.tree_tokens=0"]), tmp_path)
+    check_whole_model(tmp_path, AutoTokenizer.from_pretrained(tmp_path))
 
 
 EXPERT = "model.layers.0.mlp.experts.2.up_proj.weight"
