@@ -98,6 +98,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             own.cleanup()
 
 
+@pytest.mark.long
 def test_jobs_are_followed_queried_and_stopped(head: Head, tmp_path: Path) -> None:
     """Two jobs at once: one that fails, and one whose follower is interrupted before it is stopped."""
     wrong = head.submit("configs/demo.yaml", f"output_dir={tmp_path}", "data.train=/nowhere/train.jsonl")

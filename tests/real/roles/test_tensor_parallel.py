@@ -27,6 +27,7 @@ from workers.weights.transports import PublishPlan, SharedMemoryOutbox
 CONFIG = demo("rollout.tensor_parallel=2")
 
 
+@pytest.mark.long
 def test_weights_reach_both_processes(spares: Spares, task: Task, tmp_path: Path) -> None:
     """Weights by shared memory and by Ray's object store. The canary, and tokens sampled then, have the
     log-probabilities of plain forwards of the new model."""

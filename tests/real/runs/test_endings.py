@@ -127,7 +127,8 @@ def test_a_stop_signal_to_every_process_is_followed_by_the_driver_alone(launch: 
     assert list(run.folder.glob("checkpoints/step-*"))
 
 
-@pytest.mark.parametrize("victim", ["raylet", pytest.param("gcs_server", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("victim", ["raylet", "gcs_server"])
 def test_a_run_ends_soon_after_a_process_of_ray(victim: str, launch: Callable[..., Launched]) -> None:
     run = launch(*FEW)
     run.wait_until("the first step", run.has_said("step    1/9000"))

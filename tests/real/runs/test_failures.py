@@ -36,14 +36,15 @@ def test_each_role_dies_and_the_run_goes_on(tmp_path: Path) -> None:
         PlantedFault("sample", "rollout", signal.SIGSTOP),
         PlantedFault("checkpoint", "learner"),
     ]
-    found = run_with_planted_faults(blows, "teacher.num_workers=2", "teacher.shards=2", output=tmp_path / "fire")
+    words = ("teacher.num_workers=2", "teacher.shards=2", "limits.silence_s=15")  # a slow machine is no hang
+    found = run_with_planted_faults(blows, *words, output=tmp_path / "fire")
     assert found.audit.faults == []
     assert found.audit.steps == len(found.metrics) == 3 * (len(blows) + 2)
     assert found.audit.resampled > 0, "some prompts were asked for again"
     assert found.console.count("It is replaced, and its work done again.") == 3
     assert "is back after" in found.console
     assert found.console.count("are restarted") == 3
-    assert "hangs: no answer within limits.silence_s=5 s" in found.console
+    assert "hangs: no answer within limits.silence_s=15 s" in found.console
     calm = run_with_planted_faults([], "steps=6", output=tmp_path / "calm")
     for fire, still in zip(found.metrics, calm.metrics, strict=False):
         assert fire["rollout/reward_mean"] == still["rollout/reward_mean"]

@@ -112,6 +112,7 @@ def test_interrupted_saves_and_resumes_with_fewer_learners_and_more_workers(laun
     assert audit(RunFolder(run.folder)).faults == []
 
 
+@pytest.mark.long
 def test_workers_come_and_go_while_it_trains(launch: Callable[..., Launched]) -> None:
     run = launch("steps=9000", "rollout.num_workers=1", "evaluation.at_start=false", "learner.num_workers=1")
     run.wait_until("the first step", run.has_said("step    1/9000"))
