@@ -24,6 +24,7 @@ class FailingRollouts(RolloutWorker):
         raise RuntimeError(f"{len(engine_processes(Process()))} out of luck")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_here")
 def test_each_role_dies_and_the_run_goes_on(tmp_path: Path) -> None:
     """Each stage sees a death, each role dies, with it a teacher who shares its weights with another; one worker hangs.

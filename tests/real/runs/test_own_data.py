@@ -21,6 +21,7 @@ STEPS = 2
 FEW = ["evaluation.at_start=false", "leakage.every_steps=0", "samples.every_steps=1", "samples.responses=64"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["gsm8k", "verl", "trl", "mmlu"])
 def test_two_real_steps(layout: str, roles: RealRoles, tmp_path: Path) -> None:
     shown = [] if layout == "mmlu" else ["privileged.source=sibling_or_dataset"]
