@@ -119,7 +119,6 @@ def test_methods_by_one_key(name: str, roles: RealRoles, spares: Spares, task: T
     trains(demo(*SHORT, *words, f"output_dir={tmp_path}"), roles, spares, task, forwards)
 
 
-@pytest.mark.long
 def test_opsd_as_published(roles: RealRoles, spares: Spares, task: Task, tmp_path: Path) -> None:
     """OPSD with the data set's solutions: every response is trained on, each with its own question's solution."""
     config = demo(*SHORT, "method=opsd", "privileged.source=dataset", f"output_dir={tmp_path}")
