@@ -27,7 +27,7 @@ def use_own_temporary_folder() -> Path:
         return current
     os.environ.setdefault(MACHINE_TMPDIR, str(current))
     create_private(root, str(root.parent))
-    folder = root / f"{os.getpid()}-{started_ticks(os.getpid())}"
+    folder = root / _own_name()
     create_private(folder, str(root))
     os.environ["TMPDIR"] = str(folder)
     tempfile.tempdir = None  # read again
@@ -35,7 +35,10 @@ def use_own_temporary_folder() -> Path:
 
 
 def remove_own_temporary_folder(folder: Path) -> None:
-    """Remove the folder with all that is in it; later files of this process go to the machine's temporary folder."""
+    """Remove the folder with all that is in it; later files of this process go to the machine's temporary folder. A
+    folder that the parent has made is the parent's to remove."""
+    if folder.name != _own_name():
+        return
     os.environ["TMPDIR"] = os.environ.pop(MACHINE_TMPDIR, tempfile.gettempdir())
     tempfile.tempdir = None
     shutil.rmtree(folder, ignore_errors=True)
@@ -50,6 +53,10 @@ def remove_left_temporary_folders() -> int:
             shutil.rmtree(folder, ignore_errors=True)
             removed += 1
     return removed
+
+
+def _own_name() -> str:
+    return f"{os.getpid()}-{started_ticks(os.getpid())}"
 
 
 def started_ticks(pid: int) -> str | None:

@@ -139,6 +139,27 @@ def test_temporary_files_go_with_the_run_or_at_the_next_start(tmp_path: Path, mo
     living.communicate("\n", timeout=20)
 
 
+NESTED = """
+import subprocess, sys, tempfile
+from pathlib import Path
+from launch._processes import fenced
+
+with fenced():
+    own = Path(tempfile.mkstemp()[1])
+    inner = "from launch._processes import fenced\\nwith fenced(): pass"
+    subprocess.run([sys.executable, "-c", inner], check=True)
+    print(own.exists())
+"""
+
+
+def test_a_run_inside_another_leaves_the_temporary_files_of_the_outer_one(tmp_path: Path) -> None:
+    variables = os.environ | {"RAY_TMPDIR": str(tmp_path)}
+    found = subprocess.run(
+        [sys.executable, "-c", NESTED], env=variables, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert found.stdout == "True\n"
+
+
 def test_ray_sessions_of_ended_runs_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     ended = subprocess.Popen(["true"])
