@@ -14,8 +14,10 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
 
 import psutil
 
@@ -26,6 +28,7 @@ from workers.cluster.leftovers import remove_leftovers
 
 _PR_SET_CHILD_SUBREAPER = 36
 GRACE_S = 3.0
+Handler = Callable[[int, FrameType | None], None]
 
 
 @contextmanager
@@ -45,10 +48,7 @@ def fenced() -> Iterator[None]:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     guardian = start_guardian()
-    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in previous.items():
-        if handler is not signal.SIG_IGN:  # nohup
-            signal.signal(number, _interrupt)
+    previous = handle_unless_ignored((signal.SIGTERM, signal.SIGHUP), _interrupt)
     try:
         yield
     finally:
@@ -67,11 +67,12 @@ def fenced() -> Iterator[None]:
 def start_guardian() -> subprocess.Popen[bytes]:
     """Start the process that ends all others of this run if this one is killed. Processes started from now on carry
     the mark by which it finds them."""
-    mark = os.environ[_guardian.VARIABLE] = uuid.uuid4().hex
+    mark = uuid.uuid4().hex
     command = [sys.executable, "-I", "-S", _guardian.__file__, mark]
-    # Without the mark, and in a session of its own, where no signal to the run's process group reaches it.
-    environment = {name: value for name, value in os.environ.items() if name != _guardian.VARIABLE}
-    return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
+    # A session of its own, where no signal to the run's process group reaches it.
+    guardian = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    os.environ[_guardian.VARIABLE] = mark
+    return guardian
 
 
 def dismiss(guardian: subprocess.Popen[bytes]) -> None:
@@ -81,6 +82,16 @@ def dismiss(guardian: subprocess.Popen[bytes]) -> None:
     guardian.stdin.close()
     with suppress(subprocess.TimeoutExpired):
         guardian.wait(GRACE_S)
+
+
+def handle_unless_ignored(numbers: Iterable[int], handler: Handler) -> dict[int, Any]:
+    """Set the handler of each of these signals, except where it is ignored, as SIGHUP is under nohup; the handlers
+    before, by signal."""
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, earlier in before.items():
+        if earlier is not signal.SIG_IGN:
+            signal.signal(number, handler)
+    return before
 
 
 def leave_closed_terminal() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from demopsd_dist.training.run import StopRequest
-from launch._processes import end_descendants, leave_closed_terminal
+from launch._processes import end_descendants, handle_unless_ignored, leave_closed_terminal
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 INTERRUPTED = 130
@@ -44,10 +44,7 @@ def stopped_by_signals(stop: StopRequest, within_s: float, say: Callable[[str], 
         stopping = True
         loop.call_soon_threadsafe(ask, signal.Signals(number).name)
 
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # nohup ignores SIGHUP
-            signal.signal(number, on_signal)
+    before = handle_unless_ignored(SIGNALS, on_signal)
     try:
         yield
     finally:

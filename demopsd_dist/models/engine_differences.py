@@ -48,20 +48,20 @@ def check_engine_difference(config: Config, folder: Path, model_config: Pretrain
         )
 
 
-def check_engine_support(config: Config, folder: Path, model_config: PretrainedConfig) -> None:
+def check_engine_can_run(config: Config, folder: Path, model_config: PretrainedConfig) -> None:
     """Check that vLLM can run this type of model on the device of the rollout workers.
 
     Raises:
         ConfigError: it is known not to.
     """
-    obstacle = _obstacle(config, model_config)
+    obstacle = _obstacle(model_config)
     if obstacle is None and config.rollout.gpus_per_worker == 0:
         obstacle = _obstacle_on_cpu(config, model_config)
     if obstacle is not None:
         raise ConfigError(f"model.path={folder}: model type {model_config.model_type}: {obstacle}")
 
 
-def _obstacle(config: Config, model_config: PretrainedConfig) -> str | None:
+def _obstacle(model_config: PretrainedConfig) -> str | None:
     model_type = model_config.model_type
     if fault := FAULTS.get(model_type):
         return f"{fault} Use another model."

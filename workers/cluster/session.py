@@ -6,7 +6,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -63,7 +63,11 @@ def leave() -> None:
 
     started = [child for _, process in own_processes() for child in _descendants(process.pid)]
     ray.shutdown()
-    for process in started:  # agents of the raylet, which was killed without time to end them
+    _kill(started)  # agents of the raylet, which was killed without time to end them
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
 
@@ -83,7 +87,7 @@ def _start() -> None:
     import ray
 
     for _ in range(START_TRIES):
-        children = set(psutil.Process().children())
+        before = _descendants(os.getpid())
         try:
             _start_once()
             break
@@ -91,9 +95,7 @@ def _start() -> None:
             if LATE_START not in str(error):
                 raise
             ray.shutdown()
-            for process in set(psutil.Process().children(recursive=True)) - children:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
+            _kill(set(_descendants(os.getpid())) - set(before))
     else:
         load = os.getloadavg()[0]
         raise WorkerError(
