@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -33,9 +33,9 @@ Handler = Callable[[int, FrameType | None], None]
 
 @contextmanager
 def fenced() -> Iterator[None]:
-    """End all descendants when the block is left, however it ends. Inside, SIGTERM and SIGHUP interrupt like Ctrl-C,
-    caches of compiled code lie in a private folder, and temporary files in one that is removed at the end; leftovers
-    of ended runs are removed first.
+    """End all processes that the block has started, and its Ray, when it is left, however it ends. Inside, SIGTERM and
+    SIGHUP interrupt like Ctrl-C, caches of compiled code lie in a private folder, and temporary files in one that is
+    removed at the end; leftovers of ended runs are removed first.
 
     Further interrupts are ignored during the cleanup, which takes a few seconds at most.
 
@@ -47,6 +47,8 @@ def fenced() -> Iterator[None]:
     temporary = use_own_temporary_folder()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    earlier, had_ray = {child.pid for child in psutil.Process().children()}, in_ray()
+    outer = os.environ.get(_guardian.VARIABLE)
     guardian = start_guardian()
     previous = handle_unless_ignored((signal.SIGTERM, signal.SIGHUP), _interrupt)
     try:
@@ -55,9 +57,12 @@ def fenced() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         for number in previous:
             signal.signal(number, signal.SIG_IGN)
-        shut_down_ray()
-        end_descendants(spared=guardian.pid)
+        if not had_ray:
+            shut_down_ray()
+        end_descendants(spared={*earlier, guardian.pid})
         dismiss(guardian)
+        if outer is not None:
+            os.environ[_guardian.VARIABLE] = outer
         remove_own_temporary_folder(temporary)
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -109,6 +114,12 @@ def _interrupt(number: int, _: object) -> None:
     raise KeyboardInterrupt
 
 
+def in_ray() -> bool:
+    """Whether this process has started Ray, or joined a cluster."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
 def shut_down_ray() -> None:
     """Shut Ray down within `GRACE_S`: its own shutdown may wait for a process that no longer answers."""
     ray = sys.modules.get("ray")
@@ -119,18 +130,26 @@ def shut_down_ray() -> None:
     thread.join(GRACE_S)
 
 
-def end_descendants(politely: bool = True, spared: int | None = None) -> None:
+def end_descendants(politely: bool = True, spared: Collection[int] = ()) -> None:
     """Terminate all descendants, then kill the rest; orphans of killed processes become children and are killed too.
 
     Args:
-        spared: process id of a child that stays.
+        spared: process ids of children that stay, with their own descendants.
     """
     ask = psutil.Process.terminate if politely else psutil.Process.kill
     for end in (ask, psutil.Process.kill, psutil.Process.kill):
-        alive = [child for child in psutil.Process().children(recursive=True) if child.pid != spared]
+        alive = _descendants_except(spared)
         if not alive:
             return
         for process in alive:
             with suppress(psutil.NoSuchProcess):
                 end(process)
         psutil.wait_procs(alive, timeout=GRACE_S / 2)
+
+
+def _descendants_except(spared: Collection[int]) -> list[psutil.Process]:
+    found = [child for child in psutil.Process().children() if child.pid not in spared]
+    for child in list(found):
+        with suppress(psutil.NoSuchProcess):
+            found += child.children(recursive=True)
+    return found

@@ -14,6 +14,7 @@ import ray
 
 from demopsd_dist.util.code_caches import CODE_CACHES, private_folder
 from demopsd_dist.util.errors import ConfigError
+from launch._processes import fenced
 from workers.cluster.code_check import pickled_by_value
 from workers.cluster.jobs import JobClient
 
@@ -78,6 +79,15 @@ def test_its_workers_keep_compiled_code_in_a_private_folder(ray_here: None) -> N
     with pickled_by_value(sys.modules[__name__]):
         places = ray.get(ray.remote(caches).options(num_cpus=0, runtime_env={"env_vars": bare}).remote())
     assert {Path(place).parent for place in places} == {private_folder() / "code"}
+
+
+def test_a_command_that_is_refused_leaves_the_ray_of_its_caller(ray_here: None) -> None:
+    before = {process.pid for process in of_ray()}
+    with pytest.raises(ConfigError), fenced():
+        raise ConfigError("refused")
+    assert ray.is_initialized()
+    assert before <= {process.pid for process in of_ray()}
+    assert ray.get(ray.put(3)) == 3
 
 
 def test_it_listens_on_this_machine_alone(ray_here: None) -> None:

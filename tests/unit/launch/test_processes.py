@@ -160,6 +160,25 @@ def test_a_run_inside_another_leaves_the_temporary_files_of_the_outer_one(tmp_pa
     assert found.stdout == "True\n"
 
 
+EARLIER = """
+import os, subprocess
+from launch import _guardian
+from launch._processes import fenced
+
+with fenced():
+    mark = os.environ[_guardian.VARIABLE]
+    earlier = subprocess.Popen(["sleep", "60"])
+    with fenced():
+        later = subprocess.Popen(["sleep", "60"])
+    print(earlier.poll() is None, later.poll() is None, os.environ[_guardian.VARIABLE] == mark)
+"""
+
+
+def test_a_block_inside_another_ends_its_own_processes_alone() -> None:
+    found = subprocess.run([sys.executable, "-c", EARLIER], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout == "True False True\n"
+
+
 def test_ray_sessions_of_ended_runs_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     ended = subprocess.Popen(["true"])
