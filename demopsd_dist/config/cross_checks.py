@@ -9,7 +9,7 @@ import re
 from dataclasses import fields
 
 from demopsd_dist.config.collapse_settings import AlarmConfig
-from demopsd_dist.config.data_settings import SPLIT, DataConfig, FieldNames, Format
+from demopsd_dist.config.data_settings import MINISCI, SPLIT, DataConfig, FieldNames, Format
 from demopsd_dist.config.method_settings import MethodName, SupportOf, WeightSource
 from demopsd_dist.config.ranges import check_values
 from demopsd_dist.config.role_settings import Schedule
@@ -142,6 +142,24 @@ def _check_data(data: DataConfig) -> None:
         raise ConfigError(
             f"data.fields has no effect with data.format={data.format.value}, whose fields are known. Drop it, or set "
             "data.format=records."
+        )
+    _check_readers_have_records(data)
+
+
+def _check_readers_have_records(data: DataConfig) -> None:
+    """Refuse a layout where no set has records to read, and texts for questions where all are MiniSci's."""
+    sources = [one.path for one in train_sets(data)] or [data.train]
+    sources += [source for source in (data.test, data.ood) if source not in (None, SPLIT)]
+    makers = {str(source).partition(":")[0] for source in sources}
+    settings = {"format": data.format is not Format.auto, "fields": data.fields != FieldNames()}
+    if makers <= {MINISCI}:
+        settings |= {"system": data.system is not None, "suffix": data.suffix != ""}
+    if not makers <= {MINISCI, "gym"}:
+        return
+    for name in (name for name, changed in settings.items() if changed):
+        raise ConfigError(
+            f"data.{name} has no effect: all questions come from {' and '.join(sorted(makers))}, whose layout is known. "
+            "Drop it, or set data.train to a file."
         )
 
 

@@ -84,6 +84,25 @@ def test_a_wrong_word_is_refused_in_one_line(word: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.format=choices"], "data.format has no effect: all questions come from minisci, whose layout"),
+        (["data.suffix=x"], "data.suffix has no effect: all questions come from minisci"),
+        (["data.train=gym:chain_sum", "data.fields.text=q"], "data.fields has no effect: all questions come from gym"),
+    ],
+)
+def test_a_layout_without_records_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(DEMO, words)
+
+
+def test_a_layout_for_one_split_or_texts_for_tasks_are_no_error() -> None:
+    load(DEMO, ["data.train=a.jsonl", "data.format=choices"])
+    load(DEMO, ["data.train=gym:chain_sum", "data.test=gym:chain_sum", "data.ood=null", "data.suffix=x"])
+    load(DEMO, ["data.train=[{path: a.jsonl}]", "data.suffix=x"])
+
+
 def test_an_early_answer_needs_a_reward_that_reads_it() -> None:
     with pytest.raises(ConfigError, match="begins responses by <answer>; reward=boxed reads another form"):
         load(DEMO, ["evaluation.early_answer_samples=2", "reward=boxed"])
