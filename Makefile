@@ -30,7 +30,7 @@ $(STAMP): requirements/$(BUILD).lock setup.py
 	touch $@
 
 demo: setup
-	$(BIN)/python -m launch.train configs/demo.yaml
+	$(BIN)/demopsd train demo
 
 gym: setup $(VENV)/.installed-gym
 

@@ -1,14 +1,76 @@
-"""Helpers common to the commands: exit codes and the number of GPUs."""
+"""Helpers common to the commands: their names and examples, exit codes and the number of GPUs."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from demopsd_dist.util.errors import DemoPSDError
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command in the list of `demopsd --help`: its line there, and examples for its own help."""
+
+    summary: str
+    examples: tuple[str, ...]
+
+
+VERBS = {
+    "train": Verb(
+        "train a model",
+        (
+            "demopsd train demo",
+            "demopsd train demo steps=10 learner.zero_stage=3 --dry-run",
+            "demopsd train demo --resume",
+        ),
+    ),
+    "evaluate": Verb("accuracy of a model on a data set", ("demopsd evaluate runs/demo/student minisci",)),
+    "report": Verb(
+        "write the page that shows a run", ("demopsd report runs/demo", "demopsd report runs/demo runs/demo-2")
+    ),
+    "watch": Verb("follow a run in the terminal", ("demopsd watch runs/demo",)),
+    "mark": Verb(
+        "score recorded responses with a reward",
+        ("demopsd mark runs/demo/samples/step-000001.parquet reward=auto",),
+    ),
+    "replay": Verb(
+        "repeat a recorded step and compare every tensor",
+        ("demopsd replay runs/demo --step 21", "demopsd replay runs/demo --step 21 --set demopsd.alpha_max=0.5"),
+    ),
+    "audit": Verb("account for every sample of a run", ("demopsd audit runs/demo",)),
+    "plan": Verb("memory and time of a run on given devices", ("demopsd plan node_8gpu --gpus 8xh100 --hours 12",)),
+    "doctor": Verb("check this machine or a cluster before a run", ("demopsd doctor", "demopsd doctor demo")),
+    "scale": Verb("more or fewer rollout workers in a running run", ("demopsd scale runs/demo --rollout-workers 4",)),
+    "submit": Verb(
+        "train as a job of a Ray cluster",
+        ("demopsd submit configs/multi_node.yaml --address http://10.0.0.1:8265 output_dir=/shared/runs --detach",),
+    ),
+    "grafana": Verb("print a Grafana dashboard of the metrics", ("demopsd grafana > grafana.json",)),
+    "completion": Verb("print a script that completes commands in the shell", ('eval "$(demopsd completion bash)"',)),
+}
+"""Commands by name, in the order in which they are listed. `prebuild` and `wait_for_nodes` are for scripts."""
+
+
+def command_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """Parser of a command, without arguments yet; its help ends with the examples of `VERBS`.
+
+    Args:
+        name: file name in `launch/` without its ending.
+        doc: docstring of the command's module.
+    """
+    listed = VERBS.get(name)
+    return argparse.ArgumentParser(
+        prog=f"demopsd {name}" if listed else f"python -m launch.{name}",
+        description=doc,
+        epilog="\n".join(["examples:", *(f"  {example}" for example in listed.examples)]) if listed else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def exit_code_of(work: Callable[[], int]) -> int:

@@ -11,11 +11,13 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from demopsd_dist.run_record.folder import RunFolder, replace_text
 from demopsd_dist.util.errors import DemoPSDError, RunFolderError
-from workers.rollout.pool import RolloutPool
+
+if TYPE_CHECKING:
+    from workers.rollout.pool import RolloutPool
 
 POLL_S = 0.5
 

@@ -133,7 +133,7 @@ def write_final_report(folder: RunFolder, note: Callable[[str], None]) -> None:
     except Exception as error:
         note(
             f"warning: the report could not be written ({type(error).__name__}: {one_line(str(error))}). The run "
-            f"is complete; write the report again with: python -m launch.report {folder.path}"
+            f"is complete; write the report again with: demopsd report {folder.path}"
         )
 
 

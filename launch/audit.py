@@ -1,4 +1,4 @@
-"""Audit of every sample of a run, from its ledger and checkpoints alone: `python -m launch.audit RUN`
+"""Audit of every sample of a run, from its ledger and checkpoints alone: `demopsd audit RUN`
 
 Exit code 0 where every sample of the steps that count was trained exactly once or dropped for a stated reason; 1 where
 not, with the names of the samples; 2 where RUN is no run folder.
@@ -12,15 +12,18 @@ from collections.abc import Sequence
 
 from demopsd_dist.run_record.audit import AuditReport, audit
 from demopsd_dist.run_record.folder import RunFolder
-from launch._command_line import exit_code_of, user_path
+from launch._command_line import command_parser, exit_code_of, user_path
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    parser = command_parser("audit", __doc__)
+    parser.add_argument("run", type=user_path, help="a run folder, for example runs/demo")
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=user_path, help="a run folder, for example runs/demo")
-    arguments = parser.parse_args(argv)
+    arguments = make_parser().parse_args(argv)
 
     def work() -> int:
         report = audit(RunFolder(arguments.run))

@@ -1,4 +1,4 @@
-"""Checks before a run: `python -m launch.doctor [CONFIG] [key=value ...]`
+"""Checks before a run: `demopsd doctor [CONFIG] [key=value ...]`
 
 Checks this machine, and with a config the model, data and disk that it names; where the config joins a cluster, every
 node of it. Each line gives what was checked, where, and the result; a problem is followed by its fix. Exit code 0 where
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from demopsd_dist.config import MINISCI, Config, load, sources_of
 from demopsd_dist.util.code_digest import ROOT, code_digest, differing_files, file_digests
 from demopsd_dist.util.errors import DemoPSDError
-from launch._command_line import exit_code_of
+from launch._command_line import command_parser, exit_code_of
 from launch._doctor_findings import (
     Finding,
     FindingLevel,
@@ -39,13 +39,16 @@ CLOCK_S = 1.0  # a larger difference puts the time stamps of logs and metrics ou
 SLOW_GB_PER_S = 0.2  # 1.6 Gb/s: weights of a few GB would take longer than a step
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    parser = command_parser("doctor", __doc__)
     parser.add_argument("config", nargs="?", help="a YAML file, for example configs/demo.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
-    arguments = parser.parse_intermixed_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = make_parser().parse_intermixed_args(argv)
     return exit_code_of(lambda: examine(arguments))
 
 

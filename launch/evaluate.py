@@ -1,4 +1,4 @@
-"""Evaluation of a model: `python -m launch.evaluate MODEL DATA [key=value ...] [--config FILE] [--out FILE.json]`
+"""Evaluation of a model: `demopsd evaluate MODEL DATA [key=value ...] [--config FILE] [--out FILE.json]`
 
 MODEL is a Hugging Face model folder (the `student/` of a run is one) or `minisci`; DATA is any value of `data.test`.
 Starts rollout workers only. Exit code 0 when done, 2 for wrong input, 130 when interrupted, 1 for any other
@@ -22,7 +22,7 @@ from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.data.sources import load_split
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.util.errors import DataError, EngineStartError
-from launch._command_line import count_gpus, exit_code_of, user_path
+from launch._command_line import command_parser, count_gpus, exit_code_of, user_path
 from launch._processes import fenced
 from workers.cluster.placement import check_fits, rollout_bundles
 
@@ -33,16 +33,19 @@ if TYPE_CHECKING:
 DEFAULTS = Path(__file__).parents[1] / "configs" / "evaluate.yaml"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    parser = command_parser("evaluate", __doc__)
     parser.add_argument("model", help="a Hugging Face model folder, or minisci")
     parser.add_argument("data", help="a data set, or minisci")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     parser.add_argument("--config", type=user_path, default=DEFAULTS, help="default: configs/evaluate.yaml")
     parser.add_argument("--out", type=user_path, help="write all results to this file, as JSON")
-    arguments = parser.parse_intermixed_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = make_parser().parse_intermixed_args(argv)
     return exit_code_of(lambda: evaluate_and_print(arguments))
 
 

@@ -1,4 +1,4 @@
-"""Grafana dashboard of all metrics: `python -m launch.grafana > grafana.json`, to be imported in Grafana
+"""Grafana dashboard of all metrics: `demopsd grafana > grafana.json`, to be imported in Grafana
 
 Prints the dashboard as JSON. It reads the metrics that a run serves with `sinks.prometheus_port` (docs/report.md).
 """
@@ -11,14 +11,16 @@ import sys
 from collections.abc import Sequence
 
 from demopsd_dist.run_record.prometheus import dashboard
-from launch._command_line import exit_code_of
+from launch._command_line import command_parser, exit_code_of
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    return command_parser("grafana", __doc__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.grafana", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.parse_args(argv)
+    make_parser().parse_args(argv)
     return exit_code_of(print_dashboard)
 
 

@@ -1,4 +1,4 @@
-"""Scores of recorded responses: `python -m launch.mark FILE [reward=...] [data.format=...] [--scores] [--config FILE]`
+"""Scores of recorded responses: `demopsd mark FILE [reward=...] [data.format=...] [--scores] [--config FILE]`
 
 FILE has a response and its question on each line: `response` beside the fields of any data set that the reader knows.
 The samples of a run (`samples/step-000012.parquet`) are read as they are. Prints a line for each response, then the
@@ -18,7 +18,7 @@ from demopsd_dist.data.recorded_responses import MarkedResponse, mark, read_resp
 from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.util.errors import ConfigError
 from demopsd_dist.util.printable import escape_control_chars
-from launch._command_line import exit_code_of, user_path
+from launch._command_line import command_parser, exit_code_of, user_path
 
 DEFAULTS = Path(__file__).parents[1] / "configs" / "evaluate.yaml"
 SETTINGS = (
@@ -34,17 +34,20 @@ SETTINGS = (
 SHOWN_CHARS = 60
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.mark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    parser = command_parser("mark", __doc__)
     parser.add_argument("file", metavar="FILE", help="a .jsonl, .json, .csv or .parquet file with recorded responses")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"settings: {', '.join(SETTINGS)}")
     parser.add_argument(
         "--config", type=user_path, default=DEFAULTS, help="a run's settings; default: configs/evaluate.yaml"
     )
     parser.add_argument("--scores", action="store_true", help="print nothing but one score a line, nan for a failure")
-    arguments = parser.parse_intermixed_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = make_parser().parse_intermixed_args(argv)
     return exit_code_of(lambda: mark_and_print(arguments))
 
 

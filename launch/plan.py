@@ -1,4 +1,4 @@
-"""Plan of a run before it starts: `python -m launch.plan CONFIG --gpus 8xh100 [--hours 12] [key=value ...]`
+"""Plan of a run before it starts: `demopsd plan CONFIG --gpus 8xh100 [--hours 12] [key=value ...]`
 
 Prints memory by role, seconds by stage, the best split of the devices into rollout, teacher and learner workers, and
 what does not fit and why. The model's weights are not needed: a folder with `config.json`, or the name of a known
@@ -22,15 +22,14 @@ from demopsd_dist.planning.splits import rank_splits
 from demopsd_dist.planning.step_time import plan_run
 from demopsd_dist.planning.workload import Traffic, split_of, uses_gpus, workload_of
 from demopsd_dist.util.errors import ConfigError
-from launch._command_line import exit_code_of, user_path
+from launch._command_line import command_parser, exit_code_of, user_path
 
 ASSUMED = Traffic()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    parser = command_parser("plan", __doc__)
     parser.add_argument("config", help="a YAML file, for example configs/node_8gpu.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     parser.add_argument("--gpus", required=True, metavar="8xh100", help="4x8xh100 for nodes; 2xcpu with --calibrate")
@@ -47,7 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     data.add_argument(
         "--right", type=float, default=ASSUMED.right_fraction, metavar="0.4", help="fraction of right responses"
     )
-    arguments = parser.parse_intermixed_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = make_parser().parse_intermixed_args(argv)
     return exit_code_of(lambda: print_plan(arguments))
 
 

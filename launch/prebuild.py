@@ -6,17 +6,14 @@ where it cannot be built: training runs without it.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from launch._command_line import exit_code_of
+from launch._command_line import command_parser, exit_code_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argparse.ArgumentParser(
-        prog="python -m launch.prebuild", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args(argv)
+    command_parser("prebuild", __doc__).parse_args(argv)
     return exit_code_of(build)
 
 

@@ -1,4 +1,4 @@
-"""Replay of a recorded step: `python -m launch.replay RUN --step N [--set key=value ...]`
+"""Replay of a recorded step: `demopsd replay RUN --step N [--set key=value ...]`
 
 Repeats a step of a run from the checkpoint before it and the recorded batch: support, teacher, loss, gradient and
 update, by the same workers. Compares every tensor with the record and names the first that differs. `--set` then runs
@@ -32,7 +32,7 @@ from demopsd_dist.run_record.digests import Digests
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.replay_batch import ReplayBatch
 from demopsd_dist.util.errors import CheckpointError, ConfigError, DifferenceError, RunFolderError
-from launch._command_line import count_gpus, exit_code_of, user_path
+from launch._command_line import command_parser, count_gpus, exit_code_of, user_path
 from launch._processes import fenced
 from workers.cluster.placement import check_fits, core_bundles
 
@@ -43,14 +43,17 @@ ASKABLE = ("demopsd.*", "sdpo.*", "opsd.*", "grpo.*", "teacher.trust_region_rate
 """Settings that `--set` may change: they keep tokens and weights as recorded."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    parser = command_parser("replay", __doc__)
     parser.add_argument("run", type=user_path, help="a run folder")
     parser.add_argument("--step", type=int, required=True, metavar="N", help="the first is 1")
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="another setting of the method")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = make_parser().parse_args(argv)
     return exit_code_of(lambda: replay(arguments.run, arguments.step, arguments.set))
 
 

@@ -1,4 +1,4 @@
-"""HTML report: `python -m launch.report RUN [RUN ...] [--out FILE.html]`
+"""HTML report: `demopsd report RUN [RUN ...] [--out FILE.html]`
 
 Writes one HTML file that shows a run, or compares several, and needs no network and no server. For one run it is
 `report.html` in the run folder. Exit code 0; 2 for wrong input.
@@ -14,18 +14,21 @@ from pathlib import Path
 from demopsd_dist.report import write_report
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.util.errors import ConfigError
-from launch._command_line import exit_code_of, user_path
+from launch._command_line import command_parser, exit_code_of, user_path
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    parser = command_parser("report", __doc__)
     parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="a run folder")
     parser.add_argument(
         "--out", type=user_path, help="HTML file; default: report.html in the run folder, or here for several runs"
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = make_parser().parse_args(argv)
     return exit_code_of(lambda: write(arguments.runs, arguments.out))
 
 

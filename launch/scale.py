@@ -1,4 +1,4 @@
-"""More or fewer rollout workers in a running run: `python -m launch.scale RUN --rollout-workers N`
+"""More or fewer rollout workers in a running run: `demopsd scale RUN --rollout-workers N`
 
 New workers get the current weights; removed ones finish their requests. Exit code 0 when N serve, 1 when they do not,
 2 for wrong input.
@@ -16,17 +16,20 @@ from collections.abc import Sequence
 from demopsd_dist.config import load
 from demopsd_dist.run_record.folder import RunFolder, replace_text
 from demopsd_dist.util.errors import ConfigError, WorkerError
-from launch._command_line import exit_code_of, user_path
+from launch._command_line import command_parser, exit_code_of, user_path
 from launch._scaling import answer_file, read_message, request_file
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.scale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    parser = command_parser("scale", __doc__)
     parser.add_argument("run", type=user_path, help="the folder of a running run")
     parser.add_argument("--rollout-workers", type=int, required=True, metavar="N", help="number of workers")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = make_parser().parse_args(argv)
     return exit_code_of(lambda: scale(RunFolder(arguments.run), arguments.rollout_workers))
 
 

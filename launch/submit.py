@@ -1,4 +1,4 @@
-"""Training as a job of a cluster: `python -m launch.submit CONFIG --address http://HEAD:8265 [key=value ...]`
+"""Training as a job of a cluster: `demopsd submit CONFIG --address http://HEAD:8265 [key=value ...]`
 
 Checks the settings here, sends the code of this checkout through Ray's job API, runs `launch.train` with it on the
 head, joined to the cluster, and prints its output. The exit code is that of the run (`ray job submit` has 1 for every
@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from demopsd_dist.config import MINISCI, SPLIT, Config, load
+from demopsd_dist.config import MINISCI, SPLIT, Config, config_path, load
 from demopsd_dist.util.code_digest import ROOT
 from demopsd_dist.util.errors import ConfigError
-from launch._command_line import exit_code_of
+from launch._command_line import command_parser, exit_code_of
 from launch._stopping import INTERRUPTED
 from launch._task import COMMIT, commit
 
@@ -36,10 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code_of(lambda: run_command(arguments))
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    parser = command_parser("submit", __doc__)
     parser.add_argument("config", nargs="?", help="a YAML file of this checkout, for example configs/multi_node.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     parser.add_argument(
@@ -51,6 +50,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--status", metavar="JOB", help="print the state of a job")
     parser.add_argument("--logs", metavar="JOB", help="print the output of a job until it ends")
     parser.add_argument("--stop", metavar="JOB", help="ask a job to save and end")
+    return parser
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Arguments with exactly one action, and an address."""
+    parser = make_parser()
     arguments = parser.parse_intermixed_args(argv)
     actions = [word for word in (arguments.config, arguments.status, arguments.logs, arguments.stop) if word]
     if len(actions) != 1:
@@ -91,7 +96,7 @@ def entrypoint(arguments: argparse.Namespace, config: Config) -> str:
     Raises:
         ConfigError: the settings name something that does not exist on the head.
     """
-    path = Path(arguments.config).resolve()
+    path = config_path(arguments.config).resolve()
     if not path.is_relative_to(ROOT):
         raise ConfigError(f"{path} is not sent with the checkout {ROOT}. Put it into configs/ there.")
     if addresses := [word for word in arguments.overrides if word.startswith("ray_address=")]:

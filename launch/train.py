@@ -1,4 +1,4 @@
-"""Training: `python -m launch.train configs/demo.yaml [key=value ...] [--dry-run | --resume | --resume-from PATH]`
+"""Training: `demopsd train configs/demo.yaml [key=value ...] [--dry-run | --resume | --resume-from PATH]`
 
 Checks settings, model folder and data before anything heavy is imported or started. Exit code 0 when the run is done, 2
 for wrong input, 130 when interrupted, 1 for any other failure. Interrupted once, it saves and can be resumed; twice, it
@@ -18,14 +18,13 @@ from demopsd_dist.data.sources import SPLITS, load_data
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.run_record.run_inputs import input_digests
 from demopsd_dist.run_record.sinks import check_sinks
-from launch._command_line import count_gpus, exit_code_of, user_path
+from launch._command_line import command_parser, count_gpus, exit_code_of, user_path
 from workers.cluster.placement import check_fits, table
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    parser = command_parser("train", __doc__)
     parser.add_argument("config", help="a YAML file, for example configs/demo.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     parser.add_argument(
@@ -41,7 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--allow-config-change", action="store_true", help="resume although settings change what is learned"
     )
     parser.add_argument("--profile", type=int, metavar="STEP", help="write a timeline of that step into the run folder")
-    arguments = parser.parse_intermixed_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = make_parser().parse_intermixed_args(argv)
     return exit_code_of(lambda: check_and_train(arguments))
 
 

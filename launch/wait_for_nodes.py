@@ -10,19 +10,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from launch._command_line import exit_code_of
+from launch._command_line import command_parser, exit_code_of
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.wait_for_nodes",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def make_parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    parser = command_parser("wait_for_nodes", __doc__)
     parser.add_argument("address", help="address of the head, host:port")
     parser.add_argument("names", nargs="+", metavar="NAME", help="node names")
     parser.add_argument("--within", type=float, default=300.0, metavar="SECONDS", help="time limit")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = make_parser().parse_args(argv)
     return exit_code_of(lambda: wait(arguments))
 
 

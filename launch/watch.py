@@ -1,4 +1,4 @@
-"""Progress of a run: `python -m launch.watch RUN`
+"""Progress of a run: `demopsd watch RUN`
 
 Follows a run from another shell, or shows a finished one: a line for each step and evaluation, and in a terminal also
 the progress, the time by stage, and a response of the latest step. Ends when the run is done, or by Ctrl-C.
@@ -26,18 +26,21 @@ from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.log import format_evaluation, format_step
 from demopsd_dist.training.evaluate import evaluation_from_record
 from demopsd_dist.util.errors import DataError
-from launch._command_line import exit_code_of, user_path
+from launch._command_line import command_parser, exit_code_of, user_path
 
 EVERY_S = 0.5
 DAMAGED = "damaged line"  # key of a record for a line that is no JSON
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.watch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    parser = command_parser("watch", __doc__)
     parser.add_argument("run", type=user_path, metavar="RUN", help="a run folder")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = make_parser().parse_args(argv)
     return exit_code_of(lambda: watch(RunFolder(arguments.run), Console(highlight=False, soft_wrap=True)))
 
 

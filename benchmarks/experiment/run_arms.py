@@ -1,7 +1,7 @@
 """Comparison of methods and controls: `python -m benchmarks.experiment configs/experiments/minisci.yaml`
 
 Each arm's learning rate is chosen on validation questions, from the same number of candidates for every arm. Each seed
-is then trained and evaluated on the test questions, which no choice was made on. Each run is a `python -m launch.train`
+is then trained and evaluated on the test questions, which no choice was made on. Each run is a `demopsd train`
 of its own. Its record is one line of `records.jsonl` under `--out`; a run that has a record is not run again, so the
 command may be stopped and started again. Words after the file override it: `seeds=[3,4,5]`.
 """

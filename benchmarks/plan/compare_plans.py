@@ -5,7 +5,7 @@ models of other sizes to predict (`measured_cases.py`). The page compares every 
 splits of two cores with each other, the planner's combination of stages with a simulation of the real driver
 (`simulated_steps.py`), and its predictions for GPUs with published ones (`published_steps.py`). Named cases are run
 again; without names, all cases without a result. The results file is also a calibration:
-`python -m launch.plan CONFIG --gpus 2xcpu --calibrate benchmarks/results/plan-cpu.json`.
+`demopsd plan CONFIG --gpus 2xcpu --calibrate benchmarks/results/plan-cpu.json`.
 """
 
 from __future__ import annotations

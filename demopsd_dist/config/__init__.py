@@ -12,7 +12,7 @@ from demopsd_dist.config.method_settings import (
     Variant,
     WeightSource,
 )
-from demopsd_dist.config.reading import load, to_yaml
+from demopsd_dist.config.reading import config_path, load, settings_keys, shipped_configs, to_yaml
 from demopsd_dist.config.recording_settings import SamplesConfig, SinksConfig, WandbMode
 from demopsd_dist.config.resume_changes import changes, changes_of_training
 from demopsd_dist.config.role_settings import (
@@ -69,8 +69,11 @@ __all__ = [
     "WeightSource",
     "changes",
     "changes_of_training",
+    "config_path",
     "load",
     "longest_sequence_tokens",
+    "settings_keys",
+    "shipped_configs",
     "sources_of",
     "to_yaml",
     "train_sets",

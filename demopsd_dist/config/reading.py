@@ -22,7 +22,9 @@ from demopsd_dist.config.method_settings import MethodName
 from demopsd_dist.config.other_trainers import ALIASES, SECTION_VALUES
 from demopsd_dist.config.schema import Config
 from demopsd_dist.util.errors import ConfigError
+from demopsd_dist.util.rooms import ROOMS
 
+SHIPPED = ROOMS / "configs"
 DEPTH = 20  # deepest nesting of brackets and indentation; the schema itself has 3 levels
 
 
@@ -31,11 +33,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     A file's `base: other.yaml`, relative to the file, is read before the file itself.
 
+    Args:
+        path: a YAML file, or the name of a shipped config such as `demo` (`config_path`).
+
     Raises:
         ConfigError: unknown key (names the nearest), wrong type, value out of its range, impossible combination, a
             word for a method that is not the chosen one.
     """
-    tree = _with_file(OmegaConf.structured(Config), Path(os.path.expanduser(path)), [])
+    tree = _with_file(OmegaConf.structured(Config), config_path(path), [])
     for word in overrides:
         if not re.match(r"[A-Za-z_][\w.]*=", word):
             raise ConfigError(f"{word!r} is not of the form key=value, for example learner.zero_stage=3.")
@@ -55,6 +60,28 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
+def config_path(name: str | Path) -> Path:
+    """File of a config, given as a path or as the name of a shipped one.
+
+    Example: where there is no file `demo`, `config_path("demo")` is `configs/demo.yaml` of this project.
+    """
+    path = Path(os.path.expanduser(name))
+    shipped = SHIPPED / f"{name}.yaml"
+    return shipped if not path.exists() and str(name) in shipped_configs() else path
+
+
+def shipped_configs() -> list[str]:
+    """Names of the project's own configs, for example `demo` and `controls/constant_alpha`."""
+    files = [*SHIPPED.glob("*.yaml"), *SHIPPED.glob("controls/*.yaml")]
+    return sorted(path.relative_to(SHIPPED).with_suffix("").as_posix() for path in files)
+
+
+def settings_keys() -> list[str]:
+    """Keys of all settings, with dots, without the sections that hold them."""
+    keys = list(_keys(Config))
+    return [key for key in keys if not any(other.startswith(f"{key}.") for other in keys)]
+
+
 def _with_file(tree: DictConfig, path: Path, read: list[Path]) -> DictConfig:
     """`tree` with the settings of the file's `base` over it, then those of the file."""
     try:
@@ -62,9 +89,9 @@ def _with_file(tree: DictConfig, path: Path, read: list[Path]) -> DictConfig:
     except FileNotFoundError:
         if read:
             raise ConfigError(f"{read[-1]}: base: there is no config file {path}.") from None
-        raise ConfigError(
-            f"There is no config file {path}. The shipped ones are in configs/, for example configs/demo.yaml."
-        ) from None
+        near = difflib.get_close_matches(path.stem, shipped_configs(), n=1, cutoff=0.7)
+        hint = f"Did you mean {near[0]}?" if near else f"The shipped ones are: {', '.join(shipped_configs())}."
+        raise ConfigError(f"There is no config file {path}. {hint}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as UTF-8 text: {error}") from None
     if path.resolve() in read:

@@ -178,7 +178,7 @@ class CheckpointConfig:
     """Number of newest checkpoints to keep; older ones are deleted."""
     replayable: bool = False
     """Keep with each checkpoint, and with the start of the run, the whole batch of the next step and digests of
-    everything computed from it, so that `python -m launch.replay` can repeat that step. Costs about as much time as a
+    everything computed from it, so that `demopsd replay` can repeat that step. Costs about as much time as a
     checkpoint."""
 
 

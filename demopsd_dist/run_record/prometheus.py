@@ -1,7 +1,7 @@
 """Prometheus endpoint with a run's metrics, and a Grafana dashboard of them.
 
 Metrics that differ only in worker, stage or quantile are one metric with a label: `rollout/worker_3_tokens_per_s` is
-`demopsd_rollout_worker_tokens_per_s{i="3"}`. `python -m launch.grafana` prints the dashboard.
+`demopsd_rollout_worker_tokens_per_s{i="3"}`. `demopsd grafana` prints the dashboard.
 """
 
 from __future__ import annotations

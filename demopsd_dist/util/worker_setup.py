@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from demopsd_dist.util.code_caches import keep_code_caches_private
 from demopsd_dist.util.die_with_parent import die_with_parent
+from demopsd_dist.util.rooms import open_rooms
 from demopsd_dist.util.temporary_files import use_own_temporary_folder
 
 
 def set_up_worker() -> None:
-    """Tie this process to its parent, and place its caches of compiled code and its temporary files in a private folder
-    of its node.
+    """Tie this process to its parent, let it import `workers` whatever folder the run was started in, and place its caches
+    of compiled code and its temporary files in a private folder of its node.
 
     Raises:
-        ConfigError: there is no private folder on this node.
+        ConfigError: there is no private folder on this node; or another package `workers` has been imported.
     """
     die_with_parent()
+    open_rooms()
     keep_code_caches_private()
     use_own_temporary_folder()

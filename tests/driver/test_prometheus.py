@@ -65,7 +65,7 @@ def test_names_do_not_collide_but_for_labels() -> None:
 
 
 def test_the_dashboard_has_every_metric_of_the_glossary(capsys: pytest.CaptureFixture[str]) -> None:
-    """Dashboard as `python -m launch.grafana` prints it."""
+    """Dashboard as `demopsd grafana` prints it."""
     assert grafana.main([]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == prometheus.dashboard()

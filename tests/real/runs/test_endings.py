@@ -25,7 +25,7 @@ SECRETS = {"HF_TOKEN": "hf_" + "q7" * 17, "WANDB_API_KEY": "8c" * 20, "AWS_SECRE
 
 
 class Launched:
-    """`python -m launch.train` in its own session, its output in a file."""
+    """`demopsd train` in its own session, its output in a file."""
 
     all: ClassVar[list[Launched]] = []
 

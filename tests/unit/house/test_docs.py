@@ -142,10 +142,10 @@ def test_the_replay_page_has_every_tensor_and_its_commands_are_right(
     kinds = {name: digests.ROWS.get(name, "response").replace("scalar", "step") for name in digests.ORDER}
     assert shown == list(kinds.items())
     monkeypatch.chdir(tmp_path)
-    shown_commands = [command for path in DOCUMENTS for command in commands(path, "python -m launch.replay")]
+    shown_commands = [command for path in DOCUMENTS for command in commands(path, "demopsd replay")]
     assert len(shown_commands) >= 3
     for command in shown_commands:
-        assert replay.main(shlex.split(command)[3:]) == 2
+        assert replay.main(shlex.split(command)[2:]) == 2
         assert "runs/demo is no run folder" in capsys.readouterr().err
 
 
@@ -207,12 +207,12 @@ def test_train_commands_are_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each command runs as a dry run, in a folder with the files and models that it names."""
-    shown = [command for path in DOCUMENTS for command in commands(path, "python -m launch.train")]
+    shown = [command for path in DOCUMENTS for command in commands(path, "demopsd train")]
     assert len(shown) >= 3
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     for command in shown:
-        words = shlex.split(command)[3:]
+        words = shlex.split(command)[2:]
         for word in words:
             name, _, value = word.partition("=")
             if name == "model.path" and not Path(value).exists():
@@ -231,11 +231,11 @@ def test_train_commands_are_right(
 
 def test_submit_commands_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each command is parsed and its job's command line built; nothing is sent."""
-    shown = [command for path in DOCUMENTS for command in commands(path, "python -m launch.submit")]
+    shown = [command for path in DOCUMENTS for command in commands(path, "demopsd submit")]
     assert len(shown) >= 4
     monkeypatch.chdir(ROOT)
     for command in shown:
-        arguments = submit.parse_arguments(shlex.split(command)[3:])
+        arguments = submit.parse_arguments(shlex.split(command)[2:])
         if arguments.config:
             assert "launch.train" in submit.entrypoint(arguments, submit.load_settings(arguments))
 
@@ -245,9 +245,9 @@ def test_commands_that_look_ahead_are_right(
     program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each command runs unchanged, because it starts no roles."""
-    shown = {command for path in DOCUMENTS for command in commands(path, f"python -m launch.{program}")}
+    shown = {command for path in DOCUMENTS for command in commands(path, f"demopsd {program}")}
     assert shown
     monkeypatch.chdir(ROOT)
     for command in shown:
-        words = shlex.split(command)[3:]
+        words = shlex.split(command)[2:]
         assert importlib.import_module(f"launch.{program}").main(words) == 0, (command, capsys.readouterr())

@@ -15,16 +15,21 @@ from typing import Any
 
 import pytest
 
+from launch._command_line import VERBS
+
 ROOT = Path(__file__).parents[3]
 GLOBS = ("*.md", "configs/*.md", "docs/*.md", "benchmarks/results/*.md")
+LISTED = [name for name in VERBS if name != "completion"]  # its example is a part of a shell's word
 PAGES = [path for pattern in GLOBS for path in ROOT.glob(pattern)]
 
 
 def documented_commands() -> list[str]:
     """Commands of the pages, each once."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in PAGES).replace("\\\n", " ")
-    commands = re.findall(r"python -m ((?:launch|benchmarks|demopsd_dist)[\w.]*(?: [^`\n#|>&]*)?)", text)
-    return sorted({command.strip() for command in commands if " ... " not in command})
+    programs = re.findall(r"python -m ((?:launch|benchmarks|demopsd_dist)[\w.]*(?: [^`\n#|>&]*)?)", text)
+    verbs = re.findall(rf"\bdemopsd ((?:{'|'.join(LISTED)})\b(?: [^`\n#|>&]*)?)", text)
+    commands = {command.strip() for command in (*programs, *(f"launch.{verb}" for verb in verbs))}
+    return sorted(command for command in commands if " ... " not in command)
 
 
 class ParsedError(Exception):
@@ -46,7 +51,14 @@ def test_there_are_commands() -> None:
     assert {"launch.train", "benchmarks.throughput", "benchmarks.plan"} <= programs
 
 
-@pytest.mark.parametrize("command", documented_commands())
+def examples() -> list[str]:
+    """Examples that the commands' own help shows."""
+    shown = [example for name in LISTED for example in VERBS[name].examples]
+    assert len(shown) > len(LISTED)
+    return [f"launch.{example.removeprefix('demopsd ').partition(' > ')[0]}" for example in shown]
+
+
+@pytest.mark.parametrize("command", [*documented_commands(), *examples()])
 def test_a_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, *words = shlex.split(command)
     program = importlib.util.find_spec(name)

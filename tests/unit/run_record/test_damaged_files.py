@@ -127,7 +127,7 @@ def test_a_finished_run_does_not_fail_for_its_report(folder: RunFolder) -> None:
     said: list[str] = []
     write_final_report(RunFolder(folder.path / "missing"), said.append)
     assert "warning: the report could not be written (DataError: " in said[0]
-    assert "python -m launch.report" in said[0]
+    assert "demopsd report" in said[0]
 
 
 def test_prebuild_explains_itself_without_building() -> None:
