@@ -9,8 +9,8 @@ from demopsd_dist.util.temporary_files import use_own_temporary_folder
 
 
 def set_up_worker() -> None:
-    """Tie this process to its parent, let it import `workers` whatever folder the run was started in, and place its caches
-    of compiled code and its temporary files in a private folder of its node.
+    """Tie this process to its parent, let it import `workers` wherever the run was started, and place its caches of
+    compiled code and its temporary files in a private folder of its node.
 
     Raises:
         ConfigError: there is no private folder on this node; or another package `workers` has been imported.
