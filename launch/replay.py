@@ -32,7 +32,7 @@ from demopsd_dist.run_record.digests import Digests
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.replay_batch import ReplayBatch
 from demopsd_dist.util.errors import CheckpointError, ConfigError, DifferenceError, RunFolderError
-from launch._command_line import command_parser, count_gpus, exit_code_of, user_path
+from launch._command_line import command_parser, count_gpus, exit_code_of, require, user_path
 from launch._processes import fenced
 from workers.cluster.placement import check_fits, core_bundles
 
@@ -67,6 +67,7 @@ def replay(path: Path, step: int, words: Sequence[str]) -> int:
     for one in (config, changed):
         if one.ray_address is None:
             check_fits(one, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus(), wanted=core_bundles(one))
+    require("ray", "deepspeed")
     print(heading(folder, batch, checkpoint))
     for line in caveats(config, batch):
         print(f"note: {line}")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from demopsd_dist.config import MINISCI, SPLIT, Config, config_path, load
 from demopsd_dist.util.code_digest import ROOT
 from demopsd_dist.util.errors import ConfigError
+from demopsd_dist.util.rooms import IS_CHECKOUT
 from launch._command_line import command_parser, exit_code_of
 from launch._stopping import INTERRUPTED
 from launch._task import COMMIT, commit
@@ -96,6 +97,8 @@ def entrypoint(arguments: argparse.Namespace, config: Config) -> str:
     Raises:
         ConfigError: the settings name something that does not exist on the head.
     """
+    if not IS_CHECKOUT:
+        raise ConfigError(f"a job is sent with its code, and {ROOT} is an installed package. Submit from a checkout.")
     path = config_path(arguments.config).resolve()
     if not path.is_relative_to(ROOT):
         raise ConfigError(f"{path} is not sent with the checkout {ROOT}. Put it into configs/ there.")

@@ -18,7 +18,7 @@ from demopsd_dist.data.sources import SPLITS, load_data
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.run_record.run_inputs import input_digests
 from demopsd_dist.run_record.sinks import check_sinks
-from launch._command_line import command_parser, count_gpus, exit_code_of, user_path
+from launch._command_line import ENGINES, command_parser, count_gpus, exit_code_of, require, user_path
 from workers.cluster.placement import check_fits, table
 
 
@@ -73,6 +73,7 @@ def check_and_train(arguments: argparse.Namespace) -> int:
         print("".join(f"# {line}\n" for line in shown), end="")
         print("# placement of the roles:\n" + "\n".join(f"#{line}" for line in table(config).splitlines()))
         return 0
+    require(*ENGINES)
     from launch._processes import fenced
 
     with fenced():
