@@ -16,6 +16,7 @@ from benchmarks.common.intervals import paired_ratio
 from benchmarks.common.results_files import RESULTS, save
 from benchmarks.common.timed_runs import DEMO, train_on_real_engines
 from demopsd_dist.config import load
+from demopsd_dist.run_record.step_totals import Metrics
 from launch._processes import fenced
 from workers.cluster import session
 
@@ -30,7 +31,7 @@ WORDS = [
 STAGES = ("learn", "samples")
 
 
-def measure(pairs: int) -> list[dict[str, float]]:
+def measure(pairs: int) -> list[Metrics]:
     """Metrics of the steps after warm-up, in turn with and without recording."""
     config = load(DEMO, [*WORDS, f"steps={WARM_UP + 2 * pairs}"])
     with fenced():
@@ -38,13 +39,13 @@ def measure(pairs: int) -> list[dict[str, float]]:
         return train_on_real_engines(config).steps[WARM_UP:]
 
 
-def compare_pairs(steps: list[dict[str, float]]) -> dict[str, Any]:
+def compare_pairs(steps: list[Metrics]) -> dict[str, Any]:
     """Ratio and stage times of steps with recording to those without, which take turns."""
     recorded, plain = steps[::2], steps[1::2]
     assert all("time/samples_s" in step for step in recorded)
     assert not any("time/samples_s" in step for step in plain)
 
-    def seconds(step: dict[str, float], *stages: str) -> float:
+    def seconds(step: Metrics, *stages: str) -> float:
         return sum(step.get(f"time/{stage}_s", 0.0) for stage in stages)
 
     step_s = [[step["perf/step_s"] for step in side] for side in (recorded, plain)]

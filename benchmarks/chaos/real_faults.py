@@ -14,16 +14,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
+from typing import Self
 
 import psutil
 from rich.console import Console
 
-from benchmarks.common.timed_runs import DEMO, task_of
+from benchmarks.common.timed_runs import DEMO, RunLogWithSteps, task_of
 from demopsd_dist.config import Config, load
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.run_record.audit import AuditReport, audit
 from demopsd_dist.run_record.folder import RunFolder
-from demopsd_dist.run_record.log import RunLog
+from demopsd_dist.run_record.step_totals import Metrics
 from demopsd_dist.training.recovery import train_with_recovery
 from demopsd_dist.training.run import RunState
 from launch._task import compose_run
@@ -75,7 +76,7 @@ class FaultEffect:
     lost_s: float
 
 
-class FaultInjector(RunLog):
+class FaultInjector(RunLogWithSteps):
     """A run log that sends each planted fault's signal when its stage begins, at most once every `STEPS_APART`.
 
     Attributes:
@@ -87,7 +88,7 @@ class FaultInjector(RunLog):
     STEPS_APART = 3
     pending: list[PlantedFault]
 
-    def __enter__(self) -> FaultInjector:
+    def __enter__(self) -> Self:
         self._processes_of_others = {process.pid for role in ROLES for process in role_processes(role)}
         self.planted: list[tuple[PlantedFault, int, float]] = []
         self.step_ends: list[tuple[int, float]] = []
@@ -152,7 +153,7 @@ class CampaignReport:
     audit: AuditReport
     effects: list[FaultEffect]
     console: str
-    metrics: list[dict[str, float]] = field(default_factory=list)
+    metrics: list[Metrics] = field(default_factory=list)
 
 
 def choose_faults(seed: int, count: int) -> list[PlantedFault]:

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Self
 
 from rich.console import Console
 
@@ -16,6 +17,7 @@ from demopsd_dist.data.sources import load_data
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.log import RunLog
+from demopsd_dist.run_record.step_totals import Metrics
 from demopsd_dist.training.recovery import train_with_recovery
 from demopsd_dist.training.roles import Roles
 from demopsd_dist.training.run import RunState, Task
@@ -25,7 +27,32 @@ from workers.actors import RayActors
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
 
-class StepTimer(RunLog):
+class RunLogWithSteps(RunLog):
+    """A run log that also holds the metrics of every step.
+
+    Attributes:
+        steps: metrics of each step that is not undone.
+    """
+
+    steps: list[Metrics]
+
+    def __enter__(self) -> Self:
+        self.steps = []
+        super().__enter__()
+        return self
+
+    def write_step(self, step: int, metrics: dict[str, float]) -> None:
+        """Record a step and keep its metrics."""
+        super().write_step(step, metrics)
+        self.steps.append(self.totals.last)
+
+    def roll_back(self, step: int) -> None:
+        """Reset the log to its state after this step."""
+        super().roll_back(step)
+        del self.steps[step:]
+
+
+class StepTimer(RunLogWithSteps):
     """A run log that also records when each step ended.
 
     Attributes:
@@ -34,7 +61,7 @@ class StepTimer(RunLog):
 
     step_ends: list[float]
 
-    def __enter__(self) -> StepTimer:
+    def __enter__(self) -> Self:
         self.step_ends = []
         super().__enter__()
         return self

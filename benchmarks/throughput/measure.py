@@ -27,7 +27,7 @@ from rich.console import Console
 
 from benchmarks.common.peak_memory import peak_gib_by_role
 from benchmarks.common.results_files import RESULTS, save, write
-from benchmarks.common.timed_runs import DEMO, task_of
+from benchmarks.common.timed_runs import DEMO, RunLogWithSteps, task_of
 from benchmarks.throughput.compare_sweeps import comparison, read_sweep
 from benchmarks.throughput.sweep import (
     DEFAULT_SWEEP,
@@ -100,7 +100,7 @@ def measure_run(point: Point, task: Task, warm_up: int) -> Row:
     """Figures of one run of a point, in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="demopsd-throughput-") as folder:
         config = replace(point.config, output_dir=folder)
-        with RunLog(RunFolder.create(config), config.steps, Console(file=StringIO())) as log:
+        with RunLogWithSteps(RunFolder.create(config), config.steps, Console(file=StringIO())) as log:
             load = os.getloadavg()[0]
             start_and_memory = asyncio.run(train(replace(point, config=config), task, log))
             return {**figures(log.steps[warm_up:]), **start_and_memory, "load": load}

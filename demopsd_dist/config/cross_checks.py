@@ -158,8 +158,8 @@ def _check_readers_have_records(data: DataConfig) -> None:
         return
     for name in (name for name, changed in settings.items() if changed):
         raise ConfigError(
-            f"data.{name} has no effect: all questions come from {' and '.join(sorted(makers))}, whose layout is known. "
-            "Drop it, or set data.train to a file."
+            f"data.{name} has no effect: all questions come from {' and '.join(sorted(makers))}, whose layout is "
+            "known. Drop it, or set data.train to a file."
         )
 
 

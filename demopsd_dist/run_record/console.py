@@ -6,7 +6,7 @@ It adapts to the width of the terminal. Control characters in a response are esc
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.progress_bar import ProgressBar
@@ -35,7 +35,7 @@ class Progress:
     def __init__(self, total_steps: int) -> None:
         self.total_steps = total_steps
         self.done = 0
-        self.step_s: list[float] = []
+        self.spent_s = 0.0
         self.stage_s: dict[str, float] = {}
         self.row: Row | None = None
         self._since = time.monotonic()
@@ -43,17 +43,15 @@ class Progress:
     def add_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add the metrics of a finished step."""
         self.done = step
-        self.step_s.append(metrics.get("perf/step_s", 0.0))
+        self.spent_s += metrics.get("perf/step_s", 0.0)
         for stage in STAGES:
             if (spent := metrics.get(f"time/{stage}_s")) is not None:
                 self.stage_s[stage] = self.stage_s.get(stage, 0.0) + spent
         self._since = time.monotonic()
 
-    def roll_back(self, steps: Sequence[Mapping[str, float]]) -> None:
-        """Reset the view to the state after these steps, which begin with step 1."""
-        self.done, self.step_s, self.stage_s, self.row = 0, [], {}, None
-        for step, metrics in enumerate(steps, start=1):
-            self.add_step(step, metrics)
+    def roll_back(self) -> None:
+        """Reset the view to the state before step 1; the steps that remain are added again."""
+        self.done, self.spent_s, self.stage_s, self.row = 0, 0.0, {}, None
 
     def show_sample(self, row: Row) -> None:
         """Show a response of the last step."""
@@ -62,7 +60,7 @@ class Progress:
     @property
     def left_s(self) -> float:
         """Estimated seconds of the remaining steps, at the mean time of the finished steps."""
-        return sum(self.step_s) / max(len(self.step_s), 1) * (self.total_steps - self.done)
+        return self.spent_s / max(self.done, 1) * (self.total_steps - self.done)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
@@ -82,7 +80,7 @@ class Progress:
     def _bar(self, width: int) -> RenderableType:
         since_s = time.monotonic() - self._since
         text = f"step {self.done}/{self.total_steps}"
-        if self.step_s and self.done < self.total_steps:
+        if 0 < self.done < self.total_steps:
             text += f"  {format_time(max(self.left_s - since_s, 0.0))} left"
         if width < 40:
             return Text(text, overflow="ellipsis", no_wrap=True)
@@ -93,7 +91,7 @@ class Progress:
         return grid
 
     def _times(self) -> RenderableType:
-        total_s = sum(self.step_s)
+        total_s = self.spent_s
         if not total_s:
             return Text("the first step is running", style="dim")
         spent = self.stage_s | {"other": max(total_s - sum(self.stage_s.values()), 0.0)}

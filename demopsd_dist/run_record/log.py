@@ -16,28 +16,18 @@ from demopsd_dist.run_record import replay_batch, samples
 from demopsd_dist.run_record.console import Progress, format_time
 from demopsd_dist.run_record.folder import RunFolder, open_to_append, replace_text, writing
 from demopsd_dist.run_record.sinks import Sink, flatten_numbers
+from demopsd_dist.run_record.step_totals import StepTotals
 from demopsd_dist.run_record.timeline import Spans
 from demopsd_dist.training.evaluate import Evaluation, evaluation_from_record
 from demopsd_dist.util.printable import escape_control_chars
 
-SUMMARISED = {
-    "active_fraction": "rollout/learned_fraction",
-    "alpha_mean": "demopsd/alpha_mean",
-    "disagreement_mean_nats": "demopsd/disagreement_mean_nats",
-    "teacher_leakage_nats": "leakage/teacher_nats",
-    "target_leakage_nats": "leakage/target_nats",
-    "order_violated_fraction": "entropy/order_violated_fraction",
-    **{
-        f"{family}_{name}": f"leakage/{family}_{name}"
-        for family in ("siblings", "answers")
-        for name in ("teacher_nats", "target_nats", "contexts_mean")
-    },
-}
-"""Metrics whose mean over the steps is in the summary: name in the summary -> name of the metric."""
-
 
 class RunLog:
-    """Log of one run. Use it as a context manager: the terminal is restored even after an error."""
+    """Log of one run. Use it as a context manager: the terminal is restored even after an error.
+
+    It holds totals of the steps and the first and last evaluation of each split, not all of them: its memory does not
+    grow with the length of the run.
+    """
 
     def __init__(
         self, folder: RunFolder, total_steps: int, console: Console | None = None, sinks: Sequence[Sink] = ()
@@ -46,7 +36,7 @@ class RunLog:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self.stage_s: dict[str, float] = {}
         self.evaluations: dict[str, list[Evaluation]] = {}
-        self.steps: list[dict[str, float]] = []
+        self.totals = StepTotals()
         self.skipped: Mapping[str, int] = {}
         self._total_steps = total_steps
         self._file = open_to_append(folder.metrics)
@@ -55,7 +45,6 @@ class RunLog:
         self.last_step_s = (0.0, 0.0)  # start and end of the last step by the monotonic clock
         self._step_stage_s: dict[str, float] = {}
         self._step_started = time.monotonic()
-        self._training_s = 0.0
         self._progress = Progress(total_steps)
         self._live = Live(self._progress, console=self.console, refresh_per_second=2, transient=True)
 
@@ -116,29 +105,27 @@ class RunLog:
                 f"{self.folder.undone_metrics}, and their steps are missing in summary and report"
             )
         self._file = open_to_append(self.folder.metrics)
-        self.steps, self.evaluations = [], {}
+        self.totals, self.evaluations = StepTotals(), {}
+        self._progress.roll_back()
         for record in map(json.loads, remaining):
             if (split := record.pop("evaluation", None)) is not None:
-                self.evaluations.setdefault(split, []).append(evaluation_from_record(record))
+                self._keep_evaluation(split, evaluation_from_record(record))
             else:
-                self.steps.append({key: value for key, value in record.items() if key != "step"})
-        self._training_s = sum(metrics["perf/step_s"] for metrics in self.steps)
+                self._add_step(record.pop("step"), record)
         samples.remove_after(self.folder.samples, step)
         replay_batch.remove_except(
             self.folder.replay, [other for other in replay_batch.recorded_steps(self.folder.replay) if other <= step]
         )
-        self._progress.roll_back(self.steps)
 
     @property
     def last_step(self) -> int:
-        return len(self.steps)
+        return self.totals.steps
 
     def write_step(self, step: int, metrics: dict[str, float]) -> None:
         """Record the metrics of a step. Its time is that since the previous step was recorded."""
         now = time.monotonic()
         self.last_step_s = (self._step_started, now)
         step_s, self._step_started = now - self._step_started, now
-        self._training_s += step_s
         metrics = metrics | {
             "perf/step_s": step_s,
             "perf/samples_per_s": metrics["rollout/samples"] / step_s,
@@ -146,16 +133,15 @@ class RunLog:
         }
         metrics |= {f"time/{stage}_s": spent for stage, spent in self._step_stage_s.items()}
         self._step_stage_s = {}
-        self.steps.append(metrics)
+        self._add_step(step, metrics)
         self._write({"step": step, **metrics})
         for sink in self._sinks:
             sink.write(step, metrics)
-        self._progress.add_step(step, metrics)
         self.note(format_step(step, self._total_steps, metrics, self._progress.left_s))
 
     def write_evaluation(self, step: int, split: str, result: Evaluation) -> None:
         """Record the results of one split of an evaluation after this step."""
-        self.evaluations.setdefault(split, []).append(result)
+        self._keep_evaluation(split, result)
         self._step_started = time.monotonic()  # the time of the evaluation does not count for the next step
         self._write({"step": step, "evaluation": split, **asdict(result)})
         for sink in self._sinks:
@@ -175,26 +161,23 @@ class RunLog:
             out = {**test[index].mean.by_field, "average": test[index].mean.average}
             return {**out, "ood": ood[index].mean.average} if ood else out
 
-        summary: dict[str, Any] = {"steps": len(self.steps), "skipped_questions": dict(self.skipped)}
+        summary: dict[str, Any] = {"steps": self.totals.steps, "skipped_questions": dict(self.skipped)}
         if len(test) > 1:
             summary |= {"accuracy_before": accuracy(0), "entropy_before": test[0].entropy_nats}
         if test:
             summary |= {"accuracy_after": accuracy(-1), "entropy_after": test[-1].entropy_nats}
         summary["evaluation"] = {split: asdict(results[-1]) for split, results in self.evaluations.items()}
-        if self.steps:
-            summary |= {name: value for name, key in SUMMARISED.items() if (value := self._mean(key)) is not None}
-            mismatches = [metrics.get("mismatch/logp_diff_max") for metrics in self.steps]
-            summary |= {
-                "logp_diff_max": max((value for value in mismatches if value is not None), default=None),
-                "samples_per_s": sum(m["rollout/samples"] for m in self.steps) / self._training_s,
-            }
+        summary |= self.totals.summary()
         summary["seconds"] = {stage: round(spent, 2) for stage, spent in self.stage_s.items()}
         return summary
 
-    def _mean(self, key: str) -> float | None:
-        """Mean over the steps that have this metric."""
-        values = [metrics[key] for metrics in self.steps if key in metrics]
-        return sum(values) / len(values) if values else None
+    def _add_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.totals.add(metrics)
+        self._progress.add_step(step, metrics)
+
+    def _keep_evaluation(self, split: str, result: Evaluation) -> None:
+        """Keep the first evaluation of a split and the last one."""
+        self.evaluations[split] = [*self.evaluations.get(split, [])[:1], result]
 
     def _write(self, record: dict[str, Any]) -> None:
         with writing(self.folder.metrics):

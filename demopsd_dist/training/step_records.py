@@ -37,7 +37,7 @@ async def record_step(run: Run, state: RunState, batch: StepBatch, report: StepR
 
 def notify_without_reward(run: Run, state: RunState, batch: StepBatch) -> None:
     """Log a notice after the second step, or the last of a shorter run, if every reward so far was 0."""
-    if state.step != min(2, run.cfg.steps) or any(metrics["rollout/reward_mean"] for metrics in run.log.steps):
+    if state.step != min(2, run.cfg.steps) or run.log.totals.rewarded:
         return
     for line in notice(batch.rollouts, run.task.reward, run.cfg.rollout.max_response_tokens, state.step):
         run.log.note(line)
@@ -92,7 +92,7 @@ def check_collapse(run: Run, state: RunState) -> None:
         CollapseError: the run must stop.
         GoBackError: the run must return to a checkpoint.
     """
-    verdict = run.alarm.check(state.step, run.log.steps[-1])
+    verdict = run.alarm.check(state.step, run.log.totals.last)
     if verdict is None:
         return
     if verdict.action is AlarmAction.stop:

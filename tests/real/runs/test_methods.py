@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.common.timed_runs import RunLogWithSteps
 from demopsd_dist.config import Config, Precision, WeightSource, load
 from demopsd_dist.data.dataset_solutions import dataset_solutions
 from demopsd_dist.data.records import Rollout, TrainingExample
@@ -22,7 +23,7 @@ from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import coarsen
 from demopsd_dist.run_record import samples
 from demopsd_dist.run_record.folder import RunFolder
-from demopsd_dist.run_record.log import RunLog
+from demopsd_dist.run_record.step_totals import Metrics
 from demopsd_dist.training.roles import Roles
 from demopsd_dist.training.run import Task
 from tests.real.conftest import ROOT, SMALL, RealRoles, Spares, demo, go_through, moved_model, posted, renew
@@ -90,9 +91,12 @@ def roles_for(config: Config, engines: RealRoles, spares: Spares) -> Iterator[tu
         engines.publish()  # the engines' own learners' weights again
 
 
-def trains(config: Config, roles: RealRoles, spares: Spares, task: Task, forwards: set[str]) -> list[dict[str, float]]:
+def trains(config: Config, roles: RealRoles, spares: Spares, task: Task, forwards: set[str]) -> list[Metrics]:
     """Two steps; exactly these forwards beside the one with the gradient, one for each example."""
-    with roles_for(config, roles, spares) as (own_roles, groups), RunLog(RunFolder.create(config), STEPS) as log:
+    with (
+        roles_for(config, roles, spares) as (own_roles, groups),
+        RunLogWithSteps(RunFolder.create(config), STEPS) as log,
+    ):
         go_through(config, own_roles, task, log)
         ran = asyncio.run(forward_counts(groups, 60))
     assert set(ran) == forwards | {"student/gradient"}
