@@ -16,7 +16,7 @@ from benchmarks.common.intervals import paired_ratio
 from benchmarks.common.results_files import RESULTS, save
 from benchmarks.common.timed_runs import DEMO, train_on_real_engines
 from demopsd_dist.config import load
-from demopsd_dist.run_record.step_totals import Metrics
+from demopsd_dist.run_record.log import Metrics
 from launch._processes import fenced
 from workers.cluster import session
 

@@ -24,7 +24,7 @@ from demopsd_dist.config import Config, load
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.run_record.audit import AuditReport, audit
 from demopsd_dist.run_record.folder import RunFolder
-from demopsd_dist.run_record.step_totals import Metrics
+from demopsd_dist.run_record.log import Metrics
 from demopsd_dist.training.recovery import train_with_recovery
 from demopsd_dist.training.run import RunState
 from launch._task import compose_run

@@ -16,8 +16,7 @@ from demopsd_dist.config import Config
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.run_record.folder import RunFolder
-from demopsd_dist.run_record.log import RunLog
-from demopsd_dist.run_record.step_totals import Metrics
+from demopsd_dist.run_record.log import Metrics, RunLog
 from demopsd_dist.training.recovery import train_with_recovery
 from demopsd_dist.training.roles import Roles
 from demopsd_dist.training.run import RunState, Task

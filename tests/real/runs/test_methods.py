@@ -23,7 +23,7 @@ from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.objective import coarsen
 from demopsd_dist.run_record import samples
 from demopsd_dist.run_record.folder import RunFolder
-from demopsd_dist.run_record.step_totals import Metrics
+from demopsd_dist.run_record.log import Metrics
 from demopsd_dist.training.roles import Roles
 from demopsd_dist.training.run import Task
 from tests.real.conftest import ROOT, SMALL, RealRoles, Spares, demo, go_through, moved_model, posted, renew
