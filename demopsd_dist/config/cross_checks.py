@@ -143,11 +143,16 @@ def _check_data(data: DataConfig) -> None:
             f"data.fields has no effect with data.format={data.format.value}, whose fields are known. Drop it, or set "
             "data.format=records."
         )
-    _check_readers_have_records(data)
 
 
-def _check_readers_have_records(data: DataConfig) -> None:
-    """Refuse a layout where no set has records to read, and texts for questions where all are MiniSci's."""
+def check_layout_has_records(data: DataConfig) -> None:
+    """Check that a layout has records to read, and texts for questions any but MiniSci's.
+
+    It is called where a run loads its data, since other commands read records of their own with the same settings.
+
+    Raises:
+        ConfigError: a setting has no effect on any of the sets.
+    """
     sources = [one.path for one in train_sets(data)] or [data.train]
     sources += [source for source in (data.test, data.ood) if source not in (None, SPLIT)]
     makers = {str(source).partition(":")[0] for source in sources}

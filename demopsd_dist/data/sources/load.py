@@ -19,6 +19,7 @@ from demopsd_dist.config import (
     train_sets,
     train_text,
 )
+from demopsd_dist.config.cross_checks import check_layout_has_records
 from demopsd_dist.data.records import Question
 from demopsd_dist.data.sources import choices, gpqa, own_records, sciknoweval
 from demopsd_dist.data.sources.files import read_records
@@ -101,7 +102,9 @@ def load_data(data: DataConfig) -> LoadedData:
     Raises:
         DataError: a source is missing, empty or broken (the message names file and line), nothing of it is left, or
             test questions are also in train and `data.duplicates` is `refuse`.
+        ConfigError: settings of a layout, and no set with records.
     """
+    check_layout_has_records(data)
     splits: dict[Split, LoadedSource] = {split: load_split(data, split) for split in SPLITS}
     if _holds_out_test(data):
         splits["train"], splits["test"] = _hold_out_test(data, splits["train"])

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from demopsd_dist.config import Config, load, to_yaml
+from demopsd_dist.config.cross_checks import check_layout_has_records
+from demopsd_dist.data.sources import load_data
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.util.errors import ConfigError
@@ -94,13 +96,15 @@ def test_a_wrong_word_is_refused_in_one_line(word: str, message: str) -> None:
 )
 def test_a_layout_without_records_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        load(DEMO, words)
+        load_data(load(DEMO, words).data)
 
 
 def test_a_layout_for_one_split_or_texts_for_tasks_are_no_error() -> None:
-    load(DEMO, ["data.train=a.jsonl", "data.format=choices"])
-    load(DEMO, ["data.train=gym:chain_sum", "data.test=gym:chain_sum", "data.ood=null", "data.suffix=x"])
-    load(DEMO, ["data.train=[{path: a.jsonl}]", "data.suffix=x"])
+    check_layout_has_records(load(DEMO, ["data.train=a.jsonl", "data.format=choices"]).data)
+    check_layout_has_records(
+        load(DEMO, ["data.train=gym:chain_sum", "data.test=gym:chain_sum", "data.ood=null", "data.suffix=x"]).data
+    )
+    check_layout_has_records(load(DEMO, ["data.train=[{path: a.jsonl}]", "data.suffix=x"]).data)
 
 
 def test_an_early_answer_needs_a_reward_that_reads_it() -> None:
