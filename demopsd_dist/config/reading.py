@@ -67,7 +67,7 @@ def config_path(name: str | Path) -> Path:
     """
     path = Path(os.path.expanduser(name))
     shipped = SHIPPED / f"{name}.yaml"
-    return shipped if not path.exists() and str(name) in shipped_configs() else path
+    return shipped if str(name) in shipped_configs() and not path.exists() else path
 
 
 def shipped_configs() -> list[str]:
