@@ -35,6 +35,7 @@ class Progress:
     def __init__(self, total_steps: int) -> None:
         self.total_steps = total_steps
         self.done = 0
+        self.timed_steps = 0
         self.spent_s = 0.0
         self.stage_s: dict[str, float] = {}
         self.row: Row | None = None
@@ -43,6 +44,7 @@ class Progress:
     def add_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add the metrics of a finished step."""
         self.done = step
+        self.timed_steps += 1
         self.spent_s += metrics.get("perf/step_s", 0.0)
         for stage in STAGES:
             if (spent := metrics.get(f"time/{stage}_s")) is not None:
@@ -51,7 +53,7 @@ class Progress:
 
     def roll_back(self) -> None:
         """Reset the view to the state before step 1; the steps that remain are added again."""
-        self.done, self.spent_s, self.stage_s, self.row = 0, 0.0, {}, None
+        self.done, self.timed_steps, self.spent_s, self.stage_s, self.row = 0, 0, 0.0, {}, None
 
     def show_sample(self, row: Row) -> None:
         """Show a response of the last step."""
@@ -60,7 +62,7 @@ class Progress:
     @property
     def left_s(self) -> float:
         """Estimated seconds of the remaining steps, at the mean time of the finished steps."""
-        return self.spent_s / max(self.done, 1) * (self.total_steps - self.done)
+        return self.spent_s / max(self.timed_steps, 1) * (self.total_steps - self.done)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
