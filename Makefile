@@ -3,6 +3,7 @@
 # make check  lint, format, types, import doors, sizes, language
 # make setup GPU=1   the CUDA build of vLLM, same versions
 # make gym    reasoning-gym, for data sets of gym:; make test has it too
+# make site   the documents as a site in build/site; make check builds it too
 # make lock   resolve requirements/*.in again
 
 PYTHON ?= python3.11
@@ -12,7 +13,7 @@ BUILD := $(if $(GPU)$(wildcard $(VENV)/.installed-gpu),gpu,cpu)
 STAMP := $(VENV)/.installed-$(BUILD)
 UV_VERSION := 0.13.9
 
-.PHONY: setup demo test check gym lock
+.PHONY: setup demo test check gym site lock
 
 setup: $(STAMP)
 
@@ -39,10 +40,19 @@ $(VENV)/.installed-gym: requirements/gym.lock $(STAMP)
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps -r requirements/gym.lock
 	touch $@
 
-test: setup gym
-	$(BIN)/python -m pytest
+# Tests without engines share the cores; those with real processes run one after the other.
+site: setup $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --quiet --strict
 
-check: setup
+$(VENV)/.installed-docs: requirements/docs.lock $(STAMP)
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps -r requirements/docs.lock
+	touch $@
+
+test: setup gym
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal tests/unit
+	$(BIN)/python -m pytest --ignore tests/unit
+
+check: setup site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -55,6 +65,8 @@ lock: setup
 	    --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-annotate -o $$build.lock; \
 	  sed -i 's/+cpu$$//' $$build.lock; \
 	done
-	cd requirements && ../$(BIN)/uv pip compile --quiet gym.in -c cpu.lock --python-version 3.11 \
-	  --python-platform x86_64-manylinux_2_28 --no-header --no-annotate -o gym.all && \
-	  grep -vxFf cpu.lock gym.all > gym.lock; rm -f gym.all
+	cd requirements && for set in gym docs; do \
+	  ../$(BIN)/uv pip compile --quiet $$set.in -c cpu.lock --python-version 3.11 \
+	    --python-platform x86_64-manylinux_2_28 --no-header --no-annotate -o $$set.all && \
+	    grep -vxFf cpu.lock $$set.all > $$set.lock; rm -f $$set.all; \
+	done
