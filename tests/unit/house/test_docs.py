@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from demopsd_dist import demopsd_loss
 from demopsd_dist.config import load
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.run_record import digests, samples
@@ -26,23 +27,14 @@ ROOT = Path(__file__).parents[3]
 PAGES = sorted(ROOT.glob("docs/*.md"))
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("configs/*.md"), *PAGES])
 FILE = re.compile(
-    r"(?<![\w/.-])(?:demopsd_dist|workers|launch|benchmarks|configs|tests|docs|requirements)/[\w./*-]*[\w*/]"
+    r"(?<![\w/.-])(?:demopsd_dist|workers|launch|benchmarks|configs|examples|tests|docs|requirements)/[\w./*-]*[\w*/]"
 )
 CODE = ("demopsd_dist", "workers", "launch", "benchmarks")
 
 
-CONFIGS_WITHOUT_MODEL = tuple(
-    f"configs/{name}.yaml"
-    for name in (
-        "one_gpu",
-        "one_gpu_lora",
-        "node_8gpu",
-        "node_8gpu_32b_lora",
-        "multi_node",
-        "paper_qwen3_4b",
-        "smollm2",
-    )
-)
+CONFIGS_WITHOUT_MODEL = {
+    *("one_gpu", "one_gpu_lora", "node_8gpu", "node_8gpu_32b_lora", "multi_node", "paper_qwen3_4b", "smollm2")
+}
 
 
 def commands(path: Path, program: str) -> list[str]:
@@ -51,15 +43,24 @@ def commands(path: Path, program: str) -> list[str]:
     return re.findall(rf"^{program} [^\n#]*", text, flags=re.MULTILINE)
 
 
-def test_the_loop_in_the_readme_is_the_loop() -> None:
-    shown = re.search(r"```python\n(async def train.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+def test_the_loop_in_the_docs_is_the_loop() -> None:
+    text = (ROOT / "docs" / "how_it_works.md").read_text(encoding="utf-8")
+    shown = re.search(r"```python\n(async def train.*?)```", text, flags=re.DOTALL)
     assert shown
+    assert len(shown.group(1).splitlines()) <= 32
     assert shown.group(1).strip() == inspect.getsource(loop.train).strip()
 
 
 def test_the_loss_in_the_methods_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "methods.md").read_text(), flags=re.DOTALL)
+    """The example, on the shapes of its table."""
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    shown = re.search(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert shown
+    arguments = set(re.findall(r"^\| `(\w+)` \| [(n]", text.partition("## The loss alone")[2], flags=re.MULTILINE))
+    assert {re.sub("_BTV?$", "", name) for name in arguments} <= {
+        re.sub("_BTV?$", "", name) for name in inspect.signature(demopsd_loss).parameters
+    }
+    assert len(arguments) == 6
     torch.manual_seed(0)
     logits = {f"{name}_logits": torch.randn(2, 3, 200) for name in ("student", "reference", "teacher")}
     student = logits["student_logits"].requires_grad_()
@@ -180,9 +181,36 @@ def test_a_page_names_the_code_that_it_describes(path: Path) -> None:
     assert any(name.endswith(".py") and name.startswith(CODE) for line in lines[:30] for name in FILE.findall(line))
 
 
-def test_the_readme_names_the_files_behind_three_questions() -> None:
-    """Each answer names at most three files, and each class or function in it is defined in one of them."""
+def test_the_readme_fits_one_screen_of_prose_and_names_the_file_of_each_station() -> None:
+    """The stations are those of the loop's step, and each row names a file."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    assert "have not been run yet" in text.partition("\n## ")[0], "the status stands before the first section"
+    table = re.search(r"^\| station \| file \|.*?\n\n", text, flags=re.MULTILINE | re.DOTALL)
+    assert table
+    rows = [line for line in table.group(0).splitlines()[2:] if line]
+    assert len(rows) == 12
+    assert [row for row in rows if not any(name.endswith(".py") for name in FILE.findall(row))] == []
+    for picture in re.findall(r"!\[[^\]]{20,}\]\(([^)]+)\)", text):
+        assert 10_000 < (ROOT / picture).stat().st_size < 400_000
+
+
+def test_the_index_lists_every_page() -> None:
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8").partition("## By symptom")[0]
+    linked = set(re.findall(r"\]\((\w+\.md)", text))
+    assert {path.name for path in PAGES} - {"index.md", "troubleshooting.md"} == linked
+
+
+def test_the_glossary_is_in_alphabetical_order() -> None:
+    text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    terms = [term.casefold() for term in re.findall(r"^\| ([^|]+) \| ", text, flags=re.MULTILINE)][1:]
+    assert len(terms) > 50
+    assert terms == sorted(terms)
+
+
+def test_how_it_works_names_the_files_behind_three_questions() -> None:
+    """Each answer names at most three files, and each class or function in it is defined in one of them."""
+    text = (ROOT / "docs" / "how_it_works.md").read_text(encoding="utf-8")
     pattern = r"^\* \*\*([^*]+\?)\*\* (.*?)(?=\n\*|\n\n)"
     answers = dict(re.findall(pattern, text, flags=re.MULTILINE | re.DOTALL))
     assert len(answers) == 3
@@ -223,7 +251,7 @@ def test_train_commands_are_right(
                 Path(value).parent.mkdir(exist_ok=True)
                 lines = [f'{{"prompt": "1+{i}?", "answer": "{1 + i}"}}\n' for i in range(64)]
                 Path(value).write_text("".join(lines))
-        if words[0] in CONFIGS_WITHOUT_MODEL:
+        if words[0].removeprefix("configs/").removesuffix(".yaml") in CONFIGS_WITHOUT_MODEL:
             load(words[0], words[1:])
             continue  # their models are not here; test_shipped_configs.py covers them
         assert main([words[0], *FEW, *words[1:], "--dry-run"]) == 0, (command, capsys.readouterr().err)

@@ -100,7 +100,7 @@ def test_a_dry_run_needs_no_engine_and_training_says_how_to_get_them(commands: P
 
 def test_the_loss_runs_without_engines(commands: Path, tmp_path: Path) -> None:
     code = (
-        "import torch; from demopsd_dist.objective import demopsd_loss; "
+        "import torch; from demopsd_dist import demopsd_loss; "
         "print(demopsd_loss(*torch.randn(3, 2, 5, 200), mask_BT=torch.ones(2, 5)).alpha_BT.shape)"
     )
     shown = run(commands / "python", "-c", code, folder=tmp_path)
