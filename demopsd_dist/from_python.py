@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -23,6 +24,8 @@ from demopsd_dist.util.errors import CollapseError, ConfigError, DemoPSDError
 
 _RUN_FOLDER = re.compile(r"run folder (.+?)   seed \d+   model ")
 _ERROR = "error: "
+_TERMINAL = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE")
+"""Variables that a notebook's kernel sets and by which the output would count as a terminal's."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,10 @@ def _run_to_its_end(command: list[str], show_output: bool) -> tuple[int, list[st
 
     An interrupt is passed on to it once, and then its end is waited for.
     """
+    environment = {name: value for name, value in os.environ.items() if name not in _TERMINAL}
     process = subprocess.Popen(
         command,
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

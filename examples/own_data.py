@@ -15,7 +15,7 @@ from pathlib import Path
 
 from demopsd_dist import train
 from demopsd_dist.data.rewards import Question, RewardResult
-from demopsd_dist.minisci.tasks import questions
+from demopsd_dist.minisci.tasks import Split, questions
 
 
 def within_one_percent(response: str, question: Question) -> float | RewardResult:
@@ -28,7 +28,7 @@ def within_one_percent(response: str, question: Question) -> float | RewardResul
     return float(abs(value - float(question.answer)) <= 0.01 * abs(float(question.answer)))
 
 
-def write_records(path: Path, split: str, count: int) -> None:
+def write_records(path: Path, split: Split, count: int) -> None:
     """Write records with fields of your own names, which `data.fields` names below."""
     records = [{"task": one.text, "result": one.answer, "topic": one.field} for one in questions(split, count, seed=0)]
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from demopsd_dist import __version__
+from demopsd_dist.util.fitted_lines import print_fitted
 from launch._command_line import VERBS
 
 FIRST = """Start here:
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(overview())
+        print_fitted(overview().splitlines(), indent=4)
         return 0
     if words[0] in ("-V", "--version"):
         print(f"demopsd {__version__}")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from demopsd_dist.config import MINISCI, Config, load, sources_of
 from demopsd_dist.util.code_digest import ROOT, code_digest, differing_files, file_digests
 from demopsd_dist.util.errors import DemoPSDError
+from demopsd_dist.util.fitted_lines import print_fitted
 from launch._command_line import command_parser, exit_code_of
 from launch._doctor_findings import (
     Finding,
@@ -34,6 +35,7 @@ from launch._doctor_findings import (
 if TYPE_CHECKING:
     from workers.cluster.node_info import ClusterInfo, NodeInfo
 
+INDENT = 24  # columns of level and subject before the text of a finding
 SURVEY_S = 60.0  # time limit for the answer of a node
 CLOCK_S = 1.0  # a larger difference puts the time stamps of logs and metrics out of order
 SLOW_GB_PER_S = 0.2  # 1.6 Gb/s: weights of a few GB would take longer than a step
@@ -66,9 +68,9 @@ def print_findings(findings: Iterable[Finding]) -> int:
     """Print each finding as soon as it is made; the number of problems."""
     problems = 0
     for finding in findings:
-        print(f"{finding.level.value:<8} {finding.what:<14} {finding.where}: {finding.text}", flush=True)
+        print_fitted([f"{finding.level.value:<8} {finding.what:<14} {finding.where}: {finding.text}"], INDENT)
         if finding.fix:
-            print(f"{'':<8} {'':<14} fix: {finding.fix}")
+            print_fitted([f"{'':<{INDENT}}fix: {finding.fix}"], INDENT)
         problems += finding.level is FindingLevel.problem
     return problems
 

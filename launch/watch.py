@@ -26,6 +26,7 @@ from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.log import format_evaluation, format_step
 from demopsd_dist.training.evaluate import evaluation_from_record
 from demopsd_dist.util.errors import DataError
+from demopsd_dist.util.fitted_lines import fitted
 from launch._command_line import command_parser, exit_code_of, user_path
 
 EVERY_S = 0.5
@@ -55,8 +56,9 @@ def watch(folder: RunFolder, console: Console) -> int:
         while True:
             done = folder.summary.is_file()  # checked before reading, so that lines written before it are read
             for record in tail.new_records():
-                if line := line_of(record, progress):
-                    console.print(line, markup=False)
+                for line in fitted(line_of(record, progress) or "", console.width if console.is_terminal else None, 6):
+                    if line:
+                        console.print(line, markup=False)
             try:
                 if (newest := newest_row(folder, progress.row)) is not None:
                     progress.show_sample(newest)

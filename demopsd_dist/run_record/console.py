@@ -26,6 +26,7 @@ STAGES = {
 }
 """Stages of the driver that do not overlap, with their names in the view; the rest of a step is `other`."""
 _SIDE_BY_SIDE = 96  # columns from which times and response are side by side
+_WITH_GROUPS = 72  # columns from which the bar's line has room for the share of groups
 _TEXT_LINES = 3
 
 
@@ -38,6 +39,7 @@ class Progress:
         self.timed_steps = 0
         self.spent_s = 0.0
         self.stage_s: dict[str, float] = {}
+        self.learned_groups: float | None = None  # fraction of the last step's groups with a signal
         self.row: Row | None = None
         self._since = time.monotonic()
 
@@ -46,6 +48,7 @@ class Progress:
         self.done = step
         self.timed_steps += 1
         self.spent_s += metrics.get("perf/step_s", 0.0)
+        self.learned_groups = metrics.get("rollout/groups_learnable_fraction")
         for stage in STAGES:
             if (spent := metrics.get(f"time/{stage}_s")) is not None:
                 self.stage_s[stage] = self.stage_s.get(stage, 0.0) + spent
@@ -54,6 +57,7 @@ class Progress:
     def roll_back(self) -> None:
         """Reset the view to the state before step 1; the steps that remain are added again."""
         self.done, self.timed_steps, self.spent_s, self.stage_s, self.row = 0, 0, 0.0, {}, None
+        self.learned_groups = None
 
     def show_sample(self, row: Row) -> None:
         """Show a response of the last step."""
@@ -84,6 +88,8 @@ class Progress:
         text = f"step {self.done}/{self.total_steps}"
         if 0 < self.done < self.total_steps:
             text += f"  {format_time(max(self.left_s - since_s, 0.0))} left"
+        if self.learned_groups is not None and width >= _WITH_GROUPS:
+            text += f"  learned from {self.learned_groups:.0%} of groups"
         if width < 40:
             return Text(text, overflow="ellipsis", no_wrap=True)
         grid = Table.grid(padding=(0, 2), expand=True)

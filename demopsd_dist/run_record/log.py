@@ -19,6 +19,7 @@ from demopsd_dist.run_record.folder import RunFolder, open_to_append, replace_te
 from demopsd_dist.run_record.sinks import Sink, flatten_numbers
 from demopsd_dist.run_record.timeline import Spans
 from demopsd_dist.training.evaluate import Evaluation, evaluation_from_record
+from demopsd_dist.util.fitted_lines import fitted
 from demopsd_dist.util.printable import escape_control_chars
 
 Metrics = Mapping[str, float]
@@ -130,8 +131,10 @@ class RunLog:
                 totals[stage] = totals.get(stage, 0.0) + spent
 
     def note(self, text: str) -> None:
-        """Print a line that is not the line of a step or evaluation."""
-        self.console.print(text, markup=False)
+        """Print a line. On a terminal it is broken between its items; texts of prompts, after `| `, are not."""
+        width = self.console.width if self.console.is_terminal and not text.lstrip().startswith("| ") else None
+        for line in fitted(text, width, indent=6):
+            self.console.print(line, markup=False)
 
     def start_steps(self) -> None:
         """Start the clock of the first step, and the live view."""
@@ -175,6 +178,11 @@ class RunLog:
         replay_batch.remove_except(
             self.folder.replay, [other for other in replay_batch.recorded_steps(self.folder.replay) if other <= step]
         )
+
+    @property
+    def step_stage_s(self) -> Mapping[str, float]:
+        """Seconds of each stage since the last step was recorded."""
+        return self._step_stage_s
 
     @property
     def last_step(self) -> int:

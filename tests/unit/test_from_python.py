@@ -10,6 +10,7 @@ import pytest
 
 import demopsd_dist
 from demopsd_dist import train
+from demopsd_dist.from_python import _run_to_its_end
 from demopsd_dist.util.errors import ConfigError
 
 
@@ -31,6 +32,14 @@ def test_a_wrong_setting_is_refused_with_the_message_of_the_command(capfd: pytes
     with pytest.raises(ConfigError, match="zero_stage"):
         train({"learner": {"zero_stage": 7}}, show_output=False)
     assert capfd.readouterr().out == ""
+
+
+def test_a_notebook_is_no_terminal(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """A kernel asks for colours, by which rich would draw a live view into the notebook."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    code = "from rich.console import Console; Console().print('line', style='bold')"
+    assert _run_to_its_end([sys.executable, "-c", code], show_output=True) == (0, ["line"])
+    assert capfd.readouterr().out == "line\n"
 
 
 def test_settings_may_be_of_any_kind(tmp_path: Path) -> None:

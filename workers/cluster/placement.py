@@ -84,7 +84,7 @@ def minimum_bundles(config: Config) -> list[Bundle]:
 def check_fits(
     config: Config, cpus: float, gpus: float, wanted: list[Bundle] | None = None, where: str = "there"
 ) -> None:
-    """Refuse a placement that could never be granted.
+    """Refuse a placement that could never be granted, with all that is missing: GPUs, then CPUs.
 
     Args:
         wanted: bundles to place; by default the minimum of a training run.
@@ -95,17 +95,20 @@ def check_fits(
     """
     if wanted is None:
         wanted = minimum_bundles(config)
+    missing, shortfalls = [], []
     for kind, unit, need, available in (
-        ("cpus", "CPUs", sum(b.cpus for b in wanted), cpus),
         ("gpus", "GPUs", sum(b.gpus for b in wanted), gpus),
+        ("cpus", "CPUs", sum(b.cpus for b in wanted), cpus),
     ):
         if need > available + 1e-9:
             terms = " + ".join(_term(config, kind, *claim) for claim in _by_role(wanted, kind))
-            raise ConfigError(
-                f"{terms} need {need:g} {unit}; {where} are {available:g}. Lower a role's num_workers or "
-                f"{kind}_per_worker"
-                + (" (roles that take turns may share a core: fractions are allowed)." if kind == "cpus" else ".")
-            )
+            missing.append(kind)
+            shortfalls.append(f"{terms} need {need:g} {unit}; {where} are {available:g}.")
+    if missing:
+        raise ConfigError(
+            f"{' '.join(shortfalls)} Lower a role's num_workers or {' and '.join(f'{k}_per_worker' for k in missing)}"
+            + (" (roles that take turns may share a core: fractions are allowed)." if "cpus" in missing else ".")
+        )
 
 
 def _term(config: Config, kind: str, role: str, count: int, share: float) -> str:

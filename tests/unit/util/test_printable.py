@@ -60,6 +60,9 @@ def test_no_control_character_remains(text: str) -> None:
     assert escape_control_chars(escape_control_chars(text)) == escape_control_chars(text)
 
 
+GROUPS = {"rollout/groups_learnable_fraction": 0.875}
+
+
 def rendered(progress: Progress, width: int) -> str:
     file = StringIO()
     Console(file=file, width=width, force_terminal=True, color_system=None).print(progress)
@@ -70,7 +73,7 @@ def rendered(progress: Progress, width: int) -> str:
 def test_the_live_view_fits_any_width_and_shows_hostile_text(width: int) -> None:
     progress = Progress(40)
     assert rendered(progress, width)
-    progress.add_step(12, {"perf/step_s": 4.0, "time/wait_for_rollouts_s": 2.0, "time/learn_s": 1.0})
+    progress.add_step(12, {"perf/step_s": 4.0, "time/wait_for_rollouts_s": 2.0, "time/learn_s": 1.0} | GROUPS)
     for text in [*HOSTILE, LONG_LINE]:
         progress.show_sample(
             {"step": 12, "field": text, "reward": 1.0, "question": text, "response": text, "expected": text}
@@ -81,6 +84,7 @@ def test_the_live_view_fits_any_width_and_shows_hostile_text(width: int) -> None
         assert len(output.splitlines()) < 40 or width < 24
     if width >= 40:
         assert "12/40  1:5" in output
+        assert ("learned from 88% of groups" in output) is (width >= 72)
         assert "50%" in output
 
 

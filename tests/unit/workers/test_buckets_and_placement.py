@@ -106,6 +106,11 @@ def test_the_demo_fits_two_cores_and_says_what_does_not() -> None:
     on_gpus = load(DEMO, ["rollout.gpus_per_worker=1", "learner.gpus_per_worker=1", "learner.num_workers=4"])
     with pytest.raises(ConfigError, match="need 6 GPUs; there are 4"):
         check_fits(on_gpus, cpus=8, gpus=4)
+    both = (
+        r"need 6 GPUs; there are 4\. .* need 2\.8 CPUs; there are 1\. Lower .* gpus_per_worker and cpus_per_worker \("
+    )
+    with pytest.raises(ConfigError, match=both):
+        check_fits(on_gpus, cpus=1, gpus=4)
 
 
 def test_the_processes_of_an_engine_are_claimed_together() -> None:
