@@ -7,6 +7,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from demopsd_dist.config import Aggregation, Config, MethodName, SupportOf, Variant, WeightSource
+from demopsd_dist.config.method_settings import DemoPSDConfig, OwnConfig, TeacherMethodConfig
 from demopsd_dist.util.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -92,11 +93,9 @@ def resolve_method(config: Config) -> MethodSpec:
             sampling_rounds=rounds if grpo.sampling_rounds is None else grpo.sampling_rounds,
             scaled_advantage=grpo.variant is not Variant.dr_grpo,
         )
-    section = {MethodName.demopsd: config.demopsd, MethodName.sdpo: config.sdpo, MethodName.opsd: config.opsd}[
-        config.method
-    ]
+    section: TeacherMethodConfig = getattr(config, config.method.value)
     support = SupportKind.vocabulary if section.top_k is None else _SUPPORTS[section.support]
-    reference = config.demopsd.reference if config.method is MethodName.demopsd else None
+    reference = section.reference if isinstance(section, DemoPSDConfig | OwnConfig) else None
     forward = None if reference is WeightSource.live else reference
     return MethodSpec(
         Forwards(support, forward, section.teacher),
@@ -121,15 +120,32 @@ def check_engine_support(method: MethodSpec, vocabulary: int) -> None:
         )
 
 
+def check_objective(config: Config) -> None:
+    """Check a user's own objective on random tokens; the built-in ones need no check.
+
+    Raises:
+        ConfigError: it cannot be imported or made, or breaks the contract (`objective_contract.py`).
+    """
+    if config.method is MethodName.own:
+        from demopsd_dist.own_objective import check_own_objective
+
+        check_own_objective(config.own)
+
+
 def teacher_weights(method: MethodSpec, config: Config) -> set[WeightSource]:
     """All weights that the teacher worker holds in a run, for training and for the leakage probe."""
     probed = method.probe_forwards.weights if config.leakage.every_steps and method.shows_solutions else set()
     return method.forwards.weights | probed
 
 
-def objective_of(config: Config) -> objective.DemoPSD | objective.SDPO | objective.OPSD | objective.GRPO:
-    """The loss of a method. torch is imported here, so that a dry run does not need it."""
+def objective_of(config: Config) -> objective.Objective:
+    """The loss of a method. torch is imported here, so that a dry run does not need it.
+
+    Raises:
+        ConfigError: a user's own objective cannot be imported or made.
+    """
     from demopsd_dist.objective import GRPO, OPSD, SDPO, DemoPSD
+    from demopsd_dist.own_objective import own_objective
 
     match config.method:
         case MethodName.demopsd:
@@ -158,3 +174,5 @@ def objective_of(config: Config) -> objective.DemoPSD | objective.SDPO | objecti
                 importance_clip=grpo.importance_clip,
                 clipped_ratio=grpo.clipped_ratio.value,
             )
+        case MethodName.own:
+            return own_objective(config.own)

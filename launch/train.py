@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from demopsd_dist.config import load, to_yaml
 from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.data.sources import SPLITS, load_data
+from demopsd_dist.methods import check_objective
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.run_record.run_inputs import input_digests
 from demopsd_dist.run_record.sinks import check_sinks
@@ -61,6 +62,7 @@ def check_and_train(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         from launch._data_shown import example_lines, own_answer_lines
         from launch._task import NO_STEPS, build_task
+    check_objective(config)
 
         task, _ = build_task(config, folder, data.questions)
         print(to_yaml(config), end="")

@@ -10,7 +10,7 @@ from dataclasses import fields
 
 from demopsd_dist.config.collapse_settings import AlarmConfig
 from demopsd_dist.config.data_settings import MINISCI, SPLIT, DataConfig, FieldNames, Format
-from demopsd_dist.config.method_settings import MethodName, SupportOf, WeightSource
+from demopsd_dist.config.method_settings import DemoPSDConfig, MethodName, OwnConfig, SupportOf, WeightSource
 from demopsd_dist.config.ranges import check_values
 from demopsd_dist.config.role_settings import Schedule
 from demopsd_dist.config.schema import Config, ModelConfig, Precision, RewardErrors, SolutionSource
@@ -170,14 +170,27 @@ def check_layout_has_records(data: DataConfig) -> None:
 
 def _check_methods(config: Config) -> None:
     """Check the sections of all methods, also of those not chosen: an error in any section is reported."""
-    for name, section in {"demopsd": config.demopsd, "sdpo": config.sdpo, "opsd": config.opsd}.items():
-        if section.support is SupportOf.reference and name != "demopsd":
+    for name, without in {"sdpo": config.sdpo, "opsd": config.opsd, "own": config.own}.items():
+        has_reference = isinstance(without, OwnConfig) and without.reference is not None
+        if without.support is SupportOf.reference and not has_reference:
             raise ConfigError(
                 f"{name}.support=reference: {name} runs no forward of a reference. Set it to learner or rollout."
             )
-    if config.demopsd.support is SupportOf.reference and config.demopsd.reference is WeightSource.live:
+    with_reference: dict[str, DemoPSDConfig | OwnConfig] = {"demopsd": config.demopsd, "own": config.own}
+    for name, section in with_reference.items():
+        if section.support is SupportOf.reference and section.reference is WeightSource.live:
+            raise ConfigError(
+                f"{name}.support=reference with {name}.reference=live, which is the learner. "
+                f"Set {name}.support=learner."
+            )
+        if section.reference is WeightSource.trust_region:
+            raise ConfigError(
+                f"{name}.reference=trust_region: only a teacher can be that. Set it to ema, live or frozen."
+            )
+    if config.method is MethodName.own and "." not in (config.own.objective or ""):
         raise ConfigError(
-            "demopsd.support=reference with demopsd.reference=live, which is the learner. Set demopsd.support=learner."
+            f"method=own with own.objective={config.own.objective or 'null'}: the dotted path of a class is needed. "
+            "Set method=my_package.MyMethod."
         )
     if config.demopsd.reference is WeightSource.trust_region:
         raise ConfigError("demopsd.reference=trust_region: only a teacher can be that. Set it to ema, live or frozen.")

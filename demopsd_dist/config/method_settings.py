@@ -1,9 +1,10 @@
-"""Settings of the methods: demopsd, sdpo, opsd and grpo."""
+"""Settings of the methods: demopsd, sdpo, opsd, grpo and a user's own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from demopsd_dist.config.ranges import setting
 
@@ -15,6 +16,7 @@ class MethodName(Enum):
     sdpo = "sdpo"
     opsd = "opsd"
     grpo = "grpo"
+    own = "own"  # a class of the user's
 
 
 class WeightSource(Enum):
@@ -74,8 +76,8 @@ class SupportOf(Enum):
 
 
 @dataclass
-class DistillationConfig:
-    """Settings common to the methods with a teacher."""
+class TeacherMethodConfig:
+    """Settings common to the methods with a teacher, and to a user's own."""
 
     top_k: int | None = setting(100, above=0, unit="tokens")
     """Size of the support: the most likely tokens, plus a tail bucket. null for the full vocabulary."""
@@ -85,11 +87,17 @@ class DistillationConfig:
     """`ema`, `live`, `frozen` or `trust_region`: weights of the teacher, which sees the privileged context."""
     aggregation: Aggregation = Aggregation.token_mean
     """`token_mean`, `sequence_mean` or `max_length`: averaging of the loss."""
-    importance_clip: float = setting(2.0, at_least=1)
-    """Upper bound of the learner-to-rollout probability ratio of a token."""
     sampling_rounds: int = setting(1, above=0)
     """Largest number of sampling rounds in a step; rounds of fresh questions are sampled until the teacher has
     something to show in `prompts_per_step` groups. 1 has no second round."""
+
+
+@dataclass
+class DistillationConfig(TeacherMethodConfig):
+    """Settings common to the built-in methods with a teacher."""
+
+    importance_clip: float = setting(2.0, at_least=1)
+    """Upper bound of the learner-to-rollout probability ratio of a token."""
 
 
 @dataclass
@@ -161,3 +169,16 @@ class GRPOConfig:
     sampling_rounds: int | None = setting(None, above=0)
     """Largest number of sampling rounds in a step; rounds are repeated until `prompts_per_step` groups have rewards
     that differ. null is the variant's own: 4 for dapo, 1 (no second round) for the others."""
+
+
+@dataclass
+class OwnConfig(TeacherMethodConfig):
+    """A user's own objective with a teacher, such as `method=my_package.MyMethod` (docs/methods.md)."""
+
+    objective: str | None = None
+    """Dotted path of the class; `method=my_package.MyMethod` sets it."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Arguments that the class is made with, by name."""
+    reference: WeightSource | None = None
+    """`ema`, `live` or `frozen`: weights of the reference, which does not see the privileged context. null for an
+    objective without one; `live` is the learners' own forward, which the objective sees as None."""

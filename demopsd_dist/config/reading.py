@@ -134,6 +134,7 @@ def _merged(tree: DictConfig, new: Any, source: str) -> DictConfig:
     given_keys = list(_given_keys(OmegaConf.to_container(new)))
     for key in filter(ALIASES.__contains__, given_keys):
         raise ConfigError(f"{source}: there is no setting {key}. Did you mean {ALIASES[key]}?")
+    _name_own_method(new)
     for key in given_keys:
         if key not in known and key.rpartition(".")[0] not in open_keys:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [
@@ -161,6 +162,15 @@ def _keys(node: type, prefix: str = "") -> Iterator[str]:
     """Keys of the schema, of sections too, with dots."""
     for item in fields(node):
         kind = item.default_factory if item.default_factory is not None else None
+def _name_own_method(new: DictConfig) -> None:
+    """Replace `method: my_package.MyMethod` by `method: own` and `own.objective: my_package.MyMethod`."""
+    values = OmegaConf.to_container(new)
+    method = values.get("method") if isinstance(values, dict) else None
+    if isinstance(method, str) and "." in method:
+        OmegaConf.update(new, "own.objective", method)
+        new["method"] = MethodName.own.value
+
+
         yield prefix + item.name
         if is_dataclass(kind):
             yield from _keys(kind, f"{prefix}{item.name}.")

@@ -12,7 +12,7 @@ from typing import Any
 
 from demopsd_dist.config.collapse_settings import AlarmConfig
 from demopsd_dist.config.data_settings import MINISCI, DataConfig
-from demopsd_dist.config.method_settings import DemoPSDConfig, GRPOConfig, MethodName, OPSDConfig, SDPOConfig
+from demopsd_dist.config.method_settings import DemoPSDConfig, GRPOConfig, MethodName, OPSDConfig, OwnConfig, SDPOConfig
 from demopsd_dist.config.ranges import LARGEST, setting
 from demopsd_dist.config.recording_settings import ProfileConfig, SamplesConfig, SinksConfig
 from demopsd_dist.config.role_settings import LearnerConfig, RolloutConfig, TeacherConfig
@@ -231,7 +231,8 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     method: MethodName = MethodName.demopsd
-    """`demopsd`, `sdpo`, `opsd` or `grpo`; the sections of the other methods have no effect."""
+    """`demopsd`, `sdpo`, `opsd`, `grpo`, or the dotted path of your own objective, which is `own` with `own.objective`;
+    the sections of the other methods have no effect."""
     reward: str = "answer"
     """Reward function of a response. It compares its last `<answer>` (`answer`), its last `\\boxed{}` (`boxed`), the
     letter stated in its last line (`letter`), its last number (`gsm8k`), the value of its last
@@ -243,6 +244,7 @@ class Config:
     demopsd: DemoPSDConfig = field(default_factory=DemoPSDConfig)
     sdpo: SDPOConfig = field(default_factory=SDPOConfig)
     opsd: OPSDConfig = field(default_factory=OPSDConfig)
+    own: OwnConfig = field(default_factory=OwnConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)

@@ -8,10 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from demopsd_dist.objective.demopsd import DemoPSD
 from demopsd_dist.objective.method import Objective, TokenViews
-from demopsd_dist.objective.opsd import OPSD
-from demopsd_dist.objective.sdpo import SDPO
 
 
 @torch.no_grad()
@@ -33,13 +30,15 @@ def candidate_indices(logps_NA: Sequence[Tensor], count: int, has_tail: bool) ->
 
 @torch.no_grad()
 def target_of(method: Objective, views: TokenViews) -> Tensor | None:
-    """Log-probabilities of the method's target for the student, (B, T, A); None for a method without a teacher.
+    """Log-probabilities of the method's target for the student, (B, T, A); None for a method without a teacher, and for
+    a user's own that has no `target`.
 
     Without a reference in `views`, the student's own values stand in for it.
     """
-    if not isinstance(method, DemoPSD | OPSD | SDPO) or views.teacher_logp_BTA is None:
+    target = getattr(method, "target", None)
+    if target is None or views.teacher_logp_BTA is None:
         return None
     reference_BTA = views.reference_logp_BTA
     if reference_BTA is None:
         reference_BTA = views.student_logp_BTA.detach()
-    return method.target(reference_BTA, views.teacher_logp_BTA)
+    return target(reference_BTA, views.teacher_logp_BTA)

@@ -20,7 +20,7 @@ from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import ScoredExample
 from demopsd_dist.data.rewards import AnswerForm, answer_form
 from demopsd_dist.methods import MethodSpec, objective_of
-from demopsd_dist.objective import GRPO, information
+from demopsd_dist.objective import TokenViews, information, target_of
 from demopsd_dist.training.roles import Teacher
 
 
@@ -115,13 +115,14 @@ def _answers(group: RewardedGroup, others: Sequence[str], form: AnswerForm) -> l
 
 
 def _information(cfg: Config, contexts: Sequence[ScoredExample]) -> tuple[Tensor, Tensor]:
-    """Mutual information of teacher and of target at each token, (T,), nats."""
-    objective = objective_of(cfg)
-    assert not isinstance(objective, GRPO)
+    """Mutual information of teacher and of target at each token, (T,), nats. For an objective of the user's without a
+    `target` it is the teacher's."""
     teacher_MTA = torch.stack([_tensor(item.teacher_logp_TA) for item in contexts])
     reference = contexts[0].reference_logp_TA
     reference_MTA = teacher_MTA if reference is None else _tensor(reference).expand_as(teacher_MTA)
-    return information(teacher_MTA), information(objective.target(reference_MTA, teacher_MTA))
+    views = TokenViews(reference_MTA, reference_MTA, teacher_MTA)
+    target_MTA = target_of(objective_of(cfg), views)
+    return information(teacher_MTA), information(teacher_MTA if target_MTA is None else target_MTA)
 
 
 def _tensor(values) -> Tensor:

@@ -100,31 +100,27 @@ def test_ctrl_c_while_the_engines_start(launch: Callable[..., Launched]) -> None
     assert run.log.read_text().rstrip().endswith("interrupted")
 
 
-def test_ctrl_c_and_sigterm_in_training(launch: Callable[..., Launched]) -> None:
-    """Two runs side by side: neither the signal nor the end of one reaches the other."""
-    ends = {signal.SIGINT: launch(*FEW), signal.SIGTERM: launch(*FEW)}
-    for how, run in ends.items():
+def test_ctrl_c_and_a_stop_signal_to_every_process_in_training(launch: Callable[..., Launched]) -> None:
+    """Two runs side by side: neither the signal nor the end of one reaches the other. A closed terminal signals the
+    process group, SLURM every process of the job; the driver alone follows, and the run is saved all the same."""
+    interrupted, stopped = launch(*FEW), launch(*FEW)
+    for run in (interrupted, stopped):
         run.wait_until("the second step", run.has_said("step    2/9000"))
-        run.process.send_signal(how)
-        assert run.end() == 130
+    interrupted.process.send_signal(signal.SIGINT)
+    assert interrupted.end() == 130
+    stopped.wait_until("one more step", stopped.has_said_more("samples/s", 1))
+    os.killpg(stopped.process.pid, signal.SIGHUP)
+    for process in marked(stopped.mark):
+        with suppress(psutil.NoSuchProcess):
+            process.terminate() if process.pid != stopped.process.pid else None
+    assert stopped.end() == 130
+    for run in (interrupted, stopped):
         said = run.log.read_text()
+        assert "the same command with --resume continues" in said
         assert said.rstrip().endswith("interrupted")
         assert "Traceback" not in said
-
-
-def test_a_stop_signal_to_every_process_is_followed_by_the_driver_alone(launch: Callable[..., Launched]) -> None:
-    """A closed terminal signals the process group, SLURM every process of the job; the run is saved all the same."""
-    run = launch(*FEW)
-    run.wait_until("the second step", run.has_said("step    2/9000"))
-    os.killpg(run.process.pid, signal.SIGHUP)
-    for process in marked(run.mark):
-        with suppress(psutil.NoSuchProcess):
-            process.terminate() if process.pid != run.process.pid else None
-    assert run.end() == 130
-    said = run.log.read_text()
-    assert "the same command with --resume continues" in said
-    assert "warning" not in said, "no worker was lost"
-    assert list(run.folder.glob("checkpoints/step-*"))
+        assert "warning" not in said, "no worker was lost"
+        assert list(run.folder.glob("checkpoints/step-*"))
 
 
 @pytest.mark.long

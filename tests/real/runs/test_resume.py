@@ -24,11 +24,11 @@ from tests.real.runs.test_endings import launch as launch  # a fixture
 
 ALIKE = (
     "deterministic=true",
-    "steps=12",
-    "checkpoint.every_steps=5",
+    "steps=8",
+    "checkpoint.every_steps=3",
     "rollout.prompts_per_step=6",
     "evaluation.at_start=false",
-    "evaluation.every_steps=6",
+    "evaluation.every_steps=4",
     "data.ood=null",
     "leakage.every_steps=4",
 )
@@ -65,7 +65,7 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(
     assert calm.end(within_s=400) == 0, calm.log.read_text()
     struck = launch(*words)
     moment = random.Random(stage)
-    struck.wait_until("a step after the checkpoint", struck.has_said(f"step {moment.randint(6, 9):>2}/12"))
+    struck.wait_until("a step after the checkpoint", struck.has_said(f"step {moment.randint(4, 5)}/8"))
     time.sleep(moment.random())
     if stage == 3:  # the driver alone: what is left ends by itself
         with reaped_by_nobody():
@@ -77,15 +77,15 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(
         assert struck.end() == -signal.SIGKILL
     resumed = struck.again("--resume")
     assert resumed.end(within_s=400) == 0, resumed.log.read_text()
-    assert "resumed after step 5" in resumed.log.read_text()
+    assert "resumed after step 3" in resumed.log.read_text()
     assert metrics_without_times(resumed.folder) == metrics_without_times(calm.folder)
     one, other = (load_file(run.folder / "student" / "model.safetensors") for run in (calm, resumed))
     assert one.keys() == other.keys()
     assert all((one[name] == other[name]).all() for name in one)
     account = audit(RunFolder(resumed.folder))
     assert account.faults == []
-    assert (account.steps, account.issued) == (12, 12 * 6 * 8)
-    assert [step for _, step, _ in account.lives] == [0, 5]
+    assert (account.steps, account.issued) == (8, 8 * 6 * 8)
+    assert [step for _, step, _ in account.lives] == [0, 3]
 
 
 def test_interrupted_saves_and_resumes_with_fewer_learners_and_more_workers(launch: Callable[..., Launched]) -> None:

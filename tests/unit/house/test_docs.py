@@ -54,9 +54,10 @@ def test_the_loop_in_the_docs_is_the_loop() -> None:
 def test_the_loss_in_the_methods_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     """The example, on the shapes of its table."""
     text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    text = text.partition("## The loss alone")[2]
     shown = re.search(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert shown
-    arguments = set(re.findall(r"^\| `(\w+)` \| [(n]", text.partition("## The loss alone")[2], flags=re.MULTILINE))
+    arguments = set(re.findall(r"^\| `(\w+)` \| [(n]", text, flags=re.MULTILINE))
     assert {re.sub("_BTV?$", "", name) for name in arguments} <= {
         re.sub("_BTV?$", "", name) for name in inspect.signature(demopsd_loss).parameters
     }
@@ -238,7 +239,11 @@ def test_train_commands_are_right(
     shown = [command for path in DOCUMENTS for command in commands(path, "demopsd train")]
     assert len(shown) >= 3
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    methods = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    (module,) = re.findall(r"```python\n(# my_package\.py.*?)```", methods, flags=re.DOTALL)
+    (tmp_path / "my_package.py").write_text(module)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
     for command in shown:
         words = shlex.split(command)[2:]
         for word in words:
