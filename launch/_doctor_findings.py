@@ -20,10 +20,11 @@ from tempfile import NamedTemporaryFile
 
 import psutil
 
-from demopsd_dist.config import Config, train_text
+from demopsd_dist.config import MINISCI, Config, sources_of, train_text
 from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.models.model_folder import model_folder
+from demopsd_dist.models.precision import resolve_precision
 from demopsd_dist.planning.memory_by_role import checkpoint_gib
 from demopsd_dist.planning.model_shape import shape_of
 from demopsd_dist.planning.workload import Traffic, workload_of
@@ -229,18 +230,34 @@ def check_clock(now: float) -> Finding:
 def check_inputs(config: Config) -> Iterator[Finding]:
     """Check model folder, data and reward of a config."""
     try:
-        yield ok("model", str(model_folder(config)), "config, weights and tokenizer are there")
+        folder = model_folder(config)
+        yield ok("model", str(folder), "config, weights and tokenizer are there")
+        _, precision = resolve_precision(config, folder)
+        yield ok("precision", HERE, precision.removeprefix("precision").strip())
     except ConfigError as error:
         yield problem("model", config.model.path, *_split_fix(error))
+    yield from _check_data(config)
+    try:
+        yield ok("reward", resolve_reward(config.reward).name, "can be used")
+    except ConfigError as error:
+        yield problem("reward", config.reward, *_split_fix(error))
+
+
+def _check_data(config: Config) -> Iterator[Finding]:
+    """Check that the data can be read. All files that are missing are named, not only the first."""
+    files = [source for source in sources_of(config.data) if source.partition(":")[0] not in (MINISCI, "hf", "gym")]
+    missing = [file for file in files if not Path(file).is_file()]
+    for file in missing:
+        yield problem(
+            "data", file, "there is no such file", "copy it there, or correct data.train, data.test, data.ood"
+        )
+    if missing:
+        return
     try:
         counts = {split: len(questions) for split, questions in load_data(config.data).questions.items()}
         yield ok("data", train_text(config.data), ", ".join(f"{count} {split}" for split, count in counts.items()))
     except (ConfigError, DataError) as error:
         yield problem("data", train_text(config.data), *_split_fix(error))
-    try:
-        yield ok("reward", resolve_reward(config.reward).name, "can be used")
-    except ConfigError as error:
-        yield problem("reward", config.reward, *_split_fix(error))
 
 
 def check_disk(config: Config) -> Iterator[Finding]:
@@ -256,7 +273,8 @@ def check_disk(config: Config) -> Iterator[Finding]:
         return
     free = shutil.disk_usage(existing).free / GIB
     try:
-        job = workload_of(config, shape_of(config.model.path), Traffic())
+        resolved, _ = resolve_precision(config, model_folder(config))
+        job = workload_of(resolved, shape_of(config.model.path), Traffic())
     except ConfigError:
         return  # check_inputs reports it
     student, each, checkpoint = job.weights_bytes / GIB, checkpoint_gib(job), config.checkpoint

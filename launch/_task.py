@@ -26,7 +26,7 @@ from demopsd_dist.run_record.ledger import Ledger
 from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.training.collapse import CollapseMonitor
 from demopsd_dist.training.roles import Roles
-from demopsd_dist.training.run import Run, StageHook, Task, no_hook
+from demopsd_dist.training.run import Run, StageHook, StageSpeed, Task, no_hook
 from demopsd_dist.util.errors import DataError
 from demopsd_dist.util.rooms import IS_CHECKOUT
 
@@ -101,7 +101,14 @@ def mixed(config: Config, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
     return MixedPrompts(by_set, {one.label: one.weight for one in sets})
 
 
-def compose_run(config: Config, roles: Roles, task: Task, log: RunLog, on_stage: StageHook = no_hook) -> Run:
+def compose_run(
+    config: Config,
+    roles: Roles,
+    task: Task,
+    log: RunLog,
+    on_stage: StageHook = no_hook,
+    speed: StageSpeed | None = None,
+) -> Run:
     """A `Run` with its method resolved, and with the ledger and the checkpoints of the log's folder."""
     return Run(
         cfg=config,
@@ -113,6 +120,7 @@ def compose_run(config: Config, roles: Roles, task: Task, log: RunLog, on_stage:
         checkpoints=Checkpoints(log.folder.checkpoints, config.checkpoint.keep),
         alarm=CollapseMonitor(config.alarm),
         on_stage=on_stage,
+        speed=speed,
     )
 
 

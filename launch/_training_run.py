@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from demopsd_dist.config import Config, changes, changes_of_training, load, to_yaml
 from demopsd_dist.data.sources import LoadedData, describe_sources
+from demopsd_dist.planning.model_shape import shape_of
 from demopsd_dist.report import write_report
 from demopsd_dist.run_record.checkpoints import Checkpoint, Checkpoints, checkpoint_at
 from demopsd_dist.run_record.folder import RunFolder, replace_text
@@ -20,7 +21,7 @@ from demopsd_dist.run_record.run_inputs import changed_inputs, refuse_other_inpu
 from demopsd_dist.run_record.sinks import open_sinks
 from demopsd_dist.training.checkpointing import restore
 from demopsd_dist.training.recovery import train_with_recovery
-from demopsd_dist.training.run import Run, RunState, Task
+from demopsd_dist.training.run import Run, RunState, StageSpeed, Task
 from demopsd_dist.util.errors import ConfigError, EngineStartError, one_line
 from launch._data_shown import example_lines, own_answer_lines
 from launch._export import export_student, refuse_bad_export
@@ -87,11 +88,13 @@ def run(
     data: LoadedData,
     inputs: Mapping[str, str],
     start: RunStart | None,
+    notes: Sequence[str] = (),
     show_whole: bool = False,
 ) -> bool:
     """Train from the start or the resume point to the summary. False where the run was asked to stop before its end.
 
     Args:
+        notes: lines for the log, such as the precision that was chosen.
         show_whole: the log has the examples of the data without cuts.
     """
     started = time.monotonic()
@@ -103,7 +106,7 @@ def run(
     with start.folder.locked(), RunLog(start.folder, config.steps, sinks=open_sinks(config, start.folder)) as log:
         log.skipped = {str(split): count for split, count in skipped.items()}
         log_inputs(log, config, data)
-        for line in [*checked, *example_lines(config, task, data, show_whole)]:
+        for line in [*notes, *checked, *example_lines(config, task, data, show_whole)]:
             log.note(line)
         for key, (old, new) in start.changed.items():
             log.note(f"changed    {key}: {old} -> {new}")
@@ -171,7 +174,8 @@ async def train_with_ray(
             roles = await actors.start()
         ready_s = time.monotonic() - started
         log.note(f"roles ready after {ready_s:.0f} s: {summary_of_roles(config)}; weights by {actors.transport}")
-        run = compose_run(config, roles, task, log)
+        speed = await measure_stage_speed(config, model, actors, log.note)
+        run = compose_run(config, roles, task, log, speed=speed)
         try:
             state = await train_until_stopped(run, actors, start)
             if state is None:
@@ -192,6 +196,29 @@ async def train_with_ray(
         "data": describe_sources(config.data),
         **provenance(config),
     }
+
+
+async def measure_stage_speed(
+    config: Config, folder: Path, actors: RayActors, note: Callable[[str], None]
+) -> StageSpeed | None:
+    """Measure the peak of each role, unless `profile.peak_tflops` gives it; None where it is of no use, which the log
+    says: the sizes of the model's layers are not known."""
+    try:
+        shape = shape_of(str(folder))
+    except ConfigError as error:
+        note(f"no perf/*_utilisation: {error}")
+        return None
+    given = config.profile.peak_tflops
+    if given is None:
+        peaks = await actors.peaks()
+    else:
+        peaks = {role: given * 1e12 * actors.devices(role) for role in actors.groups}
+    listed = ", ".join(f"{role} {peak / 1e12:.3g}" for role, peak in peaks.items())
+    origin = "measured" if given is None else "profile.peak_tflops"
+    note(f"peak of matrix products, 1e12 operations/s ({origin}): {listed}; perf/*_utilisation are shares of it")
+    # adapters have hardly any weights of their own, so their backward has no product for gradients of weights
+    passes = 2.0 if config.model.lora_rank else 3.0
+    return StageSpeed(2.0 * shape.active, 2.0 * shape.head, passes, peaks)
 
 
 @contextmanager

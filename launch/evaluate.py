@@ -21,6 +21,7 @@ from demopsd_dist.config import Config, load
 from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.data.sources import load_split
 from demopsd_dist.models.model_folder import model_folder
+from demopsd_dist.models.precision import resolve_precision
 from demopsd_dist.util.errors import DataError, EngineStartError
 from launch._command_line import command_parser, count_gpus, exit_code_of, require, user_path
 from launch._processes import fenced
@@ -55,6 +56,8 @@ def evaluate_and_print(arguments: argparse.Namespace) -> int:
     config = load(arguments.config, words)
     resolve_reward(config.reward, config.limits)  # imports a user's own reward, before anything starts
     folder = model_folder(config)
+    config, precision = resolve_precision(config, folder)
+    print(precision)
     loaded = load_split(config.data, "test")
     if not loaded.questions:
         raise DataError(f"{arguments.data} names no data set. Name a file, a hub id or minisci.")

@@ -11,20 +11,25 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
-from demopsd_dist.config import Config, load
+from demopsd_dist.config import Config, Precision, load
+from demopsd_dist.models.precision import LEAST_CAPABILITY, MatrixUnits, choose_precision
 from demopsd_dist.planning import plan_text
 from demopsd_dist.planning.calibration import read_calibration
-from demopsd_dist.planning.hardware import DeviceCluster, parse_cluster
-from demopsd_dist.planning.model_shape import shape_of
+from demopsd_dist.planning.hardware import Device, DeviceCluster, parse_cluster
+from demopsd_dist.planning.model_shape import ModelShape, shape_of
 from demopsd_dist.planning.roofline import UNCALIBRATED
 from demopsd_dist.planning.splits import rank_splits
 from demopsd_dist.planning.step_time import plan_run
 from demopsd_dist.planning.workload import Traffic, split_of, uses_gpus, workload_of
 from demopsd_dist.util.errors import ConfigError
+from demopsd_dist.util.fitted_lines import print_fitted, terminal_width
 from launch._command_line import command_parser, exit_code_of, user_path
 
 ASSUMED = Traffic()
+INDENT = 13  # columns before the items of a plan
+FASTER = 1.5  # times as many bfloat16 operations as float32: a CPU that bfloat16 pays on
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -63,23 +68,38 @@ def print_plan(arguments: argparse.Namespace) -> int:
     cluster = parse_cluster(arguments.gpus, {measured.device.name: measured.device} if measured else {})
     check_device_kind(config, cluster)
     check_ranges(arguments, config)
+    shape = shape_of(config.model.path)
+    config = with_planned_precision(config, shape, cluster.device)
     workload = workload_of(
         config,
-        shape_of(config.model.path),
+        shape,
         Traffic(arguments.prompt_tokens, arguments.response_tokens, right_fraction=arguments.right),
     )
     configured = plan_run(workload, split_of(config, workload), cluster, efficiencies)
-    print("\n".join(plan_text.heading(workload, cluster, efficiencies)))
+    print_fitted(plan_text.heading(workload, cluster, efficiencies), INDENT)
     print("\nAs configured:")
-    print("\n".join(plan_text.plan_lines(configured, cluster, arguments.hours, arguments.price)))
+    print_fitted(plan_text.plan_lines(configured, cluster, arguments.hours, arguments.price), INDENT)
     if cluster.size > 1:
         plans = rank_splits(workload, cluster, efficiencies)
         print("\nSplits of these devices, the fastest first:")
-        print("\n".join(plan_text.split_table(plans)))
+        print_fitted(plan_text.split_table(plans, terminal_width()))
         if plans and not plans[0].shortfalls:
-            print(f"\nSettings of the fastest split: {plan_text.command_line_overrides(plans[0], configured)}\n")
-            print("\n".join(plan_text.plan_lines(plans[0], cluster, arguments.hours, arguments.price)))
+            print()
+            print_fitted([f"Settings of the fastest split: {plan_text.command_line_overrides(plans[0], configured)}"])
+            print_fitted(plan_text.policy_lines(plans, configured))
+            print()
+            print_fitted(plan_text.plan_lines(plans[0], cluster, arguments.hours, arguments.price), INDENT)
     return int(bool(configured.shortfalls))
+
+
+def with_planned_precision(config: Config, shape: ModelShape, device: Device) -> Config:
+    """Replace `model.precision=auto` by what a run on these devices would take."""
+    if config.model.precision is not Precision.auto:
+        return config
+    pays = device.bfloat16_tflops > FASTER * device.float32_tflops
+    units = MatrixUnits(amx=pays, capability=None if device.shared else LEAST_CAPABILITY)
+    chosen, _ = choose_precision(config, shape.parameters, units)
+    return replace(config, model=replace(config.model, precision=chosen))
 
 
 def check_device_kind(config: Config, cluster: DeviceCluster) -> None:

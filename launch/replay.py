@@ -26,6 +26,7 @@ from demopsd_dist.data.packing import pack
 from demopsd_dist.data.records import DigestRequest, ScoredExample, StepReport
 from demopsd_dist.methods import resolve_method
 from demopsd_dist.models.model_folder import model_folder
+from demopsd_dist.models.precision import resolve_precision
 from demopsd_dist.run_record import digests, replay_batch
 from demopsd_dist.run_record.checkpoints import Checkpoint, Checkpoints
 from demopsd_dist.run_record.digests import Digests
@@ -64,6 +65,7 @@ def replay(path: Path, step: int, words: Sequence[str]) -> int:
     changed = recorded_config(batch, words)
     refuse_other_settings(changes(config, changed))
     model = model_folder(config)
+    config, changed = (resolve_precision(one, model)[0] for one in (config, changed))
     for one in (config, changed):
         if one.ray_address is None:
             check_fits(one, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus(), wanted=core_bundles(one))

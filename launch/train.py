@@ -12,13 +12,16 @@ import os
 import sys
 from collections.abc import Sequence
 
-from demopsd_dist.config import load, to_yaml
+from demopsd_dist.config import load
 from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.data.sources import SPLITS, load_data
 from demopsd_dist.methods import check_objective
 from demopsd_dist.models.model_folder import model_folder
+from demopsd_dist.models.precision import resolve_precision
 from demopsd_dist.run_record.run_inputs import input_digests
 from demopsd_dist.run_record.sinks import check_sinks
+from demopsd_dist.util.errors import ConfigError
+from demopsd_dist.util.fitted_lines import print_fitted
 from launch._command_line import ENGINES, command_parser, count_gpus, exit_code_of, require, user_path
 from workers.cluster.placement import check_fits, table
 
@@ -29,8 +32,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("config", help="a YAML file, for example configs/demo.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the file")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved settings and the placement of the roles, and stop"
+        "--dry-run",
+        action="store_true",
+        help="print the settings that differ from the defaults, an example of the data and the placement, and stop",
     )
+    parser.add_argument("--full", action="store_true", help="in a dry run: print all settings")
     parser.add_argument("--show", action="store_true", help="print the examples of the data whole, not shortened")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue the newest run of this name")
@@ -51,28 +57,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check_and_train(arguments: argparse.Namespace) -> int:
     """Check settings, model and data; then train, or print the dry run. The exit code."""
+    if arguments.full and not arguments.dry_run:
+        raise ConfigError("--full prints all settings of a dry run. Add --dry-run, or leave it out.")
     profile = [] if arguments.profile is None else [f"profile.steps=[{arguments.profile}]"]
     config = load(arguments.config, [*arguments.overrides, *profile])
     resolve_reward(config.reward, config.limits)  # imports a user's own reward, in the dry run too
+    check_objective(config)
     check_sinks(config)
     folder = model_folder(config)
+    config, precision = resolve_precision(config, folder)
     data = load_data(config.data)
     if config.ray_address is None:
         check_fits(config, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus())
     if arguments.dry_run:
         from launch._data_shown import example_lines, own_answer_lines
+        from launch._settings_shown import settings_lines
         from launch._task import NO_STEPS, build_task
-    check_objective(config)
 
         task, _ = build_task(config, folder, data.questions)
-        print(to_yaml(config), end="")
-        print(f"# model: {folder}")
+        print("\n".join(settings_lines(config, arguments.full)))
+        print(f"# model: {folder}\n# {precision}")
         if config.steps == 0:
             print(f"# {NO_STEPS}")
         print("# questions: " + ", ".join(f"{len(data.questions[split])} {split}" for split in SPLITS))
-        print("".join(f"# {line}\n" for line in data.notes()), end="")
-        shown = [*own_answer_lines(task, data.splits), *example_lines(config, task, data, arguments.show)]
-        print("".join(f"# {line}\n" for line in shown), end="")
+        notes = [*data.notes(), *own_answer_lines(task, data.splits)]
+        print_fitted([f"# {line}" for line in notes], mark="# ")
+        print("".join(f"# {line}\n" for line in example_lines(config, task, data, arguments.show)), end="")
         print("# placement of the roles:\n" + "\n".join(f"#{line}" for line in table(config).splitlines()))
         return 0
     require(*ENGINES)
@@ -84,7 +94,7 @@ def check_and_train(arguments: argparse.Namespace) -> int:
         start, inputs = None, input_digests(data.questions, folder)
         if arguments.resume or arguments.resume_from is not None:
             start = find_resume_point(config, inputs, arguments.resume_from, arguments.allow_config_change)
-        if not run(config, folder, data, inputs, start, arguments.show):
+        if not run(config, folder, data, inputs, start, [precision], arguments.show):
             raise KeyboardInterrupt
     return 0
 

@@ -9,12 +9,13 @@ from typing import Any
 
 from demopsd_dist.config import Config
 from demopsd_dist.methods import resolve_method
+from demopsd_dist.models.precision import resolve_precision
 from demopsd_dist.models.text_config import layers_with_a_state, text_config_of
 from demopsd_dist.run_record.timeline import Track
 from demopsd_dist.training.roles import Roles
 from demopsd_dist.util.errors import LostStateError
 from workers.actor_group import ActorGroup, no_actors
-from workers.cluster.placement import core_bundles
+from workers.cluster.placement import core_bundles, processes_per_worker
 from workers.cluster.ranks import Rank
 from workers.cluster.resource_claim import ResourceClaim
 from workers.cluster.spans import Traced, tracks_of
@@ -72,6 +73,7 @@ class RolloutActors:
     """Rollout workers alone, with the weights of the model folder: all that an evaluation needs."""
 
     def __init__(self, config: Config, model_folder: Path, say: Say = print) -> None:
+        config, _ = resolve_precision(config, model_folder)
         self._config, self._folder, self._say = config, model_folder, say
         self._pool = RolloutPool(config, model_folder.resolve(), random_weights=False, say=say)
 
@@ -81,6 +83,11 @@ class RolloutActors:
         self._pool.let_engines_start()
         await self._pool.start()
         return RolloutGroup(self._pool, self._config)
+
+    @property
+    def group(self) -> ActorGroup[RolloutWorker]:
+        """The rollout workers that serve."""
+        return self._pool.group
 
     def stop(self) -> None:
         """End all actors."""
@@ -92,6 +99,7 @@ class LearnersAndTeacher:
     engine is ready, `stop` ends them."""
 
     def __init__(self, config: Config, model_folder: Path, pool: Pool | None = None) -> None:
+        config, _ = resolve_precision(config, model_folder)
         self._config, self._folder = config, model_folder.resolve()
         self._method = resolve_method(config)
         self._core = ResourceClaim(core_bundles(config))
@@ -152,6 +160,27 @@ class LearnersAndTeacher:
         groups: tuple[ActorGroup[Any], ...] = (self._rollouts.group, self._teacher, self._learners)
         return {group.role: group for group in groups if len(group)}
 
+    def devices(self, role: str) -> float:
+        """Devices of all workers of a role: GPUs, or CPU threads."""
+        settings = getattr(self._config, role)
+        per_process = settings.gpus_per_worker or settings.threads
+        return len(self.groups[role]) * per_process * processes_per_worker(self._config, role)
+
+    async def peaks(self) -> dict[str, float]:
+        """Peak rate of matrix products of each role, operations/s, of all its workers at the same time. Roles are
+        measured one after the other, since they may share devices."""
+        within_s, what = self._config.limits.start_s, "its peak"
+        peaks: dict[str, float] = {}
+        for group in (self._teacher, self._learners):
+            if len(group):
+                rates = await group.each(lambda worker, _: worker(Rank.peak_flops), within_s=within_s, what=what)
+                peaks[group.role] = sum(rates)
+        engines = self._rollouts.group
+        if len(engines):
+            rates = await engines.each(lambda worker, _: worker(RolloutWorker.peak_flops), within_s=within_s, what=what)
+            peaks[engines.role] = sum(rates)
+        return peaks
+
     async def tracks(self, start_s: float) -> list[Track]:
         """Timeline of each worker since a moment of the driver's clock."""
         groups: tuple[ActorGroup[Traced], ...] = (self._rollouts.group, self._teacher, self._learners)
@@ -193,6 +222,7 @@ class RayActors(LearnersAndTeacher):
         say: Say = print,
         rollout_class: type[RolloutWorker] = RolloutWorker,
     ) -> None:
+        config, _ = resolve_precision(config, model_folder)
         self.pool = RolloutPool(
             config, model_folder.resolve(), random_weights=True, say=say, worker_class=rollout_class
         )

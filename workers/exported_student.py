@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from demopsd_dist.config import Config
+from demopsd_dist.config import Config, logp_bounds
 from demopsd_dist.util.errors import one_line
 from workers.actor_group import ActorGroup
 from workers.learner.worker import LearnerWorker
@@ -57,6 +57,7 @@ async def check_export(
         loads["vLLM"] = rollouts.group.one(
             engines[0], lambda worker: worker(RolloutWorker.load_folder, path, canary), what=f"loading {folder}"
         )
+    allowed = logp_bounds(config).largest
     nats: dict[str, float] = {}
     problems: list[str] = []
     for name, load in loads.items():
@@ -68,9 +69,9 @@ async def check_export(
         except Exception as error:
             problems.append(one_line(f"{name} cannot load it: {str(error).strip() or type(error).__name__}"))
             continue
-        if not nats[name] <= config.weights.max_logp_diff:
+        if not nats[name] <= allowed:
             problems.append(
                 f"{name} computes another model from it: a log-probability of the canary prompt differs from the "
-                f"learner's by {nats[name]:.3g} nats (weights.max_logp_diff={config.weights.max_logp_diff:g})"
+                f"learner's by {nats[name]:.3g} nats (weights.max_logp_diff={allowed:g})"
             )
     return ExportCheck(nats, tuple(problems))

@@ -12,12 +12,15 @@ from demopsd_dist.config.method_settings import (
     Variant,
     WeightSource,
 )
+from demopsd_dist.config.precision_settings import LogpBounds, logp_bounds, teacher_precision
+from demopsd_dist.config.ranges import LARGEST
 from demopsd_dist.config.reading import config_path, load, settings_keys, shipped_configs, to_yaml
 from demopsd_dist.config.recording_settings import SamplesConfig, SinksConfig, WandbMode
 from demopsd_dist.config.resume_changes import changes, changes_of_training
 from demopsd_dist.config.role_settings import (
     LearnerConfig,
     OnPublish,
+    Precision,
     RolloutConfig,
     Schedule,
     TeacherConfig,
@@ -26,7 +29,6 @@ from demopsd_dist.config.schema import (
     Config,
     Limits,
     ModelConfig,
-    Precision,
     RewardErrors,
     SolutionSource,
     SystemRole,
@@ -35,6 +37,7 @@ from demopsd_dist.config.schema import (
 from demopsd_dist.config.train_sets import TrainSet, sources_of, train_sets, train_text
 
 __all__ = [
+    "LARGEST",
     "MINISCI",
     "SPLIT",
     "Aggregation",
@@ -49,6 +52,7 @@ __all__ = [
     "Gate",
     "LearnerConfig",
     "Limits",
+    "LogpBounds",
     "MethodName",
     "ModelConfig",
     "OnPublish",
@@ -71,10 +75,12 @@ __all__ = [
     "changes_of_training",
     "config_path",
     "load",
+    "logp_bounds",
     "longest_sequence_tokens",
     "settings_keys",
     "shipped_configs",
     "sources_of",
+    "teacher_precision",
     "to_yaml",
     "train_sets",
     "train_text",

@@ -12,8 +12,8 @@ from demopsd_dist.config.collapse_settings import AlarmConfig
 from demopsd_dist.config.data_settings import MINISCI, SPLIT, DataConfig, FieldNames, Format
 from demopsd_dist.config.method_settings import DemoPSDConfig, MethodName, OwnConfig, SupportOf, WeightSource
 from demopsd_dist.config.ranges import check_values
-from demopsd_dist.config.role_settings import Schedule
-from demopsd_dist.config.schema import Config, ModelConfig, Precision, RewardErrors, SolutionSource
+from demopsd_dist.config.role_settings import Precision, Schedule
+from demopsd_dist.config.schema import Config, ModelConfig, RewardErrors, SolutionSource
 from demopsd_dist.config.train_sets import train_sets
 from demopsd_dist.util.errors import ConfigError
 
@@ -192,8 +192,6 @@ def _check_methods(config: Config) -> None:
             f"method=own with own.objective={config.own.objective or 'null'}: the dotted path of a class is needed. "
             "Set method=my_package.MyMethod."
         )
-    if config.demopsd.reference is WeightSource.trust_region:
-        raise ConfigError("demopsd.reference=trust_region: only a teacher can be that. Set it to ema, live or frozen.")
 
 
 def _check_group_size(config: Config) -> None:
@@ -327,16 +325,21 @@ def _check_determinism(config: Config) -> None:
         raise ConfigError(
             f"{conflict} makes the result depend on the speed of the workers; deterministic=true needs {needed}."
         )
+    if config.deterministic and not rollout.request_seeds:
+        raise ConfigError(
+            "rollout.request_seeds=false makes a sample depend on the others; deterministic=true needs it true."
+        )
 
 
 def _check_precision(config: Config) -> None:
     """Check the settings that bfloat16 needs."""
     if config.model.precision is not Precision.bfloat16:
         return
-    if config.weights.max_logp_diff < 0.05:
+    largest = config.weights.max_logp_diff
+    if largest is not None and largest < 0.05:
         raise ConfigError(
-            f"weights.max_logp_diff={config.weights.max_logp_diff:g} is below what bfloat16 rounding alone gives. "
-            "Set it to 0.5 or so, or model.precision=float32."
+            f"weights.max_logp_diff={largest:g} is below what bfloat16 rounding alone gives. Leave it out (null), "
+            "which takes the bound of bfloat16, or set model.precision=float32."
         )
     if config.learner.zero_stage == 0:
         raise ConfigError("learner.zero_stage=0 cannot add up bfloat16 gradients in float32. Set it to 1, 2 or 3.")

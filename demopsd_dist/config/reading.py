@@ -18,8 +18,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from demopsd_dist.config.as_written import restore_texts
 from demopsd_dist.config.cross_checks import check
+from demopsd_dist.config.data_settings import MINISCI
 from demopsd_dist.config.method_settings import MethodName
 from demopsd_dist.config.other_trainers import ALIASES, SECTION_VALUES
+from demopsd_dist.config.role_settings import Precision
 from demopsd_dist.config.schema import Config
 from demopsd_dist.util.errors import ConfigError
 from demopsd_dist.util.rooms import ROOMS
@@ -50,6 +52,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         tree = _merged(tree, new, word)
     config = OmegaConf.to_object(tree)
     assert isinstance(config, Config)
+    if config.model.path == MINISCI and config.model.precision is Precision.auto:
+        config.model.precision = Precision.float32  # so small a model has it on any hardware
     for word in overrides:
         section = word.partition(".")[0]
         if section in MethodName.__members__ and section != config.method.value:
@@ -130,11 +134,11 @@ def _merged(tree: DictConfig, new: Any, source: str) -> DictConfig:
     """`tree` with the settings of `new` over it; unknown keys and references are refused."""
     if not isinstance(new, DictConfig):
         raise ConfigError(f"{source}: a mapping of settings is needed, not {type(new).__name__}.")
+    _name_own_method(new)
     known, open_keys = set(_keys(Config)), set(_open_keys(Config))
     given_keys = list(_given_keys(OmegaConf.to_container(new)))
     for key in filter(ALIASES.__contains__, given_keys):
         raise ConfigError(f"{source}: there is no setting {key}. Did you mean {ALIASES[key]}?")
-    _name_own_method(new)
     for key in given_keys:
         if key not in known and key.rpartition(".")[0] not in open_keys:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [
@@ -158,10 +162,6 @@ def _merged(tree: DictConfig, new: Any, source: str) -> DictConfig:
     return merged
 
 
-def _keys(node: type, prefix: str = "") -> Iterator[str]:
-    """Keys of the schema, of sections too, with dots."""
-    for item in fields(node):
-        kind = item.default_factory if item.default_factory is not None else None
 def _name_own_method(new: DictConfig) -> None:
     """Replace `method: my_package.MyMethod` by `method: own` and `own.objective: my_package.MyMethod`."""
     values = OmegaConf.to_container(new)
@@ -171,6 +171,10 @@ def _name_own_method(new: DictConfig) -> None:
         new["method"] = MethodName.own.value
 
 
+def _keys(node: type, prefix: str = "") -> Iterator[str]:
+    """Keys of the schema, of sections too, with dots."""
+    for item in fields(node):
+        kind = item.default_factory if item.default_factory is not None else None
         yield prefix + item.name
         if is_dataclass(kind):
             yield from _keys(kind, f"{prefix}{item.name}.")

@@ -52,7 +52,11 @@ class SinksConfig:
 
 @dataclass
 class ProfileConfig:
-    """Timelines of driver and workers, as `trace-step-000012.json` (docs/replay.md)."""
+    """Timelines of driver and workers, as `trace-step-000012.json` (docs/replay.md), and the peak that the use of the
+    hardware is measured against."""
 
     steps: list[int] = setting([], at_least=1)
     """Steps to record; the first is 1."""
+    peak_tflops: float | None = setting(None, above=0, unit="1e12 operations/s")
+    """Peak of matrix products on one GPU or CPU thread, of which `perf/*_utilisation` are shares. null measures it at
+    the start of the run, in each role's precision (under a second)."""

@@ -21,6 +21,7 @@ CHANGEABLE_ON_RESUME = (
     "rollout.kv_cache_gib",
     "rollout.gpu_memory_fraction",
     "rollout.max_batch_*",
+    "rollout.compile",
     "*.cpus_per_worker",
     "*.gpus_per_worker",
     "*.nodes",

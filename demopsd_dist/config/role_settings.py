@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from demopsd_dist.config.ranges import setting
+
+
+class Precision(Enum):
+    """Number format of a computation."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
 
 
 class OnPublish(Enum):
@@ -69,6 +78,16 @@ class RolloutConfig:
     max_prompt_tokens + max_response_tokens."""
     max_batch_sequences: int = setting(256, above=0)
     """Largest number of sequences that an engine decodes at once."""
+    compile: bool | None = None
+    """Compile the engine's forward: fused kernels on CPU, also CUDA graphs on GPUs. It takes minutes the first time on
+    a machine. null compiles on GPUs alone."""
+    engine: dict[str, Any] = field(default_factory=dict)
+    """Further options of vLLM by name, such as `{kv_cache_dtype: fp8}`: those that docs/tuning.md lists with their
+    effect on the difference between engine and learner."""
+    request_seeds: bool = True
+    """Give each request of a step a seed of its own, so that its tokens depend neither on the worker nor on other
+    requests. `false` draws from one generator of each engine: faster sampling, another sample each time. Not with
+    `deterministic`. Evaluations have seeds in any case."""
 
 
 class Payload(Enum):
@@ -98,6 +117,9 @@ class TeacherConfig:
     """eta of `ema` weights: teacher = (1 - eta) teacher + eta student, once a step."""
     trust_region_rate: float = setting(0.05, at_least=0, at_most=1)
     """Weight of the `live` logits in the logits of `trust_region`."""
+    precision: Precision = Precision.auto
+    """`auto`, `float32` or `bfloat16`: number format in which the teacher computes; `auto` is the student's. An EMA is
+    averaged in float32 all the same: bfloat16 adds a working copy of 2 bytes a parameter beside it."""
     batch_tokens: int = setting(16384, above=0, unit="tokens")
     """Largest number of padded tokens in one forward. A single longer row runs alone."""
     payload: Payload = Payload.float32

@@ -15,14 +15,7 @@ from demopsd_dist.config.data_settings import MINISCI, DataConfig
 from demopsd_dist.config.method_settings import DemoPSDConfig, GRPOConfig, MethodName, OPSDConfig, OwnConfig, SDPOConfig
 from demopsd_dist.config.ranges import LARGEST, setting
 from demopsd_dist.config.recording_settings import ProfileConfig, SamplesConfig, SinksConfig
-from demopsd_dist.config.role_settings import LearnerConfig, RolloutConfig, TeacherConfig
-
-
-class Precision(Enum):
-    """Number format of weights and activations in the engines (the EMA copy and the optimizer stay in float32)."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
+from demopsd_dist.config.role_settings import LearnerConfig, Precision, RolloutConfig, TeacherConfig
 
 
 class SystemRole(Enum):
@@ -36,8 +29,10 @@ class SystemRole(Enum):
 class ModelConfig:
     path: str = MINISCI
     """A Hugging Face model folder with a tokenizer and chat template, or `minisci` for the embedded model."""
-    precision: Precision = Precision.float32
-    """`float32`, or `bfloat16` on GPUs."""
+    precision: Precision = Precision.auto
+    """`auto`, `float32` or `bfloat16`: number format in which engines and learners compute; the EMA and the optimizer
+    stay in float32. `auto` takes bfloat16 for models from 50 million parameters on, where GPUs or CPU have matrix units
+    for it; the run's log has the choice and its reason (docs/tuning.md)."""
     system_role: SystemRole = SystemRole.template
     """`template` gives the chat template a system message where a question has a system text; `fold` puts the text at
     the start of the user's turn, for templates without that role."""
@@ -130,10 +125,14 @@ class WeightsConfig:
     (docs/weights.md)."""
     bucket_mib: int = setting(64, above=0, unit="MiB")
     """Approximate size of the buckets into which published weights are packed."""
-    max_logp_diff: float = setting(1e-3, above=0, unit="nats")
+    max_logp_diff: float | None = setting(None, above=0, unit="nats")
     """Largest allowed difference between engine and learner in the log-probability of a token, measured on a fixed
     probe at every publish and on sampled tokens at every step. A larger one stops the run: the engine is not sampling
-    from the weights just published. bfloat16 needs about 0.5."""
+    from the weights just published. null takes the bound of model.precision (docs/weights.md)."""
+    typical_logp_diff: float | None = setting(None, above=0, unit="nats")
+    """Largest allowed median of those differences, over the tokens of the probe or of a step: it finds errors that the
+    bound of the largest difference leaves room for. null takes the bound of model.precision, or none where
+    max_logp_diff is set."""
 
 
 @dataclass
@@ -244,8 +243,8 @@ class Config:
     demopsd: DemoPSDConfig = field(default_factory=DemoPSDConfig)
     sdpo: SDPOConfig = field(default_factory=SDPOConfig)
     opsd: OPSDConfig = field(default_factory=OPSDConfig)
-    own: OwnConfig = field(default_factory=OwnConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    own: OwnConfig = field(default_factory=OwnConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)

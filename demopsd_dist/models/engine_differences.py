@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from demopsd_dist.config import Config, Precision
+from demopsd_dist.config import Config, Precision, logp_bounds
 from demopsd_dist.util.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,10 +41,11 @@ def check_engine_difference(config: Config, folder: Path, model_config: Pretrain
         ConfigError: it is known not to.
     """
     nats, cause = DIFFERENCES.get(model_config.model_type, (0.0, ""))
-    if config.weights.max_logp_diff < nats:
+    largest = logp_bounds(config).largest
+    if largest < nats:
         raise ConfigError(
             f"model.path={folder}: model type {model_config.model_type} differs between engine and learner: {cause}. "
-            f"Set weights.max_logp_diff={nats} to train with that difference (now {config.weights.max_logp_diff})."
+            f"Set weights.max_logp_diff={nats} to train with that difference (now {largest:g})."
         )
 
 
@@ -81,6 +82,6 @@ def _obstacle_on_cpu(config: Config, model_config: PretrainedConfig) -> str | No
         )
     if text.model_type in SELECTIVE_SCAN:
         return "vLLM's CPU build has no selective scan (Mamba 1). Use GPUs for rollout, or another model."
-    if text.model_type.startswith(GATED_DELTA_NET) and config.model.precision == Precision.float32:
+    if text.model_type.startswith(GATED_DELTA_NET) and config.model.precision is not Precision.bfloat16:
         return "vLLM's CPU build computes its linear attention in bfloat16 alone. Set model.precision=bfloat16."
     return None

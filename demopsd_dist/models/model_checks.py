@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from demopsd_dist.config import Config
 from demopsd_dist.models.attention_checks import check_longrope, check_tree_rows
 from demopsd_dist.models.engine_differences import check_engine_can_run, check_engine_difference
+from demopsd_dist.models.engine_options import check_engine_options
 from demopsd_dist.models.whole_model import check_whole_model
 from demopsd_dist.util.errors import ConfigError
 
@@ -32,6 +33,7 @@ def check_processor(config: Config, folder: Path, model_config: PretrainedConfig
 
 
 CHECKS: tuple[Check, ...] = (
+    check_engine_options,
     check_engine_can_run,
     check_tree_rows,
     check_longrope,

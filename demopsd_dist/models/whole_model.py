@@ -128,7 +128,7 @@ def _unlike_its_config(folder: Path) -> str | None:
     where there is none, or where no such model can be made. For folders that transformers cannot load: where it joins
     the tensors of several experts, it does not say which of them is missing."""
     try:
-        wanted, found = _shapes_of_new_model(folder), _shapes_in_files(folder)
+        wanted, found = _shapes_of_new_model(folder), shapes_in_files(folder)
     except Exception:
         return None
     if missing := sorted(wanted.keys() - found.keys()):
@@ -156,7 +156,7 @@ def _shapes_of_new_model(folder: Path) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in revert_weight_conversion(model, tensors).items()}
 
 
-def _shapes_in_files(folder: Path) -> dict[str, list[int]]:
+def shapes_in_files(folder: Path) -> dict[str, list[int]]:
     """Shapes by name in all files of weights."""
     from safetensors import safe_open
 

@@ -51,13 +51,15 @@ def support_loads(workload: Workload, power: Power, ranks: int, cluster: DeviceC
 def score_loads(
     workload: Workload, power: Power, workers: int, cluster: DeviceCluster, shards: int = 1
 ) -> tuple[Load, ...]:
-    """Loads of scoring, by worker, with float32 copies. Workers that share a copy gather its layers and embedding in
+    """Loads of scoring, by worker. Workers that share a copy gather its layers and embedding in
     every forward; the head stays on each."""
     loads = [Load()] * workers
     if not workers:
         return ()
     shape = workload.shape
-    gathered_s = _ring_s(4.0 * (shape.stored + (0 if shape.tied else shape.head)), shards, cluster)
+    gathered_s = _ring_s(
+        float(workload.teacher_bytes) * (shape.stored + (0 if shape.tied else shape.head)), shards, cluster
+    )
     for privileged, times in ((False, workload.reference_forwards), (True, workload.teacher_forwards)):
         batches_by_worker = teacher_batches(workload, workers, privileged=privileged)
         exchange = Load(sent_s=gathered_s * max(map(len, batches_by_worker)))

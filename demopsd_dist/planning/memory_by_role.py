@@ -65,7 +65,7 @@ def rollout_footprint(workload: Workload, power: Power, engines: int) -> Footpri
 
 @lru_cache(maxsize=256)
 def teacher_footprint(workload: Workload, power: Power, workers: int, shards: int = 1) -> Footprint:
-    """Memory of a teacher worker: float32 copies, each over `shards` workers, and one forward without gradients.
+    """Memory of a teacher worker: copies and averages, each over `shards` workers, and a forward without gradients.
 
     With shards a worker also holds two gathered layers (the one that computes and the next) or the embedding, and the
     head of every copy, which is applied after a forward.
@@ -78,16 +78,26 @@ def teacher_footprint(workload: Workload, power: Power, workers: int, shards: in
     ]
     shape = workload.shape
     logits = max((min(batch.predicted, HEAD_SLICE_TOKENS) for batch in batches), default=0) * 4.0 * shape.vocabulary
-    layer = max((_layer_bytes(workload, batch, 4) for batch in batches), default=0.0)
+    size = workload.teacher_bytes
+    layer = max((_layer_bytes(workload, batch, size) for batch in batches), default=0.0)
+    has_average = workload.teacher_half and workload.averages
     return Footprint(
         "teacher",
         _gib_by_item(
-            weights=4.0 * shape.parameters * workload.teacher_copies / shards,
-            gathered_weights=4.0 * _gathered(shape, workload.teacher_copies) if shards > 1 else 0.0,
+            weights=float(size) * shape.parameters * workload.teacher_copies / shards,
+            float32_average=4.0 * shape.parameters / shards if has_average else 0.0,
+            gathered_weights=float(size) * _gathered(shape, workload.teacher_copies) if shards > 1 else 0.0,
             **_shared_segment(workload, power),
         ),
         _gib_by_item(logits=3 * logits, activations=layer),
     )
+
+
+def _teacher_formats(workload: Workload) -> str:
+    """Number formats of the weights that the teacher holds, in words."""
+    if not workload.teacher_half:
+        return "float32"
+    return "bfloat16, with an average in float32" if workload.averages else "bfloat16"
 
 
 def _gathered(shape: ModelShape, copies: int) -> float:
@@ -286,11 +296,11 @@ def _memory_peaks(workload: Workload, device: Device) -> list[tuple[str, Callabl
 def _remedy(workload: Workload, footprint: Footprint, device: Device) -> str:
     if footprint.role == "teacher" and footprint.base_gib + sum(footprint.persistent.values()) > device.memory_gib:
         return (
-            "Its copies are in float32: raise teacher.shards, the number of workers that share one, or use a smaller "
-            "model or a method without a teacher."
+            f"Its weights are in {_teacher_formats(workload)}: raise teacher.shards, the number of workers that share "
+            "one, or use a smaller model or a method without a teacher."
         )
     if footprint.role == "teacher":
-        return "Its copies are in float32: lower teacher.batch_tokens, or raise teacher.shards."
+        return f"Its weights are in {_teacher_formats(workload)}: lower teacher.batch_tokens, or raise teacher.shards."
     if footprint.role == "rollout":
         return "Lower rollout.gpu_memory_fraction or rollout.max_batch_tokens."
     if footprint.transient.get("activations", 0.0) * footprint.factor > sum(footprint.persistent.values()):

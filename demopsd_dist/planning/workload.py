@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from demopsd_dist.config import Config, OnPublish, WeightSource
+from demopsd_dist.config import Config, OnPublish, Precision, WeightSource, teacher_precision
 from demopsd_dist.methods import SupportKind, resolve_method, teacher_weights
 from demopsd_dist.planning.model_shape import PROJECTIONS, ModelShape
 from demopsd_dist.util.errors import ConfigError
@@ -61,6 +61,7 @@ class Workload:
     engines_sleep: bool = False  # engines sleep while the learners step
     tensor_parallel: int = 1  # number of processes of an engine, each with a device
     solution_source: str = "sibling"  # privileged.source
+    teacher_half: bool = False  # the teacher computes in bfloat16; an EMA is averaged in float32 beside it
 
     @property
     def element_bytes(self) -> int:
@@ -68,8 +69,15 @@ class Workload:
 
     @property
     def teacher_precision(self) -> str:
-        """Precision of the teacher's products: its copies are in float32; beside a bfloat16 student TF32 is allowed."""
+        """Precision of the teacher's products: of its copies in float32, TF32 is allowed beside a bfloat16 student."""
+        if self.teacher_half:
+            return "bfloat16"
         return "tf32" if self.precision == "bfloat16" else "float32"
+
+    @property
+    def teacher_bytes(self) -> int:
+        """Bytes of a weight in the teacher's copies."""
+        return ELEMENT_BYTES[self.teacher_precision]
 
     @property
     def with_single_device_engines(self) -> Workload:
@@ -169,6 +177,7 @@ def workload_of(config: Config, shape: ModelShape, traffic: Traffic) -> Workload
         averages=WeightSource.ema in teacher_weights(method, config),
         engines_sleep=rollout.sleep,
         tensor_parallel=rollout.tensor_parallel,
+        teacher_half=teacher_precision(config) is Precision.bfloat16,
     )
 
 

@@ -186,7 +186,10 @@ METRIC_GROUPS: dict[str, tuple[str, list[Metric]]] = {
     ),
     "mismatch": (
         "Rollout engine against learner.",
-        [Metric("mismatch/logp_diff_max", "nats", "largest difference in the log-probability of a sampled token")],
+        [
+            Metric("mismatch/logp_diff_max", "nats", "largest difference in the log-probability of a sampled token"),
+            Metric("mismatch/logp_diff_{quantile}", "nats", "quantile of that difference"),
+        ],
     ),
     "teacher": (
         "The teacher workers.",
@@ -201,6 +204,11 @@ METRIC_GROUPS: dict[str, tuple[str, list[Metric]]] = {
             Metric("perf/step_s", "s", "time from the end of the previous step to the end of this one"),
             Metric("perf/samples_per_s", "responses/s", "sampled responses over that time"),
             Metric("perf/tokens_per_s", "tokens/s", "sampled response tokens over that time"),
+            Metric(
+                "perf/{stage}_utilisation",
+                "fraction",
+                "matrix products of `sample`, `support`, `score` or `learn` over its seconds and its role's peak",
+            ),
         ],
     ),
     "time": (

@@ -16,13 +16,13 @@ from demopsd_dist.run_record.timeline import Track
 @dataclass(frozen=True)
 class Sampling:
     """Sampling parameters. `seed` and a rollout's id determine its tokens; the worker and its other requests have no
-    influence."""
+    influence. Without a seed they do (`rollout.request_seeds`)."""
 
     samples: int
     temperature: float
     top_p: float
     max_response_tokens: int
-    seed: str
+    seed: str | None
 
 
 class Rollouts(Protocol):

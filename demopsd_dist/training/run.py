@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -93,6 +93,31 @@ async def no_hook(stage: str, step: int, content: Any) -> None:
 
 
 @dataclass(frozen=True)
+class StageSpeed:
+    """Cost of a token, and the peak of each role, of which a stage reaches a share.
+
+    An operation is an addition or multiplication of a matrix product with weights: 2 a weight and token in a forward,
+    twice that in a backward. Attention between tokens, padding, element-wise work and computing again (activation
+    checkpointing) count as none, so a stage at its best stays below 1.
+
+    Attributes:
+        layer_flops: operations of a token's forward through all layers.
+        head_flops: operations of the logits of one token.
+        learn_passes: forwards that a forward with its backward is worth.
+        peaks: operations/s of all workers of a role together, by role.
+    """
+
+    layer_flops: float
+    head_flops: float
+    learn_passes: float
+    peaks: Mapping[str, float]
+
+    def forward(self, tokens: int, predicted: int) -> float:
+        """Operations of a forward over tokens, with the logits of some of them."""
+        return self.layer_flops * tokens + self.head_flops * predicted
+
+
+@dataclass(frozen=True)
 class Run:
     """Everything that the training loop works with. All of it is fixed for the run; `RunState` is what advances."""
 
@@ -106,6 +131,7 @@ class Run:
     alarm: CollapseMonitor
     stop: StopRequest = field(default_factory=StopRequest)
     on_stage: StageHook = no_hook
+    speed: StageSpeed | None = None  # None: no utilisation is recorded
 
     def is_due(self, every_steps: int, state: RunState) -> bool:
         """True after every `every_steps` steps and after the last; never if `every_steps` is 0."""

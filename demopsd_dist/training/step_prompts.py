@@ -120,7 +120,7 @@ def train_sampling(cfg: Config, step: int) -> Sampling:
         temperature=rollout.temperature,
         top_p=1.0,  # a smaller nucleus would sample from another policy than the student
         max_response_tokens=rollout.max_response_tokens,
-        seed=f"{cfg.seed}/{step}",
+        seed=f"{cfg.seed}/{step}" if rollout.request_seeds else None,
     )
 
 

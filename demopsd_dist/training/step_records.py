@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
-from demopsd_dist.config import AlarmAction, to_yaml
+from demopsd_dist.config import AlarmAction, Config, WeightSource, to_yaml
 from demopsd_dist.data.examples import RewardedGroup
 from demopsd_dist.data.mixture import MixedPrompts
-from demopsd_dist.data.records import Prompt, StepReport
+from demopsd_dist.data.packing import RowLayout, layout_by_question
+from demopsd_dist.data.records import Prompt, StepReport, Tokens, TrainingExample, forward_input
 from demopsd_dist.data.rewards.no_reward_notice import notice
+from demopsd_dist.methods import Forwards, SupportKind
 from demopsd_dist.run_record import digests, replay_batch, samples
 from demopsd_dist.run_record.folder import replace_text
 from demopsd_dist.run_record.timeline import Track, to_json, trace_events
-from demopsd_dist.training.run import Run, RunState
+from demopsd_dist.training.run import Run, RunState, StageSpeed
 from demopsd_dist.training.step_batch import StepBatch
 from demopsd_dist.util.errors import CollapseError, GoBackError
 
@@ -29,7 +31,10 @@ async def record_step(run: Run, state: RunState, batch: StepBatch, report: StepR
     record_samples(run, state, batch, report)
     record_replay_batch(run, state, batch, report)
     by_set = set_metrics(run.task.train, batch.groups)
-    run.log.write_step(state.step, step_metrics(batch, state) | by_set | report.metrics)
+    used = {}
+    if run.speed is not None:
+        used = stage_utilisation(run.speed, run.cfg, run.method.forwards, batch, run.log.step_stage_s)
+    run.log.write_step(state.step, step_metrics(batch, state) | by_set | report.metrics | used)
     notify_without_reward(run, state, batch)
     await record_timeline(run, state)
     check_collapse(run, state)
@@ -135,3 +140,52 @@ def set_metrics(prompts: Sequence[Prompt], groups: Sequence[RewardedGroup]) -> d
         if values := [value for of_group in rewards for value in of_group]:
             metrics[f"train_set/reward_mean_{name}"] = sum(values) / len(values)
     return metrics
+
+
+ROLE_OF = {"sample": "rollout", "support": "learner", "score": "teacher", "learn": "learner"}
+
+
+def stage_utilisation(
+    speed: StageSpeed, config: Config, forwards: Forwards, batch: StepBatch, stage_s: Mapping[str, float]
+) -> dict[str, float]:
+    """Utilisation of the stages that the step had, as `perf/{stage}_utilisation`.
+
+    Args:
+        stage_s: seconds of the driver in each stage of the step. Stages overlap, and with `rollout.ahead` those of the
+            next step fall into it.
+    """
+    examples, tree_tokens = batch.examples, config.model.tree_tokens
+    predicted = sum(example.response_length_tokens for example in examples)
+    student = speed.forward(row_tokens(examples, tree_tokens, None), predicted)
+    privileged = speed.forward(row_tokens(examples, tree_tokens, lambda example: example.privileged_tokens), predicted)
+    sampled = sum(len(rollout.tokens_T) for rollout in batch.rollouts)
+    prompts = sum(len(group.prompt.tokens) for group in batch.groups)  # of several responses it is computed once
+    operations = {
+        "sample": speed.forward(prompts + sampled, sampled),
+        "support": student if forwards.support is SupportKind.student else 0.0,
+        "score": _runs(forwards.reference) * student + _runs(forwards.teacher) * privileged,
+        "learn": speed.learn_passes * student,
+    }
+    return {
+        f"perf/{stage}_utilisation": count / (stage_s[stage] * speed.peaks[ROLE_OF[stage]])
+        for stage, count in operations.items()
+        if count and stage_s.get(stage) and speed.peaks.get(ROLE_OF[stage])
+    }
+
+
+def row_tokens(
+    examples: Sequence[TrainingExample], tree_tokens: int, prompt_of: Callable[[TrainingExample], Tokens] | None
+) -> int:
+    """Tokens of all rows, with the prompt of the student, or another; common prefixes of a question's responses count
+    once."""
+    layout: RowLayout[TrainingExample] = layout_by_question(lambda example: example, tree_tokens)
+    if prompt_of is not None:
+        layout = RowLayout(
+            layout.group_of, lambda example: forward_input(prompt_of(example), example.response_T), tree_tokens
+        )
+    return sum(row.tokens for row in layout.rows(examples))
+
+
+def _runs(source: WeightSource | None) -> int:
+    """Number of models that a forward with weights of this source runs."""
+    return {None: 0, WeightSource.trust_region: 2}.get(source, 1)

@@ -138,6 +138,9 @@ class WatchedRollouts(rollout.RolloutWorker):
     async def unfinished(self) -> int:
         return self._engine.get_num_unfinished_requests()
 
+    async def block_size(self) -> int:
+        return self._engine.vllm_config.cache_config.block_size
+
 
 @dataclass
 class Spares:

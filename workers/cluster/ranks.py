@@ -34,6 +34,10 @@ class Rank:
         """Responses that went through each kind of forward since the start."""
         raise NotImplementedError
 
+    def peak_flops(self) -> float:
+        """Measure the peak rate of matrix products on this rank's device, operations/s."""
+        raise NotImplementedError
+
 
 def interface_of(address: str) -> str | None:
     """Network interface of this machine that has the address."""

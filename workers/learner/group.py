@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from demopsd_dist.config import Config
+from demopsd_dist.config import Config, logp_bounds
 from demopsd_dist.data.packing import layout_by_question, shard_rows
 from demopsd_dist.data.records import StepReport, Tokens, TrainBatch, TrainingExample
 from demopsd_dist.methods import MethodSpec, SupportKind
@@ -105,20 +105,25 @@ class LearnerGroup:
             what=f"a step on {batch.token_count} response tokens",
         )
         metrics = step_metrics(reports)
-        self._refuse_mismatch(metrics.get("mismatch/logp_diff_max", 0.0))
+        self._refuse_mismatch(metrics)
         token_records = {name: record for report in reports for name, record in report.token_records.items()}
         return StepReport(
             metrics, reports[0].stepped, token_records, merge_digests(report.digests for report in reports)
         )
 
-    def _refuse_mismatch(self, largest: float) -> None:
-        allowed = self._config.weights.max_logp_diff
-        if not largest <= allowed:
-            raise WeightSyncError(
-                f"a rollout engine and the learner differ by {largest:.3g} nats in the log-probability of a sampled "
-                f"token; weights.max_logp_diff={allowed:g}. The engine samples from other weights than those "
-                "published. In bfloat16 differences up to 0.5 are rounding: raise weights.max_logp_diff there."
-            )
+    def _refuse_mismatch(self, metrics: Mapping[str, float]) -> None:
+        """Compare the differences of sampled tokens with their bounds; a step without fresh ones has none."""
+        bounds = logp_bounds(self._config)
+        for name, setting, allowed, kind in (
+            ("mismatch/logp_diff_max", "max_logp_diff", bounds.largest, ""),
+            ("mismatch/logp_diff_p50", "typical_logp_diff", bounds.typical, " (median)"),
+        ):
+            if not (found := metrics.get(name, 0.0)) <= allowed:
+                raise WeightSyncError(
+                    f"a rollout engine and the learner differ by {found:.3g} nats{kind} in the log-probability of a "
+                    f"sampled token; weights.{setting}={allowed:g}. The engine samples from other weights than those "
+                    "published (docs/weights.md)."
+                )
 
     async def save(self, folder: Path) -> None:
         """Write weights, optimizer and step into a new folder."""

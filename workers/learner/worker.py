@@ -45,6 +45,7 @@ from workers.learner.observers.step_metrics import StepMetrics
 from workers.learner.observers.token_recorder import TokenRecorder
 from workers.learner.rank_report import RankReport
 from workers.learner.zero import deepspeed_config, full_tensors, join_process_group
+from workers.matrix_peak import matrix_peak_flops
 from workers.weights.buckets import BucketRef, SharedSegment, layout, pack_bucket
 from workers.weights.canary import LogpT
 from workers.weights.checkpoint_format import checkpoint_views
@@ -193,6 +194,10 @@ class LearnerWorker(Traced, Rank):
     def forward_counts(self) -> Counter[str]:
         """Count the responses that went through each forward since the start: `student/support`, `student/gradient`."""
         return self._forward_counts
+
+    def peak_flops(self) -> float:
+        """Measure the peak rate of matrix products in the student's precision, operations/s."""
+        return matrix_peak_flops(self._device, self._config.model.precision)
 
     def _accumulate_gradients(
         self,

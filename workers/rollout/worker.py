@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from demopsd_dist.config import Config, OnPublish, longest_sequence_tokens
+from demopsd_dist.config import LARGEST, Config, OnPublish, longest_sequence_tokens
 from demopsd_dist.data.records import Prompt, Rollout, Tokens
 from demopsd_dist.methods import SupportKind, resolve_method
 from demopsd_dist.models.special_tags import ResponseTexts
@@ -112,7 +113,7 @@ class RolloutWorker(Receiver):
             enable_chunked_prefill=bool(settings.gpus_per_worker),
             max_num_seqs=settings.max_batch_sequences,
             gpu_memory_utilization=settings.gpu_memory_fraction,
-            enforce_eager=not settings.gpus_per_worker,
+            enforce_eager=not (settings.gpus_per_worker if settings.compile is None else settings.compile),
             tensor_parallel_size=settings.tensor_parallel,
             distributed_executor_backend="uni" if settings.tensor_parallel == 1 else "mp",
             worker_extension_cls=WORKER_EXTENSION if settings.tensor_parallel > 1 else "",
@@ -124,9 +125,10 @@ class RolloutWorker(Receiver):
             logprobs_mode="processed_logprobs",  # at the sampling temperature, as the policy sampled
             weight_transfer_config=WeightTransferConfig(backend=BACKEND),
             generation_config="vllm",  # the folder's own sampling defaults would silently override ours
-            seed=self._config.seed,
+            seed=self._engine_seed,
             trust_remote_code=False,
             disable_log_stats=True,
+            **settings.engine,
         )
         self._engine = engine.llm_engine
         self._texts = ResponseTexts(engine.get_tokenizer())
@@ -135,13 +137,22 @@ class RolloutWorker(Receiver):
         )
         self._set_version(self.version)
 
+    @property
+    def _engine_seed(self) -> int:
+        """Seed of the engine's own generator, which requests without a seed draw from: another for each engine, and for
+        one that is started again."""
+        if self._config.rollout.request_seeds:
+            return self._config.seed
+        return _request_seed(self._config.seed, self.rank, time.time_ns()) & LARGEST
+
     async def progress(self) -> int:
         """Count of engine steps and received publishes so far; it grows while the worker makes progress."""
         return self._progress
 
     async def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:
-        """Sample `sampling.samples` rollouts for each prompt. Each request has its own seed, so its tokens depend
-        neither on the worker nor on other requests nor on their order. Cancelling the call drops the requests.
+        """Sample `sampling.samples` rollouts for each prompt. Each request has its own seed, unless `sampling` has
+        none, so its tokens depend neither on the worker nor on other requests nor on their order. Cancelling the call
+        drops the requests.
 
         In a deterministic run the rounding of the log-probabilities does not depend on them either: the engine then
         runs these requests alone, with an empty prefix cache.
@@ -166,7 +177,7 @@ class RolloutWorker(Receiver):
                     top_p=sampling.top_p,
                     max_tokens=sampling.max_response_tokens,
                     logprobs=self._top_k,  # 0: only the sampled token's
-                    seed=_request_seed(sampling.seed, prompt.id, sample),
+                    seed=None if sampling.seed is None else _request_seed(sampling.seed, prompt.id, sample),
                     output_kind=RequestOutputKind.FINAL_ONLY,
                 ),
             )
@@ -233,6 +244,16 @@ class RolloutWorker(Receiver):
             worker=self.rank,
             support_TK=top_k_ids(completion.logprobs, self._top_k) if self._top_k else None,
         )
+
+    async def peak_flops(self) -> float:
+        """Measure the peak rate of matrix products of the engine's processes, operations/s."""
+        import torch
+
+        from workers.matrix_peak import matrix_peak_flops
+
+        settings = self._config.rollout
+        device = torch.device("cuda" if settings.gpus_per_worker else "cpu")
+        return settings.tensor_parallel * matrix_peak_flops(device, self._config.model.precision)
 
     async def sleep(self) -> None:
         """Free the memory of weights and cache until the next publish; unfinished requests are dropped."""

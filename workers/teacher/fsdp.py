@@ -40,19 +40,17 @@ def join_mesh(device: torch.device, rank: int, ranks: int, shards: int, meeting_
     return init_device_mesh(device.type, (ranks // shards, shards), mesh_dim_names=("copies", "shards"))["shards"]
 
 
-def load_sharded_model(folder: Path, mesh: DeviceMesh) -> ResponseModel:
-    """Load this worker's rows of a model in float32, on its device. At most one layer is in memory with all its rows.
+def load_sharded_model(folder: Path, mesh: DeviceMesh, precision: Precision) -> ResponseModel:
+    """Load this worker's rows of a model on its device. At most one layer is in memory with all its rows, except that a
+    float32 folder loaded in bfloat16 is whole in main memory for a moment.
 
     Raises:
         ConfigError: transformers does not know the model's layers.
     """
     from torch.distributed.fsdp import fully_shard
 
-    causal = load_causal_lm(folder, None)
-    if any(
-        buffer.dtype in (torch.bfloat16, torch.float16) for buffer in causal.buffers()
-    ):  # rounded when they were loaded
-        causal = load_causal_lm(folder, Precision.float32)
+    causal = _load_for_sharding(folder, precision)
+    exact = precision is Precision.float32
     model = ResponseModel(causal.eval().requires_grad_(False))
     layers = layers_of(model)
     if not layers:
@@ -63,11 +61,21 @@ def load_sharded_model(folder: Path, mesh: DeviceMesh) -> ResponseModel:
     embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
     untied = [] if embedding.weight is head.weight else [embedding]
     for module in [*reversed(layers), *untied]:  # inner layers first
-        fully_shard(module.float(), mesh=mesh)
+        fully_shard(module.float() if exact else module, mesh=mesh)
     # The caller applies the head after the forward, so the remaining parameters stay gathered until then.
-    fully_shard(model.float(), mesh=mesh, reshard_after_forward=False)
+    fully_shard(model.float() if exact else model, mesh=mesh, reshard_after_forward=False)
     dummy_forward(model, torch.device(mesh.device_type))  # FSDP initialises on the first forward
     return model
+
+
+def _load_for_sharding(folder: Path, precision: Precision) -> Any:
+    """Load a model whose layers are still to be cast to float32, or one in bfloat16."""
+    if precision is not Precision.float32:
+        return load_causal_lm(folder, precision)
+    causal = load_causal_lm(folder, None)
+    if any(buffer.dtype in (torch.bfloat16, torch.float16) for buffer in causal.buffers()):  # rounded when loaded
+        return load_causal_lm(folder, Precision.float32)
+    return causal
 
 
 @torch.inference_mode()

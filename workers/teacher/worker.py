@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from demopsd_dist.config import Config, Precision, WeightSource
+from demopsd_dist.config import Config, Precision, WeightSource, teacher_precision
 from demopsd_dist.data.packing import RowLayout, padded_batches
 from demopsd_dist.data.records import Logp, Tokens, TrainingExample, forward_input
 from demopsd_dist.methods import Forwards, resolve_method, teacher_weights
@@ -29,6 +29,7 @@ from workers.forward import (
     release_gpu_cache,
     support_tensor,
 )
+from workers.matrix_peak import matrix_peak_flops
 from workers.teacher import fsdp
 from workers.weights.buckets import Ack, unpack_bucket
 from workers.weights.receiver import Receiver, refuse_other_names
@@ -48,8 +49,9 @@ def environment(config: Config) -> dict[str, str]:
 
 
 class TeacherWorker(Receiver, Rank):
-    """Actor of one worker. State: the weights that the method needs, in float32 (a bfloat16 EMA would lose small
-    updates); only some rows of each tensor if several workers share a copy (`teacher.shards`)."""
+    """Actor of one worker. State: a copy of the weights of each source that the method needs, in the precision of the
+    forwards, and for an EMA in bfloat16 its average in float32 beside it, as a bfloat16 average would lose small
+    updates. Only some rows of each tensor if several workers share a copy (`teacher.shards`)."""
 
     _file_bytes = FILE_BYTES  # approximate size of an EMA file
 
@@ -75,31 +77,43 @@ class TeacherWorker(Receiver, Rank):
         if self._device.type == "cpu":
             torch.set_num_threads(settings.threads)
         elif self._config.model.precision is Precision.bfloat16:
-            torch.set_float32_matmul_precision("high")  # TF32: finer than the student's own rounding, and far faster
+            # of a float32 teacher: TF32 is finer than the student's own rounding, and far faster
+            torch.set_float32_matmul_precision("high")
         self._mesh = None
         if settings.shards > 1:
             assert meeting_point is not None
             meet_on(ray.util.get_node_ip_address())
             self._mesh = fsdp.join_mesh(self._device, self.rank, settings.num_workers, settings.shards, meeting_point)
         sources = teacher_weights(resolve_method(self._config), self._config)
-        self._models = {source: self._load() for source in sorted(sources, key=lambda source: source.value)}
+        precision = teacher_precision(self._config)
+        self._models = {source: self._load(precision) for source in sorted(sources, key=lambda source: source.value)}
+        self._averages: dict[WeightSource, ResponseModel] = {}  # in float32, of models that compute in another format
+        if WeightSource.ema in sources and precision is not Precision.float32:
+            self._averages[WeightSource.ema] = self._load(Precision.float32)
         self._tensor_names = frozenset(fsdp.tensors_of(next(iter(self._models.values()))))
 
-    def _load(self) -> ResponseModel:
+    def _load(self, precision: Precision) -> ResponseModel:
         """Load one model, or this worker's shard of it."""
         if self._mesh is not None:
-            return fsdp.load_sharded_model(self._folder, self._mesh)
-        model = load_causal_lm(self._folder, Precision.float32).eval().requires_grad_(False)
+            return fsdp.load_sharded_model(self._folder, self._mesh, precision)
+        model = load_causal_lm(self._folder, precision).eval().requires_grad_(False)
         return ResponseModel(model).to(self._device)
+
+    @property
+    def _exact_ema(self) -> ResponseModel | None:
+        """Model with the EMA in float32, which checkpoints hold; None for a method without an EMA."""
+        return self._averages.get(WeightSource.ema, self._models.get(WeightSource.ema))
 
     @traced
     def receive(self, version: int, bucket_refs: Sequence[ray.ObjectRef]) -> Ack:
         """Load a publish. Version 0 replaces all weights.
 
         A later version moves every copy towards the student by the rate of its source: old + rate (student - old); the
-        EMA only once per version. Persistent buffers are constants: the mean of equal ones is a copy.
+        EMA only once per version. Persistent buffers are constants: the mean of equal ones is a copy. A working copy is
+        refreshed from its average tensor by tensor, as the buckets arrive.
         """
         tensors_by_source = {source: fsdp.tensors_of(model) for source, model in self._models.items()}
+        averages_by_source = {source: fsdp.tensors_of(model) for source, model in self._averages.items()}
         any_copy = next(iter(tensors_by_source.values()))  # all models are sharded alike
         for bucket in self.arriving_buckets(version, bucket_refs):
             for name, tensor in unpack_bucket(bucket):
@@ -107,11 +121,15 @@ class TeacherWorker(Receiver, Rank):
                 rows = tensor[fsdp.local_row_range(any_copy[name])]
                 student = rows if is_constant else rows.to(self._device, torch.float32)
                 for source, tensors in tensors_by_source.items():
+                    averages = averages_by_source.get(source, tensors)
                     rate = self._rate(source, version)
                     if rate and is_constant:
-                        tensors[name].copy_(student)
+                        for each in (averages, tensors):
+                            each[name].copy_(student)
                     elif rate:
-                        fsdp.local_rows(tensors[name]).lerp_(student, rate)
+                        move(fsdp.local_rows(averages[name]), student, rate)
+                        if averages is not tensors:
+                            fsdp.local_rows(tensors[name]).copy_(fsdp.local_rows(averages[name]))
         self.version = version
         return self.ack(version)
 
@@ -131,7 +149,7 @@ class TeacherWorker(Receiver, Rank):
             RunFolderError: a file cannot be written.
         """
         workers = self._config.teacher.shards
-        if self.rank >= workers or (model := self._models.get(WeightSource.ema)) is None:
+        if self.rank >= workers or (model := self._exact_ema) is None:
             return
         for number, group in enumerate(group_by_bytes(list(fsdp.tensors_of(model).items()), self._file_bytes)):
             is_writer = number % workers == self.rank
@@ -151,7 +169,7 @@ class TeacherWorker(Receiver, Rank):
                 or has values that are not finite.
             WeightSyncError: the EMA is of a model with other tensors.
         """
-        if (model := self._models.get(WeightSource.ema)) is None:
+        if (model := self._exact_ema) is None:
             return
         with ExitStack() as stack:
             files = [stack.enter_context(safe_open(path, framework="pt")) for path in sorted(folder.glob(EMA_FILES))]
@@ -159,6 +177,7 @@ class TeacherWorker(Receiver, Rank):
                 raise CheckpointError(f"{folder} has no {EMA_FILES}: it was saved by a method without an EMA teacher.")
             file_of = {name: file for file in files for name in list(file.keys())}
             own_tensors = fsdp.tensors_of(model)
+            working = fsdp.tensors_of(self._models[WeightSource.ema])
             refuse_other_names(self._name, set(own_tensors), set(file_of), str(folder))
             for name, parameter in own_tensors.items():
                 tensor = file_of[name].get_tensor(name)
@@ -170,6 +189,8 @@ class TeacherWorker(Receiver, Rank):
                 if isinstance(parameter, torch.nn.Parameter):
                     refuse_non_finite(tensor, name, folder)
                 fsdp.local_rows(parameter).copy_(tensor[fsdp.local_row_range(parameter)])
+                if model is not self._models[WeightSource.ema]:
+                    fsdp.local_rows(working[name]).copy_(fsdp.local_rows(parameter))
             self.version = int(files[0].metadata()["version"])
 
     @traced
@@ -207,6 +228,10 @@ class TeacherWorker(Receiver, Rank):
     def forward_counts(self) -> Counter[str]:
         """Count the responses of each forward since the start: `reference/ema`, `teacher/ema` and so on."""
         return self._forward_counts
+
+    def peak_flops(self) -> float:
+        """Measure the peak rate of matrix products in the teacher's precision, operations/s."""
+        return matrix_peak_flops(self._device, teacher_precision(self._config))
 
     @torch.inference_mode()
     def _logp(
@@ -273,6 +298,14 @@ class TeacherWorker(Receiver, Rank):
         self._forward_counts[f"{view}/{source.value}"] += len(padded_batch.lengths)
         head, hidden_NH = self._models[source](padded_batch, lambda *head_and_states: head_and_states)
         return lambda tokens: head.logits(hidden_NH[tokens])
+
+
+def move(tensor: Tensor, towards: Tensor, rate: float) -> None:
+    """Move a tensor towards a float32 one in place, rounding once: by 1.0 it is a copy."""
+    if tensor.dtype is torch.float32:
+        tensor.lerp_(towards, rate)
+    else:
+        tensor.copy_(tensor.float().lerp_(towards, rate))
 
 
 def _models_of(source: WeightSource) -> tuple[WeightSource, ...]:

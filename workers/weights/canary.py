@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from demopsd_dist.config import LogpBounds
 from demopsd_dist.data.records import Tokens
 from demopsd_dist.util.errors import WeightSyncError
 
@@ -33,20 +34,27 @@ def logp_difference(one_T: LogpT, other_T: LogpT) -> LogpT:
         return np.where(one_T == other_T, 0.0, np.abs(one_T - other_T)).astype(np.float32)
 
 
-def refuse_other_weights(engine: str, version: int, learner_T: LogpT, engine_T: LogpT, allowed: float) -> None:
+def refuse_other_weights(engine: str, version: int, learner_T: LogpT, engine_T: LogpT, bounds: LogpBounds) -> None:
     """Check that the engine's log-probabilities of the canary are the learner's.
 
     Raises:
-        WeightSyncError: some token's differ by more than `allowed` nats.
+        WeightSyncError: some token's, or their median, differ by more than the bounds.
     """
     difference_T = logp_difference(engine_T, learner_T)
     token = int(np.argmax(difference_T))  # a NaN counts as the largest
-    if not difference_T[token] <= allowed:
+    if not difference_T[token] <= bounds.largest:
         raise WeightSyncError(
             f"{engine} does not have the weights of version {version}: its log-probability of token {token + 1} of the "
             f"canary prompt is {engine_T[token]:.6g} nats, the learner's {learner_T[token]:.6g}; they differ by "
-            f"{difference_T[token]:.3g}, weights.max_logp_diff={allowed:g}. It would sample from another model. In "
-            "bfloat16 differences up to 0.5 are rounding: raise weights.max_logp_diff there."
+            f"{difference_T[token]:.3g}, weights.max_logp_diff={bounds.largest:g}. It would sample from another model "
+            "(docs/weights.md)."
+        )
+    median = float(np.median(difference_T))
+    if median > bounds.typical:
+        raise WeightSyncError(
+            f"{engine} does not have the weights of version {version}: its log-probabilities of the canary prompt "
+            f"differ from the learner's by {median:.3g} nats in the median, weights.typical_logp_diff="
+            f"{bounds.typical:g}. It would sample from another model (docs/weights.md)."
         )
 
 

@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from demopsd_dist.config import Config, Transport
+from demopsd_dist.config import Config, Transport, logp_bounds
 from demopsd_dist.util.errors import LostStateError, LostWorkerError
 from workers.actor_group import OTHER_FAILURES_S, ActorGroup, PendingCall
 from workers.actor_handle import Handle, R, Ref
@@ -272,7 +272,7 @@ class WeightPublisher:
         for rank, ack in acks.items():
             name, engine_T = f"rollout {rank}", ack.canary_logp_T
             assert engine_T is not None
-            refuse_other_weights(name, version, learner_T, engine_T, self._config.weights.max_logp_diff)
+            refuse_other_weights(name, version, learner_T, engine_T, logp_bounds(self._config))
             if rank in previous:
                 previous_learner_T, previous_engine_T = previous[rank]
                 refuse_old_weights(name, version, (previous_learner_T, learner_T), (previous_engine_T, engine_T))

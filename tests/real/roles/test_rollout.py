@@ -1,4 +1,4 @@
-"""A rollout worker: weights that arrive while it samples, abandoned requests, the engine's top k."""
+"""A rollout worker: weights that arrive while it samples, abandoned requests, the engine's top k and options."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from demopsd_dist.config import Precision
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.training.roles import Sampling
 from demopsd_dist.training.run import Task
+from demopsd_dist.training.step_prompts import evaluation_sampling, train_sampling
 from tests.real.conftest import Spares, WatchedRollouts, demo, moved_model, posted, renew
 from tests.real.runs.test_training import logits_of, logp_of
 from workers.actor_group import ActorGroup
+from workers.forward import ResponseModel, load_causal_lm
+from workers.learner.canary_forward import canary_logp
 from workers.rollout.group import RolloutGroup
 from workers.rollout.pool import FixedPool
 from workers.rollout.worker import RolloutWorker
@@ -102,3 +106,48 @@ def test_abandoned_requests_are_dropped(worker: ActorGroup[WatchedRollouts], tas
     assert left == 0
     assert rollouts.metrics()["rollout/worker_0_tokens_per_s"] > 0
     assert len(asyncio.run(rollouts.sample(task.test[:2], long_sampling("after")))) == 2
+
+
+def test_requests_without_seeds_draw_from_the_engine(spares: Spares, task: Task) -> None:
+    """Two calls sample differently, with the engine's own log-probabilities; evaluations keep their seeds. The engine
+    takes an option of vLLM."""
+    config = demo("rollout.request_seeds=false", "rollout.engine={block_size: 64}")
+    renew(spares.rollout, config)
+    rollouts = RolloutGroup(FixedPool(spares.rollout, config), config)
+    sampled = {}
+    for name, sampling in (("step", train_sampling(config, 0)), ("evaluation", evaluation_sampling(config))):
+        sampled[name] = [
+            [item for group in asyncio.run(rollouts.sample(task.test[:4], sampling)) for item in group]
+            for _ in range(2)
+        ]
+    tokens = {name: [[item.tokens_T.tolist() for item in one] for one in calls] for name, calls in sampled.items()}
+    assert tokens["step"][0] != tokens["step"][1]
+    assert tokens["evaluation"][0] == tokens["evaluation"][1]
+    items = sampled["step"][0]
+    logits = logits_of(MODEL_DIR, [(item.prompt.tokens, item.tokens_T) for item in items])
+    for item, logits_TV in zip(items, logits, strict=True):
+        np.testing.assert_allclose(item.logp_T, logp_of(logits_TV, item), atol=5e-5)
+    (block_size,) = asyncio.run(
+        spares.rollout.each(lambda worker, _: worker(WatchedRollouts.block_size), within_s=60, what="a size")
+    )
+    assert block_size == 64
+
+
+@pytest.mark.long
+def test_a_compiled_engine_takes_published_weights(spares: Spares) -> None:
+    """Compiled code must not hold the weights of its first forward."""
+    config = demo("rollout.compile=true")
+    renew(spares.rollout, config)
+    for version, model in enumerate((load_causal_lm(MODEL_DIR, Precision.float32), moved_model())):
+        bucket_refs = posted(version, model.named_parameters())
+        (ack,) = asyncio.run(
+            spares.rollout.each(
+                lambda worker, _, version=version, refs=bucket_refs: worker(
+                    RolloutWorker.receive, version, refs, CANARY
+                ),
+                within_s=120,
+                what="an ack",
+            )
+        )
+        expected_T = canary_logp(ResponseModel(model.eval()), CANARY, torch.device("cpu"))
+        np.testing.assert_allclose(ack.canary_logp_T, expected_T, atol=5e-5)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from demopsd_dist.config import Precision, WeightSource
+from demopsd_dist.config import Precision, WeightSource, teacher_precision
 from demopsd_dist.data.records import Tokens, TrainingExample
 from demopsd_dist.methods import Forwards, SupportKind
 from demopsd_dist.minisci import MODEL_DIR
@@ -41,15 +41,17 @@ class Holder(TeacherWorker):
 
     def start(self, meeting_point: Any = None) -> None:
         super().start(meeting_point)
-        self._models = {weights: self._load() for weights in sorted(EVERY, key=lambda w: w.value)}
+        precision = teacher_precision(self._config)
+        self._models = {weights: self._load(precision) for weights in sorted(EVERY, key=lambda w: w.value)}
+        self._averages = {} if precision is Precision.float32 else {WeightSource.ema: self._load(Precision.float32)}
 
     def elements(self) -> int:
         parameters = fsdp.tensors_of(self._models[WeightSource.ema]).values()
         return sum(fsdp.local_rows(parameter).numel() for parameter in parameters)
 
 
-def whole_teacher(folder: Path = MODEL_DIR) -> Holder:
-    worker = Holder(0, demo(*WORDS), folder)
+def whole_teacher(folder: Path = MODEL_DIR, *words: str) -> Holder:
+    worker = Holder(0, demo(*WORDS, *words), folder)
     worker.start()
     return worker
 
@@ -108,12 +110,8 @@ def supports(of: list[TrainingExample]) -> list[Tokens]:
     return [np.tile(np.arange(TOP_K, dtype=np.int32), (example.response_length_tokens, 1)) for example in of]
 
 
-@pytest.mark.parametrize(("given", "versions"), [(False, 0), (True, 2)], ids=["as loaded", "as published"])
-def test_they_say_what_one_with_a_whole_copy_says(
-    sharers: ActorGroup, folder: Path, given: bool, versions: int
-) -> None:
-    """Workers with several forwards to run, one, or none."""
-    alone = whole_teacher(folder)
+def compare_with_one(sharers: ActorGroup, alone: Holder, given: bool, versions: int) -> None:
+    """Scores of workers with several forwards to run, one, or none, and those of one with a whole copy."""
     publish_to(sharers, alone, versions)
     assignment = [examples(7), examples(1), []]
     calls = [(part, supports(part) if given else None) for part in assignment]
@@ -130,8 +128,36 @@ def test_they_say_what_one_with_a_whole_copy_says(
                     assert (found is None) == (wanted is None)
                     if found is not None:
                         np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize(("given", "versions"), [(False, 0), (True, 2)], ids=["as loaded", "as published"])
+def test_they_say_what_one_with_a_whole_copy_says(
+    sharers: ActorGroup, folder: Path, given: bool, versions: int
+) -> None:
+    compare_with_one(sharers, whole_teacher(folder), given, versions)
     ran = call_all(sharers, lambda worker, _: worker(Holder.forward_counts))
     assert ran[2] == {}, "forwards for nothing are not counted"
+
+
+def test_sharers_in_bfloat16_say_the_same_too(ray_here: None, tmp_path: Path) -> None:
+    """From a folder in float32, which is rounded when it is loaded; the average stays in float32."""
+    half = "teacher.precision=bfloat16"
+    config = demo(*WORDS, half, f"teacher.num_workers={RANKS}", f"teacher.shards={RANKS}")
+    placement = ResourceClaim([Bundle("teacher", rank, 0.1, 0) for rank in range(RANKS)])
+    group = placement.spawn_group(
+        "teacher", Holder, lambda rank: (rank, config, MODEL_DIR), environment(config), LostStateError
+    )
+    try:
+        asyncio.run(start_ranks(group, 180, "a start"))
+        alone = whole_teacher(MODEL_DIR, half)
+        compare_with_one(group, alone, given=True, versions=2)
+        call_all(group, lambda worker, _: worker(Holder.save, tmp_path))
+        saved = {name: tensor for path in tmp_path.glob("*.safetensors") for name, tensor in load_file(path).items()}
+        for name, tensor in fsdp.tensors_of(alone._averages[WeightSource.ema]).items():
+            assert saved[name].equal(tensor)
+    finally:
+        group.kill()
+        placement.release()
 
 
 def test_each_holds_its_part_alone(sharers: ActorGroup) -> None:

@@ -35,6 +35,7 @@ from workers.actors import forward_counts
 from workers.cluster.spans import Traced
 from workers.forward import load_causal_lm
 from workers.learner.group import LearnerGroup
+from workers.teacher import fsdp
 from workers.teacher import worker as teacher
 from workers.teacher.group import TeacherGroup
 from workers.weights.publisher import WeightPublisher
@@ -192,6 +193,21 @@ def test_engines_sleep_while_the_learners_learn(roles: RealRoles, spares: Spares
     assert {rollout.oldest_version for rollout in after} == {1}
 
 
+def test_working_copies_in_bfloat16_follow_the_average_in_float32(ray_here: None) -> None:
+    """Weights after versions 0 and 1, and after version 1 once more, which a resumed run publishes again."""
+    words = ("teacher.precision=bfloat16", "demopsd.reference=live", "demopsd.teacher=ema", "teacher.ema_rate=0.05")
+    old, new = load_causal_lm(MODEL_DIR, Precision.float32), moved_model()
+    worker = teacher.TeacherWorker(0, demo(*words), MODEL_DIR)
+    worker.start()
+    for version, model in ((0, old), (1, new), (1, new)):
+        worker.receive(version, posted(version, model.named_parameters()))
+    average, working = (fsdp.tensors_of(models[WeightSource.ema]) for models in (worker._averages, worker._models))
+    for (name, before), after in zip(old.named_parameters(), new.parameters(), strict=True):
+        expected = (0.95 * before + 0.05 * after).detach()
+        torch.testing.assert_close(average[name], expected, atol=1e-6, rtol=1e-6)
+        assert torch.equal(working[name], average[name].to(torch.bfloat16))
+
+
 def test_the_teachers_weights_move_as_they_should(ray_here: None, tmp_path: Path) -> None:
     """Weights after versions 0 and 1: ema (1 - eta) old + eta new, live new, frozen old; a trust region
     mixes their logits."""
@@ -201,7 +217,7 @@ def test_the_teachers_weights_move_as_they_should(ray_here: None, tmp_path: Path
     new = moved_model()
     worker = teacher.TeacherWorker(0, config, MODEL_DIR)
     worker.start()
-    worker._models = {weights: worker._load() for weights in held}
+    worker._models = {weights: worker._load(Precision.float32) for weights in held}
     for version, model in enumerate((old, new)):
         assert worker.receive(version, posted(version, model.named_parameters())).version == version
     for (name, before), after in zip(old.named_parameters(), new.parameters(), strict=True):

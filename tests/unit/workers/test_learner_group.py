@@ -12,7 +12,7 @@ import pytest
 from demopsd_dist.config import load
 from demopsd_dist.data.records import Tokens, TrainingExample
 from demopsd_dist.methods import check_engine_support, resolve_method
-from demopsd_dist.util.errors import ConfigError, WorkerError
+from demopsd_dist.util.errors import ConfigError, WeightSyncError, WorkerError
 from tests.unit.run_record.sample_rows import prompt, rollout
 from workers.actor_group import no_actors
 from workers.learner.group import LearnerGroup, step_metrics
@@ -67,6 +67,21 @@ def test_metrics_of_the_ranks_are_put_together() -> None:
     assert metrics["a"] == 3.0
     assert np.isnan(metrics["m"])
     assert metrics["demopsd/alpha_p50"] == 0.5
+
+
+def test_sampled_tokens_of_other_weights_stop_the_step() -> None:
+    """One token far off, or half of all by more than rounding; a step without fresh tokens compares nothing."""
+    config = load(DEMO, ["model.precision=bfloat16"])
+    learners = LearnerGroup(no_actors("learner"), config, resolve_method(config))
+    learners._refuse_mismatch({})
+    learners._refuse_mismatch({"mismatch/logp_diff_max": 0.6, "mismatch/logp_diff_p50": 0.01})
+    for metrics, message in (
+        ({"mismatch/logp_diff_max": 3.5}, "differ by 3.5 nats in .* weights.max_logp_diff=3[.]"),
+        ({"mismatch/logp_diff_max": float("nan")}, "differ by nan nats"),
+        ({"mismatch/logp_diff_p50": 0.25}, "differ by 0.25 nats .median. in .* weights.typical_logp_diff=0.2[.]"),
+    ):
+        with pytest.raises(WeightSyncError, match=message):
+            learners._refuse_mismatch(metrics)
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

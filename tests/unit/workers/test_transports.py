@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from demopsd_dist.config import Transport
+from demopsd_dist.config import LogpBounds, Transport
 from demopsd_dist.util.errors import ConfigError, LostStateError, WeightSyncError
 from workers.weights.buckets import bucket_bytes, layout, pack_bucket, unpack_bucket, verify_bucket
 from workers.weights.canary import canary_tokens, refuse_old_weights, refuse_other_weights
@@ -20,6 +20,7 @@ from workers.weights.publisher import gather_root_cause
 from workers.weights.receiver import refuse_other_names
 from workers.weights.transports import SharedMemoryOutbox, choose_transport, map_segment
 
+BOUNDS = LogpBounds(1e-3, 1e-3)
 AUTO, SHARED, STORE = Transport.auto, Transport.shared_memory, Transport.object_store
 TENSORS = [
     [("a", torch.arange(5, dtype=torch.float32)), ("b", torch.ones(3, dtype=torch.bfloat16))],
@@ -80,20 +81,30 @@ def test_the_canary_is_fixed_and_fits() -> None:
 
 def test_an_engine_with_other_weights_is_named_with_the_numbers() -> None:
     learner_T = np.array([-1.0, -2.0, -3.0], np.float32)
-    refuse_other_weights("rollout 1", 4, learner_T, learner_T + 0.0005, allowed=1e-3)
+    refuse_other_weights("rollout 1", 4, learner_T, learner_T + 0.0005, BOUNDS)
     for stray in (0.25, -0.25, np.nan):
         engine_T = learner_T + np.array([0.0, stray, 0.0], np.float32)
         message = r"rollout 1 does not have the weights of version 4: .* token 2 of the canary prompt .* learner's -2;"
         with pytest.raises(WeightSyncError, match=message):
-            refuse_other_weights("rollout 1", 4, learner_T, engine_T, allowed=1e-3)
+            refuse_other_weights("rollout 1", 4, learner_T, engine_T, BOUNDS)
+
+
+def test_an_engine_that_is_a_little_off_everywhere_is_found_by_the_median() -> None:
+    """Rounding of bfloat16 leaves room for a large difference of one token, and not for small ones of all."""
+    learner_T, bounds = np.full(5, -3.0, np.float32), LogpBounds(3.0, 0.2)
+    refuse_other_weights(
+        "rollout 1", 4, learner_T, learner_T + np.array([0.1, 2.9, 0.0, -0.1, 0.3], np.float32), bounds
+    )
+    with pytest.raises(WeightSyncError, match=r"by 0\.25 nats in the median, weights.typical_logp_diff=0.2"):
+        refuse_other_weights("rollout 1", 4, learner_T, learner_T + np.float32(0.25), bounds)
 
 
 def test_canary_tokens_of_probability_zero_are_equal_only_to_each_other() -> None:
     learner_T = np.array([-1.0, -np.inf], np.float32)
-    refuse_other_weights("rollout 1", 4, learner_T, learner_T.copy(), allowed=1e-3)
+    refuse_other_weights("rollout 1", 4, learner_T, learner_T.copy(), BOUNDS)
     refuse_old_weights("rollout 1", 4, (learner_T, learner_T), (learner_T, learner_T))
     with pytest.raises(WeightSyncError, match="they differ by inf"):
-        refuse_other_weights("rollout 1", 4, learner_T, np.array([-1.0, -9.0], np.float32), allowed=1e-3)
+        refuse_other_weights("rollout 1", 4, learner_T, np.array([-1.0, -9.0], np.float32), BOUNDS)
 
 
 def test_an_engine_that_stands_still_while_the_learner_moves() -> None:

@@ -34,7 +34,9 @@ class StepMetrics:
         self._add("policy/entropy_nats", part.entropy_N.sum() / self._token_count)
         if inputs.any_fresh:
             difference_N = inputs.logp_difference(part).abs()
-            self._raise_to("mismatch/logp_diff_max", torch.where(inputs.fresh_N[part.tokens], difference_N, 0.0).max())
+            fresh_N = inputs.fresh_N[part.tokens]
+            self._raise_to("mismatch/logp_diff_max", torch.where(fresh_N, difference_N, 0.0).max())
+            self._distributions["mismatch/logp_diff"].append(difference_N[fresh_N])
 
     def report(self) -> RankReport:
         """Metrics of all slices so far, on the CPU."""

@@ -79,8 +79,9 @@ def test_metrics_add_up_over_slices(slice_tokens: int) -> None:
     assert report.sums["policy/entropy_nats"] == pytest.approx(float(entropy(logits_NV).mean()), rel=1e-5)
     sampled = torch.arange(TOKENS) + 20  # the tokens of `sample_rows.rollout`
     logp_N = logits_NV.log_softmax(-1).gather(-1, sampled[:, None])[:, 0].numpy()
-    difference = np.abs(logp_N - rollout_logp_N).max()
-    assert report.maxima["mismatch/logp_diff_max"] == pytest.approx(float(difference), rel=1e-5)
+    difference_N = np.abs(logp_N - rollout_logp_N)
+    assert report.maxima["mismatch/logp_diff_max"] == pytest.approx(float(difference_N.max()), rel=1e-5)
+    np.testing.assert_allclose(report.distributions["mismatch/logp_diff"], difference_N, rtol=1e-5)
     assert len(report.distributions["demopsd/alpha"]) == TOKENS
 
 
@@ -88,6 +89,7 @@ def test_tokens_of_older_weights_are_no_mismatch() -> None:
     metrics = StepMetrics(TOKENS)
     observe([metrics], 1, TOKENS)
     assert "mismatch/logp_diff_max" not in metrics.report().maxima
+    assert "mismatch/logp_diff" not in metrics.report().distributions
 
 
 def test_an_observer_changes_no_loss() -> None:

@@ -1,0 +1,1 @@
+"""Rounding of bfloat16: of the teacher, against one in float32; and between engine and learner."""

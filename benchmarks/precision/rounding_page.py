@@ -1,0 +1,129 @@
+"""Rounding in bfloat16: `python -m benchmarks.precision [--model FOLDER] [--questions 4] [--part teacher]`
+
+Three measurements on a real model: disagreement, alpha, loss and gradient with a teacher in bfloat16 against one in
+float32; the time of both teachers; and the differences between engine and learner in each precision. The bounds of
+`demopsd_dist/config/precision_settings.py` come from the last. Each part alone replaces its own figures in the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common.results_files import RESULTS, save, write
+from benchmarks.precision.engine_rounding import engine_differences, precisions
+from benchmarks.precision.sampled_examples import sampled_examples
+from benchmarks.precision.teacher_rounding import differences, score, step_of, student_of, supports_of
+from demopsd_dist.config import Config, load
+from demopsd_dist.data.records import TrainingExample
+from demopsd_dist.data.sources import load_data
+from demopsd_dist.models.model_folder import model_folder
+from demopsd_dist.models.precision import MatrixUnits
+from demopsd_dist.models.text_config import text_config_of
+from demopsd_dist.training.run import Task
+from launch._processes import fenced
+from launch._task import build_task
+from workers.cluster import session
+
+CONFIG = Path(__file__).parents[2] / "configs" / "smollm2.yaml"
+CANARIES = 32
+ROUNDS = 2
+PARTS = ("teacher", "float32", "bfloat16")
+NAME = "precision-cpu"
+
+
+def main() -> None:
+    """Measure and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
+    parser.add_argument("--questions", type=int, default=4, help="with two responses each")
+    parser.add_argument("--tokens", type=int, default=24, help="longest response")
+    parser.add_argument("--part", choices=PARTS, action="append", help="default: all")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    common = [f"model.path={arguments.model}", f"rollout.max_response_tokens={arguments.tokens}"]
+    common += ["rollout.group_size=2", f"rollout.prompts_per_step={arguments.questions}"]
+
+    def config_of(*words: str) -> Config:
+        return load(CONFIG, [*common, "model.precision=float32", *words])
+
+    config = config_of()
+    folder = model_folder(config)
+    task, _ = build_task(config, folder, load_data(config.data).questions)
+    torch.set_num_threads(config.learner.threads)
+    recorded = arguments.out / f"{NAME}.json"
+    raw = json.loads(recorded.read_text(encoding="utf-8")) if recorded.is_file() else {}
+    parts = arguments.part or PARTS
+    if "teacher" in parts:
+        raw["teacher"] = teacher_figures(config, folder, task)
+        write(arguments.out, NAME, raw)
+    if engines := [name for name in PARTS[1:] if name in parts]:
+        with fenced():
+            session.join(config)
+            for name in engines:
+                own, prompts = config_of(f"model.precision={name}"), task.train[: arguments.questions]
+                raw[name] = engine_differences(own, folder, prompts, CANARIES, vocabulary_of(folder))
+                write(arguments.out, NAME, raw)
+    if all(part in raw for part in PARTS):
+        save(arguments.out, NAME, raw, list(page(raw, arguments.model)))
+
+
+def vocabulary_of(folder: Path) -> int:
+    """Number of token ids of the model in a folder."""
+    size: int = text_config_of(folder).vocab_size
+    return size
+
+
+def teacher_figures(config: Config, folder: Path, task: Task) -> dict[str, Any]:
+    """Errors and times of a teacher in bfloat16, against one in float32."""
+    student = student_of(folder)
+    prompts = task.train[: config.rollout.prompts_per_step]
+    examples: list[TrainingExample] = sampled_examples(student, task, prompts, config, config.rollout.group_size)
+    supports = supports_of(student, examples, config)
+    steps, seconds = {}, {}
+    for precision in precisions():
+        config.teacher.precision = precision
+        scored, seconds[precision.value] = score(config, folder, examples, supports, ROUNDS)
+        steps[precision.value] = step_of(student, scored, config)
+    exact, rounded = (steps[precision.value] for precision in precisions())
+    return {
+        "examples": len(examples),
+        "tokens": sum(example.response_length_tokens for example in examples),
+        "seconds": seconds,
+        "errors": differences(exact, rounded),
+    }
+
+
+def page(raw: dict[str, Any], model: str) -> Iterator[str]:
+    """Lines of the page."""
+    teacher, errors = raw["teacher"], raw["teacher"]["errors"]
+    amx = "with AMX" if MatrixUnits.of_this_machine().amx else "without AMX, so bfloat16 is emulated"
+    yield from ("# Rounding in bfloat16", "")
+    yield f"{Path(model).name} on two cores of a CPU ({platform.machine()}) {amx}; {teacher['examples']} responses,"
+    yield f"{teacher['tokens']} tokens, the student in float32 (`python -m benchmarks.precision`)."
+    yield from ("", "## A teacher in bfloat16, against one in float32", "")
+    yield from ("| quantity | mean | error of the mean | p50 | p95 | p99 | largest |", "|---|---|---|---|---|---|---|")
+    for name in ("disagreement", "alpha"):
+        values = (errors[f"{name}_{kind}"] for kind in ("mean", "mean_error", "p50", "p95", "p99", "max"))
+        yield f"| {name} | " + " | ".join(f"{value:.2g}" for value in values) + " |"
+    yield ""
+    yield f"The loss is {errors['loss']:.4g} nats, and differs by {errors['loss_error']:.2g}. The gradients have"
+    yield f"a cosine of {errors['gradient_cosine']:.5f} and norms of ratio {errors['gradient_norm_ratio']:.4f}."
+    yield ""
+    slow, fast = teacher["seconds"]["float32"], teacher["seconds"]["bfloat16"]
+    yield f"Scoring took {slow:.2f} s in float32 and {fast:.2f} s in bfloat16, {fast / slow:.2f} of the time,"
+    yield f"the faster of {ROUNDS} rounds each."
+    yield from ("", "## Engine and learner in the same precision, nats", "")
+    yield "| precision | tokens | number | p50 | p90 | p95 | p99 | largest | largest median of a prompt |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for precision in PARTS[1:]:
+        for kind, row in raw[precision].items():
+            cells = " | ".join(f"{row[key]:.2g}" for key in ("p50", "p90", "p95", "p99", "max"))
+            median = f"{row['largest median']:.2g}" if "largest median" in row else ""
+            yield f"| {precision} | {kind} | {row['tokens']:.0f} | {cells} | {median} |"
