@@ -126,7 +126,12 @@ def main() -> None:
     scores: list[list[ScoredExample]] = []
     with fenced(), model_folder(args.model) as folder:
         for name, (workers, size) in LAYOUTS.items():
-            words = [f"model.path={folder}", f"teacher.num_workers={workers}", f"teacher.shards={size}"]
+            words = [
+                f"model.path={folder}",
+                "model.precision=float32",
+                f"teacher.num_workers={workers}",
+                f"teacher.shards={size}",
+            ]
             words += [f"teacher.threads={2 // workers or 1}", f"teacher.batch_tokens={BATCH_TOKENS}"]
             words.append(f"teacher.cpus_per_worker={2 / workers}")
             config = load(ROOT / "configs" / "demo.yaml", words)

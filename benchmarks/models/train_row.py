@@ -99,7 +99,7 @@ class Refused(Exception):
 
 def row_config(folder: Path, output: Path, words: tuple[str, ...]) -> Config:
     """Settings of a row's run."""
-    return load(DEMO, [*WORDS, f"model.path={folder}", f"output_dir={output}", *words])
+    return load(DEMO, [*WORDS, f"model.path={folder}", "model.precision=float32", f"output_dir={output}", *words])
 
 
 def measure_row(architecture: Architecture, processes: KeptProcesses) -> Outcome:

@@ -26,6 +26,7 @@ from demopsd_dist.data.records import Prompt, Question
 from demopsd_dist.data.rewards import answer_reward
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.models.model_folder import model_folder
+from demopsd_dist.models.precision import resolve_precision
 from demopsd_dist.training.step_prompts import prompts_of_step
 from launch._task import build_task
 
@@ -175,6 +176,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     config = load(args.config, args.overrides)
     folder = model_folder(config)
+    config, _ = resolve_precision(config, folder)
     task = build_task(config, folder, load_data(config.data).questions)[0]
     prompts = [prompt for step in range(config.steps) for prompt in prompts_of_step(task.train, config, step)]
     tokenizer = AutoTokenizer.from_pretrained(folder)

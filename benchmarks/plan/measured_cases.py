@@ -65,7 +65,7 @@ class MeasuredCase:
         words = [*ALL, *self.words, f"rollout.prompts_per_step={self.prompts}", f"rollout.group_size={self.group}"]
         words += [f"rollout.max_response_tokens={self.tokens}", f"steps={self.steps}"]
         if self.model != "minisci":
-            words += [*RANDOM, f"model.path={folder}"]
+            words += [*RANDOM, f"model.path={folder}", "model.precision=float32"]
         return load(DEMO, words)
 
 
