@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from demopsd_dist.config import Config
 from demopsd_dist.models.attention_checks import check_longrope, check_tree_rows
-from demopsd_dist.models.engine_differences import check_engine_can_run, check_engine_difference
+from demopsd_dist.models.engine_differences import check_engine_can_run, check_engine_difference, check_engine_window
 from demopsd_dist.models.engine_options import check_engine_options
 from demopsd_dist.models.whole_model import check_whole_model
 from demopsd_dist.util.errors import ConfigError
@@ -38,6 +38,7 @@ CHECKS: tuple[Check, ...] = (
     check_tree_rows,
     check_longrope,
     check_engine_difference,
+    check_engine_window,
     check_processor,
 )
 """Checks of a model, in order. Each gets the settings of the run, the model's folder and its loaded config.json, and

@@ -125,6 +125,12 @@ def test_a_model_that_vllm_computes_otherwise_needs_a_tolerance(model_type: str,
     [
         ({"model_type": "phimoe"}, "router of its experts"),
         ({"model_type": "lfm2"}, "vLLM reads block_dim, which config.json lacks"),
+        ({"model_type": "lfm2", "block_dim": 64}, "rotates its queries and keys wrongly.*rollout.gpus_per_worker"),
+        ({"model_type": "minimax_m2"}, "weights of its norms a second time"),
+        (
+            {"model_type": "cohere2", "sliding_window": 64, "layer_types": ["sliding_attention"] * 2},
+            "in its sliding_window=64 vLLM counts one token more than transformers.* at most 64 together",
+        ),
         ({"model_type": "deepseek_v3", "kv_lora_rank": 16}, "latent attention .*rollout.gpus_per_worker"),
         ({"model_type": "mamba"}, "no selective scan"),
         ({"model_type": "qwen3_next", "layer_types": ["linear_attention"] * 4}, "Set model.precision=bfloat16"),
