@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.models.architecture import COMMON, GROUPED, HEADS, VOCABULARY, Architecture
+from benchmarks.models.architecture import COMMON, CONTEXT, GROUPED, HEADS, VOCABULARY, Architecture
 
 WARM = ("rollout.temperature=2",)
 """Settings for models with a tied head and large embeddings: at random weights they repeat a token at temperature 1."""
@@ -32,7 +32,7 @@ DENSE = (
             },
         },
     ),
-    Architecture("gemma", "GemmaConfig", {**HEADS}, WARM),
+    Architecture("gemma", "GemmaConfig", {**HEADS}, ("rollout.temperature=8",)),
     Architecture(
         "gemma2",
         "Gemma2Config",
@@ -135,7 +135,8 @@ DENSE = (
     Architecture("starcoder2", "Starcoder2Config", {**GROUPED}),
     Architecture("stablelm", "StableLmConfig", {**GROUPED}),
     Architecture("cohere", "CohereConfig", {**GROUPED, "logit_scale": 0.25}, WARM),
-    Architecture("cohere2", "Cohere2Config", {**GROUPED, "logit_scale": 0.25, "sliding_window": 64}, WARM),
+    Architecture("cohere2", "Cohere2Config", {**GROUPED, "logit_scale": 0.25, "sliding_window": CONTEXT}, WARM),
+    Architecture("cohere2_window", "Cohere2Config", {**GROUPED, "logit_scale": 0.25, "sliding_window": 64}, WARM),
     Architecture("nemotron", "NemotronConfig", {**HEADS}),
     Architecture("exaone4", "Exaone4Config", {**GROUPED, "sliding_window": 64, "sliding_window_pattern": 2}),
     Architecture("seed_oss", "SeedOssConfig", {**HEADS}),
