@@ -42,7 +42,7 @@ $(VENV)/.installed-gym: requirements/gym.lock $(STAMP)
 
 # Tests without engines share the cores; those with real processes run one after the other.
 site: setup $(VENV)/.installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # not --quiet: it would pass over warnings
 
 $(VENV)/.installed-docs: requirements/docs.lock $(STAMP)
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps -r requirements/docs.lock
