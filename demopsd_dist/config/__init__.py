@@ -19,6 +19,7 @@ from demopsd_dist.config.recording_settings import SamplesConfig, SinksConfig, W
 from demopsd_dist.config.resume_changes import changes, changes_of_training
 from demopsd_dist.config.role_settings import (
     LearnerConfig,
+    Offload,
     OnPublish,
     Precision,
     RolloutConfig,
@@ -55,6 +56,7 @@ __all__ = [
     "LogpBounds",
     "MethodName",
     "ModelConfig",
+    "Offload",
     "OnPublish",
     "Precision",
     "RewardErrors",

@@ -10,9 +10,10 @@ from dataclasses import fields
 
 from demopsd_dist.config.collapse_settings import AlarmConfig
 from demopsd_dist.config.data_settings import MINISCI, SPLIT, DataConfig, FieldNames, Format
-from demopsd_dist.config.method_settings import DemoPSDConfig, MethodName, OwnConfig, SupportOf, WeightSource
+from demopsd_dist.config.method_settings import DemoPSDConfig, Gate, MethodName, OwnConfig, SupportOf, WeightSource
+from demopsd_dist.config.precision_settings import check_offload, check_precision
 from demopsd_dist.config.ranges import check_values
-from demopsd_dist.config.role_settings import Precision, Schedule
+from demopsd_dist.config.role_settings import Schedule
 from demopsd_dist.config.schema import Config, ModelConfig, RewardErrors, SolutionSource
 from demopsd_dist.config.train_sets import train_sets
 from demopsd_dist.util.errors import ConfigError
@@ -43,7 +44,8 @@ def check(config: Config) -> None:
     _check_engine_capacity(config)
     _check_early_answers(config)
     _check_determinism(config)
-    _check_precision(config)
+    check_precision(config)
+    check_offload(config.learner)
     _check_steps(config)
     _check_privileged(config)
     _check_reward(config)
@@ -187,6 +189,17 @@ def _check_methods(config: Config) -> None:
             raise ConfigError(
                 f"{name}.reference=trust_region: only a teacher can be that. Set it to ema, live or frozen."
             )
+    demopsd = config.demopsd
+    if demopsd.gate in (Gate.fitted, Gate.budget) and demopsd.reference is WeightSource.live:
+        raise ConfigError(
+            f"demopsd.gate={demopsd.gate.value} looks at a whole step or response before the student's forward, and "
+            "demopsd.reference=live is that forward. Set demopsd.reference to ema or frozen."
+        )
+    if demopsd.gate is Gate.fitted and demopsd.mean_alpha >= demopsd.alpha_max:
+        raise ConfigError(
+            f"demopsd.mean_alpha={demopsd.mean_alpha:g} with demopsd.alpha_max={demopsd.alpha_max:g}: no gate has its "
+            "bound as its mean. Set mean_alpha below alpha_max."
+        )
     if config.method is MethodName.own and "." not in (config.own.objective or ""):
         raise ConfigError(
             f"method=own with own.objective={config.own.objective or 'null'}: the dotted path of a class is needed. "
@@ -329,20 +342,6 @@ def _check_determinism(config: Config) -> None:
         raise ConfigError(
             "rollout.request_seeds=false makes a sample depend on the others; deterministic=true needs it true."
         )
-
-
-def _check_precision(config: Config) -> None:
-    """Check the settings that bfloat16 needs."""
-    if config.model.precision is not Precision.bfloat16:
-        return
-    largest = config.weights.max_logp_diff
-    if largest is not None and largest < 0.05:
-        raise ConfigError(
-            f"weights.max_logp_diff={largest:g} is below what bfloat16 rounding alone gives. Leave it out (null), "
-            "which takes the bound of bfloat16, or set model.precision=float32."
-        )
-    if config.learner.zero_stage == 0:
-        raise ConfigError("learner.zero_stage=0 cannot add up bfloat16 gradients in float32. Set it to 1, 2 or 3.")
 
 
 def _check_steps(config: Config) -> None:

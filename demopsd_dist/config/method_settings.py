@@ -34,6 +34,8 @@ class Gate(Enum):
     tanh = "tanh"  # the paper's: alpha_max tanh(kappa d / 2)
     threshold = "threshold"  # alpha_max sigmoid(kappa (d - threshold)): named in the paper, defined here
     constant = "constant"  # alpha_max everywhere
+    fitted = "fitted"  # tanh, with the kappa that gives each step the mean alpha mean_alpha
+    budget = "budget"  # one alpha a response: the smallest that keeps the target within kl_budget_nats of the reference
 
 
 class Aggregation(Enum):
@@ -108,13 +110,20 @@ class DemoPSDConfig(DistillationConfig):
     """`ema`, `live` or `frozen`: weights of the reference, which does not see the privileged context. `live` is the
     learners' own forward."""
     gate: Gate = Gate.tanh
-    """`tanh`, `threshold` or `constant`: gate alpha as a function of the disagreement."""
+    """`tanh`, `threshold`, `constant`, `fitted` or `budget`: gate alpha as a function of the disagreement."""
     alpha_max: float = setting(0.15, at_least=0, at_most=1)
     """Upper bound of the gate alpha."""
+    alpha_max_final: float | None = setting(None, at_least=0, at_most=1)
+    """Upper bound of the gate alpha at the last step, with a linear schedule from alpha_max at the first; null for
+    alpha_max in every step. With `gate: constant` it is beta-OPSD's schedule."""
     gate_sensitivity: float = setting(50.0, above=0)
     """kappa of the gate (the paper's beta)."""
     gate_threshold_nats: float = setting(0.05, at_least=0, unit="nats")
     """Disagreement at which `gate: threshold` is half open."""
+    mean_alpha: float = setting(0.06, above=0, at_most=1)
+    """Mean alpha of each step with `gate: fitted`, which then needs no gate_sensitivity; below alpha_max."""
+    kl_budget_nats: float = setting(0.004, above=0, unit="nats")
+    """Largest mean over a response of KL(target|reference) with `gate: budget`; alpha_max must leave room for it."""
     floor: float = setting(1e-8, at_least=1e-30, at_most=0.01)
     """Smallest probability of an atom in teacher and reference. Over more than 101 atoms it is 101 / atoms of this, so
     that the floors of a whole vocabulary do not add up."""

@@ -1,11 +1,13 @@
-"""Precision of each role, and the bounds of rounding that belong to it."""
+"""Precision of each role, the bounds of rounding that belong to it, and checks of what a precision or an offloaded
+optimizer needs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from demopsd_dist.config.role_settings import Precision
+from demopsd_dist.config.role_settings import LearnerConfig, Offload, Precision
 from demopsd_dist.config.schema import Config
+from demopsd_dist.util.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -42,3 +44,42 @@ def logp_bounds(config: Config) -> LogpBounds:
     if typical is None:
         typical = measured.typical if largest is None else largest
     return LogpBounds(measured.largest if largest is None else largest, typical)
+
+
+def check_precision(config: Config) -> None:
+    """Check the settings that bfloat16 needs.
+
+    Raises:
+        ConfigError: a bound of the mismatch is below rounding, or gradients could not be added up in float32.
+    """
+    if config.model.precision is not Precision.bfloat16:
+        return
+    largest = config.weights.max_logp_diff
+    if largest is not None and largest < 0.05:
+        raise ConfigError(
+            f"weights.max_logp_diff={largest:g} is below what bfloat16 rounding alone gives. Leave it out (null), "
+            "which takes the bound of bfloat16, or set model.precision=float32."
+        )
+    if config.learner.zero_stage == 0:
+        raise ConfigError("learner.zero_stage=0 cannot add up bfloat16 gradients in float32. Set it to 1, 2 or 3.")
+
+
+def check_offload(learner: LearnerConfig) -> None:
+    """Check that there is something to move to main memory.
+
+    Raises:
+        ConfigError: the optimizer's state is there already, or is not sharded.
+    """
+    if learner.offload is Offload.none:
+        return
+    wanted = f"learner.offload={learner.offload.value}"
+    if not learner.gpus_per_worker:
+        raise ConfigError(
+            f"{wanted} with learner.gpus_per_worker=0: on CPU the optimizer's state is in main memory already. Set "
+            "learner.offload=none."
+        )
+    if learner.zero_stage == 0:
+        raise ConfigError(
+            f"{wanted} with learner.zero_stage=0: DeepSpeed offloads the shards of ZeRO. Set learner.zero_stage to 1, "
+            "2 or 3."
+        )

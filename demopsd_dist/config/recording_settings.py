@@ -21,6 +21,9 @@ class SamplesConfig:
     candidates: int = setting(5, above=0)
     """Number of candidate tokens recorded at each position with their probabilities under every model: the tokens most
     likely under any model."""
+    evaluation_questions: int = setting(32, at_least=0)
+    """Number of test and of out-of-distribution questions whose responses are recorded at every evaluation: the first
+    ones, so that evaluations can be compared; 0 records none."""
 
 
 class WandbMode(Enum):

@@ -33,6 +33,7 @@ CHANGEABLE_ON_RESUME = (
     "learner.zero_stage",
     "learner.micro_batch_tokens",
     "learner.activation_checkpointing",
+    "learner.offload",
     "weights.*",
     "evaluation.*",
     "leakage.*",

@@ -134,6 +134,13 @@ class Schedule(Enum):
     cosine = "cosine"  # falls along half a cosine: slowly, fast, slowly
 
 
+class Offload(Enum):
+    """Part of a rank's state that is held in main memory instead of its GPU's."""
+
+    none = "none"
+    optimizer = "optimizer"  # float32 weights, their gradients and AdamW's moments; the update runs on the CPU
+
+
 @dataclass
 class LearnerConfig:
     num_workers: int = setting(1, above=0)
@@ -164,6 +171,10 @@ class LearnerConfig:
     micro_batch_tokens: int = setting(16384, above=0, unit="tokens")
     """Largest number of padded tokens in one forward and backward of a rank. A single longer row runs alone. Affects
     memory and time, not the result."""
+    offload: Offload = Offload.none
+    """`none` or `optimizer`: the float32 weights, gradients and moments of a GPU's rank are held in main memory, and
+    updated there, by DeepSpeed. Frees 16 bytes a parameter of its share, for slower steps. Needs a GPU and zero_stage 1
+    or more. Does not change the result beyond rounding."""
     activation_checkpointing: bool = False
     """Keep only the input of each layer and compute the rest again in the backward pass. Does not change the result:
     less memory for long sequences, for about a third more computation."""

@@ -135,6 +135,9 @@ def _layers(
 def _optimizer_s(workload: Workload, power: Power, ranks: int) -> float:
     """Seconds of AdamW over a rank's shard of the trained parameters; over all of them at ZeRO stage 0."""
     parameters = workload.trained / (ranks if workload.zero_stage else 1)
+    if workload.offloads:  # gradients go to main memory, are used there, and rounded weights come back
+        moved = (OPTIMIZER_BYTES + 4 + workload.element_bytes) * parameters
+        return moved / (power.device.host_gb_per_s * GB)
     return float(power.seconds("float32", 0.0, OPTIMIZER_BYTES * parameters))
 
 

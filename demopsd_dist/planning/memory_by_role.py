@@ -117,9 +117,9 @@ def learner_footprint(workload: Workload, power: Power, ranks: int) -> Footprint
     persistent = _gib_by_item(
         weights=size * (parameters / ranks if stage == 3 else parameters),
         gathered_weights=size * min(parameters, LIVE_PARAMETERS) if stage == 3 and ranks > 1 else 0.0,
-        float32_weights=4 * part if stage else 0.0,
-        gradients=4 * (part if stage else trained),
-        optimizer=8 * (part if stage else trained),
+        float32_weights=4 * part if stage and not workload.offloads else 0.0,
+        gradients=0.0 if workload.offloads else 4 * (part if stage else trained),
+        optimizer=0.0 if workload.offloads else 8 * (part if stage else trained),
         **_shared_segment(workload, power),
     )
     # Stage 1 keeps gradients until the step, stages 2 and 3 until they are reduced.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from demopsd_dist.config import Config, OnPublish, Precision, WeightSource, teacher_precision
+from demopsd_dist.config import Config, Offload, OnPublish, Precision, WeightSource, teacher_precision
 from demopsd_dist.methods import SupportKind, resolve_method, teacher_weights
 from demopsd_dist.planning.model_shape import PROJECTIONS, ModelShape
 from demopsd_dist.util.errors import ConfigError
@@ -61,6 +61,7 @@ class Workload:
     engines_sleep: bool = False  # engines sleep while the learners step
     tensor_parallel: int = 1  # number of processes of an engine, each with a device
     solution_source: str = "sibling"  # privileged.source
+    offloads: bool = False  # the optimizer's state is in main memory
     teacher_half: bool = False  # the teacher computes in bfloat16; an EMA is averaged in float32 beside it
 
     @property
@@ -177,6 +178,7 @@ def workload_of(config: Config, shape: ModelShape, traffic: Traffic) -> Workload
         averages=WeightSource.ema in teacher_weights(method, config),
         engines_sleep=rollout.sleep,
         tensor_parallel=rollout.tensor_parallel,
+        offloads=learner.offload is Offload.optimizer,
         teacher_half=teacher_precision(config) is Precision.bfloat16,
     )
 

@@ -45,6 +45,7 @@ W = TypeVar("W")
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo.yaml"
 SMALL = [
+    "model.precision=float32",
     "rollout.cpus_per_worker=0.1",
     "teacher.cpus_per_worker=0.1",
     "learner.cpus_per_worker=0.1",
@@ -176,8 +177,13 @@ class Ranks:
     def __init__(self, one: ActorGroup[learner.LearnerWorker], two: ActorGroup[learner.LearnerWorker]) -> None:
         self._groups = {1: one, 2: two}
 
+    def config(self, *words: str) -> Config:
+        return demo("learner.learning_rate=3e-4", "learner.warmup_steps=0", *words)
+
     def start(self, *words: str, folder: Path = MODEL_DIR) -> LearnerGroup:
-        config = demo("learner.learning_rate=3e-4", "learner.warmup_steps=0", *words)
+        return self.start_with(self.config(*words), folder)
+
+    def start_with(self, config: Config, folder: Path = MODEL_DIR) -> LearnerGroup:
         group = self._groups[config.learner.num_workers]
         renew(group, config, folder)
         return LearnerGroup(group, config, resolve_method(config))

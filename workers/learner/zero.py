@@ -10,7 +10,7 @@ from typing import Any
 import ray
 import torch
 
-from demopsd_dist.config import Config, LearnerConfig, Precision
+from demopsd_dist.config import Config, LearnerConfig, Offload, Precision
 from workers.cluster.ranks import MeetingPoint, meet_on
 from workers.learner.extensions import ensure_extensions, extensions_folder, own_extensions
 from workers.learner.lora import Adapters, merge_adapters
@@ -48,13 +48,22 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "managed_gradient_accumulation": False,
         # At stage 0 DeepSpeed clips but does not return the norm, so there the learner clips.
         "gradient_clipping": config.learner.max_grad_norm if config.learner.zero_stage else 0.0,
-        "zero_optimization": {"stage": config.learner.zero_stage, "overlap_comm": False},
+        "zero_optimization": {"stage": config.learner.zero_stage, "overlap_comm": False, **_offloaded(config.learner)},
         "zero_allow_untested_optimizer": True,
+        # Of an offloaded optimizer: torch's AdamW runs on CPU as well, and keeps the arithmetic of all other runs.
+        "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": config.model.precision is Precision.bfloat16},
         "data_types": {"grad_accum_dtype": "fp32"},  # a bfloat16 sum over micro-batches would lose small gradients
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
+
+
+def _offloaded(learner: LearnerConfig) -> dict[str, Any]:
+    """Part of ZeRO's settings that moves the optimizer's state to main memory."""
+    if learner.offload is Offload.none:
+        return {}
+    return {"offload_optimizer": {"device": "cpu", "pin_memory": bool(learner.gpus_per_worker)}}
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from demopsd_dist.config import Offload
 from demopsd_dist.data.records import ScoredExample
 from demopsd_dist.util.errors import CheckpointError
 from tests.real.conftest import Ranks
@@ -26,6 +27,13 @@ def steps(group: LearnerGroup, scored: list[ScoredExample], count: int) -> list[
 
 def words(rank_count: int, stage: int) -> tuple[str, str]:
     return f"learner.num_workers={rank_count}", f"learner.zero_stage={stage}"
+
+
+def start_offloaded(ranks: Ranks, stage: int) -> LearnerGroup:
+    """One rank whose optimizer is offloaded; the checks of settings would refuse it on CPU."""
+    config = ranks.config(*words(1, stage))
+    config.learner.offload = Offload.optimizer
+    return ranks.start_with(config)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +57,27 @@ def test_steps_go_on_bit_for_bit(
         assert one.keys() == other.keys()
         assert all((one[name] == other[name]).all() for name in one)
         assert sum(name.endswith("/exp_avg_sq") for name in one) == len(one) / 3
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_an_offloaded_optimizer_makes_the_same_steps(
+    stage: int, ranks: Ranks, scored: list[ScoredExample], tmp_path: Path
+) -> None:
+    """DeepSpeed's offload on CPU, where it moves nothing and settings refuse it: the steps are those without, and a
+    checkpoint fits either."""
+    plain = ranks.start(*words(1, stage))
+    expected = steps(plain, scored, 2)
+    asyncio.run(plain.save(tmp_path / "plain"))
+    expected += steps(plain, scored, 1)
+    moved = start_offloaded(ranks, stage)
+    np.testing.assert_allclose(steps(moved, scored, 2), expected[:2], rtol=1e-5)
+    asyncio.run(moved.save(tmp_path / "moved"))
+    again = start_offloaded(ranks, stage)
+    asyncio.run(again.load(tmp_path / "plain"))
+    np.testing.assert_allclose(steps(again, scored, 1), expected[2:], rtol=1e-5)
+    back = ranks.start(*words(1, stage))
+    asyncio.run(back.load(tmp_path / "moved"))
+    np.testing.assert_allclose(steps(back, scored, 1), expected[2:], rtol=1e-5)
 
 
 def test_a_checkpoint_fits_other_ranks_and_stages(ranks: Ranks, scored: list[ScoredExample], tmp_path: Path) -> None:

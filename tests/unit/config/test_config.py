@@ -54,6 +54,10 @@ def test_words_go_over_the_file_and_the_file_over_the_defaults() -> None:
         ("rollout.temperature=-1", "rollout.temperature=-1.0 must be between 0.01 and 2"),
         ("rollout.group_size=1", "rollout.group_size=1 leaves no sibling"),
         ("model.precision=int3", "int3"),
+        (
+            "learner.offload=optimizer",
+            "on CPU the optimizer's state is in main memory already. Set",
+        ),
         ("profile.steps=[7,41]", "profile.steps=41 must be between 1 and 40"),
         ("learner.learning_rate=0", "learner.learning_rate=0.0 must be greater than 0"),
         ("rollout.kv_cache_gib=0.5", "rollout.kv_cache_gib=0.5: a CPU engine takes whole GiB. Set it to 1."),
@@ -109,6 +113,13 @@ def test_a_layout_for_one_split_or_texts_for_tasks_are_no_error() -> None:
 def test_an_early_answer_needs_a_reward_that_reads_it() -> None:
     with pytest.raises(ConfigError, match="begins responses by <answer>; reward=boxed reads another form"):
         load(DEMO, ["evaluation.early_answer_samples=2", "reward=boxed"])
+
+
+def test_an_offloaded_optimizer_needs_shards() -> None:
+    words = ["learner.offload=optimizer", "learner.gpus_per_worker=1", "learner.num_workers=1"]
+    load(DEMO, words)
+    with pytest.raises(ConfigError, match=r"learner.zero_stage=0: DeepSpeed offloads the shards of ZeRO\. Set"):
+        load(DEMO, [*words, "learner.zero_stage=0"])
 
 
 def test_a_schedule_needs_steps_after_the_warm_up() -> None:

@@ -165,6 +165,29 @@ def test_what_a_rank_holds_by_zero_stage(stage: int, precision: str, bytes_a_par
     assert sum(persistent.values()) * 2**30 == pytest.approx(bytes_a_parameter * SHAPE.parameters)
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_an_offloaded_optimizer_leaves_the_weights(stage: int) -> None:
+    workload = replace(example_workload(), zero_stage=stage, precision="bfloat16")
+    held, left = (
+        learner_footprint(replace(workload, offloads=offloads), Power(gpu()), 4).persistent
+        for offloads in (False, True)
+    )
+    assert set(held) - set(left) == {"float32 weights", "gradients", "optimizer"}
+    assert (sum(held.values()) - sum(left.values())) * 2**30 == pytest.approx(16 * SHAPE.parameters / 4)
+
+
+def test_a_teacher_in_bfloat16_holds_a_working_copy_beside_its_average() -> None:
+    workload = replace(example_workload(), precision="bfloat16", averages=True, teacher_copies=1)
+    exact, half = (
+        teacher_footprint(replace(workload, teacher_half=half), Power(gpu()), 1).persistent for half in (False, True)
+    )
+    assert exact["weights"] * 2**30 == 4 * SHAPE.parameters
+    assert half["weights"] * 2**30 == 2 * SHAPE.parameters
+    assert half["float32 average"] * 2**30 == 4 * SHAPE.parameters
+    frozen = teacher_footprint(replace(workload, teacher_half=True, averages=False), Power(gpu()), 1).persistent
+    assert "float32 average" not in frozen
+
+
 def test_processes_of_an_engine_share_its_weights_and_room() -> None:
     workload = replace(
         example_workload(shape=KNOWN["qwen3-32b"]), precision="bfloat16", engine_tokens=8192, engine_memory_fraction=0.9
