@@ -17,18 +17,20 @@ from demopsd_dist.data.records import Prompt, Rollout, Tokens
 from demopsd_dist.training.step_prompts import train_sampling
 from workers.actor_handle import Handle, Ref
 from workers.actors import RolloutActors
-from workers.forward import PaddedBatch, ResponseModel
+from workers.forward import PaddedBatch, ResponseModel, layers_of
 from workers.learner.canary_forward import canary_logp
 from workers.rollout.worker import RolloutWorker
 from workers.weights.canary import CANARY_TOKENS, LogpT
 
 PERCENTS = (50, 90, 95, 99)
+ZEROED = "self_attn.q_proj.weight"
 
 
 def engine_differences(
     config: Config, folder: Path, prompts: Sequence[Prompt], canaries: int, vocabulary: int
 ) -> dict[str, dict[str, float]]:
-    """Quantiles of the differences on random prompts and on sampled tokens.
+    """Quantiles of the differences on random prompts and on sampled tokens, and on random prompts with wrong weights:
+    a learner one of whose projections is zero.
 
     Args:
         config: one rollout worker; a cluster is joined already.
@@ -39,12 +41,25 @@ def engine_differences(
     random = [rng.integers(0, vocabulary, CANARY_TOKENS).astype(np.int32) for _ in range(canaries)]
     engine_logp, rollouts = asyncio.run(_by_engine(config, folder, prompts, random))
     student = student_of(folder, config.model.precision)
-    own_logp = [canary_logp(student, tokens, CPU) for tokens in random]
-    by_prompt = [np.abs(one - other) for one, other in zip(own_logp, engine_logp, strict=True)]
+    figures = {"random prompts": _on_prompts(student, random, engine_logp)}
     sampled_N = np.concatenate([np.abs(_logp(student, one, config) - one.logp_T) for one in rollouts])
-    figures = {"random prompts": quantiles(np.concatenate(by_prompt)), "sampled tokens": quantiles(sampled_N)}
-    figures["random prompts"]["largest median"] = max(float(np.median(one)) for one in by_prompt)
+    figures["sampled tokens"] = quantiles(sampled_N)
+    layers = layers_of(student)
+    with torch.no_grad():
+        layers[len(layers) // 2].get_parameter(ZEROED).zero_()
+    figures[f"random prompts, {ZEROED} of a layer zero"] = _on_prompts(student, random, engine_logp)
     return figures
+
+
+def _on_prompts(
+    student: ResponseModel, prompts: Sequence[Tokens], engine_logp: Sequence[NDArray[np.float32]]
+) -> dict[str, float]:
+    """Quantiles over all tokens, and the smallest and largest median of a prompt."""
+    by_prompt = [
+        np.abs(canary_logp(student, tokens, CPU) - logp) for tokens, logp in zip(prompts, engine_logp, strict=True)
+    ]
+    medians = [float(np.median(one)) for one in by_prompt]
+    return quantiles(np.concatenate(by_prompt)) | {"median from": min(medians), "median to": max(medians)}
 
 
 async def _by_engine(

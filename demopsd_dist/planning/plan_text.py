@@ -30,7 +30,8 @@ def heading(workload: Workload, cluster: DeviceCluster, calibration: Calibration
         size += f", {shape.active / 1e9:.2f}e9 active"
     if workload.adapters:
         size += f", frozen; LoRA adapters of {workload.adapters / 1e6:.1f}e6"
-    yield f"model      {size}, {workload.precision}"
+    teacher = f", teacher {workload.teacher_precision}" if workload.teacher_copies else ""
+    yield f"model      {size}, {workload.precision}{teacher}"
     nodes = f"{cluster.nodes} x " if cluster.nodes > 1 else ""
     yield f"hardware   {nodes}{cluster.per_node} x {cluster.device.name}"
     yield (
