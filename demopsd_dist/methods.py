@@ -138,8 +138,17 @@ def teacher_weights(method: MethodSpec, config: Config) -> set[WeightSource]:
     return method.forwards.weights | probed
 
 
-def objective_of(config: Config) -> objective.Objective:
-    """The loss of a method. torch is imported here, so that a dry run does not need it.
+def scheduled_alpha_max(config: Config, step: int) -> float:
+    """Upper bound of DemoPSD's gate at a training step from 1 on: linear from `alpha_max` to `alpha_max_final`."""
+    first, last = config.demopsd.alpha_max, config.demopsd.alpha_max_final
+    if last is None:
+        return first
+    return first + (last - first) * min((step - 1) / max(config.steps - 1, 1), 1.0)
+
+
+def objective_of(config: Config, step: int = 1) -> objective.Objective:
+    """The loss of a method at a training step, counted from 1. torch is imported here, so that a dry run does not need
+    it.
 
     Raises:
         ConfigError: a user's own objective cannot be imported or made.
@@ -151,12 +160,14 @@ def objective_of(config: Config) -> objective.Objective:
         case MethodName.demopsd:
             demopsd = config.demopsd
             return DemoPSD(
-                alpha_max=demopsd.alpha_max,
+                alpha_max=scheduled_alpha_max(config, step),
                 gate_sensitivity=demopsd.gate_sensitivity,
                 floor=demopsd.floor,
                 importance_clip=demopsd.importance_clip,
                 gate=demopsd.gate.value,
                 gate_threshold_nats=demopsd.gate_threshold_nats,
+                mean_alpha=demopsd.mean_alpha,
+                kl_budget_nats=demopsd.kl_budget_nats,
             )
         case MethodName.sdpo:
             return SDPO(config.sdpo.divergence.value, config.sdpo.importance_clip)

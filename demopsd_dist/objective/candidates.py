@@ -41,4 +41,6 @@ def target_of(method: Objective, views: TokenViews) -> Tensor | None:
     reference_BTA = views.reference_logp_BTA
     if reference_BTA is None:
         reference_BTA = views.student_logp_BTA.detach()
+    if views.alpha_BT is not None:
+        return target(reference_BTA, views.teacher_logp_BTA, views.alpha_BT)
     return target(reference_BTA, views.teacher_logp_BTA)

@@ -30,6 +30,7 @@ class TokenViews:
     advantage_BT: Tensor | None = None
     has_tail: bool = True  # the last atom is the tail bucket; False where the atoms are the vocabulary
     learner_ratio_BT: Tensor | None = None  # the same over the learner's before the batch's first update; None is 1
+    alpha_BT: Tensor | None = None  # weight of the reference, from a gate that looks at whole trajectories
 
 
 @dataclass(frozen=True)
@@ -140,4 +141,5 @@ def _neutral_where_masked(views: TokenViews, mask_BT: Tensor) -> TokenViews:
         teacher_logp_BTA=neutral(views.teacher_logp_BTA),
         importance_ratio_BT=one(views.importance_ratio_BT),
         learner_ratio_BT=one(views.learner_ratio_BT),
+        alpha_BT=one(views.alpha_BT),
     )

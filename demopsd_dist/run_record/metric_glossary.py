@@ -102,6 +102,8 @@ METRIC_GROUPS: dict[str, tuple[str, list[Metric]]] = {
             Metric("demopsd/alpha_mean", "fraction", "mean alpha: weight of the reference in the target"),
             Metric("demopsd/alpha_{quantile}", "fraction", "quantile of alpha"),
             Metric("demopsd/alpha_saturated_fraction", "fraction", "tokens with alpha above 0.9 of alpha_max"),
+            Metric("demopsd/gate_sensitivity", "1/nats", "kappa fitted to the step, with gate=fitted"),
+            Metric("demopsd/alpha_max", "fraction", "upper bound of alpha in this step, with alpha_max_final"),
             Metric("demopsd/disagreement_mean_nats", "nats", "mean d, a Jensen-Shannon divergence of at most ln 2"),
             Metric("demopsd/disagreement_{quantile}_nats", "nats", "quantile of d"),
             Metric("demopsd/disagreement_above_quarter_fraction", "fraction", "tokens with d above 0.25"),

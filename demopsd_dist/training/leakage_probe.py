@@ -20,7 +20,7 @@ from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import ScoredExample
 from demopsd_dist.data.rewards import AnswerForm, answer_form
 from demopsd_dist.methods import MethodSpec, objective_of
-from demopsd_dist.objective import TokenViews, information, target_of
+from demopsd_dist.objective import DemoPSD, TokenViews, information, target_of
 from demopsd_dist.training.roles import Teacher
 
 
@@ -47,6 +47,7 @@ async def measure(
     builder: PromptBuilder,
     groups: Sequence[RewardedGroup],
     scored: Sequence[ScoredExample],
+    step: int = 0,
 ) -> dict[str, float]:
     """Mutual information of next token and shown solution, for each family of solutions, as metrics.
 
@@ -64,7 +65,7 @@ async def measure(
     for probe in probes:
         contexts = [next(answers) for _ in probe.solutions]
         total = totals.setdefault(probe.family, {"teacher": 0.0, "target": 0.0, "tokens": 0.0, "m": 0.0, "probes": 0.0})
-        teacher_T, target_T = _information(cfg, contexts)
+        teacher_T, target_T = _information(cfg, contexts, step)
         total["teacher"] += float(teacher_T.sum())
         total["target"] += float(target_T.sum())
         total["tokens"] += len(teacher_T)
@@ -114,14 +115,18 @@ def _answers(group: RewardedGroup, others: Sequence[str], form: AnswerForm) -> l
     return [group.prompt.question.answer, *(answer for answer in extracted if answer), *others]
 
 
-def _information(cfg: Config, contexts: Sequence[ScoredExample]) -> tuple[Tensor, Tensor]:
+def _information(cfg: Config, contexts: Sequence[ScoredExample], step: int) -> tuple[Tensor, Tensor]:
     """Mutual information of teacher and of target at each token, (T,), nats. For an objective of the user's without a
     `target` it is the teacher's."""
     teacher_MTA = torch.stack([_tensor(item.teacher_logp_TA) for item in contexts])
     reference = contexts[0].reference_logp_TA
     reference_MTA = teacher_MTA if reference is None else _tensor(reference).expand_as(teacher_MTA)
-    views = TokenViews(reference_MTA, reference_MTA, teacher_MTA)
-    target_MTA = target_of(objective_of(cfg), views)
+    objective, alpha_MT = objective_of(cfg, step + 1), None
+    if isinstance(objective, DemoPSD):
+        lengths = [teacher_MTA.shape[1]] * len(contexts)
+        alpha_N = objective.trajectory_alpha(reference_MTA.flatten(0, 1), teacher_MTA.flatten(0, 1), lengths)
+        alpha_MT = None if alpha_N is None else alpha_N.view(teacher_MTA.shape[:2])
+    target_MTA = target_of(objective, TokenViews(reference_MTA, reference_MTA, teacher_MTA, alpha_BT=alpha_MT))
     return information(teacher_MTA), information(teacher_MTA if target_MTA is None else target_MTA)
 
 

@@ -94,7 +94,9 @@ async def build_step_batch(run: Run, step: int) -> StepBatch:
     leakage: dict[str, float] = {}
     if leakage_probe.is_due(cfg, run.method, step):
         with run.log.timed("probe"):
-            leakage = await leakage_probe.measure(cfg, run.method, roles.teacher, run.task.prompts, groups, scored)
+            leakage = await leakage_probe.measure(
+                cfg, run.method, roles.teacher, run.task.prompts, groups, scored, step
+            )
     learnable = sum(map(signal_of(run, step), groups)) / len(groups)
     shown = context_shares(privileged_contexts(run, step).sources, [item.example for item in scored])
     return StepBatch(

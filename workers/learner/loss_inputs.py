@@ -34,6 +34,7 @@ class LossInputs:
     weight_N: Tensor  # of each token's loss
     fresh_N: Tensor  # bool: sampled from the weights that this step starts from
     any_fresh: bool
+    alpha_N: Tensor | None = None  # of a gate that looks at whole responses; None: the method computes it by token
 
     @classmethod
     def from_examples(
@@ -92,6 +93,7 @@ class LossInputs:
             importance_ratio_BT=self.logp_difference(part).clamp(-20.0, 20.0).exp(),
             advantage_BT=self.advantage_N[tokens],
             has_tail=self.support_NK is not None,
+            alpha_BT=None if self.alpha_N is None else self.alpha_N[tokens],
         )
 
 

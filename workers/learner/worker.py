@@ -44,6 +44,7 @@ from workers.learner.observers.step_digests import StepDigests
 from workers.learner.observers.step_metrics import StepMetrics
 from workers.learner.observers.token_recorder import TokenRecorder
 from workers.learner.rank_report import RankReport
+from workers.learner.step_objective import fit_to_step, gate_metrics, with_trajectory_alpha
 from workers.learner.zero import deepspeed_config, full_tensors, join_process_group
 from workers.matrix_peak import matrix_peak_flops
 from workers.weights.buckets import BucketRef, SharedSegment, layout, pack_bucket
@@ -168,6 +169,11 @@ class LearnerWorker(Traced, Rank):
         self.version += 1
         if token_count == 0:  # the same on all ranks; an update would only decay weights and apply old momentum
             return RankReport(stepped=False)
+        self._objective = fit_to_step(
+            objective_of(self._config, self.version),
+            (item for rows in micro_batches for row in rows for item in row),
+            self._device,
+        )
         metrics = StepMetrics(token_count)
         samples = self._config.samples
         token_recorder = TokenRecorder(
@@ -180,6 +186,7 @@ class LearnerWorker(Traced, Rank):
         report.token_records = token_recorder.token_records()
         if not self._finite_on_all_ranks(report.sums.get("learner/loss", 0.0)):
             raise self._refusal("loss", micro_batches, token_count, size)
+        report.maxima |= gate_metrics(self._objective, self._config)
         report.maxima["learner/learning_rate"] = self._set_learning_rate(learning_rate_factor)
         try:
             report.maxima["learner/grad_norm"] = self._update_weights(digests)
@@ -244,7 +251,7 @@ class LearnerWorker(Traced, Rank):
 
     def _loss_inputs(self, rows: Sequence[Sequence[ScoredExample]], size: BatchSize) -> LossInputs:
         """Collect the tensors that the loss of a micro-batch reads."""
-        return LossInputs.from_examples(
+        inputs = LossInputs.from_examples(
             [item for row in rows for item in row],
             aggregation=self._method.aggregation.value,
             size=size,
@@ -252,6 +259,7 @@ class LearnerWorker(Traced, Rank):
             version=self.version - 1,
             device=self._device,
         )
+        return with_trajectory_alpha(inputs, self._objective)
 
     def _padded_batch(self, rows: Sequence[Sequence[TrainingExample]]) -> PaddedBatch:
         """Pad rows of examples, with the student's prompts."""

@@ -58,6 +58,7 @@ RUNS: dict[str, tuple[list[str], set[str]]] = {
     "grpo, KL": (["method=grpo", "grpo.kl_coefficient=0.04"], {"reference/frozen"}),
     "dr_grpo": (["method=grpo", "grpo.variant=dr_grpo"], set()),
     "dapo": (["method=grpo", "grpo.variant=dapo"], set()),
+    "own": (["method=examples.own_objective.DisagreeingTokens", "own.reference=ema"], FULL),
     "demopsd, LoRA": (["model.lora_rank=8", "learner.learning_rate=1e-2"], FULL),
 }
 CONTROLS: dict[str, set[str]] = {
@@ -66,6 +67,9 @@ CONTROLS: dict[str, set[str]] = {
     "live_reference": {"student/support", "teacher/ema"},
     "frozen_reference": {"reference/frozen", "student/support", "teacher/ema"},
     "alpha_max_1": FULL,
+    "fitted_gate": FULL,
+    "kl_budget": FULL,
+    "scheduled_alpha": FULL,
 }
 
 
@@ -148,6 +152,18 @@ def test_controls_by_one_file(name: str, roles: RealRoles, spares: Spares, task:
         assert [step["demopsd/alpha_p50"] for step in steps] == pytest.approx([config.demopsd.alpha_max] * STEPS)
     if name == "alpha_max_1":
         assert steps[0]["demopsd/alpha_p99"] > 0.8
+    if name == "fitted_gate":
+        assert [step["demopsd/alpha_mean"] for step in steps] == pytest.approx(
+            [config.demopsd.mean_alpha] * STEPS, rel=0.01
+        )
+        assert all(1 < step["demopsd/gate_sensitivity"] < 1e5 for step in steps)
+    if name == "kl_budget":
+        assert all(0 < step["demopsd/alpha_mean"] < 1 for step in steps)
+        leaked = [(step["leakage/target_nats"], step["leakage/teacher_nats"]) for step in steps]
+        assert all(target < 0.0041 < teacher for target, teacher in leaked), "the budget binds"
+    if name == "scheduled_alpha":
+        assert [step["demopsd/alpha_max"] for step in steps] == pytest.approx(np.linspace(0.5, 0.0, STEPS))
+        assert [step["demopsd/alpha_p50"] for step in steps] == pytest.approx(np.linspace(0.5, 0.0, STEPS), abs=1e-6)
 
 
 def forgetful(worker: Any) -> bool:
