@@ -26,6 +26,9 @@ class AlarmConfig:
     response_tokens: list[float | None] | None = setting([2.0, None], at_least=0, unit="tokens")
     """Band of `rollout/response_tokens_mean`: low when the policy has stopped reasoning, high when it no longer
     ends."""
+    repeated_fraction: list[float | None] | None = setting([None, 0.6], at_least=0)
+    """Band of `rollout/repeated_fraction`, the share of runs of four tokens that a response has had before: high when
+    responses go round in circles."""
     grad_norm: list[float | None] | None = setting([None, 100.0], at_least=0)
     """Band of `learner/grad_norm`, before clipping."""
     logp_diff_nats: list[float | None] | None = setting(None, at_least=0, unit="nats")

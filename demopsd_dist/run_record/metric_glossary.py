@@ -43,6 +43,7 @@ METRIC_GROUPS: dict[str, tuple[str, list[Metric]]] = {
             Metric("rollout/reward_mean", "0 to 1", "mean reward of all responses"),
             Metric("rollout/response_tokens_mean", "tokens", "mean length of a response"),
             Metric("rollout/truncated_fraction", "fraction", "responses cut at rollout.max_response_tokens"),
+            Metric("rollout/repeated_fraction", "fraction", "runs of four tokens that a response has had before"),
             Metric("rollout/samples", "responses", "sampled responses"),
             Metric("rollout/tokens", "tokens", "sampled response tokens"),
             Metric("rollout/groups", "questions", "questions whose responses finished in time"),

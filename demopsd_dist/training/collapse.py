@@ -1,7 +1,7 @@
 """Detection of policy collapse: metrics that stay outside their bands (settings `alarm.*`). Pure.
 
 Self-distillation can end the policy's exploration long before accuracy shows it: entropy falls towards 0, responses
-shrink to a bare answer or never end, gradients grow. None of these raises an error, so the metrics are monitored.
+shrink to a bare answer, repeat themselves or never end, gradients grow. None of these raises an error, so the metrics are monitored.
 """
 
 from __future__ import annotations
@@ -10,15 +10,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from demopsd_dist.config import AlarmAction, AlarmConfig
+from demopsd_dist.data.records import Tokens
 
 METRICS = {
     "entropy_nats": "policy/entropy_nats",
     "response_tokens": "rollout/response_tokens_mean",
+    "repeated_fraction": "rollout/repeated_fraction",
     "grad_norm": "learner/grad_norm",
     "logp_diff_nats": "mismatch/logp_diff_max",
     "reward": "rollout/reward_mean",
 }
 """The metric that each band in the settings is for."""
+REPEATED_TOKENS = 4  # in a row
+
+
+def repeated_fraction(tokens_T: Tokens) -> float:
+    """Share of a response's runs of 4 tokens that have occurred in it before; 0 for one of fewer tokens.
+
+    Example: a response that says the same 10 tokens six times has 57 runs, of which 47 are repeated: 0.82.
+    """
+    ids = tokens_T.tolist()
+    runs = list(zip(*(ids[start:] for start in range(REPEATED_TOKENS)), strict=False))
+    return 1.0 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from demopsd_dist.methods import Forwards, SupportKind
 from demopsd_dist.run_record import digests, replay_batch, samples
 from demopsd_dist.run_record.folder import replace_text
 from demopsd_dist.run_record.timeline import Track, to_json, trace_events
+from demopsd_dist.training.collapse import repeated_fraction
 from demopsd_dist.training.run import Run, RunState, StageSpeed
 from demopsd_dist.training.step_batch import StepBatch
 from demopsd_dist.util.errors import CollapseError, GoBackError
@@ -115,6 +116,7 @@ def step_metrics(batch: StepBatch, state: RunState) -> dict[str, float]:
         "rollout/reward_mean": sum(sum(group.rewards) for group in batch.groups) / len(rollouts),
         "rollout/response_tokens_mean": sum(tokens) / len(rollouts),
         "rollout/truncated_fraction": sum(rollout.truncated for rollout in rollouts) / len(rollouts),
+        "rollout/repeated_fraction": sum(repeated_fraction(rollout.tokens_T) for rollout in rollouts) / len(rollouts),
         "rollout/samples": float(len(rollouts)),
         "rollout/tokens": float(sum(tokens)),
         "rollout/groups_differing_fraction": sum(group.has_signal for group in batch.groups) / len(batch.groups),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from demopsd_dist.config import AlarmAction, AlarmConfig, load
-from demopsd_dist.training.collapse import METRICS, CollapseMonitor, CollapseVerdict
+from demopsd_dist.training.collapse import METRICS, CollapseMonitor, CollapseVerdict, repeated_fraction
 from demopsd_dist.util.errors import CollapseError, ConfigError
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
@@ -17,6 +18,7 @@ ENTROPY = METRICS["entropy_nats"]
 HEALTHY = {
     "policy/entropy_nats": 0.147,
     "rollout/response_tokens_mean": 20.0,
+    "rollout/repeated_fraction": 0.01,
     "learner/grad_norm": 1.4,
     "mismatch/logp_diff_max": 1e-5,
     "rollout/reward_mean": 0.3,
@@ -53,6 +55,31 @@ def test_a_verdict_follows_after_steps_consecutive_steps_outside(
     assert verdicts(AlarmConfig(), entropies) == reported
 
 
+@pytest.mark.parametrize(
+    ("tokens", "fraction"),
+    [
+        ([], 0.0),
+        ([1, 1, 1], 0.0),
+        ([1, 1, 1, 1], 0.0),
+        ([1] * 13, 0.9),
+        (list(range(60)), 0.0),
+        ([*range(10)] * 6, 47 / 57),
+        ([1, 2, 3, 4, 9, 1, 2, 3, 4], 1 / 6),
+    ],
+)
+def test_repeated_runs_of_tokens(tokens: list[int], fraction: float) -> None:
+    assert repeated_fraction(np.asarray(tokens, dtype=np.int32)) == pytest.approx(fraction)
+
+
+def test_responses_that_go_round_in_circles_are_reported() -> None:
+    """The mean is that of responses of which nearly all repeat ten tokens."""
+    alarm = CollapseMonitor(AlarmConfig(after_steps=1))
+    assert alarm.check(1, {**HEALTHY, "rollout/repeated_fraction": 0.59}) is None
+    verdict = alarm.check(2, {**HEALTHY, "rollout/repeated_fraction": 47 / 57})
+    assert verdict is not None
+    assert "rollout/repeated_fraction=0.8246 is above" in verdict.message
+
+
 def test_the_message_names_metric_value_band_and_steps() -> None:
     alarm = CollapseMonitor(AlarmConfig(after_steps=2, action=AlarmAction.stop, reward=[0.1, 0.9]))
     assert alarm.check(11, {**HEALTHY, ENTROPY: 0.004, "rollout/reward_mean": 0.95}) is None
@@ -87,7 +114,9 @@ def test_rollbacks_are_counted_and_limited() -> None:
 
 
 def test_a_metric_without_a_band_is_ignored() -> None:
-    alarm = CollapseMonitor(AlarmConfig(entropy_nats=None, response_tokens=None, grad_norm=None, after_steps=1))
+    alarm = CollapseMonitor(
+        AlarmConfig(entropy_nats=None, response_tokens=None, repeated_fraction=None, grad_norm=None, after_steps=1)
+    )
     assert alarm.check(1, dict.fromkeys(METRICS.values(), float("nan"))) is None
 
 
