@@ -1,7 +1,8 @@
 """Detection of policy collapse: metrics that stay outside their bands (settings `alarm.*`). Pure.
 
 Self-distillation can end the policy's exploration long before accuracy shows it: entropy falls towards 0, responses
-shrink to a bare answer, repeat themselves or never end, gradients grow. None of these raises an error, so the metrics are monitored.
+shrink to a bare answer, repeat themselves or never end, gradients grow. None of these raises an error, so the metrics
+are monitored.
 """
 
 from __future__ import annotations
