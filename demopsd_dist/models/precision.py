@@ -11,7 +11,7 @@ import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from demopsd_dist.config import Config, Precision, logp_bounds, teacher_precision
+from demopsd_dist.config import MINISCI, Config, Precision, logp_bounds, teacher_precision
 from demopsd_dist.models.whole_model import shapes_in_files
 from demopsd_dist.util.errors import ConfigError
 
@@ -72,6 +72,8 @@ def resolve_precision(config: Config, folder: Path, units: MatrixUnits | None = 
         ConfigError: the choice depends on GPUs, and this machine has none to look at.
     """
     chosen, reason = config.model.precision, "as set"
+    if config.model.path == MINISCI and chosen is Precision.float32:
+        reason = "the embedded model has it on any hardware"
     if chosen is Precision.auto:
         parameters = sum(math.prod(shape) for shape in shapes_in_files(folder).values())
         chosen, why = choose_precision(config, parameters, units)

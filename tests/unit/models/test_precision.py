@@ -68,6 +68,7 @@ def test_this_machine_answers() -> None:
 
 def test_the_embedded_model_has_float32_on_any_hardware(tmp_path: Path) -> None:
     assert load(DEMO).model.precision is Precision.float32
+    assert "float32 (the embedded model has it on any hardware)" in resolve_precision(load(DEMO), MODEL_DIR)[1]
     config, line = resolve_precision(config_of(), MODEL_DIR, AMX)
     assert config.model.precision is Precision.float32
     assert line.startswith("precision  student float32 (model.precision=auto: 0.86 million parameters; ")
