@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +38,15 @@ class RunFolder:
             except OSError as error:
                 raise ConfigError(f"output_dir={parent}: cannot make a run folder there ({error.strerror}).") from None
             folder = cls(parent / name)
-            replace_text(folder.config, to_yaml(config))
+            try:
+                replace_text(folder.config, to_yaml(config))
+            except RunFolderError as error:
+                shutil.rmtree(folder.path, ignore_errors=True)
+                cause = error.__context__.strerror if isinstance(error.__context__, OSError) else error
+                raise ConfigError(
+                    f"output_dir={parent}: cannot write the settings of the run there ({cause}). Free disk space, or "
+                    "name another folder."
+                ) from None
             return folder
         raise ConfigError(f"output_dir={parent} holds {len(candidates)} runs named {config.name}. Choose another name.")
 

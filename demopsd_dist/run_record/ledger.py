@@ -8,6 +8,7 @@ checkpoint; the life undoes the later steps of earlier lives. `audit.py` checks 
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from demopsd_dist.data.records import Prompt, Rollout, TrainingExample
 from demopsd_dist.util.errors import RunFolderError
 
+_FULL_BYTES = 1 << 20  # SQLite needs more than this to write and to index its journal
 LOCKED_S = 60.0  # a reader of the run, a backup or a viewer may hold the lock for a while
 
 SCHEMA = """
@@ -165,9 +167,18 @@ class Ledger:
                 "trained without its ledger; end that process, then resume from the last checkpoint."
             )
         return RunFolderError(
-            f"{self._path} cannot be written: {error}. No step is trained without its ledger; free disk space or "
-            "repair the disk, then resume from the last checkpoint."
+            f"{self._path} cannot be written: {error}{_where_full(self._path.parent)}. No step is trained without its "
+            "ledger; free disk space or repair the disk, then resume from the last checkpoint."
         )
+
+
+def _where_full(folder: Path) -> str:
+    """Text that says that the volume of a folder is full, which SQLite may call an I/O error; empty where it is not."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return ""
+    return f" (No space left on device: {free} bytes are free)" if free < _FULL_BYTES else ""
 
 
 def other_users_of(path: Path) -> list[str]:
