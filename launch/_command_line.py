@@ -40,7 +40,9 @@ VERBS = {
     "report": Verb(
         "write the page that shows a run", ("demopsd report runs/demo", "demopsd report runs/demo runs/demo-2")
     ),
-    "watch": Verb("follow a run in the terminal", ("demopsd watch runs/demo",)),
+    "watch": Verb(
+        "follow a run in the terminal, or in the browser", ("demopsd watch runs/demo", "demopsd watch runs/demo --web")
+    ),
     "mark": Verb(
         "score recorded responses with a reward",
         ("demopsd mark runs/demo/samples/step-000001.parquet reward=auto",),

@@ -1,7 +1,8 @@
-"""Progress of a run: `demopsd watch RUN`
+"""Progress of a run: `demopsd watch RUN [--web]`
 
 Follows a run from another shell, or shows a finished one: a line for each step and evaluation, and in a terminal also
-the progress, the time by stage, and a response of the latest step. Ends when the run is done, or by Ctrl-C.
+the progress, the time by stage, and a response of the latest step. Ends when the run is done, or by Ctrl-C. With --web
+it also serves the run's report to browsers of this machine; the page renews itself while the run goes.
 Exit code 0; 2 where RUN is no run folder; 130 when interrupted.
 """
 
@@ -19,13 +20,14 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
+from demopsd_dist.report.live import serve_page
 from demopsd_dist.report.read_run import read_config
 from demopsd_dist.run_record import samples
 from demopsd_dist.run_record.console import Progress, response_lines
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.log import format_evaluation, format_step
 from demopsd_dist.training.evaluate import evaluation_from_record
-from demopsd_dist.util.errors import DataError
+from demopsd_dist.util.errors import ConfigError, DataError
 from demopsd_dist.util.fitted_lines import fitted
 from launch._command_line import command_parser, exit_code_of, user_path
 
@@ -37,18 +39,35 @@ def make_parser() -> argparse.ArgumentParser:
     """Arguments of the command."""
     parser = command_parser("watch", __doc__)
     parser.add_argument("run", type=user_path, metavar="RUN", help="a run folder")
+    parser.add_argument("--web", action="store_true", help="also serve the report, which renews itself, on 127.0.0.1")
+    parser.add_argument("--port", type=int, metavar="N", help="port of --web; a free one unless given")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
-    return exit_code_of(lambda: watch(RunFolder(arguments.run), Console(highlight=False, soft_wrap=True)))
+    console = Console(highlight=False, soft_wrap=True)
+    return exit_code_of(lambda: watch_with_page(RunFolder(arguments.run), console, arguments.web, arguments.port))
+
+
+def watch_with_page(folder: RunFolder, console: Console, web: bool, port: int | None) -> int:
+    """Print the run until it ends, with its page if asked for, which stays until Ctrl-C. The exit code."""
+    if port is not None and not web:
+        raise ConfigError(f"--port {port} is the port of --web. Add --web, or leave it out.")
+    if not web:
+        return watch(folder, console)
+    refuse_no_run(folder)
+    with serve_page(folder.path, port or 0) as address:
+        console.print(f"the report renews itself at {address}", markup=False)
+        watch(folder, console)
+        console.print("the run is done; its page stays until Ctrl-C", markup=False)
+        while True:
+            time.sleep(EVERY_S)
 
 
 def watch(folder: RunFolder, console: Console) -> int:
     """Print the run until it ends; the exit code."""
-    if not folder.metrics.is_file():
-        raise DataError(f"{folder.path} is no run folder: it has no metrics.jsonl. Name a folder in runs/.")
+    refuse_no_run(folder)
     progress = Progress(int(read_config(folder.path).get("steps", 0)))
     live = Live(progress, console=console, refresh_per_second=2, transient=True)
     tail, warned = FileTail(folder.metrics), set[str]()
@@ -73,6 +92,12 @@ def watch(folder: RunFolder, console: Console) -> int:
         for text in response_lines(progress.row, console.width):
             console.print(text)
     return 0
+
+
+def refuse_no_run(folder: RunFolder) -> None:
+    """Raise DataError for a folder that is no run folder."""
+    if not folder.metrics.is_file():
+        raise DataError(f"{folder.path} is no run folder: it has no metrics.jsonl. Name a folder in runs/.")
 
 
 def line_of(record: dict[str, Any], progress: Progress) -> str | None:

@@ -12,11 +12,13 @@ import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from demopsd_dist.run_record import samples
 from demopsd_dist.run_record.samples import Row
 from demopsd_dist.util.printable import escape_control_chars
 
@@ -24,7 +26,9 @@ BLOCK_SAMPLES = 64
 MEASURES = ("rollout_logp", "entropy", "loss", "alpha", "disagreement")
 VIEWS = ("student", "reference", "teacher", "target")
 TEXTS = ("question", "student_view", "privileged_view", "response", "feedback")
+ASKED = ("field", "question", "expected")
 MAX_CHARACTERS = 20_000
+GROUP_CHARACTERS = 4_000  # of each response in a group
 _TOKEN_CHARACTERS = 80
 _SCALE_MAX = 65_535
 
@@ -66,8 +70,55 @@ def token_block(rows: Sequence[Row]) -> str:
 
 
 def text_block(rows: Sequence[Row]) -> str:
-    """Block with the texts of samples, to read and to search."""
-    return encode_block({name: [_text(row[name]) for row in rows] for name in TEXTS}, {})
+    """Block with the texts of samples, to read and to search, and the other responses of their groups."""
+    return encode_block(
+        {name: [_text(row[name]) for row in rows] for name in TEXTS} | {"group": list(map(_group, rows))}, {}
+    )
+
+
+def evaluated_questions(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Recorded questions of each split, with the responses of the first and of the last evaluation."""
+    by_split: dict[str, list[Path]] = {}
+    for path in files:
+        by_split.setdefault(path.stem.split("-", 2)[2], []).append(path)
+    questions: dict[tuple[str, str], dict[str, Any]] = {}
+    for split, paths in by_split.items():
+        for path in dict.fromkeys([paths[0], paths[-1]]):
+            for row in samples.read(path):
+                texts = {
+                    name: escape_control_chars(row[name], lines=True, max_chars=GROUP_CHARACTERS) for name in ASKED
+                }
+                entry = questions.setdefault((split, row["prompt_id"]), {"split": split, "evaluations": [], **texts})
+                responses = zip(row["texts"], row["rewards"], strict=True)
+                entry["evaluations"].append(
+                    {
+                        "step": row["step"],
+                        "responses": [
+                            {
+                                "text": escape_control_chars(text, lines=True, max_chars=GROUP_CHARACTERS),
+                                "reward": float(f"{reward:.4g}"),
+                            }
+                            for text, reward in responses
+                        ],
+                    }
+                )
+    return list(questions.values())
+
+
+def _group(row: Row) -> list[dict[str, Any]] | None:
+    """Responses to the sample's question with their rewards, and whether the teacher saw them; None in older runs."""
+    numbers, shown = row.get("group_samples"), row.get("shown_samples") or []
+    if numbers is None:
+        return None
+    return [
+        {
+            "sample": number,
+            "reward": float(f"{reward:.4g}"),
+            "text": escape_control_chars(text, lines=True, max_chars=GROUP_CHARACTERS),
+            "shown": number in shown,
+        }
+        for number, reward, text in zip(numbers, row["group_rewards"], row["group_texts"], strict=True)
+    ]
 
 
 def encode_block(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:

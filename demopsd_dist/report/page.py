@@ -18,13 +18,25 @@ from pathlib import Path
 from typing import Any
 
 from demopsd_dist.report import page_data
-from demopsd_dist.report.embedded_samples import BLOCK_SAMPLES, encode_block, text_block, token_block
+from demopsd_dist.report.embedded_samples import (
+    BLOCK_SAMPLES,
+    encode_block,
+    evaluated_questions,
+    text_block,
+    token_block,
+)
 from demopsd_dist.report.read_run import RunFiles, read_run
 from demopsd_dist.run_record import samples
 from demopsd_dist.run_record.samples import Row
 from demopsd_dist.util.errors import DataError
 
-SCRIPTS = ("base.js", "chart.js", "curves.js", "overview.js", "tokens.js", "samples.js", "main.js")
+SCRIPTS = tuple(
+    f"{name}.js"
+    for name in (
+        *("base", "figures", "chart", "curves", "overview", "tokens"),
+        *("groups", "answers", "samples", "live", "main"),
+    )
+)
 MAX_SAMPLES, MAX_TOKENS = 10_000, 500_000  # most samples and tokens of a run; with more the page would be slow to open
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
@@ -45,16 +57,21 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     return out
 
 
-def page(runs: Sequence[RunFiles]) -> str:
-    """HTML text of the page."""
+def page(runs: Sequence[RunFiles], live: str | None = None) -> str:
+    """HTML text of the page.
+
+    Args:
+        live: state of the run at a server that the page asks for changes (`live.py`); None for a page of its own.
+    """
     style, script = _asset("style.css"), _script()
     policy = (
         f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)}; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
+        "base-uri 'none'; form-action 'none'" + ("; connect-src 'self'" if live else "")
     )
     blocks: list[str] = []
     summaries = [page_data.run_data(run) | _add_samples(run, number, blocks) for number, run in enumerate(runs)]
     data = {"runs": summaries, "meanings": page_data.meanings(summaries), "differences": page_data.differences(runs)}
+    data |= {"live": live} if live else {}
     title = " and ".join(run["name"] for run in summaries)
     insertions = {
         "policy": policy,
@@ -80,10 +97,14 @@ def _add_samples(run: RunFiles, number: int, blocks: list[str]) -> dict[str, Any
             disagreement.add(row)
         blocks.append(_block(f"tokens-{number}-{block}", token_block(rows)))
         blocks.append(_block(f"texts-{number}-{block}", text_block(rows)))
+    questions = evaluated_questions(run.evaluation_files)
+    if questions:
+        blocks.append(_block(f"evaluation-{number}", encode_block({"questions": questions}, {})))
     columns = {name: [entry[name] for entry in index] for name in index[0]} if index else {}
     blocks.append(_block(f"index-{number}", encode_block(columns, {})))
     return {
         "samples": len(index),
+        "evaluated": len(questions),
         "recorded": sum(samples.count_rows_and_tokens(path)[0] for path in run.sample_files),
         "block_samples": BLOCK_SAMPLES,
         "top_tokens": disagreement.top_tokens(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class RunFiles:
     evaluations: list[dict[str, Any]]
     summary: dict[str, Any]  # empty until the run is done
     sample_files: list[Path]
+    evaluation_files: list[Path] = field(default_factory=list)
 
 
 def read_run(path: Path) -> RunFiles:
@@ -51,6 +52,7 @@ def read_run(path: Path) -> RunFiles:
         evaluations=[evaluations[key] for key in sorted(evaluations, key=lambda key: key[0])],
         summary=_read_summary(summary) if summary.is_file() else {},
         sample_files=samples.files(folder.samples),
+        evaluation_files=samples.files(folder.evaluations),
     )
 
 

@@ -142,6 +142,10 @@ class RunFolder:
         return self.path / "samples"
 
     @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations"
+
+    @property
     def replay(self) -> Path:
         return self.path / "replay"
 

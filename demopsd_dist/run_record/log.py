@@ -175,6 +175,7 @@ class RunLog:
             else:
                 self._add_step(record.pop("step"), record)
         samples.remove_after(self.folder.samples, step)
+        samples.remove_evaluations_after(self.folder.evaluations, step)
         replay_batch.remove_except(
             self.folder.replay, [other for other in replay_batch.recorded_steps(self.folder.replay) if other <= step]
         )

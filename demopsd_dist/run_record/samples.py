@@ -18,8 +18,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from demopsd_dist.config import Config
+from demopsd_dist.data.accuracy import AnswerGroup
 from demopsd_dist.data.examples import RewardedGroup
-from demopsd_dist.data.records import RewardResult, Rollout, ScoredExample, TokenRecord, Tokens, TrainingExample
+from demopsd_dist.data.records import (
+    Question,
+    RewardResult,
+    Rollout,
+    ScoredExample,
+    TokenRecord,
+    Tokens,
+    TrainingExample,
+)
 from demopsd_dist.models.token_texts import TokenTexts
 from demopsd_dist.run_record.folder import writing
 from demopsd_dist.util.errors import DataError
@@ -46,6 +55,13 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "learned": ("bool", "true if the response is a training example of the step"),
     "advantage": ("float", "reward relative to the group's mean; null if not learned"),
     "worker": ("int32", "rollout worker that sampled it"),
+    "group_samples": ("list<int32>", "numbers of all responses to the question in this step, this one included"),
+    "group_rewards": ("list<float>", "their rewards, in the same order"),
+    "group_texts": ("list<string>", "their texts, without special tokens"),
+    "shown_samples": (
+        "list<int32>",
+        "numbers of the responses whose text stands in privileged_view; several if their texts are the same",
+    ),
     "token_ids": ("list<int32>", "first samples.tokens token ids of the response; all lists here have their length"),
     "token_texts": ("list<string>", "text of each token; a character of several tokens is at its first token"),
     "versions": ("list<int32>", "version of the weights that sampled each token"),
@@ -65,6 +81,18 @@ COLUMNS: dict[str, tuple[str, str]] = {
     ),
 }
 """Type and meaning of each column."""
+EVALUATION_COLUMNS: dict[str, tuple[str, str]] = {
+    "step": ("int32", "step after which the evaluation was made; 0 is before the first"),
+    "prompt_id": ("string", "id of the question"),
+    "field": ("string", "field of the question"),
+    "question": ("string", "text of the question"),
+    "expected": ("string", "the right answer"),
+    "texts": ("list<string>", "the responses, one after the other"),
+    "answers": ("list<string>", "the answer that the reward reads in each; null for none"),
+    "rewards": ("list<float>", "their rewards, 0 to 1; 0 where the reward failed"),
+}
+"""Type and meaning of each column of `evaluations/step-000040-test.parquet`, one row a question."""
+_BEGINNING = 400  # characters by which a solution is found in the teacher's prompt
 _DISTRIBUTIONS = {"alpha": "demopsd/alpha", "disagreement": "demopsd/disagreement_nats"}
 
 
@@ -90,15 +118,17 @@ def sample_rows(
     texts = TokenTexts(tokenizer)
     examples = {item.id: item.example for item in scored}
     rollouts = {
-        rollout.id: (rollout, result)
+        rollout.id: (rollout, result, group)
         for group in groups
         for rollout, result in zip(group.rollouts, group.results, strict=True)
     }
-    return [
-        _response_columns(step, *rollouts[name], examples.get(name), texts)
-        | _token_columns(cfg, rollouts[name][0], tables.get(name), texts)
-        for name in ids
-    ]
+    rows = []
+    for name in ids:
+        rollout, result, group = rollouts[name]
+        row = _response_columns(step, rollout, result, examples.get(name), texts)
+        row |= _group_columns(group, rollout, row["privileged_view"], row["solution_source"])
+        rows.append(row | _token_columns(cfg, rollout, tables.get(name), texts))
+    return rows
 
 
 def _response_columns(
@@ -125,6 +155,20 @@ def _response_columns(
         "worker": rollout.worker,
     }
     return {name: _encodable(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def _group_columns(group: RewardedGroup, own: Rollout, view: str | None, source: str | None) -> Row:
+    """All responses to the question, and those that the teacher saw: a solution may be cut, so by their beginnings."""
+    shown = []
+    if view is not None and "sibling" in (source or ""):
+        beginnings = {i: group.solution(i)[:_BEGINNING] for i in group.successes if group.rollouts[i] is not own}
+        shown = [group.rollouts[i].sample for i, text in beginnings.items() if text.strip() and text in view]
+    return {
+        "group_samples": [rollout.sample for rollout in group.rollouts],
+        "group_rewards": group.rewards,
+        "group_texts": [_encodable(rollout.text) for rollout in group.rollouts],
+        "shown_samples": shown,
+    }
 
 
 def _encodable(text: str) -> str:
@@ -164,25 +208,55 @@ def file_path(folder: Path, step: int) -> Path:
 
 def write(folder: Path, step: int, rows: Sequence[Row]) -> Path:
     """Write the file of a step into `folder`, which is created if missing."""
-    path = file_path(folder, step)
+    return _write_rows(file_path(folder, step), rows, COLUMNS)
+
+
+def evaluation_row(step: int, question: Question, texts: Sequence[str], group: AnswerGroup) -> Row:
+    """Row of a question in an evaluation, with the responses to it."""
+    row: Row = {
+        "step": step,
+        "prompt_id": question.id,
+        "field": question.field,
+        "question": question.text,
+        "expected": question.answer,
+        "texts": [_encodable(text) for text in texts],
+        "answers": [None if answer is None else _encodable(answer) for answer in group.answers],
+        "rewards": list(group.rewards),
+    }
+    return {name: _encodable(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def write_evaluation(folder: Path, step: int, split: str, rows: Sequence[Row]) -> Path:
+    """Write the responses of an evaluation of one split into `folder`, which is created if missing."""
+    return _write_rows(folder / f"step-{step:06d}-{split}.parquet", rows, EVALUATION_COLUMNS)
+
+
+def remove_evaluations_after(folder: Path, step: int) -> None:
+    """Remove the files of evaluations after later steps, for a run that goes back to this one."""
+    for path in files(folder):
+        if int(path.stem.split("-")[1]) > step:
+            path.unlink()
+
+
+def _write_rows(path: Path, rows: Sequence[Row], columns: Mapping[str, tuple[str, str]]) -> Path:
     unfinished = path.with_suffix(".unfinished")
-    columns = {name: [row.get(name) for row in rows] for name in COLUMNS}
+    values = {name: [row.get(name) for row in rows] for name in columns}
     with writing(path):
-        folder.mkdir(exist_ok=True)
-        pq.write_table(pa.table(columns, schema=schema()), unfinished, compression="zstd")
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table(values, schema=schema(columns)), unfinished, compression="zstd")
         os.replace(unfinished, path)
     return path
 
 
-def schema() -> pa.Schema:
-    """The Parquet schema of `COLUMNS`."""
+def schema(columns: Mapping[str, tuple[str, str]] = COLUMNS) -> pa.Schema:
+    """The Parquet schema of these columns."""
 
     def arrow_type(kind: str) -> pa.DataType:
         if kind.startswith("list<"):
             return pa.list_(arrow_type(kind[len("list<") : -1]))
         return {"int32": pa.int32(), "string": pa.string(), "bool": pa.bool_(), "float": pa.float32()}[kind]
 
-    return pa.schema([(name, arrow_type(kind)) for name, (kind, _) in COLUMNS.items()])
+    return pa.schema([(name, arrow_type(kind)) for name, (kind, _) in columns.items()])
 
 
 def files(folder: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -47,12 +47,18 @@ class Evaluation:
 
 
 async def evaluate(
-    rollouts: Rollouts, prompts: Sequence[Prompt], sampling: Sampling, reward: Reward, prefix: str = ""
+    rollouts: Rollouts,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    reward: Reward,
+    prefix: str = "",
+    keep: Callable[[Prompt, Sequence[str], AnswerGroup], None] | None = None,
 ) -> Evaluation:
     """Sample `sampling.samples` responses for each prompt and reward them.
 
     Args:
         prefix: text at the end of each prompt that counts as the beginning of the response.
+        keep: called for each prompt with the texts of its responses, and their answers and rewards.
     """
     groups = await rollouts.sample(prompts, sampling)
     texts = [[prefix + rollout.full_text for rollout in group] for group in groups]
@@ -68,6 +74,9 @@ async def evaluate(
         )
         for prompt, group, group_texts in zip(prompts, results, texts, strict=True)
     ]
+    if keep is not None:
+        for prompt, group_texts, answer_group in zip(prompts, texts, answers, strict=True):
+            keep(prompt, group_texts, answer_group)
     responses = [rollout for group in groups for rollout in group]
     tokens = sum(len(rollout.tokens_T) for rollout in responses)
     return Evaluation(

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from demopsd_dist.config import Config
+from demopsd_dist.data.accuracy import AnswerGroup
 from demopsd_dist.data.leakage_signs import ANSWER_OPEN, early_answer_prompts
 from demopsd_dist.data.records import Prompt
+from demopsd_dist.run_record import samples
 from demopsd_dist.training.evaluate import evaluate
 from demopsd_dist.training.roles import Sampling
 from demopsd_dist.training.run import Run, RunState, Task
@@ -34,10 +36,21 @@ async def evaluate_splits(run: Run, state: RunState) -> None:
 
 async def _evaluate_splits(run: Run, state: RunState) -> None:
     for split in evaluation_splits(run.cfg, run.task):
+        rows: list[samples.Row] = []
+        limit = 0 if split.response_prefix else run.cfg.samples.evaluation_questions
+
+        def keep(
+            prompt: Prompt, texts: Sequence[str], group: AnswerGroup, rows: list = rows, limit: int = limit
+        ) -> None:
+            if len(rows) < limit:
+                rows.append(samples.evaluation_row(state.step, prompt.question, texts, group))
+
         with run.log.timed("evaluate"):
             result = await evaluate(
-                run.roles.rollouts, split.prompts, split.sampling, run.task.reward, split.response_prefix
+                run.roles.rollouts, split.prompts, split.sampling, run.task.reward, split.response_prefix, keep
             )
+        if rows:
+            samples.write_evaluation(run.log.folder.evaluations, state.step, split.name, rows)
         run.log.write_evaluation(state.step, split.name, result)
 
 

@@ -47,15 +47,15 @@ class Tab:
                 return message["result"]
             self._record(message)
 
-    def open(self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> float:
-        """Load a file; the seconds until the page is drawn and shows a sample."""
+    def open(self, page: Path | str, *, width: int = 1280, height: int = 900, dark: bool = False) -> float:
+        """Load a file or an address; the seconds until the page is drawn and shows a sample."""
         self.problems.clear()
         self.requests.clear()
         self.size(width, height)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
         started = time.monotonic()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         self.wait("document.documentElement?.dataset.ready && document.querySelector('.token, #samples > .note')")
         return time.monotonic() - started
 

@@ -46,8 +46,24 @@ def a_run(folder: Path, *, steps: int, responses: int, texts: Sequence[str] = ()
             by_field = dict.fromkeys(FIELDS, 0.3 + 0.4 * step / steps)
             accuracy = {"average": 0.3 + 0.4 * step / steps, "low": 0.28, "high": 0.74, "by_field": by_field}
             lines.append({"step": step, "evaluation": split, "mean": accuracy, "entropy_nats": 0.1, "samples": 8})
+            samples.write_evaluation(run.evaluations, step, split, _evaluated(step, texts))
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return run.path
+
+
+def _evaluated(step: int, texts: Sequence[str]) -> list[samples.Row]:
+    """Six questions with four responses; after the training the first half is right more often, the last less."""
+    rows = []
+    for i in range(6):
+        right = {True: [1, 0, 2], False: [3, 0, 1]}[step == 0][i % 3]
+        rewards = [float(sample < right) for sample in range(4)]
+        responses = [
+            texts[sample % len(texts)][:500] if texts else f"{72 - (not r)}" for sample, r in enumerate(rewards)
+        ]
+        question = texts[0][:500] if texts else f"What is the mass of {i} mol?"
+        row = {"step": step, "prompt_id": f"test/{i}", "field": FIELDS[i % 4], "question": question, "expected": "72"}
+        rows.append(row | {"texts": responses, "answers": responses, "rewards": rewards})
+    return rows
 
 
 def _metrics(step: int) -> dict[str, float]:
@@ -88,6 +104,10 @@ def _row(step: int, i: int, rng: np.random.Generator, choose: random.Random, tex
         "learned": True,
         "advantage": 0.5,
         "worker": i % 2,
+        "group_samples": list(range(8)),
+        "group_rewards": [float(sample % 3 == 0) for sample in range(8)],
+        "group_texts": [text_or(f"response {sample} to {i}") for sample in range(8)],
+        "shown_samples": [3],
         "token_ids": list(range(length)),
         "token_texts": pieces,
         "versions": [step - 1] * length,

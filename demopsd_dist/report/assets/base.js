@@ -94,6 +94,42 @@ function block(id) {
   return opened.get(id);
 }
 
+// Meanings of the page's terms, symbols and units, shown where the pointer or the focus rests on one.
+const MEANINGS = {
+  alpha: "Weight of the reference in the barycenter at this token: 0 follows the teacher, 1 would keep the reference. It grows with the disagreement.",
+  disagreement: "Jensen-Shannon divergence of reference and teacher at this token, in nats: 0 where the solution changes nothing, at most ln 2 = 0.693.",
+  entropy: "Entropy of the student’s next-token distribution, in nats: 0 where one token is certain.",
+  loss: "Loss of this token, in nats: here the KL divergence of the student to the distribution that it learns towards.",
+  "sampled with": "Probability that the rollout engine gave the sampled token.",
+  weights: "Version of the weights that sampled the token: the number of updates before it.",
+  student: "The model that is trained, with the question alone in its prompt.",
+  reference: "Moving average of the student’s weights, with the student’s prompt.",
+  teacher: "Moving average of the student’s weights, with a right solution in its prompt.",
+  barycenter: "Distribution that the student learns towards: teacher^(1−α) · reference^α, normalised.",
+  target: "Distribution that the student learns towards.",
+  Accuracy: "Mean over the fields of the share of right responses to test questions, several responses to each (mean@k).",
+  "Out of distribution": "The same on questions of another kind than those of the training.",
+  Entropy: "Undecidedness of the student about the next token, in nats; 0 where one token is certain.",
+  Disagreement: "Jensen-Shannon divergence of reference and teacher, in nats: the effect of the solution on the prediction.",
+  Alpha: "Weight of the reference in the barycenter; it grows with the disagreement.",
+  "Leakage ratio": "How much of the teacher’s distance from the reference the student’s aim keeps: 100 % keeps all that the solution adds.",
+  Speed: "Responses sampled, scored and trained on in a second.",
+  "Step time": "Seconds from one update of the weights to the next.",
+  d: "d: mean disagreement, in nats.",
+  "α": "α: mean alpha, the weight of the reference.",
+  nats: "Unit of entropies and divergences with natural logarithms: 1 nat is 1.44 bits.",
+  step: "Updates of the weights so far.",
+};
+
+// A term with its meaning.
+function term(name, text = name) {
+  const meaning = MEANINGS[name];
+  return meaning ? el("span", { class: "term", tabindex: 0, title: meaning, "aria-description": meaning }, text) : el("span", {}, text);
+}
+
+// Meaning of a chart's unit, such as `nats a token`.
+const meaningOfUnit = (unit) => Object.entries(MEANINGS).find(([name]) => unit.split(/\W+/).includes(name))?.[1] ?? null;
+
 function table(head, rows, attributes = {}) {
   return el(
     "table",

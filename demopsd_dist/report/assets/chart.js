@@ -7,6 +7,7 @@ const MARGIN = { left: 48, right: 12, top: 22, bottom: 38 };
 function lineChart({ title, about, series, unit, show = short, zero = false, log = false }) {
   const drawable = series.filter((one) => one.points.length);
   if (!drawable.length) return null;
+  let zoom = null; // first and last step shown; null for all
   const plot = el("div", { class: "plot" });
   const tip = el("div", { class: "tip", role: "status", hidden: true });
   const numbers = el("details", { class: "numbers" }, el("summary", {}, "Numbers"));
@@ -20,16 +21,26 @@ function lineChart({ title, about, series, unit, show = short, zero = false, log
     drawable.length > 1 ? legend(drawable) : null,
     plot,
     tip,
+    chartTools(title, drawable, () => plot.querySelector("svg"), () => zoomTo(null)),
     numbers,
   );
   let drawn = 0;
+  REDRAWS.push(() => drawn && draw(drawn));
+  function zoomTo(range) {
+    zoom = range && shownPart(drawable, range).some((one) => one.points.length > 1) ? range : null;
+    card.classList.toggle("zoomed", zoom !== null);
+    tip.hidden = true;
+    draw(drawn);
+  }
   new ResizeObserver(([entry]) => {
     const width = Math.round(entry.contentRect.width);
     if (width > 80 && width !== drawn) draw((drawn = width));
   }).observe(plot);
 
   function draw(width) {
-    const frame = scales(drawable, width, zero, log);
+    const part = zoom ? shownPart(drawable, zoom) : drawable;
+    const lines = part.map((one) => ({ ...one, smooth: smoothed(one.points, state.smoothing) }));
+    const frame = scales(part, width, zero, log);
     const picture = svg("svg", {
       width,
       height: CHART_HEIGHT,
@@ -39,8 +50,9 @@ function lineChart({ title, about, series, unit, show = short, zero = false, log
       "aria-label": `${title}: ${drawable.map((one) => `${one.name} ${show(one.points.at(-1)[1])}`).join(", ")} at the end`,
     });
     axes(picture, frame, unit, show);
-    for (const one of drawable) drawSeries(picture, one, frame);
-    addCursor(picture, tip, drawable, frame, show);
+    for (const one of lines) drawSeries(picture, one, frame);
+    addCursor(picture, tip, part, frame, show);
+    addZoom(picture, part, frame, zoomTo);
     plot.replaceChildren(picture);
   }
   return card;
@@ -120,8 +132,8 @@ function axes(picture, frame, unit, show) {
     picture.append(svg("text", { class: "tick", x: frame.x(tick), y: CHART_HEIGHT - 20, "text-anchor": "middle" }, String(tick)));
   }
   picture.append(
-    svg("text", { class: "tick", x: 0, y: 11 }, unit),
-    svg("text", { class: "tick", x: (MARGIN.left + frame.right) / 2, y: CHART_HEIGHT - 3, "text-anchor": "middle" }, "step"),
+    svg("text", { class: "tick", x: 0, y: 11 }, unit, meaningOfUnit(unit) ? svg("title", {}, meaningOfUnit(unit)) : null),
+    svg("text", { class: "tick", x: (MARGIN.left + frame.right) / 2, y: CHART_HEIGHT - 3, "text-anchor": "middle" }, "step", svg("title", {}, MEANINGS.step)),
   );
 }
 
@@ -133,7 +145,13 @@ function drawSeries(picture, one, frame) {
     band.style.fill = one.colour;
     picture.append(band);
   }
-  picture.append(stroke(svg("path", { d: `M${one.points.map(([x, y]) => `${frame.x(x)} ${frame.y(y)}`).join("L")}` }), one));
+  const path = (points) => stroke(svg("path", { d: `M${points.map(([x, y]) => `${frame.x(x)} ${frame.y(y)}`).join("L")}` }), one);
+  const raw = path(one.points);
+  picture.append(raw);
+  if (one.smooth) {
+    raw.style.opacity = 0.25;
+    picture.append(path(one.smooth));
+  }
   if (one.dots || one.points.length < 12) {
     for (const [x, y] of one.points) {
       const dot = svg("circle", { class: "dot", cx: frame.x(x), cy: frame.y(y), r: 3 });
@@ -154,6 +172,7 @@ function addCursor(picture, tip, series, frame, show) {
   function moveTo(index) {
     at = clamp(index, 0, xs.length - 1);
     const x = xs[at];
+    picture.cursorStep = x;
     line.setAttribute("d", `M${frame.x(x)} ${MARGIN.top}V${frame.bottom}`);
     const rows = series.flatMap((one, i) => {
       if (!values[i].has(x)) return [];

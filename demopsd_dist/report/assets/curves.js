@@ -31,6 +31,7 @@ const CURVES = [
       { title: "Solutions shown", about: "Sources of the solution in the teacher’s prompt; the rest are correct siblings.", unit: "fraction, %", metrics: { "privileged/dataset_fraction": "data set’s own", "privileged/sibling_and_dataset_fraction": "sibling and own", "privileged/feedback_fraction": "feedback alone" }, show: (value) => percent(value, 0) },
       { title: "Response length", about: "Mean tokens of a response.", unit: "tokens", metrics: { "rollout/response_tokens_mean": "tokens" } },
       { title: "Engine/learner mismatch", about: "Largest difference in the log-probability of a sampled token; logarithmic scale.", unit: "nats", metrics: { "mismatch/logp_diff_max": "difference" }, log: true },
+      { title: "Utilisation", about: "Operations of a stage’s matrix products over its seconds and the measured peak of its workers.", unit: "share of the peak, %", metrics: { "perf/sample_utilisation": "sample", "perf/score_utilisation": "score", "perf/learn_utilisation": "learn", "perf/support_utilisation": "support" }, zero: true, show: (value) => percent(value, 0) },
       { title: "Staleness", about: "Age of rollouts in weight versions.", unit: "steps", metrics: { "policy/age_steps_max": "oldest", "policy/age_steps_mean": "mean" }, zero: true },
     ],
   },
@@ -39,6 +40,7 @@ const CURVES = [
 const DASHES = [null, "5 3", "2 3", "8 3 2 3"];
 
 function showCurves(container) {
+  container.append(smoothingControl());
   for (const { head, charts } of CURVES) {
     const cards = charts.map(chartOf).filter(Boolean);
     if (cards.length) container.append(el("h3", { class: "group" }, head), el("div", { class: "grid" }, ...cards));

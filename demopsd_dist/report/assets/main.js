@@ -40,14 +40,19 @@ function showNavigation() {
 showTheme();
 showAbout();
 showDifferences();
+const answersShown = showAnswers();
 showTiles();
 showNavigation();
-showSamples();
+const samplesShown = showSamples();
 showTopTokens();
-requestAnimationFrame(() => {
+requestAnimationFrame(async () => {
   showCurves(byId("charts"));
   showTime();
   showExplorer();
   showSettings();
+  if (DATA.live) {
+    await Promise.all([samplesShown, answersShown]);
+    showLive();
+  }
   document.documentElement.dataset.ready = "true";
 });

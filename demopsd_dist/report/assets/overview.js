@@ -19,7 +19,8 @@ function showDifferences() {
   if (!MANY) return;
   byId("differ").hidden = false;
   const rows = DATA.differences.map(({ key, values }) => [key, ...values]);
-  byId("differ-table").append(table(["setting", ...RUNS.map((run) => run.name)], rows, { class: "settings" }));
+  const head = ["setting", ...RUNS.map((run) => run.name)];
+  byId("differ-table").append(table(head, rows, { class: "settings" }), csvTool("Settings that differ", head, () => rows));
 }
 
 function evaluationsOf(run, split) {
@@ -55,12 +56,12 @@ function changeTile(values, note) {
 function showTiles() {
   const tiles = TILES.map(([label, tileOf]) => [label, RUNS.map(tileOf)]).filter(([, values]) => values.some((one) => !one.value.startsWith("–")));
   if (MANY) {
-    const rows = tiles.map(([label, values]) => [label, ...values.map((one) => el("span", {}, el("b", {}, one.value), el("small", {}, one.note)))]);
+    const rows = tiles.map(([label, values]) => [term(label), ...values.map((one) => el("span", {}, el("b", {}, one.value), el("small", {}, one.note)))]);
     byId("tiles").append(el("div", { class: "scroll" }, table(["", ...RUNS.map((run) => run.name)], rows, { class: "compare" })));
     return;
   }
   byId("tiles").append(
-    el("dl", { class: "tiles" }, ...tiles.map(([label, [one]]) => el("div", { class: "card tile" }, el("dt", {}, label), el("dd", {}, one.value, el("small", {}, one.note))))),
+    el("dl", { class: "tiles" }, ...tiles.map(([label, [one]]) => el("div", { class: "card tile" }, el("dt", {}, term(label)), el("dd", {}, one.value, el("small", {}, one.note))))),
   );
 }
 
@@ -214,10 +215,11 @@ function showSettings() {
     box.replaceChildren(table(["setting", ...RUNS.map((run) => run.name)], matching.map((key) => [key, ...RUNS.map((run) => run.config[key] ?? "–")]), { class: "settings" }));
   }
   list();
+  const tool = csvTool("Settings", ["setting", ...RUNS.map((run) => run.name)], () => keys.map((key) => [key, ...RUNS.map((run) => run.config[key] ?? "")]));
   const facts = RUNS.flatMap((run) => {
     const versions = Object.entries(run.summary.versions ?? {}).map(([name, version]) => `${name} ${version}`);
     const provenance = [run.summary.commit ? `commit ${run.summary.commit}` : null, isNumber(run.summary.seed) ? `seed ${run.summary.seed}` : null, ...versions].filter(Boolean);
     return provenance.length ? [el("p", { class: "lead" }, (MANY ? `${run.name}: ` : "") + provenance.join(" · "))] : [];
   });
-  byId("settings-table").append(...facts, el("label", { class: "field", for: "setting" }, "Find ", search), box);
+  byId("settings-table").append(...facts, el("label", { class: "field", for: "setting" }, "Find ", search), box, tool);
 }

@@ -1,7 +1,7 @@
 // List of samples with search, filters and order. Only the visible rows are elements.
 
 const ROW_HEIGHT = 66;
-const state = { measure: "alpha", chosen: null };
+const state = { measure: "alpha", chosen: null, smoothing: 0, view: "tokens" };
 const SORTS = [
   ["peak", "most disagreement at a token"],
   ["disagreement", "most disagreement, mean"],
@@ -143,7 +143,14 @@ function sampleList(entries) {
     if (state.chosen !== entry) return;
     const index = entry.index % size;
     const texts = Object.fromEntries(Object.entries(textColumns).filter(([name]) => name !== "arrays").map(([name, column]) => [name, column[index]]));
-    detail.replaceChildren(...tokenView(RUNS[entry.run], entry, sampleOf(tokens, index), texts));
+    const same = (sample) => entries.find((one) => one.run === entry.run && one.step === entry.step && one.prompt === entry.prompt && one.sample === sample);
+    const show = () => {
+      const tabs = texts.group ? [viewTabs(texts.group.length, show)] : [];
+      const grouped = state.view === "group" && texts.group;
+      const content = grouped ? [sampleHead(RUNS[entry.run], entry, texts), groupView(entry, texts.group, same, choose)] : tokenView(RUNS[entry.run], entry, sampleOf(tokens, index), texts);
+      detail.replaceChildren(...tabs, ...content);
+    };
+    show();
   }
 
   rows.addEventListener("scroll", () => requestAnimationFrame(draw), { passive: true });
@@ -159,6 +166,10 @@ function sampleList(entries) {
     choose(matching[next]);
   });
   new ResizeObserver(draw).observe(rows);
+  state.open = (wanted) => {
+    const entry = entries.find(wanted);
+    if (entry) choose(entry);
+  };
   state.search = (words) => {
     search.value = words;
     searchSoon();
@@ -189,7 +200,7 @@ function showTopTokens() {
         {},
         el("code", { class: "chip" }, ...visible(one.text)),
         el("span", { class: "bar", "--part": one.share / largestShare, "--run": "var(--heat-disagreement)" }, el("i", {})),
-        el("span", { class: "bar-value" }, `${percent(one.share, 1)} · d ${short(one.disagreement)} · α ${short(one.alpha)} · ${one.count.toLocaleString("en")}×`),
+        el("span", { class: "bar-value" }, `${percent(one.share, 1)} · `, term("d"), ` ${short(one.disagreement)} · `, term("α"), ` ${short(one.alpha)} · ${one.count.toLocaleString("en")}×`),
       ),
     );
     const suffix = MANY ? `: ${run.name}` : "";
@@ -198,6 +209,7 @@ function showTopTokens() {
       { class: "card" },
       el("figcaption", {}, el("h3", {}, `Tokens with the most disagreement${suffix}`), el("p", {}, "Share of the disagreement in all recorded samples; mean disagreement d in nats, mean alpha α, and number of occurrences.")),
       el("ul", { class: "bars top-tokens" }, ...rows),
+      csvTool(`Tokens with the most disagreement${suffix}`, ["token", "share", "disagreement", "alpha", "count"], () => run.top_tokens.map((one) => [one.text, one.share, one.disagreement, one.alpha, one.count])),
     );
   });
   byId("top-tokens").append(...cards);

@@ -172,7 +172,7 @@ function tokenPanel(run, sample, i) {
       "div",
       { class: "panel-head" },
       el("h4", {}, "Token ", el("code", { class: "chip" }, ...visible(sample.text(i))), el("small", {}, ` ${i + 1} of ${sample.length}`)),
-      el("dl", { class: "token-facts" }, ...facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, short(value)))), el("div", {}, el("dt", {}, "sampled with"), el("dd", {}, `${chance(sampled)} %`)), el("div", {}, el("dt", {}, "weights"), el("dd", {}, String(sample.version(i))))),
+      el("dl", { class: "token-facts" }, ...facts.map(([name, value]) => el("div", {}, el("dt", {}, term(name)), el("dd", {}, short(value)))), el("div", {}, el("dt", {}, term("sampled with")), el("dd", {}, `${chance(sampled)} %`)), el("div", {}, el("dt", {}, term("weights")), el("dd", {}, String(sample.version(i))))),
     ),
     rows.length ? el("p", { class: "story" }, summaryOf(sample, rows, i)) : el("p", { class: "story" }, "Not learned from: neither the teacher nor the reference scored this response."),
     rows.length ? candidateTable(run, sample, rows) : null,
@@ -186,7 +186,7 @@ function candidateTable(run, sample, rows) {
     "table",
     { class: "candidates" },
     el("caption", {}, "Probability of the next token, %"),
-    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "token"), ...sample.views.map((name) => el("th", { scope: "col" }, nameOf(name, run))))),
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "token"), ...sample.views.map((name) => el("th", { scope: "col" }, term(nameOf(name, run)))))),
     el(
       "tbody",
       {},

@@ -85,6 +85,12 @@ def test_the_samples_page_has_every_column() -> None:
     assert {name: (kind, meaning) for name, kind, meaning in shown} == samples.COLUMNS
 
 
+def test_the_evaluation_page_has_every_column() -> None:
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| `(\w+)` \| (int32|string|list<\w+>) \| (.+) \|$", text, flags=re.MULTILINE)
+    assert {name: (kind, meaning) for name, kind, meaning in shown} == samples.EVALUATION_COLUMNS
+
+
 def test_the_examples_of_the_samples_page_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

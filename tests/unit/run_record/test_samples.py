@@ -75,6 +75,24 @@ def step_rows(cfg: Config) -> list[samples.Row]:
     return samples.sample_rows(cfg, 5, ["q#1", "q#0"], [group], [scored], {"q#1": table}, TOKENIZER)
 
 
+def test_the_sibling_that_the_teacher_saw_is_found_by_its_text() -> None:
+    """Whole or cut, not by a text of the data set, and never the response itself; equal texts together."""
+    question = prompt("q", answer="7")
+    texts = ["first: 7", "second, longer: 7", "wrong: 8", "first: 7"]
+    rollouts = [rollout(question, sample, text, length=3) for sample, text in enumerate(texts)]
+    group = RewardedGroup(rollouts, [RewardResult(float("7" in text)) for text in texts])
+
+    def shown(own: int, view: str | None, source: str | None) -> list[int]:
+        return samples._group_columns(group, rollouts[own], view, source)["shown_samples"]
+
+    assert shown(2, "see second, longer: 7 and solve", "sibling") == [1]
+    assert shown(2, "see first: 7 and solve", "sibling_and_dataset") == [0, 3]
+    assert shown(0, "see first: 7 and solve", "sibling") == [3]
+    assert shown(2, "see wrong: 8", "sibling") == []
+    assert shown(2, "see first: 7", "dataset") == []
+    assert shown(2, None, None) == []
+
+
 def test_a_file_is_read_back_as_written(tmp_path: Path) -> None:
     rows = step_rows(config("samples.tokens=3"))
     path = samples.write(tmp_path / "samples", 5, rows)
@@ -83,6 +101,10 @@ def test_a_file_is_read_back_as_written(tmp_path: Path) -> None:
     wrong, right = samples.read(path)
     assert (wrong["prompt_id"], wrong["sample"], wrong["reward"], wrong["feedback"]) == ("q", 1, 0.0, "no unit")
     assert wrong["privileged_view"] == "see 7"
+    for row in (wrong, right):
+        assert (row["group_samples"], row["group_rewards"]) == ([0, 1], [1.0, 0.0])
+        assert row["group_texts"] == ["<answer>7</answer>", "<answer>8</answer>"]
+        assert row["shown_samples"] == []
     assert (wrong["solution_source"], right["solution_source"]) == ("dataset", None)
     assert wrong["learned"]
     assert wrong["token_ids"] == [20, 21, 22]

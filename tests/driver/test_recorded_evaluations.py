@@ -1,0 +1,34 @@
+"""Recorded responses of evaluations, by the driver with stand-ins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from demopsd_dist.run_record import samples
+from demopsd_dist.run_record.folder import RunFolder
+from demopsd_dist.training.run import Task
+from tests.driver.test_loop import DriverRun
+from tests.driver.test_loop import task as task  # a fixture
+
+
+def test_responses_of_evaluations_are_recorded(tmp_path: Path, task: Task) -> None:
+    """The first questions of test and ood at every evaluation; not those that begin with an answer; none with 0."""
+    words = ("steps=2", "samples.evaluation_questions=3", "evaluation.early_answer_samples=2")
+    run = DriverRun(tmp_path / "three", task, *words)
+    folder = RunFolder(tmp_path / "three" / "demo").evaluations
+    names = [f"step-{step:06d}-{split}" for step in (0, 2) for split in ("ood", "test")]
+    assert [path.stem for path in samples.files(folder)] == names
+    rows = samples.read(folder / "step-000002-test.parquet")
+    assert [row["prompt_id"] for row in rows] == [prompt.question.id for prompt in task.test[:3]]
+    for row in rows:
+        assert row["step"] == 2
+        assert len(row["texts"]) == len(row["answers"]) == len(row["rewards"]) == 8
+        assert {
+            answer == row["expected"] for answer, reward in zip(row["answers"], row["rewards"], strict=True) if reward
+        } <= {True}
+    assert sum(sum(row["rewards"]) for row in rows) > 0
+    assert run.summary["evaluation"]["test"]["questions"] == 8
+    samples.remove_evaluations_after(folder, 1)
+    assert [path.stem for path in samples.files(folder)] == names[:2]
+    DriverRun(tmp_path / "none", task, "steps=0", "samples.evaluation_questions=0")
+    assert not RunFolder(tmp_path / "none" / "demo").evaluations.exists()
