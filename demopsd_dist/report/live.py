@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,10 +24,14 @@ from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.util.errors import ConfigError, DataError
 
 HOST = "127.0.0.1"
+_PAUSES = 9
 
 
 class LivePage:
     """Report of a run folder, written again when the folder has changed.
+
+    Writing the page of a long run takes seconds, on a machine that trains: after each writing, changes wait for nine
+    times as long, so that it takes at most a tenth of one core. The end of the run does not wait.
 
     Attributes:
         token: secret that a request must bring.
@@ -37,13 +42,17 @@ class LivePage:
         self._folder = RunFolder(folder)
         self._lock = Lock()
         self._written: tuple[str, bytes] = ("", b"")
+        self._not_before = 0.0  # time from which changes are shown again
 
     def state(self) -> str:
-        """Text that changes when the run has recorded something: a step, an evaluation, samples, or its end."""
+        """Text that changes when the run has recorded something (a step, an evaluation, samples, its end), and the
+        page may be written again."""
         folder = self._folder
         size = folder.metrics.stat().st_size if folder.metrics.is_file() else 0
         done = "done" if folder.summary.is_file() else "running"
-        return f"{done}-{size}-{len(samples.files(folder.samples))}"
+        state = f"{done}-{size}-{len(samples.files(folder.samples))}"
+        ended = done == "done" and not self._written[0].startswith("done")
+        return state if ended or time.monotonic() >= self._not_before else self._written[0]
 
     def html(self) -> bytes:
         """Page of the present state; the one before it where a file is just being written.
@@ -54,8 +63,10 @@ class LivePage:
         with self._lock:
             state = self.state()
             if state != self._written[0]:
+                started = time.monotonic()
                 try:
                     self._written = state, page([read_run(self._folder.path)], live=state).encode()
+                    self._not_before = time.monotonic() + _PAUSES * (time.monotonic() - started)
                 except DataError:
                     if not self._written[0]:
                         raise

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
 
-from demopsd_dist.report.live import serve_page
+from demopsd_dist.report.live import LivePage, serve_page
 from demopsd_dist.util.errors import ConfigError
 from launch.watch import main
 from tests.browser.recorded_runs import a_run
@@ -45,6 +46,33 @@ def test_only_this_machine_with_the_token_reads_the_run(tmp_path: Path) -> None:
         assert get(address.replace("/?", "/../config.yaml?"))[0] == 404
 
 
+def next_state(address: str, before: str) -> str:
+    """State after `before`; a change shows only some time after the page was written."""
+    deadline = time.monotonic() + 60
+    while (now := json.loads(get(address)[1])) == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return now
+
+
+def test_writing_the_page_takes_a_tenth_of_a_core_at_most(tmp_path: Path) -> None:
+    """The state stays for nine times as long as the page took, but for the end of the run."""
+    live = LivePage(a_run(tmp_path, steps=2, responses=30))
+    started = time.monotonic()
+    live.html()
+    took = time.monotonic() - started
+    state = live.state()
+    with (tmp_path / "demo" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "learner/loss": 0.125, "perf/step_s": 1.0}\n')
+    assert live.state() == state
+    while live.state() == state:
+        assert time.monotonic() - started < 15 * took + 5
+    assert time.monotonic() - started > 5 * took
+    live.html()
+    (tmp_path / "demo" / "summary.json").write_text('{"wall_s": 3}')
+    assert live.state().startswith("done-")
+
+
 def test_the_state_changes_with_every_record(tmp_path: Path) -> None:
     run = a_run(tmp_path, steps=2, responses=4)
     with serve_page(run) as address:
@@ -54,7 +82,7 @@ def test_the_state_changes_with_every_record(tmp_path: Path) -> None:
         assert json.dumps(states[0])[1:-1] in get(address)[1]
         with (run / "metrics.jsonl").open("a") as file:
             file.write('{"step": 3, "learner/loss": 0.125, "perf/step_s": 1.0}\n')
-        states.append(json.loads(get(state)[1]))
+        states.append(next_state(state, states[0]))
         assert "0.125" in get(address)[1]
         (run / "summary.json").write_text("{damaged")
         assert "0.125" in get(address)[1], "the last page stays while a file is being written"
