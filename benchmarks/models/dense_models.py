@@ -32,7 +32,7 @@ DENSE = (
             },
         },
     ),
-    Architecture("gemma", "GemmaConfig", {**HEADS}, ("rollout.temperature=8",)),
+    Architecture("gemma", "GemmaConfig", {**HEADS, "initializer_range": 0.06}, WARM),
     Architecture(
         "gemma2",
         "Gemma2Config",

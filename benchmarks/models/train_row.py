@@ -120,6 +120,8 @@ def measure_row(architecture: Architecture, processes: KeptProcesses) -> Outcome
             if outcome["result"] == "refused" and TREE_REFUSAL in outcome["reason"]:
                 words = (*words, NO_TREES)
                 outcome = _train(folder, Path(scratch) / "runs", words, processes)
+        if outcome.get("reason"):
+            outcome["reason"] = outcome["reason"].replace(f"{scratch}/", "")
     seconds = round(time.monotonic() - started, 1)
     return Outcome(
         name=architecture.name, words=words, seconds=seconds, commit=os.environ.get(COMMIT) or commit(), **outcome
