@@ -88,6 +88,7 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(
     assert [step for _, step, _ in account.lives] == [0, 3]
 
 
+@pytest.mark.long  # its parts are held by tests/real/roles/test_learner_checkpoint.py and test_endings.py
 def test_interrupted_saves_and_resumes_with_fewer_learners_and_more_workers(launch: Callable[..., Launched]) -> None:
     """SIGTERM saves where the run is; another cut of the roles goes on; what would change the student is refused."""
     words = ("steps=9000", "checkpoint.every_steps=0", "evaluation.at_start=false", "data.ood=null")
