@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from demopsd_dist.run_record.audit import AuditReport, audit
 from demopsd_dist.run_record.folder import RunFolder
+from demopsd_dist.util.fitted_lines import print_fitted
 from launch._command_line import command_parser, exit_code_of, user_path
 
 
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         report = audit(RunFolder(arguments.run))
-        print(format_report(report))
+        print_fitted(format_report(report).splitlines())
         return 0 if report.sound else 1
 
     return exit_code_of(work)

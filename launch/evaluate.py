@@ -23,6 +23,7 @@ from demopsd_dist.data.sources import load_split
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.models.precision import resolve_precision
 from demopsd_dist.util.errors import DataError, EngineStartError
+from demopsd_dist.util.fitted_lines import print_fitted, terminal_width
 from launch._command_line import command_parser, count_gpus, exit_code_of, require, user_path
 from launch._processes import fenced
 from workers.cluster.placement import check_fits, rollout_bundles
@@ -57,12 +58,12 @@ def evaluate_and_print(arguments: argparse.Namespace) -> int:
     resolve_reward(config.reward, config.limits)  # imports a user's own reward, before anything starts
     folder = model_folder(config)
     config, precision = resolve_precision(config, folder)
-    print(precision)
+    print_fitted([precision])
     loaded = load_split(config.data, "test")
     if not loaded.questions:
         raise DataError(f"{arguments.data} names no data set. Name a file, a hub id or minisci.")
     if loaded.refused:
-        print(f"left out {loaded.refused.total()} of {loaded.records} records: {loaded.refusal_summary()}")
+        print_fitted([f"left out {loaded.refused.total()} of {loaded.records} records: {loaded.refusal_summary()}"])
     if config.ray_address is None:
         check_fits(config, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus(), wanted=rollout_bundles(config))
     if arguments.out is not None and not arguments.out.parent.is_dir():
@@ -75,9 +76,9 @@ def evaluate_and_print(arguments: argparse.Namespace) -> int:
         task, skipped = build_task(config, folder, {"test": loaded.questions})
         if skipped["test"]:
             print(f"left out {skipped['test']} of {len(loaded.questions)} questions: {over_long(config, 'test')}")
-        print("\n".join(own_answer_lines(task, {"test": loaded})))
+        print_fitted(own_answer_lines(task, {"test": loaded}))
         results = asyncio.run(evaluate_with_ray(config, folder, task))
-    print(format_result(results["test"]))
+    print_fitted(format_result(results["test"], terminal_width()).splitlines())
     if arguments.out is not None:
         records = {split: asdict(result) for split, result in results.items()}
         arguments.out.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
@@ -107,20 +108,29 @@ async def evaluate_with_ray(config: Config, folder: Path, task: Task) -> dict[st
         actors.stop()
 
 
-def format_result(result: Evaluation) -> str:
-    """A result as a table for the terminal: each accuracy with its interval, and by field."""
+def format_result(result: Evaluation, width: int | None = None) -> str:
+    """A result as a table for the terminal: each accuracy with its interval, and by field.
+
+    Args:
+        width: columns; fields for which there is no room follow in a table of their own. None for one table.
+    """
     k, fields = result.samples, list(result.mean.by_field)
     rows = [(f"mean@{k}", result.mean), (f"maj@{k}", result.majority)]
     rows += [(f"pass@{size}", accuracy) for size, accuracy in result.passes.items() if size > 1]
     rows += [(f"best@{k} (verl)", result.best)]
-    lines = [
-        f"{result.questions} questions, {k} responses each",
-        f"{'':<16}{'all':>8}{'95 % interval':>18}" + "".join(f"{name[:11]:>12}" for name in fields),
-    ]
+    lines = [f"{result.questions} questions, {k} responses each"]
+    room = len(fields) if width is None else max((width - 42) // 12, 0)
+    lines.append(f"{'':<16}{'all':>8}{'95 % interval':>18}" + "".join(f"{name[:11]:>12}" for name in fields[:room]))
     for label, accuracy in rows:
         interval = f"{accuracy.low:.1%} – {accuracy.high:.1%}"
-        by_field = "".join(f"{accuracy.by_field[name]:>12.1%}" for name in fields)
+        by_field = "".join(f"{accuracy.by_field[name]:>12.1%}" for name in fields[:room])
         lines.append(f"{label:<16}{accuracy.average:>8.1%}{interval:>18}{by_field}")
+    size = max(((width or 0) - 16) // 12, 1)
+    for start in range(room, len(fields), size):
+        names = fields[start : start + size]
+        lines.append(f"{'':<16}" + "".join(f"{name[:11]:>12}" for name in names))
+        for label, accuracy in rows:
+            lines.append(f"{label:<16}" + "".join(f"{accuracy.by_field[name]:>12.1%}" for name in names))
     lines += [
         f"response tokens {result.response_tokens_mean:.1f}   truncated {result.truncated_fraction:.1%}   "
         f"no answer {result.unparsed_fraction:.1%}   entropy {result.entropy_nats:.3f} nats a token",

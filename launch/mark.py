@@ -17,6 +17,7 @@ from demopsd_dist.config import Config, load
 from demopsd_dist.data.recorded_responses import MarkedResponse, mark, read_responses
 from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.util.errors import ConfigError
+from demopsd_dist.util.fitted_lines import print_fitted
 from demopsd_dist.util.printable import escape_control_chars
 from launch._command_line import command_parser, exit_code_of, user_path
 
@@ -62,9 +63,12 @@ def mark_and_print(arguments: argparse.Namespace) -> int:
         marked = mark(recorded, reward)
         reasons[marked.reason] += 1
         total += marked.score or 0.0
-        print(score_text(marked) if arguments.scores else format_marked(marked), flush=arguments.scores)
+        if arguments.scores:
+            print(score_text(marked), flush=True)
+        else:
+            print_fitted([format_marked(marked)], indent=9)
     if not arguments.scores:
-        print("\n".join(summary(config, reasons, total)))
+        print_fitted(summary(config, reasons, total))
     return 0
 
 

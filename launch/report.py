@@ -14,6 +14,7 @@ from pathlib import Path
 from demopsd_dist.report import write_report
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.util.errors import ConfigError
+from demopsd_dist.util.fitted_lines import print_fitted
 from launch._command_line import command_parser, exit_code_of, user_path
 
 
@@ -39,7 +40,7 @@ def write(folders: Sequence[Path], out: Path | None) -> int:
     if out is None:
         out = RunFolder(folders[0] if len(folders) == 1 else Path()).report
     path = write_report(folders, out)
-    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    print_fitted([f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser"])
     return 0
 
 

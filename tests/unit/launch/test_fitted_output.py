@@ -10,13 +10,16 @@ import yaml
 from rich.console import Console
 
 from demopsd_dist.config import load, settings_keys
+from demopsd_dist.data.accuracy import AccuracyEstimate
 from demopsd_dist.planning.plan_text import KNOWN_ERROR
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.log import RunLog
+from demopsd_dist.training.evaluate import Evaluation
 from demopsd_dist.util.errors import ConfigError
 from launch import __main__ as front_door
 from launch import doctor, plan, train
 from launch._settings_shown import settings_lines
+from launch.evaluate import format_result
 
 ROOT = Path(__file__).parents[3]
 DEMO = str(ROOT / "configs" / "demo.yaml")
@@ -128,3 +131,25 @@ def test_the_lines_of_a_run_fit_the_terminal(width: int, tmp_path: Path, capsys:
     assert shown[-1].split() == ["|", *["prompt"] * 50], "a prompt is shown as it is"
     assert all(len(one) <= width for one in shown[:-1])
     assert " ".join(shown[:-1]).split() == line.split()
+
+
+@pytest.mark.parametrize("width", [*WIDTHS, None])
+def test_the_table_of_an_evaluation_fits(width: int | None) -> None:
+    fields = ("biology", "chemistry", "materials", "physics", "mathematics")
+    accuracy = AccuracyEstimate(0.585, 0.54, 0.63, {name: 0.5 + i / 100 for i, name in enumerate(fields)})
+    result = Evaluation(
+        **dict.fromkeys(("mean", "majority", "best"), accuracy),
+        passes={1: accuracy, 2: accuracy},
+        **dict.fromkeys(("entropy_nats", "response_tokens_mean", "truncated_fraction", "unparsed_fraction"), 0.1),
+        reward_errors=0,
+        behaviour={},
+        questions=192,
+        samples=8,
+        example={},
+    )
+    text = format_result(result, width)
+    table = text.partition("response tokens")[0].splitlines()
+    assert width is None or all(len(line) <= width for line in table)
+    assert all(text.count(f" {name}") == 1 for name in fields)
+    assert text.count("54.0%") == 4 + 4, "a row of each accuracy for the last field, and four lower bounds"
+    assert sum(line.startswith("mean@8") for line in table) == {60: 3, 80: 2, 120: 1, 200: 1, None: 1}[width]
