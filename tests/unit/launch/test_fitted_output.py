@@ -138,9 +138,14 @@ def test_the_table_of_an_evaluation_fits(width: int | None) -> None:
     fields = ("biology", "chemistry", "materials", "physics", "mathematics")
     accuracy = AccuracyEstimate(0.585, 0.54, 0.63, {name: 0.5 + i / 100 for i, name in enumerate(fields)})
     result = Evaluation(
-        **dict.fromkeys(("mean", "majority", "best"), accuracy),
+        mean=accuracy,
+        majority=accuracy,
         passes={1: accuracy, 2: accuracy},
-        **dict.fromkeys(("entropy_nats", "response_tokens_mean", "truncated_fraction", "unparsed_fraction"), 0.1),
+        best=accuracy,
+        entropy_nats=0.1,
+        response_tokens_mean=20.0,
+        truncated_fraction=0.0,
+        unparsed_fraction=0.0,
         reward_errors=0,
         behaviour={},
         questions=192,
