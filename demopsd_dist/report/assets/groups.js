@@ -37,7 +37,8 @@ function groupView(entry, group, same, choose) {
       recorded && !own ? el("button", { type: "button", class: "tool", onclick: () => choose(recorded) }, "Open") : null,
     );
   });
-  const seen = group.some((one) => one.shown);
-  const story = `${right} of ${group.length} responses are right. ${seen ? "The teacher saw the marked one while it scored this response." : "No response of the group stands in the teacher’s prompt for this one."}`;
+  const shown = group.filter((one) => one.shown).length;
+  const saw = ["No response of the group stands in the teacher’s prompt for this one.", "The teacher saw the marked one while it scored this response."][shown] ?? "The teacher saw one of the marked ones, whose texts are the same, while it scored this response.";
+  const story = `${right} of ${group.length} responses are right. ${saw}`;
   return el("div", { class: "group-view" }, el("p", { class: "story" }, story), el("ul", { class: "siblings" }, ...cards));
 }
