@@ -39,6 +39,7 @@ class TokenRecorder:
         self._position_N = torch.zeros(0, dtype=torch.int64)  # of the recorded tokens in the current micro-batch
         self._lengths: dict[str, int] = {}  # recorded tokens by rollout id, in order
         self._atoms: dict[str, list[Tensor]] = defaultdict(list)  # buffer: (N, A) of each view, and (N, K) support ids
+        self._alphas: list[Tensor] = []  # (N,) each, of a gate that looks at whole responses
         self._columns: dict[str, list[Tensor]] = defaultdict(list)  # (N,) and (N, C)
         self._has_tail = True
 
@@ -62,6 +63,8 @@ class TokenRecorder:
                 self._atoms[name].append(logp_NA.detach()[row_N])
         if inputs.support_NK is not None:
             self._atoms["support"].append(inputs.support_NK[position_N])
+        if views.alpha_BT is not None:
+            self._alphas.append(views.alpha_BT[row_N])
         self._has_tail = views.has_tail
         if sum(values.numel() for values in self._atoms["student"]) > self._max_buffered_values:
             self._choose_candidates()
@@ -83,12 +86,16 @@ class TokenRecorder:
     def _choose_candidates(self) -> None:
         """Replace the buffered atoms by the candidates among them."""
         logp = {name: torch.cat(parts) for name, parts in self._atoms.items() if parts}
+        alpha_N = torch.cat(self._alphas) if self._alphas else None
         self._atoms.clear()
+        self._alphas.clear()
         if not logp:
             return
         support_NK = logp.pop("support", None)
         index_NC = candidate_indices(list(logp.values()), self._candidate_count, self._has_tail)
-        views = TokenViews(logp["student"], logp.get("reference"), logp.get("teacher"), has_tail=self._has_tail)
+        views = TokenViews(
+            logp["student"], logp.get("reference"), logp.get("teacher"), has_tail=self._has_tail, alpha_BT=alpha_N
+        )
         if (target_NA := target_of(self._objective, views)) is not None:
             logp["target"] = target_NA
         self._columns["candidate"].append(index_NC if support_NK is None else support_NK.gather(-1, index_NC))
