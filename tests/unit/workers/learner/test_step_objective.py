@@ -15,14 +15,14 @@ from demopsd_dist.objective import DemoPSD
 from demopsd_dist.objective.barycenter import tanh_gate
 from workers.learner.step_objective import disagreements
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 RANK = """
 import sys
 from datetime import timedelta
 import torch
 from torch import distributed
 from demopsd_dist.objective import DemoPSD
-from tests.unit.workers.test_step_objective import METHOD, examples
+from tests.unit.workers.learner.test_step_objective import METHOD, examples
 from workers.learner.step_objective import fit_to_step
 
 rank, where = int(sys.argv[1]), sys.argv[2]
