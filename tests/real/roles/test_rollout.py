@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,21 +135,17 @@ def test_requests_without_seeds_draw_from_the_engine(spares: Spares, task: Task)
     assert block_size == 64
 
 
+def receive(version: int, bucket_refs: Any, worker: Any, _: int) -> Any:
+    return worker(RolloutWorker.receive, version, bucket_refs, CANARY)
+
+
 @pytest.mark.long
 def test_a_compiled_engine_takes_published_weights(spares: Spares) -> None:
     """Compiled code must not hold the weights of its first forward."""
     config = demo("rollout.compile=true")
     renew(spares.rollout, config)
     for version, model in enumerate((load_causal_lm(MODEL_DIR, Precision.float32), moved_model())):
-        bucket_refs = posted(version, model.named_parameters())
-        (ack,) = asyncio.run(
-            spares.rollout.each(
-                lambda worker, _, version=version, refs=bucket_refs: worker(
-                    RolloutWorker.receive, version, refs, CANARY
-                ),
-                within_s=120,
-                what="an ack",
-            )
-        )
+        call = partial(receive, version, posted(version, model.named_parameters()))
+        (ack,) = asyncio.run(spares.rollout.each(call, within_s=120, what="an ack"))
         expected_T = canary_logp(ResponseModel(model.eval()), CANARY, torch.device("cpu"))
         np.testing.assert_allclose(ack.canary_logp_T, expected_T, atol=5e-5)
