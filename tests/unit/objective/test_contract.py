@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +55,7 @@ def no_gradient(views: TokenViews) -> TokenLoss:
     return TokenLoss(kl(views) * 0.0)
 
 
-BREACHES = {
+BREACHES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "returns a tensor": (kl, "it returns Tensor, not a TokenLoss"),
     "one number": (lambda v: TokenLoss(kl(v).mean()), r"loss_BT is \(\) for 24 tokens, not one value a token \(24,\)"),
     "over the batch": (lambda v: TokenLoss(kl(v) / kl(v).detach().mean()), "a token's loss depends on other tokens"),
@@ -76,7 +78,7 @@ def test_each_breach_is_named(name: str) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on the import path, as the one in which a command is started."""
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
@@ -105,7 +107,10 @@ def test_an_own_method_is_resolved_like_the_others() -> None:
     check_objective(config)
     objective = objective_of(config)
     views = contract_views()
-    assert torch.equal(target_of(objective, views), views.teacher_logp_BTA)
+    target = target_of(objective, views)
+    assert target is not None
+    assert views.teacher_logp_BTA is not None
+    assert torch.equal(target, views.teacher_logp_BTA)
 
 
 REFUSALS = {
