@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def no_gradient(views: TokenViews) -> TokenLoss:
     return TokenLoss(kl(views) * 0.0)
 
 
-BREACHES: dict[str, tuple[Callable[[Any], Any], str]] = {
+BREACHES: dict[str, tuple[Any, str]] = {
     "returns a tensor": (kl, "it returns Tensor, not a TokenLoss"),
     "one number": (lambda v: TokenLoss(kl(v).mean()), r"loss_BT is \(\) for 24 tokens, not one value a token \(24,\)"),
     "over the batch": (lambda v: TokenLoss(kl(v) / kl(v).detach().mean()), "a token's loss depends on other tokens"),
