@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 import torch
 
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and commands would fit their lines to it
 torch.set_num_threads(1)  # waiting threads would be slower than one
 hypothesis.settings.register_profile("no deadline", deadline=None)  # slow is not wrong
 hypothesis.settings.load_profile("no deadline")

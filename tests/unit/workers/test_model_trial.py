@@ -43,7 +43,7 @@ def tiny(name: str, **settings: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("precision", Precision)
+@pytest.mark.parametrize("precision", [Precision.float32, Precision.bfloat16])
 def test_the_embedded_model_passes(precision: Precision) -> None:
     try_model(load_causal_lm(MODEL_DIR, precision), MODEL_DIR, 4096)
 
