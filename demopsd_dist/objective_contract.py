@@ -7,7 +7,9 @@ student's log-probabilities.
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,7 +61,9 @@ def contract_fault(method: Objective, *, has_reference: bool = True, has_tail: b
         try:
             result = method(views)
         except Exception as error:
-            return f"it raises {type(error).__name__}: {' '.join(str(error).split()) or 'without a message'}"
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            what = f"{type(error).__name__}: {' '.join(str(error).split()) or 'without a message'}"
+            return f"it raises {what} ({Path(frame.filename).name}, line {frame.lineno})"
         if fault := _shape_fault(result):
             return fault
         if not result.loss_BT.requires_grad:

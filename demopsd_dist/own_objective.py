@@ -59,11 +59,13 @@ def check_own_objective(settings: OwnConfig) -> None:
     objective = own_objective(settings)
     if not callable(objective):
         raise ConfigError(f"method={settings.objective} makes a {type(objective).__name__}. It must be {CONTRACT}.")
-    fault = contract_fault(
-        objective,
-        has_reference=settings.reference not in (None, WeightSource.live),
-        has_tail=settings.top_k is not None,
-    )
+    has_reference = settings.reference not in (None, WeightSource.live)
+    fault = contract_fault(objective, has_reference=has_reference, has_tail=settings.top_k is not None)
+    if fault and fault.startswith("it raises") and "None" in fault and not has_reference:
+        raise ConfigError(
+            f"method={settings.objective}: {fault}. views.reference_logp_BTA is None unless own.reference is ema or "
+            "frozen: set it, or handle None."
+        )
     if fault:
         raise ConfigError(f"method={settings.objective}: {fault}. It must be {CONTRACT}.")
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from demopsd_dist.config import Config, DataConfig, SolutionSource
+from demopsd_dist.config import MINISCI, Config, DataConfig, SolutionSource
 from demopsd_dist.data.mixture import MixedPrompts
 from demopsd_dist.data.own_answers import OwnAnswers, check_own_answers, is_built_in, likely_fix, quoted
 from demopsd_dist.data.records import Prompt, Question
@@ -25,6 +25,7 @@ SIBLING = "[a right sibling response]"
 OTHER_QUESTION = "[the solution of another question of the step]"
 FEEDBACK = "[the feedback of the reward on the response]"
 UNLEARNED = "none: the record has no solution to show and is not trained on"
+HIGH_LEARNING_RATE = 1e-4
 WITHHELD = "not shown, since items of GPQA must not be republished; --show prints it"
 
 REQUESTS = {
@@ -57,14 +58,20 @@ class ShownExample:
             if self.withheld and not whole:
                 lines = [WITHHELD]
             elif whole:
-                lines = escape_control_chars(text, lines=True).split("\n")
+                lines = whole_lines(text)
             else:
                 lines = abridged_lines(text)
+                name += " (shortened; --show prints it whole)" if lines != whole_lines(text) else ""
             if len(lines) == 1:
                 yield f"  {name}: {lines[0]}"
             else:
                 yield f"  {name}:"
                 yield from (f"    | {line}" for line in lines)
+
+
+def whole_lines(text: str) -> list[str]:
+    """All lines of a text, with control characters escaped."""
+    return [escape_control_chars(line) for line in text.split("\n")]
 
 
 def shown_examples(config: Config, task: Task, data: LoadedData) -> list[ShownExample]:
@@ -82,7 +89,29 @@ def example_lines(config: Config, task: Task, data: LoadedData, whole: bool = Fa
     """Lines for the log: solutions of the data that are not shown or are cut, then all examples; `whole` does not
     shorten these."""
     examples = [line for example in shown_examples(config, task, data) for line in example.lines(whole)]
-    return [*task.solutions.notes(config), *examples]
+    return [*advice_lines(config, task, data), *task.solutions.notes(config), *examples]
+
+
+def advice_lines(config: Config, task: Task, data: LoadedData) -> Iterator[str]:
+    """Lines about settings that are legal and hardly meant: solutions of the data that nobody sees, the demo's model on
+    other questions, the demo's learning rate for a pretrained model."""
+    places = data.splits["train"].places if "train" in data.splits else {}
+    own = [prompt.question for prompt in task.train if places.get(prompt.id)]
+    unseen = sum(question.solution is not None for question in own)
+    source = config.privileged.source
+    if unseen and resolve_method(config).shows_solutions and not source.reads_data:
+        yield (
+            f"note: {unseen:,} of {len(own):,} training records have a solution, which the teacher does not see with "
+            f"privileged.source={source.value}; with dataset or sibling_or_dataset it does"
+        )
+    if config.model.path == MINISCI and own:
+        yield "note: model.path=minisci answers hardly anything but MiniSci's questions; for your own give a model"
+    rate = config.learner.learning_rate
+    if config.model.path != MINISCI and not config.model.lora_rank and rate > HIGH_LEARNING_RATE:
+        yield (
+            f"warning: learner.learning_rate={rate:g} is high for a pretrained model; 1e-6 to 1e-5 is usual, and the "
+            "demo's 3e-4 is for its own small one"
+        )
 
 
 def _splits_to_show(data: DataConfig, task: Task) -> Iterator[Split]:

@@ -40,7 +40,7 @@ def _escape(character: str, lines: bool) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def abridged_lines(text: str, max_lines: int = 8, max_chars: int = 200) -> list[str]:
+def abridged_lines(text: str, max_lines: int = 24, max_chars: int = 400) -> list[str]:
     """Lines of a text with control characters escaped: the first and the last of them, each shortened in its middle.
 
     Example: `abridged_lines("a\\nb\\nc\\nd", max_lines=2)` gives `["a", "[... 2 lines, 3 characters ...]", "d"]`.

@@ -115,8 +115,16 @@ def _after_space(text: str, position: int) -> int:
 
 
 def _json_object(line: str, where: str) -> dict[str, Any]:
+    line = line.strip()
     try:
         values = json.loads(line, object_pairs_hook=_refuse_repeated_names)
+    except json.JSONDecodeError as error:
+        if error.pos >= len(line) or error.msg.startswith("Unterminated string"):
+            raise DataError(
+                f"{where}: not valid JSON: the line ends within its record, after {line[-30:]!r}. Complete it or take "
+                "it out."
+            ) from None
+        raise DataError(f"{where}: not valid JSON ({error}). Each line must be one JSON object.") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not valid JSON ({error}). Each line must be one JSON object.") from None
     if not isinstance(values, dict):

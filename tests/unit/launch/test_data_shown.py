@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from demopsd_dist.minisci import MODEL_DIR
 from launch.train import main
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
@@ -60,7 +62,9 @@ def test_a_long_example_is_shortened_unless_it_is_to_be_shown_whole(
     train = write(tmp_path / "a.jsonl", {"prompt": text, "answer": "2"})
     words = [f"data.train={train}", "data.test=minisci", "data.ood=null"]
     short, whole = dry_run(capsys, *words), dry_run(capsys, *words, "--show")
-    assert any("[... 32 lines, 249 characters ...]" in line for line in short)
+    assert any("[... 16 lines, 127 characters ...]" in line for line in short)
+    assert sum("(shortened; --show prints it whole)" in line for line in short) == 2
+    assert not any("--show" in line for line in whole)
     assert not any("line 20" in line for line in short)
     assert sum("line 20" in line for line in whole) == 2
     assert not any(" characters ...]" in line for line in whole)
@@ -115,3 +119,35 @@ def test_a_record_without_a_solution_says_that_nothing_is_learned(
     train = write(tmp_path / "a.jsonl", *unsolved, SOLVED)
     lines = dry_run(capsys, f"data.train={train}", "privileged.source=dataset")
     assert any("none: the record has no solution to show and is not trained on" in line for line in lines)
+
+
+def test_settings_that_are_hardly_meant_get_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Solutions that nobody sees, the demo's model on other questions, the demo's learning rate for another model."""
+    records = [{"question": f"{i} + 1?", "answer": f"{i} + 1 = {i + 1}.\n#### {i + 1}"} for i in range(9)]
+    train = write(tmp_path / "a.jsonl", *records)
+    words = [f"data.train={train}", "data.test=minisci", "data.ood=null", "reward=gsm8k"]
+    lines = dry_run(capsys, *words)
+    unseen = (
+        "note: 9 of 9 training records have a solution, which the teacher does not see with privileged.source=sibling"
+    )
+    small = "note: model.path=minisci answers hardly anything but MiniSci's questions"
+    assert any(line.startswith(unseen) for line in lines)
+    assert any(line.startswith(small) for line in lines)
+    assert not any("learning_rate" in line for line in lines)
+    shutil.copytree(MODEL_DIR, tmp_path / "model")
+    lines = dry_run(capsys, *words, "privileged.source=dataset", f"model.path={tmp_path / 'model'}")
+    assert not any(line.startswith(("note: 9 of 9", small[:20])) for line in lines)
+    assert any(
+        line.startswith("warning: learner.learning_rate=0.0003 is high for a pretrained model") for line in lines
+    )
+    assert not any(line.startswith(("note", "warning")) for line in dry_run(capsys))
+
+
+def test_the_solution_in_the_teachers_prompt_is_never_left_out_of_a_short_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A chat template with a system text of several lines, as pretrained models have."""
+    record = {"prompt": "1+1?", "answer": "2", "system": "\n".join(f"rule {i}" for i in range(8))}
+    lines = dry_run(capsys, f"data.train={write(tmp_path / 'a.jsonl', record)}", "model.system_role=fold")
+    assert any("[a right sibling response]" in line for line in lines)
+    assert not any("characters ...]" in line for line in lines)

@@ -114,4 +114,4 @@ def test_a_text_is_shortened_in_its_middle_with_counts() -> None:
     assert abridged_lines("a\nb\nc\nd", max_lines=2) == ["a", "[... 2 lines, 3 characters ...]", "d"]
     assert abridged_lines("a\nb\nc", max_lines=3) == ["a", "b", "c"]
     assert abridged_lines("0123456789", max_chars=4) == ["01 [... 6 characters ...] 89"]
-    assert abridged_lines("\x1b[2J" + "y" * 300) == ["\\x1b[2J" + "y" * 96 + " [... 104 characters ...] " + "y" * 100]
+    assert abridged_lines("\x1b[2J" + "y" * 500) == ["\\x1b[2J" + "y" * 196 + " [... 104 characters ...] " + "y" * 200]

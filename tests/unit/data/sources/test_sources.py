@@ -66,7 +66,11 @@ def test_fields_are_read_under_their_usual_names(tmp_path: Path) -> None:
         (['{"prompt": "a", "answer": ["b"]}'], "line 1: 'answer' must be text, not list"),
         (['{"prompt": "a", "answer": true}'], "line 1: 'answer' must be text, not bool"),
         (["[1]"], "line 1: element 1 must be a JSON object, not int"),
-        (["{"], "line 1: not valid JSON"),
+        (["{"], "line 1: not valid JSON: the line ends within its record, after '{'"),
+        (
+            ['{"prompt": "a", "answer": "1"}', '{"prompt": "a long ques'],
+            'line 2: not valid JSON: the line ends within its record, after \'{"prompt": "a long ques\'',
+        ),
         (["[" * 100_000], "line 1: not valid JSON"),
         (
             ['{"id": 1, "prompt": "a", "answer": "b"}'] * 2,
