@@ -33,14 +33,15 @@ Handler = Callable[[int, FrameType | None], None]
 
 @contextmanager
 def fenced() -> Iterator[None]:
-    """End all processes that the block has started, and its Ray, when it is left, however it ends. Inside, SIGTERM and
+    """End all processes that the block has started, and the Ray that it has started, when the block is left, by an
+    error too. Inside, SIGTERM and
     SIGHUP interrupt like Ctrl-C, caches of compiled code lie in a private folder, and temporary files in one that is
     removed at the end; leftovers of ended runs are removed first.
 
     Further interrupts are ignored during the cleanup, which takes a few seconds at most.
 
     Raises:
-        ConfigError: there is no private folder (`private_folder`).
+        ConfigError: no folder can be made that only this user may write to (`private_folder`).
     """
     keep_code_caches_private()
     remove_leftovers()
@@ -90,8 +91,11 @@ def dismiss(guardian: subprocess.Popen[bytes]) -> None:
 
 
 def handle_unless_ignored(numbers: Iterable[int], handler: Handler) -> dict[int, Any]:
-    """Set the handler of each of these signals, except where it is ignored, as SIGHUP is under nohup; the handlers
-    before, by signal."""
+    """Set the handler of each of these signals, except where it is ignored, as SIGHUP is under nohup.
+
+    Returns:
+        The handlers before, by signal.
+    """
     before = {number: signal.getsignal(number) for number in numbers}
     for number, earlier in before.items():
         if earlier is not signal.SIG_IGN:

@@ -21,12 +21,12 @@ class Ref(Protocol[R]):
     """A reference to the result of a remote call: the part of Ray's `ObjectRef` that this project uses."""
 
     def future(self) -> Future[R]:
-        """Future of the result."""
+        """Future of the result, for another thread (`concurrent.futures`)."""
         ...
 
 
 class Handle(Generic[W_co]):
-    """A Ray actor that runs a `W_co`."""
+    """Handle of a Ray actor whose process holds an object of the class `W_co`, such as a `RolloutWorker`."""
 
     def __init__(self, actor: ray.actor.ActorHandle) -> None:
         self._actor = actor

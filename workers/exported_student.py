@@ -26,8 +26,8 @@ class ExportCheck:
     """Result of a check.
 
     Attributes:
-        nats: largest difference of a canary token's log-probability from the learner's, by the program that loaded the
-            folder; one that failed has none.
+        nats: for each program that has loaded the folder (transformers, vLLM), the largest difference of a canary
+            token's log-probability from the learner's. A program that failed has no entry.
         problems: a line for each program that failed or differs.
     """
 

@@ -43,7 +43,7 @@ class TokenLoss:
 
 
 class Objective(Protocol):
-    """A method: `DemoPSD`, `SDPO`, `OPSD` or `GRPO`."""
+    """A method: `DemoPSD`, `SDPO`, `OPSD`, `GRPO`, or a user's own."""
 
     def __call__(self, views: TokenViews) -> TokenLoss:
         """Loss of each token, and the values of each token that are recorded."""
@@ -101,7 +101,7 @@ def reduced(
     total = loss_BT.sum() / count if weight_BT is None else (loss_BT * weight_BT).sum()
 
     def mean(value_BT: Tensor) -> Tensor:
-        """Mean over the mask; a share of it where `token_count` is larger."""
+        """Sum over the mask, divided by `token_count` where that is given: this shard's part of the global mean."""
         return torch.where(mask_BT, value_BT.detach().to(loss_BT.dtype), 0.0).sum() / count
 
     distributions = {name: value.detach() for name, value in token_loss.distributions.items()}
@@ -122,8 +122,8 @@ def weighed(loss_BT: Tensor, importance_ratio_BT: Tensor | None, clip: float) ->
 
 
 def _neutral_where_masked(views: TokenViews, mask_BT: Tensor) -> TokenViews:
-    """Replace the values at masked tokens by the student's own, so that no NaN of padding gets into a gradient, and
-    -inf by the least log-probability."""
+    """Replace all values at masked tokens by the student's own, so that no NaN of padding gets into a gradient, and
+    -inf at any token by `LEAST_LOGP`, the log-probability that stands for 0."""
     student_BTA = views.student_logp_BTA.detach()
 
     def neutral(values_BTA: Tensor | None) -> Tensor | None:

@@ -52,7 +52,7 @@ class NonFiniteSearch:
         self.found: NonFinite | None = None
 
     def add_slice(self, inputs: LossInputs, part: TokenSlice, views: TokenViews, result: Loss) -> None:
-        """Look at one slice."""
+        """Look for numbers that are not finite in the inputs, logits and losses of a slice of tokens."""
         engine_N, advantage_N = inputs.rollout_logp_N[part.tokens], inputs.advantage_N[part.tokens]
         self._look(SENT, "the rollout engine's log-probability", engine_N, _ENGINE_FIX, inputs, part)
         self._look(SENT, "the advantage", advantage_N, _REWARD_FIX, inputs, part)
@@ -74,7 +74,7 @@ class NonFiniteSearch:
 
     @contextmanager
     def gradients(self, trained: NamedParameters) -> Iterator[None]:
-        """Look at the gradients of parameters, in the order of a backward pass within this context."""
+        """Context in which the gradients of these parameters are looked at, in the order of the backward pass."""
         hooks = [parameter.register_hook(partial(self._see_gradient, name)) for name, parameter in trained]
         try:
             yield

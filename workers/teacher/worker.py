@@ -49,9 +49,9 @@ def environment(config: Config) -> dict[str, str]:
 
 
 class TeacherWorker(Receiver, Rank):
-    """Actor of one worker. State: a copy of the weights of each source that the method needs, in the precision of the
-    forwards, and for an EMA in bfloat16 its average in float32 beside it, as a bfloat16 average would lose small
-    updates. Only some rows of each tensor if several workers share a copy (`teacher.shards`)."""
+    """Actor of one worker. State: a copy of the weights of each source (ema, live, frozen) that the method needs, in the
+    precision of the forwards, and for an EMA in bfloat16 its average in float32 beside it, as a bfloat16 average would
+    lose small updates. Only some rows of each tensor if several workers share a copy (`teacher.shards`)."""
 
     _file_bytes = FILE_BYTES  # approximate size of an EMA file
 
@@ -109,8 +109,8 @@ class TeacherWorker(Receiver, Rank):
         """Load a publish. Version 0 replaces all weights.
 
         A later version moves every copy towards the student by the rate of its source: old + rate (student - old); the
-        EMA only once per version. Persistent buffers are constants: the mean of equal ones is a copy. A working copy is
-        refreshed from its average tensor by tensor, as the buckets arrive.
+        EMA only once per version. Persistent buffers never change in training, so that their average is theirs too. A
+        working copy is refreshed from its average tensor by tensor, as the buckets arrive.
         """
         tensors_by_source = {source: fsdp.tensors_of(model) for source, model in self._models.items()}
         averages_by_source = {source: fsdp.tensors_of(model) for source, model in self._averages.items()}
@@ -271,7 +271,7 @@ class TeacherWorker(Receiver, Rank):
         return [ids[i] for i in range(len(examples))], [logp[i] for i in range(len(examples))]
 
     def _dummy_forwards(self, forwards: int) -> int:
-        """Number of dummy forwards to run after the real ones, so that all workers of a copy run the same number."""
+        """Number of dummy forwards after the real ones, so that all workers that share a copy run the same number."""
         return 0 if self._mesh is None else fsdp.max_over_ranks(self._mesh, forwards) - forwards
 
     def _top_k(self, logits_NV: Tensor) -> Tensor:
@@ -301,7 +301,7 @@ class TeacherWorker(Receiver, Rank):
 
 
 def move(tensor: Tensor, towards: Tensor, rate: float) -> None:
-    """Move a tensor towards a float32 one in place, rounding once: by 1.0 it is a copy."""
+    """Move a tensor towards a float32 one in place, rounding once. A rate of 1.0 copies."""
     if tensor.dtype is torch.float32:
         tensor.lerp_(towards, rate)
     else:
@@ -309,5 +309,5 @@ def move(tensor: Tensor, towards: Tensor, rate: float) -> None:
 
 
 def _models_of(source: WeightSource) -> tuple[WeightSource, ...]:
-    """Sources of the models that a forward with weights of this source runs."""
+    """Sources whose models a forward for this source runs: a trust region mixes the logits of two."""
     return (WeightSource.frozen, WeightSource.live) if source is WeightSource.trust_region else (source,)

@@ -115,7 +115,7 @@ class WeightPublisher:
         )
 
     async def sync_new_worker(self, new_worker: RolloutWorkers, serve: Callable[[], None]) -> None:
-        """Send the last publish to a joining rollout worker, then call `serve`.
+        """Send the last published weights to a joining rollout worker, then call `serve`, which lets it sample.
 
         Raises:
             WeightSyncError: a bucket arrived damaged or incomplete, or the engine does not use the weights.
@@ -181,8 +181,8 @@ class WeightPublisher:
         self._published.set()
 
     async def sleep_engines(self) -> None:
-        """Let engines that share a GPU with the learners sleep until the next publish (`rollout.sleep`); no engine
-        starts before that."""
+        """Let engines that share a GPU with the learners sleep until the next publish (`rollout.sleep`); a new
+        worker's engine starts only after that."""
         if not self._config.rollout.sleep:
             return
         await self._rollouts.memory.acquire(self._config.limits.start_s)
@@ -280,7 +280,7 @@ class WeightPublisher:
 
 
 async def receiver_nodes(group: ActorGroup[Receiver], within_s: float) -> dict[str, str]:
-    """Node of each actor, by its name ("rollout 0")."""
+    """Node of each actor, by the actor's name ("rollout 0")."""
     nodes = await group.each(lambda worker, _: worker(Receiver.node), within_s=within_s, what="its node")
     return {f"{group.role} {rank}": node for rank, node in zip(group.ranks, nodes, strict=True)}
 
