@@ -50,7 +50,7 @@ def environment(config: Config) -> dict[str, str]:
 
 class TeacherWorker(Receiver, Rank):
     """Actor of one worker. State: a copy of the weights of each source (ema, live, frozen) that the method needs, in
-    the precision of the forwards, and for an EMA in bfloat16 its average in float32 beside it, as a bfloat16 average would
+    the precision of the forwards; for an EMA in bfloat16 also its average in float32, as an average in bfloat16 would
     lose small updates. Only some rows of each tensor if several workers share a copy (`teacher.shards`)."""
 
     _file_bytes = FILE_BYTES  # approximate size of an EMA file
