@@ -34,7 +34,8 @@ def test_dry_run(
             Path(source).parent.mkdir(exist_ok=True)
             lines = [f'{{"prompt": "1+{i}?", "answer": "{1 + i}"}}\n' for i in range(QUESTIONS)]
             Path(source).write_text("".join(lines))
-    assert main([str(path), "--dry-run", "ray_address=auto"]) == 0, capsys.readouterr().err
+    few = ["data.minisci_train_size=96"] if config.data.train == "minisci" else []
+    assert main([str(path), "--dry-run", "ray_address=auto", *few]) == 0, capsys.readouterr().err
     assert f"name: {config.name}" in capsys.readouterr().out
 
 
