@@ -7,6 +7,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -35,7 +36,7 @@ def restore_texts(new: Any, text: str, schema: type, source: str, key: str = "")
         return
     for part in reversed(key.split(".") if key else []):
         written = {part: written}
-    kinds, reads = dict(setting_kinds(schema)), dict(_leaves(OmegaConf.to_container(new, resolve=False)))
+    kinds, reads = _kinds_by_name(schema), dict(_leaves(OmegaConf.to_container(new, resolve=False)))
     for name, value in _leaves(written):
         if name in kinds:
             _restore(new, name, reads.get(name), value, kinds[name], source)
@@ -83,6 +84,11 @@ def _refuse_other_base(name: str, written: Any, source: str) -> None:
             f"{source}: {name}={written} is a number to base 8 or 60 in YAML. Write it in decimal digits without a "
             "leading zero."
         )
+
+
+@lru_cache(maxsize=4)
+def _kinds_by_name(schema: type) -> dict[str, Any]:
+    return dict(setting_kinds(schema))
 
 
 def setting_kinds(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
-from functools import partial
+from functools import lru_cache, partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: unknown key (names the nearest), wrong type, value out of its range, impossible combination, a
             word for a method that is not the chosen one.
     """
-    tree = _with_file(OmegaConf.structured(Config), config_path(path), [])
+    tree = _with_file(_defaults(), config_path(path), [])
     for word in overrides:
         if not re.match(r"[A-Za-z_][\w.]*=", word):
             raise ConfigError(f"{word!r} is not of the form key=value, for example learner.zero_stage=3.")
@@ -62,6 +62,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             )
     check(config)
     return config
+
+
+@lru_cache(maxsize=1)
+def _defaults() -> DictConfig:
+    """Tree of the defaults, which is slow to make; merging copies it."""
+    tree = OmegaConf.structured(Config)
+    assert isinstance(tree, DictConfig)
+    return tree
 
 
 def config_path(name: str | Path) -> Path:
@@ -135,14 +143,14 @@ def _merged(tree: DictConfig, new: Any, source: str) -> DictConfig:
     if not isinstance(new, DictConfig):
         raise ConfigError(f"{source}: a mapping of settings is needed, not {type(new).__name__}.")
     _name_own_method(new)
-    known, open_keys = set(_keys(Config)), set(_open_keys(Config))
+    known, open_keys = _known_keys(), _known_open_keys()
     given_keys = list(_given_keys(OmegaConf.to_container(new)))
     for key in filter(ALIASES.__contains__, given_keys):
         raise ConfigError(f"{source}: there is no setting {key}. Did you mean {ALIASES[key]}?")
     for key in given_keys:
         if key not in known and key.rpartition(".")[0] not in open_keys:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [
-                name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]
+            near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6) or [
+                name for name in sorted(known) if name.rpartition(".")[2] == key.rpartition(".")[2]
             ]
             hint = f" Did you mean {near[0]}?" if near else " The keys are in demopsd_dist/config/schema.py."
             raise ConfigError(f"{source}: there is no setting {key}.{hint}")
@@ -169,6 +177,16 @@ def _name_own_method(new: DictConfig) -> None:
     if isinstance(method, str) and "." in method:
         OmegaConf.update(new, "own.objective", method)
         new["method"] = MethodName.own.value
+
+
+@lru_cache(maxsize=1)
+def _known_keys() -> frozenset[str]:
+    return frozenset(_keys(Config))
+
+
+@lru_cache(maxsize=1)
+def _known_open_keys() -> frozenset[str]:
+    return frozenset(_open_keys(Config))
 
 
 def _keys(node: type, prefix: str = "") -> Iterator[str]:
