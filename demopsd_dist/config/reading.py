@@ -43,14 +43,15 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             word for a method that is not the chosen one.
     """
     tree = _with_file(_defaults(), config_path(path), [])
+    given: list[tuple[DictConfig, str]] = []
     for word in overrides:
         if not re.match(r"[A-Za-z_][\w.]*=", word):
             raise ConfigError(f"{word!r} is not of the form key=value, for example learner.zero_stage=3.")
         key, _, value = word.partition("=")
         new = _parsed(value, partial(OmegaConf.from_dotlist, [word]), word)
         restore_texts(new, value, Config, word, key)
-        tree = _merged(tree, new, word)
-    config = OmegaConf.to_object(tree)
+        given.append((_with_known_keys(new, word), word))
+    config = OmegaConf.to_object(_merged(tree, given))
     assert isinstance(config, Config)
     if config.model.path == MINISCI and config.model.precision is Precision.auto:
         config.model.precision = Precision.float32  # so small a model has it on any hardware
@@ -116,7 +117,7 @@ def _with_file(tree: DictConfig, path: Path, read: list[Path]) -> DictConfig:
         raise ConfigError(f"{path}: base: {base} would be a file in a folder named ~. Write {expanded}.")
     if base is not None:
         tree = _with_file(tree, path.parent / str(base), [*read, path.resolve()])
-    return _merged(tree, new, str(path))
+    return _merged(tree, [(_with_known_keys(new, str(path)), str(path))])
 
 
 def _parsed(text: str, parse: Callable[[], Any], source: str) -> Any:
@@ -138,8 +139,21 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def _merged(tree: DictConfig, new: Any, source: str) -> DictConfig:
-    """`tree` with the settings of `new` over it; unknown keys and references are refused."""
+def _merged(tree: DictConfig, given: Sequence[tuple[DictConfig, str]]) -> DictConfig:
+    """`tree` with all given settings over it, in order, each with its source for a message."""
+    try:
+        merged = OmegaConf.merge(tree, *(new for new, _ in given))
+    except (OmegaConfBaseException, TypeError, ValueError, OverflowError) as error:
+        if len(given) > 1:  # one at a time, to find the wrong one
+            for one in given:
+                tree = _merged(tree, [one])
+        raise ConfigError(f"{given[-1][1]}: {_first_line(error)}") from None
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _with_known_keys(new: Any, source: str) -> DictConfig:
+    """The given settings; unknown keys and references are refused."""
     if not isinstance(new, DictConfig):
         raise ConfigError(f"{source}: a mapping of settings is needed, not {type(new).__name__}.")
     _name_own_method(new)
@@ -162,12 +176,7 @@ def _merged(tree: DictConfig, new: Any, source: str) -> DictConfig:
     for value in _texts(OmegaConf.to_container(new)):
         if "${" in value or value == "???":
             raise ConfigError(f"{source}: {value!r} is a reference to something else. Write the value itself.")
-    try:
-        merged = OmegaConf.merge(tree, new)
-    except (OmegaConfBaseException, TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(f"{source}: {_first_line(error)}") from None
-    assert isinstance(merged, DictConfig)
-    return merged
+    return new
 
 
 def _name_own_method(new: DictConfig) -> None:
