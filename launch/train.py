@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from demopsd_dist.config import load
+from demopsd_dist.config import Config, load
 from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.data.sources import SPLITS, load_data
 from demopsd_dist.methods import check_objective
@@ -55,6 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code_of(lambda: check_and_train(arguments))
 
 
+def check_machine(config: Config) -> None:
+    """Check that the roles fit on this machine; a cluster to join is checked when it has been joined.
+
+    Raises:
+        ConfigError: they need more CPUs or GPUs.
+    """
+    if config.ray_address is None:
+        check_fits(config, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus())
+
+
 def check_and_train(arguments: argparse.Namespace) -> int:
     """Check settings, model and data; then train, or print the dry run. The exit code."""
     if arguments.full and not arguments.dry_run:
@@ -67,9 +77,9 @@ def check_and_train(arguments: argparse.Namespace) -> int:
     folder = model_folder(config)
     config, precision = resolve_precision(config, folder)
     data = load_data(config.data)
-    if config.ray_address is None:
-        check_fits(config, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus())
-    if arguments.dry_run:
+    if not arguments.dry_run:
+        check_machine(config)
+    else:
         from launch._data_shown import example_lines, own_answer_lines
         from launch._settings_shown import settings_lines
         from launch._task import NO_STEPS, build_task
@@ -83,6 +93,7 @@ def check_and_train(arguments: argparse.Namespace) -> int:
         notes = [*data.notes(), *own_answer_lines(task, data.splits)]
         print_fitted([f"# {line}" for line in notes], mark="# ")
         print("".join(f"# {line}\n" for line in example_lines(config, task, data, arguments.show)), end="")
+        check_machine(config)  # after the data, which can be looked at on a machine without the run's GPUs
         print("# placement of the roles:\n" + "\n".join(f"#{line}" for line in table(config).splitlines()))
         return 0
     require(*ENGINES)

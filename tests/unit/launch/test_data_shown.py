@@ -151,3 +151,17 @@ def test_the_solution_in_the_teachers_prompt_is_never_left_out_of_a_short_text(
     lines = dry_run(capsys, f"data.train={write(tmp_path / 'a.jsonl', record)}", "model.system_role=fold")
     assert any("[a right sibling response]" in line for line in lines)
     assert not any("characters ...]" in line for line in lines)
+
+
+def test_the_data_is_shown_on_a_machine_without_the_gpus_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The placement is refused all the same, after it."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    words = ["rollout.gpus_per_worker=1", "rollout.num_workers=40", "teacher.gpus_per_worker=1"]
+    assert main([str(DEMO), "--dry-run", *SMALL, *words]) == 2
+    said = capsys.readouterr()
+    assert "# example of train: " in said.out
+    assert "placement of the roles" not in said.out
+    assert said.err.startswith("error: ")
+    assert "GPUs; there are" in said.err
