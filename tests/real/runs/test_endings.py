@@ -107,13 +107,13 @@ def test_ctrl_c_and_a_stop_signal_to_every_process_in_training(launch: Callable[
     for run in (interrupted, stopped):
         run.wait_until("the second step", run.has_said("step    2/9000"))
     interrupted.process.send_signal(signal.SIGINT)
-    assert interrupted.end() == 130
+    assert interrupted.end(within_s=60) == 130  # longer than alone: the other run has half of the cores
     stopped.wait_until("one more step", stopped.has_said_more("samples/s", 1))
     os.killpg(stopped.process.pid, signal.SIGHUP)
     for process in marked(stopped.mark):
         with suppress(psutil.NoSuchProcess):
             process.terminate() if process.pid != stopped.process.pid else None
-    assert stopped.end() == 130
+    assert stopped.end(within_s=60) == 130
     for run in (interrupted, stopped):
         said = run.log.read_text()
         assert "the same command with --resume continues" in said
@@ -142,7 +142,7 @@ def test_a_run_that_ends_well_leaves_a_student_and_figures(launch: Callable[...,
     assert run.end(within_s=300) == 0, run.log.read_text()
     files = {path.name for path in run.folder.iterdir() if not path.name.startswith((".", "ledger"))}
     expected = {"config.yaml", "metrics.jsonl", "summary.json", "report.html"}
-    expected |= {"student", "checkpoints", "samples", "replay", "inputs.json"}
+    expected |= {"student", "checkpoints", "samples", "evaluations", "replay", "inputs.json"}
     assert files == expected
     assert "Traceback" not in run.log.read_text()
     written = [path for path in run.folder.parent.rglob("*") if path.is_file()]
