@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from demopsd_dist.objective.method import Objective, TokenLoss, TokenViews
+from demopsd_dist.util.errors import kind_and_message
 
 _TOKENS, _ATOMS = 24, 9
 _SEED = 20_607
@@ -62,8 +63,7 @@ def contract_fault(method: Objective, *, has_reference: bool = True, has_tail: b
             result = method(views)
         except Exception as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
-            what = f"{type(error).__name__}: {' '.join(str(error).split()) or 'without a message'}"
-            return f"it raises {what} ({Path(frame.filename).name}, line {frame.lineno})"
+            return f"it raises {kind_and_message(error)} ({Path(frame.filename).name}, line {frame.lineno})"
         if fault := _shape_fault(result):
             return fault
         if not result.loss_BT.requires_grad:

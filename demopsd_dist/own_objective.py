@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from demopsd_dist.config.method_settings import OwnConfig, WeightSource
-from demopsd_dist.util.errors import ConfigError
+from demopsd_dist.util.errors import ConfigError, kind_and_message
 
 if TYPE_CHECKING:
     from demopsd_dist.objective import Objective
@@ -34,18 +34,20 @@ def own_objective(settings: OwnConfig) -> Objective:
                 f"method={path}: there is no module {error.name}. Start the command in its folder, add the folder to "
                 "PYTHONPATH, or install it."
             ) from None
-        raise ConfigError(f"method={path}: importing it failed: {_one_line(error)}") from None
+        raise ConfigError(f"method={path}: importing it failed: {kind_and_message(error)}") from None
     except AttributeError:
         raise ConfigError(f"method={path}: {module_name} has no {name}. It must be {CONTRACT}.") from None
     except Exception as error:
-        raise ConfigError(f"method={path}: importing it failed: {_one_line(error)}") from None
+        raise ConfigError(f"method={path}: importing it failed: {kind_and_message(error)}") from None
     if not callable(found):
         raise ConfigError(f"method={path} is {type(found).__name__}. It must be {CONTRACT}.")
     try:
         return found(**settings.settings)
     except Exception as error:
         given = ", ".join(settings.settings) or "no settings"
-        raise ConfigError(f"method={path} cannot be made with own.settings ({given}): {_one_line(error)}") from None
+        raise ConfigError(
+            f"method={path} cannot be made with own.settings ({given}): {kind_and_message(error)}"
+        ) from None
 
 
 def check_own_objective(settings: OwnConfig) -> None:
@@ -68,7 +70,3 @@ def check_own_objective(settings: OwnConfig) -> None:
         )
     if fault:
         raise ConfigError(f"method={settings.objective}: {fault}. It must be {CONTRACT}.")
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'without a message'}"

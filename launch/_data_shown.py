@@ -58,20 +58,16 @@ class ShownExample:
             if self.withheld and not whole:
                 lines = [WITHHELD]
             elif whole:
-                lines = whole_lines(text)
+                lines = escape_control_chars(text, lines=True).split("\n")
             else:
                 lines = abridged_lines(text)
-                name += " (shortened; --show prints it whole)" if lines != whole_lines(text) else ""
+                if lines != [escape_control_chars(line) for line in text.split("\n")]:
+                    name += " (shortened; --show prints it whole)"
             if len(lines) == 1:
                 yield f"  {name}: {lines[0]}"
             else:
                 yield f"  {name}:"
                 yield from (f"    | {line}" for line in lines)
-
-
-def whole_lines(text: str) -> list[str]:
-    """All lines of a text, with control characters escaped."""
-    return [escape_control_chars(line) for line in text.split("\n")]
 
 
 def shown_examples(config: Config, task: Task, data: LoadedData) -> list[ShownExample]:

@@ -34,9 +34,8 @@ Handler = Callable[[int, FrameType | None], None]
 @contextmanager
 def fenced() -> Iterator[None]:
     """End all processes that the block has started, and the Ray that it has started, when the block is left, by an
-    error too. Inside, SIGTERM and
-    SIGHUP interrupt like Ctrl-C, caches of compiled code lie in a private folder, and temporary files in one that is
-    removed at the end; leftovers of ended runs are removed first.
+    error too. Inside, SIGTERM and SIGHUP interrupt like Ctrl-C, caches of compiled code lie in a private folder, and
+    temporary files in one that is removed at the end; leftovers of ended runs are removed first.
 
     Further interrupts are ignored during the cleanup, which takes a few seconds at most.
 

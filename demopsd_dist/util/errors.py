@@ -97,6 +97,14 @@ class LostWorkerError(WorkerError):
     """A rollout worker died, hung or returned invalid rollouts: it is replaced, and another does its work."""
 
 
+def kind_and_message(error: Exception) -> str:
+    """Kind and message of an exception of foreign code, on one line.
+
+    Example: `kind_and_message(ValueError("no\n  number"))` gives `"ValueError: no number"`.
+    """
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'without a message'}"
+
+
 def one_line(text: str) -> str:
     """`text` with control characters escaped, cut in the middle to `MAX_MESSAGE_CHARS` characters.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
 
+POOR_CONTRAST = (Path(__file__).parent / "contrast.js").read_text(encoding="utf-8")
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 START_TIMEOUT_S, REPLY_TIMEOUT_S = 60.0, 60.0
 KEYS = {"ArrowDown": 40, "ArrowUp": 38, "ArrowLeft": 37, "ArrowRight": 39, "Tab": 9, "Enter": 13, "End": 35, "Home": 36}
@@ -164,3 +165,8 @@ def _page_address(profile: Path) -> str:
         except (OSError, IndexError):
             assert time.monotonic() < deadline, f"Chromium did not start within {START_TIMEOUT_S:g} s"
             time.sleep(0.05)
+
+
+def texts(tab: Tab, selector: str) -> list[str]:
+    """Texts of all elements that the selector matches."""
+    return tab.run(f"[...document.querySelectorAll({selector!r})].map((node) => node.textContent)")

@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from demopsd_dist.report import write_report
-from tests.browser.chromium import Tab, chromium, chromium_path
+from tests.browser.chromium import POOR_CONTRAST, Tab, texts
 from tests.browser.recorded_runs import HOSTILE, a_run
-
-pytestmark = pytest.mark.skipif(
-    chromium_path() is None, reason="Chromium is not installed: apt-get install chromium to test the report"
-)
-POOR_CONTRAST = (Path(__file__).parent / "contrast.js").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def tab() -> Iterator[Tab]:
-    with chromium() as tab:
-        yield tab
-
-
-def texts(tab: Tab, selector: str) -> list[str]:
-    return tab.run(f"[...document.querySelectorAll({selector!r})].map((node) => node.textContent)")
 
 
 @pytest.mark.parametrize("width", [1280, 400])

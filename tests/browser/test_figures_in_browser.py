@@ -5,27 +5,17 @@ from __future__ import annotations
 import csv
 import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from demopsd_dist.report import write_report
-from tests.browser.chromium import Tab, chromium, chromium_path
+from tests.browser.chromium import Tab
 from tests.browser.recorded_runs import a_run
 
-pytestmark = pytest.mark.skipif(
-    chromium_path() is None, reason="Chromium is not installed: apt-get install chromium to test the report"
-)
 LOSS = "[...document.querySelectorAll('.chart')].find((node) => node.querySelector('h3').textContent === 'Loss')"
 ACCURACY = LOSS.replace("'Loss'", "'Accuracy'")
-
-
-@pytest.fixture(scope="module")
-def tab() -> Iterator[Tab]:
-    with chromium() as tab:
-        yield tab
 
 
 @pytest.fixture(scope="module")

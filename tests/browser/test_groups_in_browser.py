@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from demopsd_dist.report import write_report
-from tests.browser.chromium import Tab, chromium, chromium_path
+from tests.browser.chromium import POOR_CONTRAST, Tab, texts
 from tests.browser.recorded_runs import HOSTILE, a_run
-
-pytestmark = pytest.mark.skipif(
-    chromium_path() is None, reason="Chromium is not installed: apt-get install chromium to test the report"
-)
-POOR_CONTRAST = (Path(__file__).parent / "contrast.js").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def tab() -> Iterator[Tab]:
-    with chromium() as tab:
-        yield tab
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = a_run(tmp_path_factory.mktemp("runs"), steps=3, responses=16)
     return write_report([run], run / "report.html")
-
-
-def texts(tab: Tab, selector: str) -> list[str]:
-    return tab.run(f"[...document.querySelectorAll({selector!r})].map((node) => node.textContent)")
 
 
 def test_siblings_stand_side_by_side(tab: Tab, report: Path) -> None:

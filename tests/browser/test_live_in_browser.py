@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from demopsd_dist.report.live import serve_page
-from tests.browser.chromium import Tab, chromium, chromium_path
+from tests.browser.chromium import Tab
 from tests.browser.recorded_runs import a_run
-
-pytestmark = pytest.mark.skipif(
-    chromium_path() is None, reason="Chromium is not installed: apt-get install chromium to test the report"
-)
-
-
-@pytest.fixture(scope="module")
-def tab() -> Iterator[Tab]:
-    with chromium() as tab:
-        yield tab
 
 
 def test_the_page_renews_itself_and_the_reader_stays(tab: Tab, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ responses."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from workers.learner.loss_inputs import LossInputs
 
 BINS = 400
 LEAST_NATS, MOST_NATS = 1e-9, 0.7  # of a bin; the disagreement is at most ln 2
+_LOG_RANGE = math.log(MOST_NATS / LEAST_NATS)
 
 
 def fit_to_step(objective: Objective, examples: Iterable[ScoredExample], device: torch.device) -> Objective:
@@ -23,14 +25,14 @@ def fit_to_step(objective: Objective, examples: Iterable[ScoredExample], device:
     `fitted`; every other objective is returned as it is.
 
     The disagreements are counted in 400 bins of equal width in their logarithm, each with its mean, so that ranks
-    exchange 801 numbers.
+    exchange 802 numbers.
     """
     if not isinstance(objective, DemoPSD) or objective.gate != "fitted":
         return objective
     count, total = torch.zeros(BINS + 1, dtype=torch.float64), torch.zeros(BINS + 1, dtype=torch.float64)
     for example in examples:
         d_N = disagreements(objective, example)
-        bin_N = (d_N.clamp(LEAST_NATS, MOST_NATS) / LEAST_NATS).log() / _log_range() * BINS
+        bin_N = (d_N.clamp(LEAST_NATS, MOST_NATS) / LEAST_NATS).log() / _LOG_RANGE * BINS
         count.index_add_(0, bin_N.long(), torch.ones_like(d_N))
         total.index_add_(0, bin_N.long(), d_N)
     sums = torch.stack([count, total]).to(device)
@@ -65,7 +67,3 @@ def gate_metrics(objective: Objective, config: Config) -> dict[str, float]:
     if isinstance(objective, DemoPSD) and config.demopsd.alpha_max_final is not None:
         metrics["demopsd/alpha_max"] = objective.alpha_max
     return metrics
-
-
-def _log_range() -> float:
-    return float(torch.tensor(MOST_NATS / LEAST_NATS, dtype=torch.float64).log())

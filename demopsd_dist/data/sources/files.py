@@ -118,14 +118,14 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
     line = line.strip()
     try:
         values = json.loads(line, object_pairs_hook=_refuse_repeated_names)
-    except json.JSONDecodeError as error:
-        if error.pos >= len(line) or error.msg.startswith("Unterminated string"):
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and (
+            error.pos >= len(line) or error.msg.startswith("Unterminated string")
+        ):
             raise DataError(
                 f"{where}: not valid JSON: the line ends within its record, after {line[-30:]!r}. Complete it or take "
                 "it out."
             ) from None
-        raise DataError(f"{where}: not valid JSON ({error}). Each line must be one JSON object.") from None
-    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not valid JSON ({error}). Each line must be one JSON object.") from None
     if not isinstance(values, dict):
         raise DataError(f"{where}: a JSON object is needed, not {type(values).__name__}. Mend or remove the line.")

@@ -32,7 +32,7 @@ def test_every_page_is_in_the_contents() -> None:
 
 
 def test_files_outside_of_the_pages_are_there(site: Path) -> None:
-    """Those that pages link to: settings, results, code, and the pictures of copied pages."""
+    """Files outside of docs/ that pages link to: settings, results, code, and the pictures of copied pages."""
     for name in ("configs/index.html", "overview/index.html", "demopsd_dist/config/schema.py", "images/report.png"):
         assert (site / name).is_file(), name
     assert (site / "benchmarks/results/plan-cpu/index.html").is_file()
