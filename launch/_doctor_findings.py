@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,11 +20,11 @@ from tempfile import NamedTemporaryFile
 
 import psutil
 
-from demopsd_dist.config import MINISCI, Config, Precision, sources_of, train_text
+from demopsd_dist.config import MINISCI, Config, sources_of, train_text
 from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.models.model_folder import model_folder
-from demopsd_dist.models.precision import choose_precision, resolve_precision
+from demopsd_dist.models.precision import resolve_precision, with_chosen_precision
 from demopsd_dist.planning.memory_by_role import checkpoint_gib
 from demopsd_dist.planning.model_shape import shape_of
 from demopsd_dist.planning.workload import Traffic, workload_of
@@ -273,11 +273,8 @@ def check_disk(config: Config) -> Iterator[Finding]:
         return
     free = shutil.disk_usage(existing).free / GIB
     try:
-        shape, precision = shape_of(config.model.path), config.model.precision
-        if precision is Precision.auto:
-            precision, _ = choose_precision(config, shape.parameters)
-        resolved = replace(config, model=replace(config.model, precision=precision))
-        job = workload_of(resolved, shape, Traffic())
+        shape = shape_of(config.model.path)
+        job = workload_of(with_chosen_precision(config, shape.parameters), shape, Traffic())
     except ConfigError:
         return  # check_inputs reports it
     student, each, checkpoint = job.weights_bytes / GIB, checkpoint_gib(job), config.checkpoint

@@ -11,10 +11,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
-from demopsd_dist.config import Config, Precision, load
-from demopsd_dist.models.precision import LEAST_CAPABILITY, MatrixUnits, choose_precision
+from demopsd_dist.config import Config, load
+from demopsd_dist.models.precision import LEAST_CAPABILITY, MatrixUnits, with_chosen_precision
 from demopsd_dist.planning import plan_text
 from demopsd_dist.planning.calibration import read_calibration
 from demopsd_dist.planning.hardware import Device, DeviceCluster, parse_cluster
@@ -94,12 +93,9 @@ def print_plan(arguments: argparse.Namespace) -> int:
 
 def with_planned_precision(config: Config, shape: ModelShape, device: Device) -> Config:
     """Replace `model.precision=auto` by what a run on these devices would take."""
-    if config.model.precision is not Precision.auto:
-        return config
     pays = device.bfloat16_tflops > FASTER * device.float32_tflops
     units = MatrixUnits(amx=pays, capability=None if device.shared else LEAST_CAPABILITY)
-    chosen, _ = choose_precision(config, shape.parameters, units)
-    return replace(config, model=replace(config.model, precision=chosen))
+    return with_chosen_precision(config, shape.parameters, units)
 
 
 def check_device_kind(config: Config, cluster: DeviceCluster) -> None:

@@ -87,6 +87,18 @@ def resolve_precision(config: Config, folder: Path, units: MatrixUnits | None = 
     return config, f"precision  student {chosen.value} ({reason})   teacher {teacher.value} ({same})"
 
 
+def with_chosen_precision(config: Config, parameters: int, units: MatrixUnits | None = None) -> Config:
+    """The config with `model.precision=auto` replaced, for a model that is known by its size alone.
+
+    Raises:
+        ConfigError: as in `resolve_precision`.
+    """
+    if config.model.precision is not Precision.auto:
+        return config
+    chosen, _ = choose_precision(config, parameters, units)
+    return replace(config, model=replace(config.model, precision=chosen))
+
+
 def choose_precision(config: Config, parameters: int, units: MatrixUnits | None = None) -> tuple[Precision, str]:
     """Precision and reason for a config that leaves the choice open.
 
