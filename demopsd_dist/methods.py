@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
@@ -146,9 +146,15 @@ def scheduled_alpha_max(config: Config, step: int) -> float:
     return first + (last - first) * min((step - 1) / max(config.steps - 1, 1), 1.0)
 
 
-def objective_of(config: Config, step: int = 1) -> objective.Objective:
-    """The loss of a method at a training step, counted from 1. torch is imported here, so that a dry run does not need
-    it.
+def at_step(made: objective.Objective, config: Config, step: int) -> objective.Objective:
+    """The objective at a training step, counted from 1: DemoPSD's with the bound of its gate there, others as is."""
+    from demopsd_dist.objective import DemoPSD
+
+    return replace(made, alpha_max=scheduled_alpha_max(config, step)) if isinstance(made, DemoPSD) else made
+
+
+def objective_of(config: Config) -> objective.Objective:
+    """The loss of a method, made once a process. torch is imported here, so that a dry run does not need it.
 
     Raises:
         ConfigError: a user's own objective cannot be imported or made.
@@ -160,7 +166,7 @@ def objective_of(config: Config, step: int = 1) -> objective.Objective:
         case MethodName.demopsd:
             demopsd = config.demopsd
             return DemoPSD(
-                alpha_max=scheduled_alpha_max(config, step),
+                alpha_max=demopsd.alpha_max,
                 gate_sensitivity=demopsd.gate_sensitivity,
                 floor=demopsd.floor,
                 importance_clip=demopsd.importance_clip,

@@ -90,12 +90,14 @@ def run(
     start: RunStart | None,
     notes: Sequence[str] = (),
     show_whole: bool = False,
+    open_log: Callable[..., RunLog] = RunLog,
 ) -> bool:
     """Train from the start or the resume point to the summary. False where the run was asked to stop before its end.
 
     Args:
         notes: lines for the log, such as the precision that was chosen.
         show_whole: the log has the examples of the data without cuts.
+        open_log: makes the log from folder, number of steps and sinks.
     """
     started = time.monotonic()
     task, skipped = build_task(config, model, data.questions)
@@ -103,7 +105,7 @@ def run(
     if start is None:
         start = RunStart(RunFolder.create(config))
         write_inputs(start.folder, inputs)
-    with start.folder.locked(), RunLog(start.folder, config.steps, sinks=open_sinks(config, start.folder)) as log:
+    with start.folder.locked(), open_log(start.folder, config.steps, sinks=open_sinks(config, start.folder)) as log:
         log.skipped = {str(split): count for split, count in skipped.items()}
         log_inputs(log, config, data)
         for line in [*notes, *checked, *example_lines(config, task, data, show_whole)]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.rewards import resolve_reward
@@ -18,6 +18,7 @@ from demopsd_dist.data.sources import SPLITS, load_data
 from demopsd_dist.methods import check_objective
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.models.precision import resolve_precision
+from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.run_record.run_inputs import input_digests
 from demopsd_dist.run_record.sinks import check_sinks
 from demopsd_dist.util.errors import ConfigError
@@ -50,9 +51,9 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, open_log: Callable[..., RunLog] = RunLog) -> int:
     arguments = make_parser().parse_intermixed_args(argv)
-    return exit_code_of(lambda: check_and_train(arguments))
+    return exit_code_of(lambda: check_and_train(arguments, open_log))
 
 
 def check_machine(config: Config) -> None:
@@ -65,8 +66,12 @@ def check_machine(config: Config) -> None:
         check_fits(config, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus())
 
 
-def check_and_train(arguments: argparse.Namespace) -> int:
-    """Check settings, model and data; then train, or print the dry run. The exit code."""
+def check_and_train(arguments: argparse.Namespace, open_log: Callable[..., RunLog] = RunLog) -> int:
+    """Check settings, model and data; then train, or print the dry run. The exit code.
+
+    Args:
+        open_log: makes the log of the run; with one of its own a benchmark observes the stages, or disturbs them.
+    """
     if arguments.full and not arguments.dry_run:
         raise ConfigError("--full prints all settings of a dry run. Add --dry-run, or leave it out.")
     profile = [] if arguments.profile is None else [f"profile.steps=[{arguments.profile}]"]
@@ -105,7 +110,7 @@ def check_and_train(arguments: argparse.Namespace) -> int:
         start, inputs = None, input_digests(data.questions, folder)
         if arguments.resume or arguments.resume_from is not None:
             start = find_resume_point(config, inputs, arguments.resume_from, arguments.allow_config_change)
-        if not run(config, folder, data, inputs, start, [precision], arguments.show):
+        if not run(config, folder, data, inputs, start, [precision], arguments.show, open_log):
             raise KeyboardInterrupt
     return 0
 

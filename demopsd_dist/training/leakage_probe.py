@@ -19,8 +19,8 @@ from demopsd_dist.data.examples import RewardedGroup
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import ScoredExample
 from demopsd_dist.data.rewards import AnswerForm, answer_form
-from demopsd_dist.methods import MethodSpec, objective_of
-from demopsd_dist.objective import DemoPSD, TokenViews, information, target_of
+from demopsd_dist.methods import MethodSpec, at_step, objective_of
+from demopsd_dist.objective import DemoPSD, Objective, TokenViews, information, target_of
 from demopsd_dist.training.roles import Teacher
 
 
@@ -62,10 +62,11 @@ async def measure(
             supports.append(probe.item.support_TK)
     answers = iter(await teacher.score(examples, supports, method.probe_forwards))
     totals: dict[str, dict[str, float]] = {}
+    objective = at_step(objective_of(cfg), cfg, step + 1)
     for probe in probes:
         contexts = [next(answers) for _ in probe.solutions]
         total = totals.setdefault(probe.family, {"teacher": 0.0, "target": 0.0, "tokens": 0.0, "m": 0.0, "probes": 0.0})
-        teacher_T, target_T = _information(cfg, contexts, step)
+        teacher_T, target_T = _information(objective, contexts)
         total["teacher"] += float(teacher_T.sum())
         total["target"] += float(target_T.sum())
         total["tokens"] += len(teacher_T)
@@ -115,13 +116,13 @@ def _answers(group: RewardedGroup, others: Sequence[str], form: AnswerForm) -> l
     return [group.prompt.question.answer, *(answer for answer in extracted if answer), *others]
 
 
-def _information(cfg: Config, contexts: Sequence[ScoredExample], step: int) -> tuple[Tensor, Tensor]:
+def _information(objective: Objective, contexts: Sequence[ScoredExample]) -> tuple[Tensor, Tensor]:
     """Mutual information of teacher and of target at each token, (T,), nats. For an objective of the user's without a
     `target` it is the teacher's."""
     teacher_MTA = torch.stack([_tensor(item.teacher_logp_TA) for item in contexts])
     reference = contexts[0].reference_logp_TA
     reference_MTA = teacher_MTA if reference is None else _tensor(reference).expand_as(teacher_MTA)
-    objective, alpha_MT = objective_of(cfg, step + 1), None
+    alpha_MT = None
     if isinstance(objective, DemoPSD):
         lengths = [teacher_MTA.shape[1]] * len(contexts)
         alpha_N = objective.trajectory_alpha(reference_MTA.flatten(0, 1), teacher_MTA.flatten(0, 1), lengths)

@@ -17,7 +17,6 @@ from demopsd_dist.run_record.audit import audit
 from demopsd_dist.run_record.folder import RunFolder
 from tests.hosts.network import Hosts, why_not
 
-pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
 PORT = 6379
@@ -53,7 +52,7 @@ summed = torch.ones(1)
 distributed.all_reduce(summed)
 assert summed == 2
 """
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.long]
 
 
 class Cluster:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from demopsd_dist.config import Config, Transport
 from demopsd_dist.data.records import BatchSize, DigestRequest, ScoredExample, Tokens, TrainingExample
-from demopsd_dist.methods import check_engine_support, objective_of, resolve_method
+from demopsd_dist.methods import at_step, check_engine_support, objective_of, resolve_method
 from demopsd_dist.objective import OutputHead, TokenSlice, fused_loss, reduced
 from demopsd_dist.training.schedule import learning_rate
 from demopsd_dist.util.errors import NonFiniteLossError
@@ -71,7 +71,7 @@ class LearnerWorker(Traced, Rank):
         self._config = config
         self._folder = model_folder
         self._method = resolve_method(config)
-        self._objective = objective_of(config)
+        self._objective = self._step_objective = objective_of(config)
         self._forward_counts: Counter[str] = Counter()
         self.version = 0
 
@@ -169,15 +169,15 @@ class LearnerWorker(Traced, Rank):
         self.version += 1
         if token_count == 0:  # the same on all ranks; an update would only decay weights and apply old momentum
             return RankReport(stepped=False)
-        self._objective = fit_to_step(
-            objective_of(self._config, self.version),
+        self._step_objective = fit_to_step(
+            at_step(self._objective, self._config, self.version),
             (item for rows in micro_batches for row in rows for item in row),
             self._device,
         )
         metrics = StepMetrics(token_count)
         samples = self._config.samples
         token_recorder = TokenRecorder(
-            record_ids, self._objective, candidate_count=samples.candidates, max_tokens=samples.tokens
+            record_ids, self._step_objective, candidate_count=samples.candidates, max_tokens=samples.tokens
         )
         digests = None if digest_request is None else StepDigests(digest_request, self.rank)
         observers: list[Observer] = [metrics, token_recorder, *([] if digests is None else [digests])]
@@ -186,7 +186,7 @@ class LearnerWorker(Traced, Rank):
         report.token_records = token_recorder.token_records()
         if not self._finite_on_all_ranks(report.sums.get("learner/loss", 0.0)):
             raise self._refusal("loss", micro_batches, token_count, size)
-        report.maxima |= gate_metrics(self._objective, self._config)
+        report.maxima |= gate_metrics(self._step_objective, self._config)
         report.maxima["learner/learning_rate"] = self._set_learning_rate(learning_rate_factor)
         try:
             report.maxima["learner/grad_norm"] = self._update_weights(digests)
@@ -237,7 +237,9 @@ class LearnerWorker(Traced, Rank):
 
         def loss_of(part: TokenSlice) -> Tensor:
             views = inputs.views(part)
-            result = reduced(self._objective, views, weight_BT=inputs.weight_N[part.tokens], token_count=token_count)
+            result = reduced(
+                self._step_objective, views, weight_BT=inputs.weight_N[part.tokens], token_count=token_count
+            )
             with torch.no_grad():
                 for observer in observers:
                     observer.add_slice(inputs, part, views, result)
@@ -259,7 +261,7 @@ class LearnerWorker(Traced, Rank):
             version=self.version - 1,
             device=self._device,
         )
-        return with_trajectory_alpha(inputs, self._objective)
+        return with_trajectory_alpha(inputs, self._step_objective)
 
     def _padded_batch(self, rows: Sequence[Sequence[TrainingExample]]) -> PaddedBatch:
         """Pad rows of examples, with the student's prompts."""

@@ -8,7 +8,7 @@ from demopsd_dist.data.records import Rollout
 from demopsd_dist.data.rewards.builtin import ANSWER_FORMS, Reward
 from demopsd_dist.util.printable import abridged_lines, escape_control_chars
 
-_RESPONSE_LINES, _ANSWER_CHARS = 4, 200
+_RESPONSE_LINES, _MAX_CHARS = 4, 200
 
 
 def notice(rollouts: Sequence[Rollout], reward: Reward, max_response_tokens: int, step: int) -> list[str]:
@@ -62,9 +62,9 @@ def notice(rollouts: Sequence[Rollout], reward: Reward, max_response_tokens: int
 def _example(rollout: Rollout) -> list[str]:
     """The shortened response and the expected answer, with control characters escaped."""
     question = rollout.prompt.question
-    first, *rest = abridged_lines(rollout.text, _RESPONSE_LINES)
+    first, *rest = abridged_lines(rollout.text, _RESPONSE_LINES, _MAX_CHARS)
     return [
         f"  response to {escape_control_chars(question.id)}: {first}",
         *(f"    | {line}" for line in rest),
-        f"  expected answer: {escape_control_chars(question.answer, max_chars=_ANSWER_CHARS)}",
+        f"  expected answer: {escape_control_chars(question.answer, max_chars=_MAX_CHARS)}",
     ]

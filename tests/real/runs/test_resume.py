@@ -19,18 +19,18 @@ from demopsd_dist.run_record.audit import audit
 from demopsd_dist.run_record.folder import RunFolder
 from launch import scale
 from tests.real.conftest import marked
-from tests.real.runs.test_endings import Launched
+from tests.real.runs.test_endings import Launched, check_what_it_left, secrets_of
 from tests.real.runs.test_endings import launch as launch  # a fixture
 
 ALIKE = (
     "deterministic=true",
-    "steps=8",
+    "steps=6",
     "checkpoint.every_steps=3",
-    "rollout.prompts_per_step=6",
+    "rollout.prompts_per_step=4",
     "evaluation.at_start=false",
-    "evaluation.every_steps=4",
+    "evaluation.every_steps=3",
     "data.ood=null",
-    "leakage.every_steps=4",
+    "leakage.every_steps=3",
 )
 TIMES = ("time/", "perf/", "_per_s")
 
@@ -62,10 +62,12 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(
     ranks = (f"learner.num_workers={learners}", f"rollout.num_workers={samplers}")
     words = (*ALIKE, f"learner.zero_stage={stage}", *ranks)
     calm = launch(*words)
+    secrets = secrets_of(calm)
     assert calm.end(within_s=400) == 0, calm.log.read_text()
+    check_what_it_left(calm, secrets)
     struck = launch(*words)
     moment = random.Random(stage)
-    struck.wait_until("a step after the checkpoint", struck.has_said(f"step {moment.randint(4, 5)}/8"))
+    struck.wait_until("a step after the checkpoint", struck.has_said(f"step {moment.randint(4, 5)}/6"))
     time.sleep(moment.random())
     if stage == 3:  # the driver alone: what is left ends by itself
         with reaped_by_nobody():
@@ -84,7 +86,7 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(
     assert all((one[name] == other[name]).all() for name in one)
     account = audit(RunFolder(resumed.folder))
     assert account.faults == []
-    assert (account.steps, account.issued) == (8, 8 * 6 * 8)
+    assert (account.steps, account.issued) == (6, 6 * 4 * 8)
     assert [step for _, step, _ in account.lives] == [0, 3]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from demopsd_dist.config import load
-from demopsd_dist.methods import objective_of, scheduled_alpha_max
+from demopsd_dist.methods import at_step, objective_of, scheduled_alpha_max
 from demopsd_dist.objective import DemoPSD, TokenViews, disagreement, floored, reduced
 from demopsd_dist.objective.barycenter import barycenter, budget_alpha, fitted_sensitivity, tanh_gate
 from demopsd_dist.util.errors import ConfigError
@@ -109,7 +109,7 @@ def test_the_bound_of_alpha_follows_its_schedule() -> None:
     bounds = [scheduled_alpha_max(config, step) for step in range(1, 12)]
     assert bounds == pytest.approx([0.5 - 0.05 * i for i in range(11)])
     assert scheduled_alpha_max(config, 40) == 0.0, "further steps stay at the end"
-    method = objective_of(config, 6)
+    method = at_step(objective_of(config), config, 6)
     assert isinstance(method, DemoPSD)
     assert method.alpha_max == pytest.approx(0.25)
     assert scheduled_alpha_max(load(DEMO, []), 7) == 0.15

@@ -1,0 +1,104 @@
+"""Plans of faults, drawn from a seed: the faults in each process of a run, and the file that is torn after it."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+STAGES = ("sample", "score", "learn", "publish_weights", "checkpoint")
+ROLES = ("rollout", "teacher", "learner")
+ENDINGS = (
+    ("driver", "SIGKILL"),
+    ("driver", "SIGINT"),
+    ("group", "SIGTERM"),
+    ("group", "SIGHUP"),
+    ("gcs_server", "SIGKILL"),
+    ("raylet", "SIGKILL"),
+    ("disk", "full"),
+)
+"""Faults that end a run's process, each with its target and what is done to it."""
+TORN = ("checkpoint", "metrics", "samples", "summary", "replay")
+"""Kinds of files that are cut short between two processes of a run, as a crash of the machine leaves them."""
+HANG_SHARE = 0.2  # of the faults of rollout workers: the process is stopped, not killed
+START_S, DELAY_S = 25.0, 0.5  # longest time from the begin of a stage to its fault
+
+
+@dataclass(frozen=True)
+class DrawnFault:
+    """A fault in a training process.
+
+    Attributes:
+        stage: the stage in which it is planted; `start_roles` is the start of the run, or of its resume.
+        target: a role, `driver`, `group` (all processes of the run), `raylet`, `gcs_server`, or `disk`.
+        action: name of a signal; `full` for the disk.
+        delay_s: from the begin of the stage.
+        pick: chooses among the target's processes, from 0 to 1.
+    """
+
+    stage: str
+    target: str
+    action: str
+    delay_s: float
+    pick: float
+
+    @property
+    def ends_run(self) -> bool:
+        """True if the process of the run ends by it."""
+        return (self.target, self.action) in ENDINGS
+
+    @property
+    def signal(self) -> signal.Signals:
+        return signal.Signals[self.action]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fault as plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class LifePlan:
+    """Faults of one process of a run, in order, and the kind of file that is torn after its end (None: none)."""
+
+    faults: Sequence[DrawnFault]
+    torn: str | None
+
+
+def draw_run(seed: int, lives: int, each: int, can_fill_disk: bool) -> list[LifePlan]:
+    """Draw the lives of one run. The last has no fault: in it the run ends as it should.
+
+    Args:
+        lives: number of processes of the run.
+        each: largest number of faults in a life before the one that ends it.
+        can_fill_disk: the run writes to a volume of its own.
+    """
+    rng = random.Random(seed)
+    endings = [ending for ending in ENDINGS if can_fill_disk or ending[0] != "disk"]
+    rng.shuffle(endings)
+    plans = []
+    for index in range(lives - 1):
+        faults: list[DrawnFault] = []
+        if index and rng.random() < 0.35:
+            target, action = rng.choice([*((role, "SIGKILL") for role in ROLES), *endings])
+            faults.append(_fault(rng, "start_roles", target, action, START_S))
+        for _ in range(rng.randint(each - 1, each)):
+            faults += _survivable(rng)
+        faults.append(_fault(rng, rng.choice(STAGES), *endings[index % len(endings)], DELAY_S))
+        plans.append(LifePlan(faults, rng.choice(TORN) if rng.random() < 0.5 else None))
+    return [*plans, LifePlan([], None)]
+
+
+def _survivable(rng: random.Random) -> list[DrawnFault]:
+    """A fault that the run survives; one in six is followed by another during the recovery from it."""
+    role = rng.choice(ROLES)
+    action = "SIGSTOP" if role == "rollout" and rng.random() < HANG_SHARE else "SIGKILL"
+    faults = [_fault(rng, rng.choice(STAGES), role, action, DELAY_S)]
+    if role != "rollout" and rng.random() < 1 / 6:
+        faults.append(_fault(rng, "recover", rng.choice(ROLES), "SIGKILL", 5.0))
+    return faults
+
+
+def _fault(rng: random.Random, stage: str, target: str, action: str, longest_s: float) -> DrawnFault:
+    return DrawnFault(stage, target, action, round(rng.uniform(0, longest_s), 3), round(rng.random(), 3))

@@ -1,0 +1,126 @@
+"""A training run that plants faults in itself: `python -m benchmarks.faults.faulted_run PLAN RECORD [words of train]`
+
+It is `demopsd train` with another log: one that knows the stage at hand and disturbs the run there. Each fault is
+appended to RECORD before it is planted, since the process may not outlive it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.faults.fault_plan import ROLES, DrawnFault
+from demopsd_dist.run_record.log import RunLog
+from launch.train import main as train
+
+STEPS_APART = 2  # steps that are done between two faults
+FILLER = "filler"  # the file that fills the volume
+
+
+class DisturbingLog(RunLog):
+    """A run log that plants the drawn faults, in order, in the stages that they name."""
+
+    def __init__(self, *arguments: Any, faults: Sequence[DrawnFault], record: Path, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._faults, self._record = list(faults), record
+        self._stages: list[str] = []
+        self._steps_since = 0
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Time a stage, and plant the next fault if it is due."""
+        if self._faults and self._faults[0].stage == stage and self._is_due(stage):
+            fault = self._faults.pop(0)
+            self._steps_since = 0
+            timer = threading.Timer(fault.delay_s, self._plant, [fault])
+            timer.daemon = True
+            timer.start()
+        self._stages.append(stage)
+        try:
+            with super().timed(stage):
+                yield
+        finally:
+            self._stages.remove(stage)
+
+    def write_step(self, step: int, metrics: dict[str, float]) -> None:
+        """Record a step."""
+        super().write_step(step, metrics)
+        self._steps_since += 1
+        if self._faults and self._faults[0].stage in ("recover", "start_roles") and self._steps_since > STEPS_APART:
+            self._faults.pop(0)  # its moment never came
+
+    def _is_due(self, stage: str) -> bool:
+        return stage in ("recover", "start_roles") or self._steps_since >= STEPS_APART
+
+    def _plant(self, fault: DrawnFault) -> None:
+        victims = victims_of(fault)
+        row = fault.to_json() | {"during": list(self._stages), "step": self.last_step, "planted": bool(victims)}
+        with self._record.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if fault.target == "disk":
+            fill(self.folder.path.parent)
+        for pid in victims:
+            with suppress(ProcessLookupError):
+                os.kill(pid, fault.signal) if fault.target != "disk" else None
+
+
+def victims_of(fault: DrawnFault) -> list[int]:
+    """Processes that the fault strikes; empty if there is none of that kind now."""
+    own, others = os.getpid(), psutil.Process().children(recursive=True)
+    if fault.target in ("driver", "disk"):
+        return [own]
+    if fault.target == "group":  # SLURM signals every process of a job; a terminal that closes, the driver's group
+        everyone = fault.action == "SIGTERM"
+        return [own, *(process.pid for process in others if everyone or shares_group(process.pid))]
+    found = [process.pid for process in others if is_target(process, fault.target)]
+    return [found[int(fault.pick * len(found))]] if found else []
+
+
+def shares_group(pid: int) -> bool:
+    """Whether a signal to this process's group reaches that process."""
+    try:
+        return os.getpgid(pid) == os.getpgrp()
+    except ProcessLookupError:
+        return False
+
+
+def is_target(process: psutil.Process, target: str) -> bool:
+    """Whether the process is a worker of that role, or that server of Ray."""
+    try:
+        if target in ROLES:
+            return any(f"ray::{target.capitalize()}Worker" in word for word in process.cmdline())
+        return process.name() == target
+    except psutil.Error:
+        return False
+
+
+def fill(volume: Path) -> None:
+    """Write a file that leaves no space on the volume."""
+    with suppress(OSError), (volume / FILLER).open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 16))
+    with suppress(OSError), (volume / FILLER).open("ab", buffering=0) as file:
+        while True:
+            file.write(b"0")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train with the faults of the plan in the first argument."""
+    plan, record, *arguments = argv
+    faults = [DrawnFault(**row) for row in json.loads(Path(plan).read_text())]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have it ignored
+    return train(arguments, partial(DisturbingLog, faults=faults, record=Path(record)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
