@@ -56,7 +56,7 @@ WORDS = (
     "checkpoint.every_steps=3",
     "evaluation.at_start=false",
     "evaluation.samples=1",
-    "limits.silence_s=8",
+    "limits.silence_s=15",
     "sinks.report=false",
 )
 SILENT_S = 240.0  # without a line of output, a life counts as hung

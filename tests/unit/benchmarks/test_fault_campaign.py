@@ -1,0 +1,99 @@
+"""Campaign of faults: what is drawn, which ends and messages are expected, and how files are torn."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.faults.fault_campaign import expected_codes, tear, what_is_wrong
+from benchmarks.faults.fault_page import report
+from benchmarks.faults.fault_plan import ENDINGS, ROLES, STAGES, TORN, draw_run
+from benchmarks.faults.known_messages import causes_in
+from demopsd_dist.run_record.folder import RunFolder
+
+
+def test_a_seed_draws_the_same_faults_and_many_seeds_draw_every_kind() -> None:
+    assert draw_run(3, 6, 4, True) == draw_run(3, 6, 4, True) != draw_run(4, 6, 4, True)
+    runs = [draw_run(seed, 6, 4, True) for seed in range(20)]
+    assert all(len(run) == 6 and not run[-1].faults for run in runs)
+    faults = [fault for run in runs for life in run for fault in life.faults]
+    struck = Counter((fault.target, fault.action) for fault in faults)
+    assert set(struck) >= {*ENDINGS, *((role, "SIGKILL") for role in ROLES), ("rollout", "SIGSTOP")}
+    assert {fault.stage for fault in faults} == {*STAGES, "start_roles", "recover"}
+    assert {life.torn for run in runs for life in run} == {*TORN, None}
+    for run in runs:
+        assert all(life.faults[-1].ends_run for life in run[:-1]), "every life but the last ends by a fault"
+    without = [fault for seed in range(9) for life in draw_run(seed, 6, 4, False) for fault in life.faults]
+    assert all(fault.target != "disk" for fault in without)
+
+
+def row(target: str, action: str, stage: str = "learn") -> dict[str, Any]:
+    return {"stage": stage, "target": target, "action": action, "delay_s": 0.0, "pick": 0.0, "planted": True}
+
+
+@pytest.mark.parametrize(
+    ("fault", "codes"),
+    [
+        (None, {0}),
+        (row("driver", "SIGKILL"), {-9}),
+        (row("driver", "SIGINT"), {130}),
+        (row("group", "SIGTERM"), {130}),
+        (row("raylet", "SIGKILL"), {1}),
+        (row("disk", "full"), {1, 2}),
+        (row("teacher", "SIGKILL", "start_roles"), {1}),
+    ],
+)
+def test_exit_codes_that_a_fault_may_lead_to(fault: dict[str, Any] | None, codes: set[int]) -> None:
+    assert expected_codes([fault] if fault else []) == codes
+    life = {"hung": False, "left": [], "unknown": [], "faults": [fault] if fault else [], "code": 77, "last": "x"}
+    assert what_is_wrong(life) == "exit code 77; last line: x"
+    assert what_is_wrong(life | {"code": min(codes)}) is None
+    assert what_is_wrong(life | {"left": ["raylet"]}) == "left processes: raylet"
+
+
+def test_messages_without_a_known_cause_are_found() -> None:
+    lines = [
+        "step 3/9  reward 0.5",
+        "warning: lost: teacher 0 has died during scoring. Learners and teacher are restarted.",
+        "error: metrics.jsonl cannot be written: [Errno 28] No space left on device. Free disk space, then resume.",
+        "interrupted",
+        "Traceback (most recent call last):",
+        "warning: something else",
+    ]
+    known, unknown = causes_in(lines)
+    assert known == {"learners and teacher are restarted": 1, "the disk is full": 1, "interrupted": 1}
+    assert unknown == ["Traceback (most recent call last):", "warning: something else"]
+
+
+def test_torn_files(tmp_path: Path) -> None:
+    run, rng = RunFolder(tmp_path), random.Random(0)
+    for name in ("checkpoints/step-3/a", "metrics.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x" * 1000)
+    assert tear(run, "checkpoint", rng) is None, "the only checkpoint stays whole"
+    assert tear(run, "metrics", rng) == "metrics.jsonl"
+    assert 700 <= run.metrics.stat().st_size < 1000
+    (tmp_path / "checkpoints" / "step-6").mkdir()
+    (tmp_path / "checkpoints" / "step-6" / "b").write_text("x" * 1000)
+    assert tear(run, "checkpoint", rng) == "checkpoints/step-6/b"
+    assert (tmp_path / "checkpoints" / "step-6" / "b").stat().st_size < 1000
+    assert tear(run, "samples", rng) is None
+
+
+def test_the_page_counts_and_names_what_is_wrong() -> None:
+    life = {"faults": [row("driver", "SIGKILL")], "torn": "samples/step-3.jsonl", "causes": {"interrupted": 2}}
+    life |= {"hung": False, "left": [], "unknown": [], "wrong": None, "code": -9, "seconds": 3}
+    run = {"seed": 5, "lives": [life, life | {"wrong": "exit code 1", "hung": True}], "audit": ["2 lost"], "left": []}
+    run |= {"steps": 4, "samples": 8, "again": 1, "undone": 2, "seconds": 1800}
+    text = "\n".join(report([run]))
+    assert "2 faults and 2 torn files in 2 processes of 1 runs" in text
+    assert "in 0.5 hours" in text
+    assert "run 5: 2 lost" in text
+    assert "**Wrong** in run 5, life 2: exit code 1" in text
+    assert "| SIGKILL of driver | 2 |" in text
+    assert "| torn file: samples | 2 |" in text
+    assert "| interrupted | 4 |" in text
