@@ -85,9 +85,18 @@ def test_torn_files(tmp_path: Path) -> None:
 
 
 def test_the_page_counts_and_names_what_is_wrong() -> None:
-    life = {"faults": [row("driver", "SIGKILL")], "torn": "samples/step-3.jsonl", "causes": {"interrupted": 2}}
+    life: dict[str, Any] = {
+        "faults": [row("driver", "SIGKILL")],
+        "torn": "samples/step-3.jsonl",
+        "causes": {"interrupted": 2},
+    }
     life |= {"hung": False, "left": [], "unknown": [], "wrong": None, "code": -9, "seconds": 3}
-    run = {"seed": 5, "lives": [life, life | {"wrong": "exit code 1", "hung": True}], "audit": ["2 lost"], "left": []}
+    run: dict[str, Any] = {
+        "seed": 5,
+        "lives": [life, life | {"wrong": "exit code 1", "hung": True}],
+        "audit": ["2 lost"],
+        "left": [],
+    }
     run |= {"steps": 4, "samples": 8, "again": 1, "undone": 2, "seconds": 1800}
     text = "\n".join(report([run]))
     assert "2 faults and 2 torn files in 2 processes of 1 runs" in text
