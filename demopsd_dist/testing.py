@@ -41,6 +41,7 @@ class World:
     diary: list[tuple[str, int]] = field(default_factory=list)  # (call, version or step)
     unchanged: list[int] = field(default_factory=list)  # versions published after a step without an optimizer update
     lost_at_steps: list[int] = field(default_factory=list)  # steps at which the learner dies, in order
+    lost_restarts: int = 0  # number of restarts that fail, since a learner dies in them
     skill: float = 0.4
     never_done: set[str] = field(default_factory=set)  # prompts whose groups never finish
 
@@ -200,6 +201,9 @@ def stand_in_roles(world: World) -> Roles:
 
     async def restart() -> None:
         world.diary.append(("restart", world.published))
+        if world.lost_restarts:
+            world.lost_restarts -= 1
+            raise LostStateError("the stand-in learner died again as requested.")
         learners.steps = 0
 
     async def tracks(start_s: float) -> list[Track]:

@@ -20,10 +20,13 @@ async def train_with_recovery(run: Run, state: RunState, why: str) -> RunState:
             holds the message of each loss.
     """
     losses: list[str] = []
-    furthest_step = state.step
+    furthest_step, lost, before_step = state.step, False, None
     while True:
-        run.ledger.begin(state.step, why)
         try:
+            if lost:  # one that is lost again on the way counts like any other loss
+                state = await restart_at_checkpoint(run, before_step)
+                lost, before_step = False, None
+            run.ledger.begin(state.step, why)
             return await train(run, state)
         except LostStateError as error:
             if run.log.last_step > furthest_step:
@@ -34,11 +37,20 @@ async def train_with_recovery(run: Run, state: RunState, why: str) -> RunState:
                     f"learners or teacher were lost {len(losses)} times without a step beyond {furthest_step} "
                     f"(limits.restarts={run.cfg.limits.restarts}): " + "  ".join(losses)
                 ) from None
-            why, before_step = f"lost: {error}", None
+            why, lost = f"lost: {error}", True
         except GoBackError as error:
-            why, before_step = f"went back: {error}", error.first_bad_step
+            why, lost, before_step = f"went back: {error}", True, error.first_bad_step
         run.log.note(f"warning: {why} Learners and teacher are restarted.")
-        with run.log.timed("recover"):
-            await run.roles.restart()
-            state = await restore(run, run.checkpoints.newest_good(run.log.note, before_step))
-        run.log.note(f"continues after step {state.step}")
+
+
+async def restart_at_checkpoint(run: Run, before_step: int | None) -> RunState:
+    """Restart learners and teacher with the state of the newest good checkpoint.
+
+    Args:
+        before_step: the checkpoint must be from before this step; None takes the newest.
+    """
+    with run.log.timed("recover"):
+        await run.roles.restart()
+        state = await restore(run, run.checkpoints.newest_good(run.log.note, before_step))
+    run.log.note(f"continues after step {state.step}")
+    return state

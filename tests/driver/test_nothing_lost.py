@@ -27,7 +27,7 @@ from demopsd_dist.training.checkpointing import restore
 from demopsd_dist.training.recovery import train_with_recovery
 from demopsd_dist.training.run import RunState, StageHook, Task, no_hook
 from demopsd_dist.training.step_batch import StepBatch
-from demopsd_dist.util.errors import CheckpointError, CollapseError, RunFolderError
+from demopsd_dist.util.errors import CheckpointError, CollapseError, RunFolderError, WorkerError
 from launch import audit as audit_command
 from launch._task import compose_run
 from tests.driver.test_loop import DEMO, SMALL
@@ -127,6 +127,19 @@ def test_a_lost_learner_goes_back_to_the_checkpoint_and_learns_the_same(
     undone = (run.folder.path / "metrics-undone.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in undone] == [1, 4, 5, 4, 5, 7]
     assert "continues after step 3" in run.console.getvalue()
+
+
+def test_a_learner_that_is_lost_again_during_its_restart_counts_like_any_other_loss(
+    tmp_path: Path, task: Task, undisturbed: RecordedRun
+) -> None:
+    run = RecordedRun(tmp_path / "survives", task)
+    assert run.go(lost_at_steps=[5], lost_restarts=2) == RunState(step=8, samples=8 * 24)
+    assert run.learned == undisturbed.learned
+    assert [from_step for _, from_step, _ in run.audit().lives] == [0, 3]
+    assert run.audit().sound
+    gives_up = RecordedRun(tmp_path / "gives up", task)
+    with pytest.raises(WorkerError, match=r"lost 4 times without a step beyond 5 \(limits.restarts=3\)"):
+        gives_up.go(lost_at_steps=[5], lost_restarts=3)
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
