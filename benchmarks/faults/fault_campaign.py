@@ -1,4 +1,4 @@
-"""Faults in whole training runs: `python -m benchmarks.faults [--runs 10] [--lives 6] [--minutes 60]`
+"""Faults in whole training runs: `python -m benchmarks.faults [--runs 5] [--lives 5] [--minutes 60]`
 
 Each run is a series of processes (lives) of `demopsd train` on real engines. In each, faults that are drawn from the
 run's seed strike workers, Ray's servers, the driver, all processes at once, or the disk, at any stage, the start
@@ -253,9 +253,9 @@ def files_outside() -> set[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of the campaign. The exit code is 1 where anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=10, help="number of runs, a seed each")
-    parser.add_argument("--lives", type=int, default=6, help="processes of a run")
-    parser.add_argument("--each", type=int, default=4, help="largest number of faults in a life before the last one")
+    parser.add_argument("--runs", type=int, default=5, help="number of runs, a seed each")
+    parser.add_argument("--lives", type=int, default=5, help="processes of a run")
+    parser.add_argument("--each", type=int, default=9, help="largest number of faults in a life before the last one")
     parser.add_argument("--minutes", type=float, default=60, help="no run begins after this time")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args(argv)
