@@ -23,7 +23,7 @@ from benchmarks.faults.fault_plan import ROLES, DrawnFault
 from demopsd_dist.run_record.log import RunLog
 from launch.train import main as train
 
-STEPS_APART = 2  # steps that are done between two faults
+STEPS_APART = 3  # steps that are done between two faults: more than between two checkpoints, so that the run advances
 FILLER = "filler"  # the file that fills the volume
 
 

@@ -45,6 +45,7 @@ def row(target: str, action: str, stage: str = "learn") -> dict[str, Any]:
         (row("raylet", "SIGKILL"), {1}),
         (row("disk", "full"), {1, 2}),
         (row("teacher", "SIGKILL", "start_roles"), {1}),
+        (row("teacher", "SIGKILL", "recover"), {0}),
     ],
 )
 def test_exit_codes_that_a_fault_may_lead_to(fault: dict[str, Any] | None, codes: set[int]) -> None:
