@@ -127,9 +127,10 @@ class ParsedQuestion:
 
 @dataclass(frozen=True)
 class RefusedRecord:
-    """A valid record that gives no question; refused records are counted by `reason`."""
+    """A valid record that gives no question; refused records are counted by `reason`. `where` names file and line."""
 
     reason: str
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,21 +140,25 @@ class LoadedSource:
     Attributes:
         places: place of each question's record by the question's id, for messages.
         withheld: ids of questions whose text no message may show.
+        first_refused: place in its file of the first record that was refused for each reason.
     """
 
     questions: list[Question]
     refused: Counter[str] = field(default_factory=Counter)
     places: dict[str, str] = field(default_factory=dict)
     withheld: frozenset[str] = frozenset()
+    first_refused: dict[str, str] = field(default_factory=dict)
 
     @property
     def records(self) -> int:
         return len(self.questions) + self.refused.total()
 
     def refusal_summary(self) -> str:
-        """The reasons with their counts, most frequent first, at most `MAX_REASONS` of them."""
+        """The reasons with their counts and the place of the first record of each, most frequent first, at most
+        `MAX_REASONS` of them."""
         listed = self.refused.most_common(MAX_REASONS)
-        reasons = [f"{reason} ({count})" for reason, count in listed]
+        firsts = {reason: f", first {place}" for reason, place in self.first_refused.items() if place}
+        reasons = [f"{reason} ({count}{firsts.get(reason, '')})" for reason, count in listed]
         if others := len(self.refused) - len(listed):
             reasons.append(f"{others} other reasons ({self.refused.total() - sum(count for _, count in listed)})")
         return ", ".join(reasons)

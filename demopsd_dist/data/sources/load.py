@@ -178,11 +178,14 @@ def _load_sets(data: DataConfig, sets: Sequence[TrainSet]) -> LoadedSource:
     refused: Counter[str] = Counter()
     places: dict[str, str] = {}
     withheld: set[str] = set()
+    first_refused: dict[str, str] = {}
     for index, one in enumerate(sets):
         own = replace(data, train=one.path, format=one.format, fields=one.fields, system=one.system, suffix=one.suffix)
         loaded = load_source(own, "train", one.path)
         _refuse_empty(loaded, f"data.train[{index}].path={one.path}")
         refused += loaded.refused
+        for reason, place in loaded.first_refused.items():
+            first_refused.setdefault(reason, f"{one.label} {place}".rstrip())
         for question in loaded.questions:
             rest = question.id if one.path.partition(":")[0] == MINISCI else question.id.partition("/")[2]
             field = one.label if question.field == "all" else question.field
@@ -190,7 +193,7 @@ def _load_sets(data: DataConfig, sets: Sequence[TrainSet]) -> LoadedSource:
             places[questions[-1].id] = loaded.places.get(question.id, "")
             if question.id in loaded.withheld:
                 withheld.add(questions[-1].id)
-    return LoadedSource(questions, refused, places, frozenset(withheld))
+    return LoadedSource(questions, refused, places, frozenset(withheld), first_refused)
 
 
 def _holds_out_test(data: DataConfig) -> bool:
@@ -203,11 +206,14 @@ def _filter_and_count(items: Iterable[ParsedQuestion | RefusedRecord], data: Dat
     spellings: dict[str, str] = {}  # the first spelling of each field
     places: dict[str, str] = {}
     withheld: set[str] = set()
+    first_refused: dict[str, str] = {}
     for item in items:
         if isinstance(item, ParsedQuestion) and split != "ood":  # another data set, with other fields and levels
-            item = refused_by_filters(item, data) or item
+            refusal = refused_by_filters(item, data)
+            item = item if refusal is None else replace(refusal, where=item.where)
         if isinstance(item, RefusedRecord):
             refused[item.reason] += 1
+            first_refused.setdefault(item.reason, item.where.rpartition(", ")[2])
         else:
             field = " ".join(item.question.field.split())
             spelling = spellings.setdefault(field.casefold(), field)
@@ -216,7 +222,7 @@ def _filter_and_count(items: Iterable[ParsedQuestion | RefusedRecord], data: Dat
             places[item.question.id] = item.where
             if item.withheld:
                 withheld.add(item.question.id)
-    return LoadedSource(selected, refused, places, frozenset(withheld))
+    return LoadedSource(selected, refused, places, frozenset(withheld), first_refused)
 
 
 def _with_data_settings(
@@ -225,7 +231,7 @@ def _with_data_settings(
     """The question of the record at `where`: with `data.system` where it has no system message, and with `data.suffix`
     at its end."""
     if isinstance(item, RefusedRecord):
-        return item
+        return replace(item, where=where)
     question = item.question
     system = data.system if question.system is None else question.system
     question = replace(question, text=question.text + data.suffix, system=system)

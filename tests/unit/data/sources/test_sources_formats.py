@@ -100,7 +100,9 @@ def test_sciknoweval_types_are_parsed_or_refused_by_name(tmp_path: Path) -> None
     assert loaded.records == 9
     with pytest.raises(DataError, match=r"raw.jsonl, line 2: the record has no 'question'"):
         load_source(DataConfig(), "train", jsonl(tmp_path / "raw.jsonl", raw(), raw(question=" ")))
-    with pytest.raises(DataError, match=r"none of 1 records is left: type filling is not multiple choice \(1\)"):
+    with pytest.raises(
+        DataError, match=r"none of 1 records is left: type filling is not multiple choice \(1, first line 1\)"
+    ):
         load_data(DataConfig(train=jsonl(tmp_path / "raw.jsonl", raw(kind="filling"))))
 
 
@@ -255,7 +257,8 @@ def test_a_dry_run_prints_the_records_left_out(tmp_path: Path, capsys: pytest.Ca
     out = capsys.readouterr().out
     assert "# questions: 27 train, 3 test, 0 ood" in out
     assert (
-        "# left out 4 of 31 train records: held out for data.test (3), type filling is not multiple choice (1)" in out
+        "# left out 4 of 31 train records: held out for data.test (3), type filling is not multiple choice (1, first line 31)"
+        in out
     )
 
 
