@@ -9,6 +9,8 @@ ARG PIP_EXTRA_INDEX_URL
 ENV RAY_USAGE_STATS_ENABLED=0 \
     PYTHONUNBUFFERED=1
 
+# Debian removes old versions from its mirrors, so that a pinned one would soon fail to install.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ git iproute2 make \
     && rm -rf /var/lib/apt/lists/*

@@ -33,6 +33,7 @@ from demopsd_dist.run_record.digests import Digests
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.replay_batch import ReplayBatch
 from demopsd_dist.util.errors import CheckpointError, ConfigError, DifferenceError, RunFolderError
+from demopsd_dist.util.fitted_lines import print_fitted
 from launch._command_line import command_parser, count_gpus, exit_code_of, require, user_path
 from launch._processes import fenced
 from workers.cluster.placement import check_fits, core_bundles
@@ -70,9 +71,7 @@ def replay(path: Path, step: int, words: Sequence[str]) -> int:
         if one.ray_address is None:
             check_fits(one, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus(), wanted=core_bundles(one))
     require("ray", "deepspeed")
-    print(heading(folder, batch, checkpoint))
-    for line in caveats(config, batch):
-        print(f"note: {line}")
+    print_fitted([heading(folder, batch, checkpoint), *(f"note: {line}" for line in caveats(config, batch))])
     with fenced():
         from workers.cluster import session
 
@@ -251,7 +250,7 @@ def print_comparison(recorded: Digests, computed: Digests) -> bool:
     if not different:
         print(f"all {len(computed)} tensors are equal")
         return True
-    print(f"first that differs: {next(iter(different.values()))}")
+    print_fitted([f"first that differs: {next(iter(different.values()))}"])
     return False
 
 

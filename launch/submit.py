@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from demopsd_dist.config import MINISCI, SPLIT, Config, config_path, load
 from demopsd_dist.util.code_digest import ROOT
 from demopsd_dist.util.errors import ConfigError
+from demopsd_dist.util.fitted_lines import print_fitted
 from demopsd_dist.util.rooms import IS_CHECKOUT
 from launch._command_line import command_parser, exit_code_of
 from launch._stopping import INTERRUPTED
@@ -131,7 +132,7 @@ def print_status(jobs: JobClient, name: str) -> int:
     job = jobs.state(name)
     print(f"{name} {job.status}" + (f" with exit code {job.exit_code}" if job.exit_code else ""))
     if job.status == "FAILED":
-        print(failure_reason(jobs, job))
+        print_fitted([failure_reason(jobs, job)])
     return 0
 
 
