@@ -11,10 +11,11 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.rewards import resolve_reward
-from demopsd_dist.data.sources import SPLITS, load_data
+from demopsd_dist.data.sources import SPLITS, LoadedData, load_data
 from demopsd_dist.methods import check_objective
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.models.precision import resolve_precision
@@ -82,25 +83,10 @@ def check_and_train(arguments: argparse.Namespace, open_log: Callable[..., RunLo
     folder = model_folder(config)
     config, precision = resolve_precision(config, folder)
     data = load_data(config.data)
-    if not arguments.dry_run:
-        check_machine(config)
-    else:
-        from launch._data_shown import example_lines, own_answer_lines
-        from launch._settings_shown import settings_lines
-        from launch._task import NO_STEPS, build_task
-
-        task, _ = build_task(config, folder, data.questions)
-        print("\n".join(settings_lines(config, arguments.full)))
-        print(f"# model: {folder}\n# {precision}")
-        if config.steps == 0:
-            print(f"# {NO_STEPS}")
-        print("# questions: " + ", ".join(f"{len(data.questions[split])} {split}" for split in SPLITS))
-        notes = [*data.notes(), *own_answer_lines(task, data.splits)]
-        print_fitted([f"# {line}" for line in notes], mark="# ")
-        print("".join(f"# {line}\n" for line in example_lines(config, task, data, arguments.show)), end="")
-        check_machine(config)  # after the data, which can be looked at on a machine without the run's GPUs
-        print("# placement of the roles:\n" + "\n".join(f"#{line}" for line in table(config).splitlines()))
+    if arguments.dry_run:
+        print_dry_run(config, folder, precision, data, arguments)
         return 0
+    check_machine(config)
     require(*ENGINES)
     from launch._processes import fenced
 
@@ -113,6 +99,35 @@ def check_and_train(arguments: argparse.Namespace, open_log: Callable[..., RunLo
         if not run(config, folder, data, inputs, start, [precision], arguments.show, open_log):
             raise KeyboardInterrupt
     return 0
+
+
+def print_dry_run(
+    config: Config, folder: Path, precision: str, data: LoadedData, arguments: argparse.Namespace
+) -> None:
+    """Print settings, model, questions with an example of each split, and the placement of the roles.
+
+    Args:
+        folder: of the model.
+        precision: line about the precision of student and teacher.
+
+    Raises:
+        ConfigError: the roles need more than this machine has; all else has been printed then.
+    """
+    from launch._data_shown import example_lines, own_answer_lines
+    from launch._settings_shown import settings_lines
+    from launch._task import NO_STEPS, build_task
+
+    task, _ = build_task(config, folder, data.questions)
+    print("\n".join(settings_lines(config, arguments.full)))
+    print(f"# model: {folder}\n# {precision}")
+    if config.steps == 0:
+        print(f"# {NO_STEPS}")
+    print("# questions: " + ", ".join(f"{len(data.questions[split])} {split}" for split in SPLITS))
+    notes = [*data.notes(), *own_answer_lines(task, data.splits)]
+    print_fitted([f"# {line}" for line in notes], mark="# ")
+    print("".join(f"# {line}\n" for line in example_lines(config, task, data, arguments.show)), end="")
+    check_machine(config)  # after the data, which can be looked at on a machine without the run's GPUs
+    print("# placement of the roles:\n" + "\n".join(f"#{line}" for line in table(config).splitlines()))
 
 
 if __name__ == "__main__":
