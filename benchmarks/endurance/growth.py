@@ -24,6 +24,7 @@ class Growth:
         end: median of the last tenth.
         per_1000_steps: Theil-Sen slope: the median over all pairs of readings.
         low, high: the middle half of the slopes between readings that are at least a third of the run apart.
+        late_per_1000_steps: Theil-Sen slope over the second half of the readings: what levels off has none there.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Growth:
     per_1000_steps: float
     low: float
     high: float
+    late_per_1000_steps: float
 
 
 def growth_of(name: str, steps: Sequence[int], values: Sequence[float]) -> Growth:
@@ -46,9 +48,8 @@ def growth_of(name: str, steps: Sequence[int], values: Sequence[float]) -> Growt
     step, value = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
     if len(np.unique(step)) < 10:
         raise ValueError(f"{name}: {len(np.unique(step))} readings after the warm-up; a fit needs 10.")
-    apart = step[None, :] - step[:, None]
-    rise = value[None, :] - value[:, None]
-    slopes = rise[apart > 0] / apart[apart > 0]
+    apart, rise = _pairs(step, value)
+    late_apart, late_rise = _pairs(step[len(step) // 2 :], value[len(step) // 2 :])
     far = apart > (step[-1] - step[0]) / 3
     low, high = np.quantile(rise[far] / apart[far], [0.25, 0.75])
     tenth = max(len(step) // 10, 1)
@@ -56,19 +57,34 @@ def growth_of(name: str, steps: Sequence[int], values: Sequence[float]) -> Growt
         name,
         begin=median(values[:tenth]),
         end=median(values[-tenth:]),
-        per_1000_steps=float(np.median(slopes)) * 1000,
+        per_1000_steps=_median_slope(apart, rise) * 1000,
         low=float(low) * 1000,
         high=float(high) * 1000,
+        late_per_1000_steps=_median_slope(late_apart, late_rise) * 1000,
     )
 
 
+def _pairs(step: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Steps between all pairs of readings, and the rise of the value between them."""
+    return step[None, :] - step[:, None], value[None, :] - value[:, None]
+
+
+def _median_slope(apart: np.ndarray, rise: np.ndarray) -> float:
+    return float(np.median(rise[apart > 0] / apart[apart > 0]))
+
+
 def all_growth(readings: Sequence[Usage], steps: int) -> list[Growth]:
-    """Growth of every quantity that was present in each reading after the warm-up."""
+    """Growth of every quantity after the warm-up, over the readings that found it: the last may find no worker, since
+    the run was ending them. A quantity that fewer than nine in ten readings found is left out."""
     late = [reading for reading in readings if reading.step >= WARM_UP * steps]
-    rows = [reading.values() for reading in late]
-    names = [name for name in rows[0] if all(name in row for row in rows)] if rows else []
-    at = [reading.step for reading in late]
-    return [growth_of(name, at, [row[name] for row in rows]) for name in names]
+    rows = [(reading.step, reading.values()) for reading in late]
+    names = sorted({name for _, row in rows for name in row})
+    found = {name: [(step, row[name]) for step, row in rows if name in row] for name in names}
+    return [
+        growth_of(name, [step for step, _ in pairs], [value for _, value in pairs])
+        for name, pairs in found.items()
+        if len(pairs) >= 0.9 * len(rows)
+    ]
 
 
 def report(raw: dict[str, Any]) -> list[str]:
@@ -88,14 +104,14 @@ def report(raw: dict[str, Any]) -> list[str]:
         + ("no fault." if not raw["audit"] else "; ".join(raw["audit"]) + "."),
         "",
         f"Fitted after the first {WARM_UP:.0%} of the steps. Growth is the median slope of all pairs of readings; in "
-        "brackets the middle half of the slopes between readings far apart. Memory is what only this role's processes "
-        "hold.",
+        "brackets the middle half of the slopes between readings far apart. The last column is the slope of the second "
+        "half of these readings. Memory is what only this role's processes hold.",
         "",
-        "| quantity | after the warm-up | at the end | growth per 1,000 steps |",
-        "|---|---|---|---|",
+        "| quantity | after the warm-up | at the end | growth per 1,000 steps | in the second half |",
+        "|---|---|---|---|---|",
         *(
             f"| {one.name} | {one.begin:,.1f} | {one.end:,.1f} | {one.per_1000_steps:+.2f} "
-            f"({one.low:+.2f} to {one.high:+.2f}) |"
+            f"({one.low:+.2f} to {one.high:+.2f}) | {one.late_per_1000_steps:+.2f} |"
             for one in growth
             if not one.name.startswith(WRITTEN)
         ),
