@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple
 
 from ray.exceptions import RayActorError, RayTaskError
 
-from demopsd_dist.util.errors import DemoPSDError, LostWorkerError, WorkerError
+from demopsd_dist.util.errors import BrokenGroupError, DemoPSDError, LostWorkerError, WorkerError
 from workers.actor_handle import Handle, R, Ref, W_co
 
 # wait after a first failure: another actor may report the loss of a peer before the peer's own death is seen
@@ -104,6 +104,11 @@ class ActorGroup(Generic[W_co]):
         self.call_count += len(self._handles)
         return [PendingCall(rank, call(self._handles[rank], rank)) for rank in self.ranks]
 
+    def start_one(self, rank: int, call: Callable[[Handle[W_co]], Ref[R]]) -> PendingCall[R]:
+        """Start a call of one actor."""
+        self.call_count += 1
+        return PendingCall(rank, call(self._handles[rank]))
+
     async def collect(self, pending: Sequence[PendingCall[R]], *, within_s: float, what: str) -> list[R]:
         """Wait for calls that were started, one or several an actor; results in the order of `pending`.
 
@@ -126,7 +131,7 @@ class ActorGroup(Generic[W_co]):
             if future in done and (error := future.exception()) is not None:
                 failures.setdefault(rank, error)
         if failures:
-            rank = min(failures, key=lambda rank: (not isinstance(failures[rank], RayActorError), rank))
+            rank = min(failures, key=lambda rank: (*_distance(failures[rank]), rank))
             raise self._worker_error(failures[rank], rank, what) from None
         if waiting:
             late_ranks = sorted({futures[future] for future in waiting})
@@ -155,6 +160,29 @@ class ActorGroup(Generic[W_co]):
 def no_actors(role: str) -> ActorGroup[Any]:
     """A group without actors, for runs that have none of the role."""
     return ActorGroup(role, {}, WorkerError)
+
+
+async def gather_root_cause(*waits: Awaitable[Any]) -> list[Any]:
+    """Wait for all results. Of several failures at about the same time, raise the one that comes first in the
+    arguments: a receiver that waits for a learner fails when that learner dies, and the learner's error is the
+    cause. A broken process group comes last: all its members report it, and one of them may know why."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        _, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        if waiting:
+            await asyncio.wait(waiting, timeout=OTHER_FAILURES_S + 1)
+        errors = [error for task in tasks if task.done() and (error := task.exception())]
+        if errors:
+            raise min(errors, key=lambda error: isinstance(error, BrokenGroupError))
+        return [task.result() for task in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _distance(error: BaseException) -> tuple[bool, bool]:
+    """Distance of an actor's error from the cause of a failure: a death is the cause, a broken group a consequence."""
+    return not isinstance(error, RayActorError), isinstance(getattr(error, "cause", None), BrokenGroupError)
 
 
 def _death_cause(error: RayActorError) -> str:

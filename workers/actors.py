@@ -14,7 +14,7 @@ from demopsd_dist.models.text_config import layers_with_a_state, text_config_of
 from demopsd_dist.run_record.timeline import Track
 from demopsd_dist.training.roles import Roles
 from demopsd_dist.util.errors import LostStateError
-from workers.actor_group import ActorGroup, no_actors
+from workers.actor_group import ActorGroup, gather_root_cause, no_actors
 from workers.cluster.placement import core_bundles, processes_per_worker
 from workers.cluster.ranks import Rank
 from workers.cluster.resource_claim import ResourceClaim
@@ -30,7 +30,7 @@ from workers.rollout.worker import RolloutWorker
 from workers.teacher import worker as teacher
 from workers.teacher.group import TeacherGroup
 from workers.teacher.worker import TeacherWorker
-from workers.weights.publisher import WeightPublisher, gather_root_cause
+from workers.weights.publisher import WeightPublisher
 
 
 async def prepare_ranks(group: ActorGroup[Rank], within_s: float, what: str) -> None:
@@ -227,7 +227,7 @@ class RayActors(LearnersAndTeacher):
             config, model_folder.resolve(), random_weights=True, say=say, worker_class=rollout_class
         )
         super().__init__(config, model_folder, self.pool)
-        self._say = say
+        self._say = self._publisher.say = say
 
     async def _start_actors(self) -> None:
         say_prefix_cache(self._folder, self._say)

@@ -232,7 +232,7 @@ def exported_logp(folder: Path) -> Any:
 
 def canary_difference(actors: KeptActors) -> float | None:
     """Largest difference of engine and learner on the canary at the last publish."""
-    return largest(float(abs(mine - engines).max()) for mine, engines in actors._publisher._canary_logp.values())
+    return largest(float(abs(mine - engines).max()) for mine, engines in actors._publisher._canaries.last.values())
 
 
 def steps_of(folder: RunFolder) -> list[dict[str, Any]]:

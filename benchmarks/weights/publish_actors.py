@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from demopsd_dist.config import Config
+from demopsd_dist.config import Config, Transport, logp_bounds
 from workers.actor_group import ActorGroup
 from workers.forward import ResponseModel, load_causal_lm
 from workers.learner.worker import LearnerWorker
 from workers.rollout.pool import FixedPool
 from workers.rollout.worker import RolloutWorker
 from workers.weights.buckets import Ack
+from workers.weights.canary import CanaryHistory
 from workers.weights.publisher import WeightPublisher
 from workers.weights.receiver import Receiver
 from workers.weights.tensor_groups import group_by_bytes
@@ -67,6 +68,9 @@ class BucketReader(Receiver):
     def start(self, random_weights: bool) -> None:
         """Do nothing: there is no engine."""
 
+    def pause(self) -> None:
+        """Do nothing: there are no requests."""
+
     def receive(self, version: int, bucket_refs: Any, canary: Any) -> Ack:
         """Check all buckets of a publish."""
         for _ in self.arriving_buckets(version, bucket_refs):
@@ -110,4 +114,12 @@ class PartialPublisher(WeightPublisher):
     """A started publisher that publishes to only some of its receivers."""
 
     def __init__(self, publisher: WeightPublisher, receivers: ActorGroup[Any], config: Config) -> None:
-        vars(self).update(vars(publisher), _rollouts=FixedPool(receivers, config), _canary_logp={})
+        canaries = CanaryHistory(logp_bounds(config))
+        vars(self).update(vars(publisher), _rollouts=FixedPool(receivers, config), _canaries=canaries)
+
+    async def form_group(self) -> float:
+        """Form the process group of the sender and these receivers, if weights go through one; seconds that it took."""
+        started = time.perf_counter()
+        if self.transport is Transport.collective:
+            await self._group.form([self._rollouts.group])
+        return time.perf_counter() - started

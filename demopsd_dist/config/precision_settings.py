@@ -1,12 +1,13 @@
-"""Precision of each role, the bounds of rounding that belong to it, and checks of what a precision or an offloaded
-optimizer needs."""
+"""Precision of each role, the bounds of rounding that belong to it, and checks of what a precision, an offloaded
+optimizer or a process group of weights needs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from demopsd_dist.config.role_settings import LearnerConfig, Offload, Precision
-from demopsd_dist.config.schema import Config
+from demopsd_dist.config.schema import Config, Transport
 from demopsd_dist.util.errors import ConfigError
 
 
@@ -83,3 +84,35 @@ def check_offload(learner: LearnerConfig) -> None:
             f"{wanted} with learner.zero_stage=0: DeepSpeed offloads the shards of ZeRO. Set learner.zero_stage to 1, "
             "2 or 3."
         )
+
+
+def check_transport(config: Config) -> None:
+    """Check that a process group of weights can have learners and rollout workers as its members.
+
+    Raises:
+        ConfigError: as for `refuse_mixed_devices`.
+    """
+    if config.weights.transport is Transport.collective:
+        learner, rollout = config.learner.gpus_per_worker, config.rollout.gpus_per_worker
+        refuse_mixed_devices({"learner": learner, "rollout": rollout})
+
+
+def refuse_mixed_devices(gpus: Mapping[str, float]) -> bool:
+    """Check that the roles of a process group of weights are all on CPU, or have a GPU for each process.
+
+    Args:
+        gpus: `gpus_per_worker` of each role.
+
+    Returns:
+        True if they are on GPUs.
+
+    Raises:
+        ConfigError: neither is so.
+    """
+    if set(gpus.values()) not in ({0}, {1}):
+        shares = ", ".join(f"{role}.gpus_per_worker={share:g}" for role, share in gpus.items())
+        raise ConfigError(
+            f"weights.transport=collective with {shares}: these roles form one process group, which needs all of them "
+            "on CPU (0), or a GPU for each process (1), as nccl refuses two on one. Set weights.transport=auto."
+        )
+    return set(gpus.values()) == {1}

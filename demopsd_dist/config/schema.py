@@ -116,12 +116,13 @@ class Transport(Enum):
     auto = "auto"  # shared_memory where all of them are on its node, else object_store
     shared_memory = "shared_memory"  # memory that all roles map for the length of the run
     object_store = "object_store"  # Ray's: across nodes
+    collective = "collective"  # one broadcast by a process group: NCCL between GPUs, gloo on CPU
 
 
 @dataclass
 class WeightsConfig:
     transport: Transport = Transport.auto
-    """`auto`, `shared_memory` or `object_store`; the run's log names the one that `auto` has chosen
+    """`auto`, `shared_memory`, `object_store` or `collective`; the run's log names the one that `auto` has chosen
     (docs/weights.md)."""
     bucket_mib: int = setting(64, above=0, unit="MiB")
     """Approximate size of the buckets into which published weights are packed."""

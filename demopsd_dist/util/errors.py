@@ -49,6 +49,11 @@ class WeightSyncError(DemoPSDError):
     """Published weights did not arrive as they were sent, or an engine samples from other weights."""
 
 
+class BrokenGroupError(DemoPSDError):
+    """A transfer through a process group of weights failed or took too long: a member has died, hangs or cannot be
+    reached. The group cannot be used again."""
+
+
 class NonFiniteLossError(DemoPSDError):
     """The loss or its gradient is not finite; the optimizer step was refused on every rank."""
 

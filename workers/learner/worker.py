@@ -15,14 +15,14 @@ import ray
 import torch
 from torch import Tensor
 
-from demopsd_dist.config import Config, Transport
+from demopsd_dist.config import Config
 from demopsd_dist.data.records import BatchSize, DigestRequest, ScoredExample, Tokens, TrainingExample
 from demopsd_dist.methods import at_step, check_engine_support, objective_of, resolve_method
 from demopsd_dist.objective import OutputHead, TokenSlice, fused_loss, reduced
 from demopsd_dist.training.schedule import learning_rate
 from demopsd_dist.util.errors import NonFiniteLossError
 from workers.cluster.ranks import MeetingPoint, Rank
-from workers.cluster.spans import Traced, traced
+from workers.cluster.spans import traced
 from workers.forward import (
     PaddedBatch,
     ResponseModel,
@@ -47,11 +47,13 @@ from workers.learner.rank_report import RankReport
 from workers.learner.step_objective import fit_to_step, gate_metrics, with_trajectory_alpha
 from workers.learner.zero import deepspeed_config, full_tensors, join_process_group
 from workers.matrix_peak import matrix_peak_flops
-from workers.weights.buckets import BucketRef, SharedSegment, layout, pack_bucket
+from workers.weights.buckets import BucketRef, layout, pack_bucket
 from workers.weights.canary import LogpT
 from workers.weights.checkpoint_format import checkpoint_views
+from workers.weights.collective import SupersededError
+from workers.weights.sender import Sender
 from workers.weights.tensor_groups import full_shape, group_by_bytes, persistent_buffers
-from workers.weights.transports import PublishPlan, create_outbox
+from workers.weights.transports import PublishPlan
 
 
 def environment(config: Config) -> dict[str, str]:
@@ -61,7 +63,7 @@ def environment(config: Config) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(config.learner.threads), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
-class LearnerWorker(Traced, Rank):
+class LearnerWorker(Sender, Rank):
     """Actor of one rank. State: a shard of the student's weights and optimizer, and the number of training steps
     done."""
 
@@ -329,27 +331,34 @@ class LearnerWorker(Traced, Rank):
             checkpoint_views=self._checkpoint_views,
         )
 
-    def open_outbox(self, transport: Transport) -> SharedSegment | None:
-        """Open the outbox of rank 0, before the first publish.
-
-        Returns:
-            Its shared memory, if that is the transport; None on the other ranks.
-        """
-        if self.rank:
-            return None
-        self._outbox = create_outbox(transport, self.plan().sizes)
-        return self._outbox.segment
-
     @traced
     def gather(self, version: int, index: int) -> BucketRef | None:
         """Gather a bucket of full weights, and send it from rank 0. A collective under ZeRO-3: all ranks must be called
         for all buckets, in order."""
         self.version = version
+        return self._send(version, index)
+
+    @traced
+    def gather_again(self, version: int, sent_version: int, index: int) -> BucketRef | None:
+        """Gather and send a bucket of the last publish once more. A collective under ZeRO-3, as `gather`.
+
+        Args:
+            version: of the weights by now; above `sent_version` after steps without an optimizer update.
+
+        Raises:
+            SupersededError: on every rank, the learners have stepped since.
+        """
+        if self.version != version:
+            raise SupersededError(f"the learners have weights of version {self.version}, not {version} any more.")
+        return self._send(sent_version, index)
+
+    def _send(self, version: int, index: int) -> BucketRef | None:
         with full_tensors(self._buckets[index], self._config.learner.zero_stage, self._adapters) as tensors:
             if self.rank:
                 return None
+            buffer = self._outbox.buffer(index)
             started = time.perf_counter()
-            bucket_ref = self._outbox.send(pack_bucket(version, index, tensors, self._outbox.buffer(index)))
+            bucket_ref = self._outbox.send(pack_bucket(version, index, tensors, buffer))
             return replace(bucket_ref, packed_s=time.perf_counter() - started)
 
     @traced

@@ -28,8 +28,10 @@ from vllm.model_executor.model_loader.reload.meta import materialize_layer
 
 from demopsd_dist.util.die_with_parent import die_with_parent
 from demopsd_dist.util.errors import WeightSyncError
-from workers.weights.buckets import Bucket, BucketRef, unpack_bucket
+from workers.weights.buckets import Bucket, BucketRef, InBroadcast, unpack_bucket, verify_bucket
 from workers.weights.checkpoint_format import CheckpointViews, as_checkpoint
+from workers.weights.collective import receive_bucket
+from workers.weights.process_group import GroupMeeting, GroupMember
 from workers.weights.transports import MappedSegments
 
 BACKEND = "demopsd_buckets"
@@ -44,8 +46,8 @@ class BucketInit(WeightTransferInitInfo):
 
 @dataclass
 class BucketUpdate(WeightTransferUpdateInfo):
-    """Buckets of a publish, read one after the other; a child process gets references into shared memory instead. Or a
-    model folder with all tensors."""
+    """Buckets of a publish, read one after the other; a child process gets references into shared memory instead, or to
+    broadcasts that it is part of. Or a model folder with all tensors."""
 
     buckets: Iterable[Bucket | BucketRef] = field(default_factory=list)
     complete: bool = True  # True if no more buckets of this publish follow
@@ -67,6 +69,7 @@ class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
         """Prepare to receive weights."""
         self._receiver = init_info.receiver
         self._segments = MappedSegments()
+        self._member: GroupMember | None = None
         self._direct = directly_written_layers(self.model)
         register_head_bias(self.model, Path(self.model_config.model), self.device)
         if self.device.type == "cpu":
@@ -87,16 +90,36 @@ class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
         """
         try:
             for bucket in update_info.buckets:
-                mapped = bucket if isinstance(bucket, Bucket) else self._segments.bucket(bucket)
-                tensors = as_checkpoint(unpack_bucket(mapped), update_info.checkpoint_views)
+                arrived = bucket if isinstance(bucket, Bucket) else self._arrived(bucket)
+                tensors = as_checkpoint(unpack_bucket(arrived), update_info.checkpoint_views)
                 self._missing -= self.model.load_weights(tensors) or set()
             if update_info.folder is not None:
                 self._missing -= self.model.load_weights(_tensors_in(update_info.folder)) or set()
             if update_info.complete:
                 self._refuse_missing()
         except BaseException:
+            if self._member is not None:
+                self._member.close()  # the others need not wait for this process
             self.finish_weight_update()  # drops tensors of incomplete layers, which would count as the next update's
             raise
+
+    def join_group(self, meeting: GroupMeeting, rank: int, address: str) -> None:
+        """Join a process group of weights in place of the last one, as a child process of an engine.
+
+        Raises:
+            BrokenGroupError: the others did not join in time.
+        """
+        if self._member is not None:
+            self._member.close()
+        self._member = GroupMember(meeting, rank, address)
+
+    def _arrived(self, bucket_ref: BucketRef) -> Bucket:
+        """Bucket in shared memory, which the rollout worker has checked, or the next one of a broadcast."""
+        if not isinstance(bucket_ref.location, InBroadcast):
+            return self._segments.bucket(bucket_ref)
+        bucket = receive_bucket(self._member, bucket_ref.header)
+        verify_bucket(bucket, self._receiver)
+        return bucket
 
     def _refuse_missing(self) -> None:
         if missing := self._missing:
@@ -183,6 +206,13 @@ def directly_written_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
 class EngineProcessExtension:
     """Extension of an engine's child processes. By importing it there, vLLM registers this backend and ends the process
     with the rollout worker."""
+
+    rank: int  # of the process in its engine
+    weight_transfer_engine: Any
+
+    def join_weight_group(self, meeting: GroupMeeting, first_rank: int, address: str) -> None:
+        """Join a process group of weights: `BucketEngine.join_group`."""
+        self.weight_transfer_engine.join_group(meeting, first_rank + self.rank, address)
 
 
 WORKER_EXTENSION = f"{__name__}.{EngineProcessExtension.__name__}"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -23,11 +22,11 @@ from demopsd_dist.training.roles import Sampling
 from demopsd_dist.util.errors import WeightSyncError, WorkerError
 from workers.actor_handle import Ref
 from workers.rollout.start_errors import engine_start_error
+from workers.rollout.weight_loading import EngineLoading, left_to_processes
 from workers.weights.buckets import Ack, Bucket, BucketRef
 from workers.weights.canary import LogpT
-from workers.weights.checkpoint_format import CheckpointViews
+from workers.weights.process_group import GroupMeeting, GroupMember
 from workers.weights.receiver import Receiver
-from workers.weights.transports import SharedMemoryOutbox
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -69,7 +68,6 @@ class RolloutWorker(Receiver):
         self._progress = 0
         self._pending: dict[str, asyncio.Future[RequestOutput]] = {}  # by request id
         self._stepping: asyncio.Task[None] | None = None
-        self._copies: SharedMemoryOutbox | None = None  # buckets for the engine's child processes
         # set while new prompts are accepted: not while a publish waits for running requests, nor during sleep
         self._accepting = asyncio.Event()
         self._accepting.set()
@@ -131,6 +129,9 @@ class RolloutWorker(Receiver):
             **settings.engine,
         )
         self._engine = engine.llm_engine
+        self._loading = EngineLoading(
+            self._engine, f"rollout {self.rank}", settings.tensor_parallel, lambda: self.plan.sizes
+        )
         self._texts = ResponseTexts(engine.get_tokenizer())
         self._engine.collective_rpc(
             "init_weight_transfer_engine", kwargs={"init_info": {"receiver": f"rollout {self.rank}"}}
@@ -269,6 +270,14 @@ class RolloutWorker(Receiver):
         """Set the version of unchanged weights, after a step without an optimizer update."""
         self._set_version(version)
 
+    async def pause(self) -> None:
+        """Wait until no request is running if a publish waits for that, and accept none until the publish is
+        received."""
+        if self._config.rollout.on_publish is OnPublish.wait and not self._asleep:
+            self._accepting.clear()
+            if self._stepping is not None:
+                await self._stepping
+
     async def receive(self, version: int, bucket_refs: Sequence[Ref[BucketRef]], canary: Tokens) -> Ack:
         """Load published weights. The prefix cache holds keys and values of the old weights, so it is dropped.
 
@@ -282,23 +291,18 @@ class RolloutWorker(Receiver):
         Raises:
             WeightSyncError: a bucket arrived late, damaged or incomplete, a tensor is missing, or the cache was not
                 dropped.
+            BrokenGroupError: the process group that brings the buckets is broken.
         """
-        waits = self._config.rollout.on_publish is OnPublish.wait
-        if waits and self._stepping is not None and not self._asleep:
-            self._accepting.clear()
-            try:
-                await self._stepping
-            finally:
+        try:
+            await self.pause()
+        finally:
+            if not self._asleep:
                 self._accepting.set()
         with self.spans.span("receive"):
             if self._asleep:
                 self._engine.wake_up(["weights"])
             self._engine.collective_rpc("start_weight_update")
-            buckets = self.arriving_buckets(version, bucket_refs)
-            if self._config.rollout.tensor_parallel == 1:
-                self._load_buckets(buckets, complete=True, views=self.checkpoint_views)
-            else:
-                self._load_in_processes(buckets)
+            self._loading.load(self.arriving_buckets(version, bucket_refs), self.checkpoint_views)
             self._engine.collective_rpc("finish_weight_update")
             if self._asleep:
                 self._engine.wake_up(["kv_cache"])
@@ -329,37 +333,16 @@ class RolloutWorker(Receiver):
             raise WeightSyncError(f"rollout {self.rank} still runs requests, and cannot load {folder}.")
         return await self._prompt_logp(canary)
 
-    def _load_buckets(self, buckets: Iterable[Bucket | BucketRef], complete: bool, views: CheckpointViews) -> None:
-        update = {"buckets": buckets, "complete": complete, "checkpoint_views": views}
-        self._engine.collective_rpc("update_weights", kwargs={"update_info": update})
+    def _join(self, meeting: GroupMeeting, rank: int, address: str) -> GroupMember | None:
+        if self._config.rollout.tensor_parallel == 1:
+            return super()._join(meeting, rank, address)
+        self._loading.join_group(meeting, rank, address)
+        return None
 
-    def _load_in_processes(self, buckets: Iterable[Bucket]) -> None:
-        """Load buckets, one at a time, in all processes of the engine (`tensor_parallel`).
-
-        Raises:
-            WeightSyncError: a bucket arrived late, damaged or incomplete, or a process could not load its tensors.
-        """
-        try:
-            for bucket in buckets:
-                views = self.checkpoint_views
-                of_bucket = {spec.name: views[spec.name] for spec in bucket.header.specs if spec.name in views}
-                self._load_buckets([self._in_shared_memory(bucket)], complete=False, views=of_bucket)
-            self._load_buckets([], complete=True, views={})
-        except BaseException as error:
-            with suppress(Exception):
-                self._engine.collective_rpc("finish_weight_update")  # otherwise the next update could not begin
-            if isinstance(error, RuntimeError):  # vLLM reports any error in a child process as a RuntimeError
-                raise WeightSyncError(f"rollout {self.rank} could not load weights: {error}") from None
-            raise
-
-    def _in_shared_memory(self, bucket: Bucket) -> BucketRef:
-        """Reference to the bucket in shared memory, for all processes: where it arrived, or a copy of one that came
-        through the object store."""
-        if bucket.location is not None:
-            return BucketRef(bucket.header, bucket.location)
-        self._copies = self._copies or SharedMemoryOutbox(self.plan.sizes)
-        self._copies.buffer(bucket.header.index)[: len(bucket.data)] = bucket.data
-        return self._copies.send(bucket)
+    def _broadcast_bucket(self, bucket_ref: BucketRef) -> Bucket:
+        if self._config.rollout.tensor_parallel == 1:
+            return super()._broadcast_bucket(bucket_ref)
+        return left_to_processes(bucket_ref)
 
     async def _prompt_logp(self, tokens_T: Tokens) -> LogpT:
         """The engine's log-probability of each token of a prompt after the first, at temperature 1."""

@@ -63,6 +63,10 @@ class TeacherWorker(Receiver, Rank):
         self._method = resolve_method(config)
         self._forward_counts: Counter[str] = Counter()
         self.version = -1  # of the student's weights last received
+        self._averaged: tuple[int, set[str]] = (
+            -1,
+            set(),
+        )  # version that is being received, and tensors averaged so far
         # per publish: new = old + rate (student - old)
         self._rates = {WeightSource.ema: config.teacher.ema_rate, WeightSource.live: 1.0, WeightSource.frozen: 0.0}
 
@@ -109,9 +113,13 @@ class TeacherWorker(Receiver, Rank):
         """Load a publish. Version 0 replaces all weights.
 
         A later version moves every copy towards the student by the rate of its source: old + rate (student - old); the
-        EMA only once per version. Persistent buffers never change in training, so that their average is theirs too. A
-        working copy is refreshed from its average tensor by tensor, as the buckets arrive.
+        EMA only once per version, also if a first attempt to receive it broke off. Persistent buffers never change in
+        training, so that their average is theirs too. A working copy is refreshed from its average tensor by tensor, as
+        the buckets arrive.
         """
+        if self._averaged[0] != version:
+            self._averaged = (version, set())
+        averaged = self._averaged[1]
         tensors_by_source = {source: fsdp.tensors_of(model) for source, model in self._models.items()}
         averages_by_source = {source: fsdp.tensors_of(model) for source, model in self._averages.items()}
         any_copy = next(iter(tensors_by_source.values()))  # all models are sharded alike
@@ -122,7 +130,7 @@ class TeacherWorker(Receiver, Rank):
                 student = rows if is_constant else rows.to(self._device, torch.float32)
                 for source, tensors in tensors_by_source.items():
                     averages = averages_by_source.get(source, tensors)
-                    rate = self._rate(source, version)
+                    rate = self._rate(source, version, name in averaged)
                     if rate and is_constant:
                         for each in (averages, tensors):
                             each[name].copy_(student)
@@ -130,15 +138,17 @@ class TeacherWorker(Receiver, Rank):
                         move(fsdp.local_rows(averages[name]), student, rate)
                         if averages is not tensors:
                             fsdp.local_rows(tensors[name]).copy_(fsdp.local_rows(averages[name]))
-        self.version = version
+                averaged.add(name)
+        self.version, self._averaged = version, (-1, set())
         return self.ack(version)
 
-    def _rate(self, source: WeightSource, version: int) -> float:
-        """Update rate of a copy. 0 for the EMA if it already includes this version, which a resumed run publishes
-        again."""
+    def _rate(self, source: WeightSource, version: int, averaged: bool) -> float:
+        """Update rate of a tensor of a copy. 0 for the EMA if it already includes this version, which a resumed run
+        publishes again, or if this tensor does."""
         if version == 0:
             return 1.0
-        return 0.0 if source is WeightSource.ema and version <= self.version else self._rates[source]
+        has_it = averaged or version <= self.version
+        return 0.0 if source is WeightSource.ema and has_it else self._rates[source]
 
     @traced
     def save(self, folder: Path) -> None:

@@ -20,10 +20,12 @@ import xxhash
 from numpy.typing import NDArray
 
 from demopsd_dist.util.errors import WeightSyncError
+from workers.weights.device_digest import word_sums
 
 ALIGNMENT_BYTES = 64
 CHUNK_BYTES = 1 << 20  # copied bytes are digested while they are still in the processor's cache
 Bytes = NDArray[np.uint8]
+BucketBytes = Bytes | torch.Tensor  # a tensor of bytes where they lie on a GPU
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class SegmentSlice:
 
     segment: SharedSegment
     start: int
+
+
+@dataclass(frozen=True)
+class InBroadcast:
+    """Location of a bucket whose bytes come by a broadcast (`collective.py`)."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +79,10 @@ class Bucket:
     """A header and the bytes of its tensors."""
 
     header: BucketHeader
-    data: Bytes
-    location: SegmentSlice | None = None  # position in shared memory; None if it came another way
+    data: BucketBytes
+    location: SegmentSlice | InBroadcast | None = (
+        None  # in shared memory, or still to come; None if it came another way
+    )
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,7 @@ class BucketRef:
     """A bucket that was sent: its header, its location, and the seconds that packing took."""
 
     header: BucketHeader
-    location: Any  # Ray's object reference, or a `SegmentSlice` of shared memory
+    location: Any  # Ray's object reference, a `SegmentSlice` of shared memory, or `InBroadcast`
     packed_s: float = 0.0
 
 
@@ -114,12 +123,19 @@ def bucket_bytes(specs: Specs) -> int:
     return specs[-1].start + specs[-1].size
 
 
+def broadcast_bytes(size: int) -> int:
+    """Bytes that a broadcast carries for a bucket of this size: whole words, which a GPU can digest."""
+    return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
 def pack_bucket(
-    version: int, index: int, tensors: Iterable[tuple[str, torch.Tensor]], buffer: Bytes | None = None
+    version: int, index: int, tensors: Iterable[tuple[str, torch.Tensor]], buffer: BucketBytes | None = None
 ) -> Bucket:
     """Copy named tensors, from any device, into one bucket: into `buffer` if one is given."""
     tensors = list(tensors)
     specs = layout((name, tensor.shape, tensor.dtype) for name, tensor in tensors)
+    if isinstance(buffer, torch.Tensor):
+        return _pack_on_device(version, index, specs, tensors, buffer)
     data = np.empty(bucket_bytes(specs), np.uint8) if buffer is None else buffer[: bucket_bytes(specs)]
     hasher = _hasher(specs)
     for spec, (_, tensor) in zip(specs, tensors, strict=True):
@@ -131,8 +147,22 @@ def pack_bucket(
     return Bucket(BucketHeader(version, index, specs, hasher.hexdigest()), data)
 
 
-def digest_of(specs: Specs, data: Bytes) -> str:
-    """Digest of the tensors' specs and bytes; padding between tensors does not count."""
+def _pack_on_device(
+    version: int, index: int, specs: Specs, tensors: Sequence[tuple[str, torch.Tensor]], buffer: torch.Tensor
+) -> Bucket:
+    data = buffer[: broadcast_bytes(bucket_bytes(specs))]
+    for spec, (_, tensor) in zip(specs, tensors, strict=True):
+        flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+        data[spec.start : spec.start + spec.size].copy_(flat)
+    return Bucket(BucketHeader(version, index, specs, digest_of(specs, data)), data)
+
+
+def digest_of(specs: Specs, data: BucketBytes) -> str:
+    """Digest of the tensors' specs and bytes; padding between tensors does not count, except on a GPU, which digests
+    whole buffers (`device_digest.py`)."""
+    if isinstance(data, torch.Tensor):
+        sums = ",".join(map(str, word_sums(data)))
+        return xxhash.xxh3_128(f"{specs!r} {sums}".encode()).hexdigest()
     hasher = _hasher(specs)
     for spec in specs:
         hasher.update(data[spec.start : spec.start + spec.size].data)
@@ -160,9 +190,13 @@ def _hasher(specs: Specs) -> xxhash.xxh3_128:
 
 def unpack_bucket(bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
     """Named tensors of a bucket, in order. They are views of its bytes: read them, do not keep them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        flat = torch.frombuffer(bucket.data, dtype=torch.uint8)
+    flat = bucket.data if isinstance(bucket.data, torch.Tensor) else _as_tensor(bucket.data)
     for spec in bucket.header.specs:
         piece = flat[spec.start : spec.start + spec.size]
         yield spec.name, piece.view(getattr(torch, spec.dtype)).reshape(spec.shape)
+
+
+def _as_tensor(data: Bytes) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.frombuffer(data, dtype=torch.uint8)

@@ -8,12 +8,15 @@ the model: vLLM reports those of prompt tokens before any sampling setting, temp
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
 from demopsd_dist.config import LogpBounds
 from demopsd_dist.data.records import Tokens
 from demopsd_dist.util.errors import WeightSyncError
+from workers.weights.buckets import Ack
 
 CANARY_TOKENS = 32
 CHANGED_NATS = 1e-5  # above float32 rounding: a larger difference means other weights
@@ -73,3 +76,42 @@ def refuse_old_weights(
             f"{engine} kept its weights: its log-probabilities of the canary prompt are bit for bit those of the last "
             f"publish, while version {version} changed the learner's by up to {change:.3g} nats."
         )
+
+
+class CanaryHistory:
+    """Log-probabilities of the canary prompt at the last publish to each engine, with which the next are compared.
+
+    Args:
+        bounds: of the differences between engine and learner.
+
+    Attributes:
+        last: the learner's values and the engine's, by the engine's rank.
+    """
+
+    def __init__(self, bounds: LogpBounds) -> None:
+        self._bounds = bounds
+        self.last: dict[int, tuple[LogpT, LogpT]] = {}
+
+    def forget(self) -> None:
+        """Compare the next values with none: they may be the same."""
+        self.last.clear()
+
+    def check(self, version: int, learner_T: LogpT, acks: Mapping[int, Ack]) -> None:
+        """Check that the engines that acknowledged use the new weights.
+
+        Args:
+            acks: by the engine's rank.
+
+        Raises:
+            WeightSyncError: an engine's log-probabilities of the canary are not the learner's, or the old ones.
+        """
+        previous = self.last
+        self.last = {rank: logp for rank, logp in previous.items() if rank not in acks}
+        for rank, ack in acks.items():
+            name, engine_T = f"rollout {rank}", ack.canary_logp_T
+            assert engine_T is not None
+            refuse_other_weights(name, version, learner_T, engine_T, self._bounds)
+            if rank in previous:
+                previous_learner_T, previous_engine_T = previous[rank]
+                refuse_old_weights(name, version, (previous_learner_T, learner_T), (previous_engine_T, engine_T))
+            self.last[rank] = (learner_T, engine_T)

@@ -1,19 +1,20 @@
 """The driver's `weights` role: publish weights from the learners to rollout workers and teacher, and check that they
 arrived.
 
-Senders are the learners (`LearnerWorker.gather`, by an outbox of `transports.py`). A bad publish raises
-`WeightSyncError`, which ends the run. It is caught by:
+Senders are the learners (`LearnerWorker.gather`, by an outbox of `transports.py`, or through a process group, see
+`membership.py`). A bad publish raises `WeightSyncError`, which ends the run. It is caught by:
 
 * `receiver.py`: each receiver checks version, index and digest of every bucket before it loads it, and that all tensors
   of the model were sent. An engine also checks that every parameter was loaded (`workers/rollout/vllm_weights.py`).
-* `WeightPublisher._check_canary`, below: with the new weights each engine computes log-probabilities of a fixed prompt;
-  values that differ from the learner's, or have not changed, raise an error (`canary.py`).
+* `canary.py`: with the new weights each engine computes log-probabilities of a fixed prompt; values that differ from
+  the learner's, or have not changed, raise an error.
 * `workers/rollout/worker.py`: the engine must drop its prefix cache, which holds keys and values of the old weights.
 * `LearnerGroup._refuse_mismatch` (`workers/learner/group.py`): after each step, every token sampled with these weights
   has the learner's log-probability.
 
 A receiver that does not acknowledge in time is lost, not bad: a rollout worker is replaced (`workers/rollout/pool.py`);
-after the loss of a learner or teacher the run goes back to its last checkpoint.
+after the loss of a learner or teacher the run goes back to its last checkpoint. Through a process group, a lost
+receiver also breaks the broadcast to the others, which is then repeated in a new group.
 """
 
 from __future__ import annotations
@@ -21,28 +22,33 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from demopsd_dist.config import Config, Transport, logp_bounds
-from demopsd_dist.util.errors import LostStateError, LostWorkerError
-from workers.actor_group import OTHER_FAILURES_S, ActorGroup, PendingCall
+from demopsd_dist.util.errors import BrokenGroupError, LostStateError, LostWorkerError, WeightSyncError
+from workers.actor_group import ActorGroup, PendingCall, gather_root_cause
 from workers.actor_handle import Handle, R, Ref
 from workers.learner.worker import LearnerWorker
 from workers.rollout.dispatch import Pool, RolloutWorkers
 from workers.rollout.worker import RolloutWorker
 from workers.teacher.worker import TeacherWorker
 from workers.weights.buckets import Ack, BucketRef, SharedSegment
-from workers.weights.canary import LogpT, canary_tokens, refuse_old_weights, refuse_other_weights
+from workers.weights.canary import CanaryHistory, LogpT, canary_tokens
+from workers.weights.collective import SupersededError
+from workers.weights.membership import WeightGroup, receiver_nodes
+from workers.weights.process_group import SENDER
 from workers.weights.receiver import Receiver
 from workers.weights.transports import PublishPlan, choose_transport
 
 RolloutCall = Callable[[Handle[RolloutWorker]], Ref[R]]
+GatherCall = Callable[[Handle[LearnerWorker], int], Ref[BucketRef | None]]  # of the bucket of an index
 
 
 @dataclass(frozen=True)
 class LastPublish:
-    """The last publish, whose buckets can still be fetched. `version` is above `sent_version` after steps without an
-    optimizer update."""
+    """The last publish, whose buckets can still be fetched, or gathered again where they were broadcast. `version` is
+    above `sent_version` after steps without an optimizer update."""
 
     version: int
     sent_version: int
@@ -56,6 +62,9 @@ class WeightPublisher:
     A publish makes one call to each learner for each bucket and one for the canary, and one to each receiver: their
     number does not grow with the number of tensors. The last publish stays available until the next one, for workers
     that join in between.
+
+    Attributes:
+        say: prints a line for the user.
     """
 
     plan: PublishPlan
@@ -66,11 +75,13 @@ class WeightPublisher:
         self, learners: ActorGroup[LearnerWorker], rollouts: Pool, teacher: ActorGroup[TeacherWorker], config: Config
     ) -> None:
         self._learners, self._rollouts, self._teacher, self._config = learners, rollouts, teacher, config
-        self._canary_logp: dict[int, tuple[LogpT, LogpT]] = {}  # learner's and engine's, by the engine's rank
+        self._canaries = CanaryHistory(logp_bounds(config))
         self._last: LastPublish | None = None
         self._lock = asyncio.Lock()
         self._transport_setting = config.weights.transport
         self._published = asyncio.Event()
+        self._starts = 0
+        self.say: Callable[[str], None] = print
         self.bucket_refs: list[BucketRef] = []  # of the last publish, as are its acks
         self.acks: list[Ack] = []
         rollouts.sync_new_worker = self.sync_new_worker
@@ -82,7 +93,8 @@ class WeightPublisher:
             ConfigError: `weights.transport` cannot reach all receivers.
         """
         within_s = self._config.limits.start_s
-        self._canary_logp, self._last = {}, None
+        self._canaries.forget()
+        self._last = None
         plans = await self._learners.each(
             lambda worker, _: worker(LearnerWorker.plan), within_s=within_s, what="the list of weight buckets"
         )
@@ -92,6 +104,9 @@ class WeightPublisher:
         for group in receivers:
             nodes |= await receiver_nodes(group, within_s)
         self.transport = choose_transport(self._transport_setting, self.plan.node, nodes)
+        self._group = WeightGroup(self._learners, self._config)
+        if self.transport is Transport.collective:
+            self._group.refuse_mixed_devices(receivers)
         self.segment, *_ = await self._learners.each(
             lambda worker, _: worker(LearnerWorker.open_outbox, self.transport),
             within_s=within_s,
@@ -99,6 +114,7 @@ class WeightPublisher:
         )
         for group in receivers:
             await self._attach(group)
+        self._starts += 1
         self._canary = canary_tokens(self.plan.vocabulary_size, self._config.rollout.max_prompt_tokens)
 
     async def restart(self) -> None:
@@ -124,11 +140,11 @@ class WeightPublisher:
         if not hasattr(self, "plan"):  # before `start`
             return serve()
         while True:
-            segment = self.segment
+            starts = self._starts
             try:
                 return await self._sync_new_worker(new_worker, serve)
             except LostStateError:  # the learners died; they are restarted, or the run ends
-                while self.segment == segment:
+                while self._starts == starts:
                     await asyncio.sleep(0.1)
 
     async def _sync_new_worker(self, new_worker: RolloutWorkers, serve: Callable[[], None]) -> None:
@@ -138,23 +154,84 @@ class WeightPublisher:
             self._transport_setting = Transport.object_store
             self._published.clear()
             await self._published.wait()  # the next publish goes through the object store
-        async with self._lock:
-            await self._attach(new_worker)
-            if self._last is not None:
-                last, call_s = self._last, self._config.limits.call_s
-                acks = await new_worker.each(
-                    lambda worker, _: worker(RolloutWorker.receive, last.sent_version, last.bucket_refs, self._canary),
-                    within_s=call_s,
-                    what=f"ack of weights version {last.sent_version}",
-                )
-                self._check_canary(last.sent_version, last.canary_T, dict(zip(new_worker.ranks, acks, strict=True)))
-                if last.version != last.sent_version:
-                    await new_worker.each(
-                        lambda worker, _: worker(RolloutWorker.mark_version, last.version),
-                        within_s=call_s,
-                        what=f"setting weights version {last.version}",
-                    )
-            return serve()
+        while True:
+            async with self._lock:
+                await self._attach(new_worker)
+                try:
+                    if self._last is not None:
+                        await self._catch_up(new_worker, self._last)
+                    return serve()
+                except BrokenGroupError as error:
+                    self._group.dissolve()
+                    if not isinstance(error, SupersededError):
+                        raise LostWorkerError(f"rollout {new_worker.ranks} did not get the weights: {error}") from None
+                    self._published.clear()
+            await self._published.wait()  # the learners have stepped, and publish soon
+
+    async def _catch_up(self, new_worker: RolloutWorkers, last: LastPublish) -> None:
+        """Send the last publish to a worker that joins."""
+        call_s, what = self._config.limits.call_s, f"weights version {last.sent_version}"
+        if self.transport is Transport.collective:
+            await self._group.form([new_worker])
+        gathering, bucket_refs = self._start_again(last, last.version)
+        gathered, acks = await gather_root_cause(
+            self._learners.collect(gathering, within_s=call_s, what=what),
+            new_worker.each(
+                lambda worker, _: worker(RolloutWorker.receive, last.sent_version, bucket_refs, self._canary),
+                within_s=call_s,
+                what=f"ack of {what}",
+            ),
+        )
+        self._refuse_other_buckets(last, gathered)
+        self._canaries.check(last.sent_version, last.canary_T, dict(zip(new_worker.ranks, acks, strict=True)))
+        if last.version != last.sent_version:
+            await new_worker.each(
+                lambda worker, _: worker(RolloutWorker.mark_version, last.version),
+                within_s=call_s,
+                what=f"setting weights version {last.version}",
+            )
+
+    def _start_again(self, last: LastPublish, version: int) -> tuple[list[PendingCall[Any]], Sequence[Ref[BucketRef]]]:
+        """Make the buckets of the last publish available once more.
+
+        Args:
+            version: of the learners' weights, if they have not changed since.
+
+        Returns:
+            Calls of the learners, with those of the buckets first, and references to the buckets.
+        """
+        if self.transport is not Transport.collective:
+            return [], last.bucket_refs
+        gathering, bucket_refs = self._start_gathering(
+            lambda worker, index: worker(LearnerWorker.gather_again, version, last.sent_version, index)
+        )
+        return [*gathering, *self._finish_sending()], bucket_refs
+
+    def _start_gathering(self, gather: GatherCall) -> tuple[list[PendingCall[Any]], list[Ref[Any]]]:
+        """Start to gather each bucket on all learners. Only rank 0 sends: the references are to the results of its
+        calls, which the receivers fetch."""
+        buckets = range(len(self.plan.buckets))
+        by_bucket = [self._learners.start(partial(_gather, gather, index)) for index in buckets]
+        return [call for calls in by_bucket for call in calls], [calls[SENDER].ref for calls in by_bucket]
+
+    def _finish_sending(self) -> list[PendingCall[None]]:
+        """Start to wait until a broadcast has ended, on the learner that sends; nothing with another transport."""
+        if self.transport is not Transport.collective:
+            return []
+        return [self._learners.start_one(SENDER, lambda worker: worker(LearnerWorker.finish_sending))]
+
+    def _refuse_other_buckets(self, last: LastPublish, gathered: Sequence[Any]) -> None:
+        """Check that buckets that were gathered again are those of the last publish.
+
+        Raises:
+            WeightSyncError: they are not.
+        """
+        again = [item.header.digest for item in gathered if isinstance(item, BucketRef)]
+        if again and again != _digests(self.bucket_refs):
+            raise WeightSyncError(
+                f"the learners' weights have changed since they were published as version {last.sent_version}, without "
+                "a step. No worker can be given that version any more."
+            )
 
     async def publish(self, version: int, *, changed: bool = True) -> None:
         """Publish the learners' weights as `version`.
@@ -168,10 +245,10 @@ class WeightPublisher:
             LostStateError: a learner or the teacher is gone.
         """
         async with self._lock:
-            if not changed and self._last is not None:
+            if not changed and (last := self._last) is not None:
                 if self._rollouts.memory.held_by_learners:
-                    await self._resend(self._last)
-                self._last = replace(self._last, version=version)
+                    await self._reach([self._rollouts.group], lambda: self._resend(last, version))
+                self._last = replace(last, version=version)
                 await self._call_rollouts(
                     lambda worker: worker(RolloutWorker.mark_version, version), f"setting weights version {version}"
                 )
@@ -189,123 +266,127 @@ class WeightPublisher:
         async with self._lock:
             await self._call_rollouts(lambda worker: worker(RolloutWorker.sleep), "sleep")
 
-    async def _resend(self, last: LastPublish) -> None:
+    async def _reach(self, receivers: Sequence[ActorGroup[Receiver]], send: Callable[[], Awaitable[None]]) -> None:
+        """Send. Through a process group: first let the receivers come to rest and form it; whenever it breaks, repeat
+        this with those that are left.
+
+        Raises:
+            WeightSyncError: the group broke more than `limits.restarts` times although no rollout worker was lost.
+        """
+        if self.transport is not Transport.collective:
+            return await send()
+        broken: list[str] = []  # messages of the groups that broke without the loss of a worker
+        attempt: tuple[list[int], str] | None = None  # the last one, which broke: its workers, and why
+        while True:
+            await self._call_rollouts(lambda worker: worker(RolloutWorker.pause), "the end of its requests")
+            await self._teacher.each(
+                lambda worker, _: worker(Receiver.turn), within_s=self._config.limits.call_s, what="its turn"
+            )
+            serving = self._rollouts.group.ranks
+            if attempt is not None and attempt[0] == serving:
+                broken.append(attempt[1])
+            if len(broken) > self._config.limits.restarts:
+                raise WeightSyncError(
+                    f"a publish broke off {len(broken)} times (limits.restarts={self._config.limits.restarts}) "
+                    f"although no worker was lost: {broken[-1]} Set weights.transport=auto."
+                )
+            try:
+                await self._group.form(receivers)
+                return await send()
+            except BrokenGroupError as error:
+                self._group.dissolve()
+                self.say(f"warning: {error} The publish is repeated to the receivers that are left.")
+                attempt = serving, str(error)
+
+    async def _resend(self, last: LastPublish, version: int) -> None:
         """Send the last publish again to engines, which lost it while they slept. The teacher still has it."""
-        answers = await self._call_rollouts(
-            lambda worker: worker(RolloutWorker.receive, last.sent_version, last.bucket_refs, self._canary),
-            f"ack of weights version {last.sent_version}",
+        what = f"weights version {last.sent_version}"
+        gathering, bucket_refs = self._start_again(last, version)
+        gathered, answers = await gather_root_cause(
+            self._learners.collect(gathering, within_s=self._config.limits.call_s, what=what),
+            self._call_rollouts(
+                lambda worker: worker(RolloutWorker.receive, last.sent_version, bucket_refs, self._canary),
+                f"ack of {what}",
+            ),
         )
-        self._canary_logp.clear()
-        self._check_canary(last.sent_version, last.canary_T, _without_lost_workers(answers))
+        acks = _successes(answers)
+        self._refuse_other_buckets(last, gathered)
+        self._canaries.forget()
+        self._canaries.check(last.sent_version, last.canary_T, acks)
 
     async def _publish(self, version: int) -> None:
-        call_s, what = self._config.limits.call_s, f"weights version {version}"
         if self._transport_setting is Transport.object_store is not self.transport:
             await self.start()
         self._last = None  # the new publish overwrites its buckets
-        gathering = [self._start_gather(version, index) for index in range(len(self.plan.buckets))]
+        await self._reach([self._rollouts.group, self._teacher], lambda: self._send(version))
+
+    async def _send(self, version: int) -> None:
+        call_s, what = self._config.limits.call_s, f"weights version {version}"
+        gathering, bucket_refs = self._start_gathering(
+            lambda worker, index: worker(LearnerWorker.gather, version, index)
+        )
         canary = self._learners.start(lambda worker, _: worker(LearnerWorker.canary_logp, self._canary))
-        # Only rank 0 sends; these refer to the results of its calls, which the receivers fetch.
-        bucket_refs: list[Ref[Any]] = [calls[0].ref for calls in gathering]
         teacher_acks = self._teacher.start(lambda worker, _: worker(TeacherWorker.receive, version, bucket_refs))
-        rollout_acks = asyncio.ensure_future(
+        learner_calls: list[PendingCall[Any]] = [*gathering, *canary, *self._finish_sending()]
+        by_learners, by_teacher, answers = await gather_root_cause(
+            self._learners.collect(learner_calls, within_s=call_s, what=what),
+            self._teacher.collect(teacher_acks, within_s=call_s, what=f"ack of {what}"),
             self._call_rollouts(
                 lambda worker: worker(RolloutWorker.receive, version, bucket_refs, self._canary),
                 f"ack of {what}",
                 report_lost=False,
-            )
+            ),
         )
-        learner_calls: list[PendingCall[Any]] = [*(call for calls in gathering for call in calls), *canary]
-        try:
-            by_learners, by_teacher = await gather_root_cause(
-                self._learners.collect(learner_calls, within_s=call_s, what=what),
-                self._teacher.collect(teacher_acks, within_s=call_s, what=f"ack of {what}"),
-            )
-            answers = await rollout_acks
-        finally:
-            rollout_acks.cancel()
         for rank, answer in answers.items():
             if isinstance(answer, LostWorkerError):
                 self._rollouts.report_lost_worker(rank, answer)
-        acks = _without_lost_workers(answers)
-        ranks = len(self._learners)
-        canary_T: LogpT = by_learners[-ranks]
-        previous, self.bucket_refs = self.bucket_refs, by_learners[:-ranks:ranks]
+        acks = _successes(answers)
+        canary_T: LogpT = by_learners[len(gathering)]
+        previous, self.bucket_refs = self.bucket_refs, by_learners[: len(gathering) : len(self._learners)]
         self.acks = [*acks.values(), *by_teacher]
         # identical bytes: the update was below rounding, so unchanged log-probabilities are no error
         if _digests(self.bucket_refs) == _digests(previous):
-            self._canary_logp.clear()
-        self._check_canary(version, canary_T, acks)
+            self._canaries.forget()
+        self._canaries.check(version, canary_T, acks)
         self._last = LastPublish(version, version, bucket_refs, canary_T)
-
-    def _start_gather(self, version: int, index: int) -> list[PendingCall[BucketRef | None]]:
-        """Start gathering a bucket on all learners."""
-        return self._learners.start(lambda worker, _: worker(LearnerWorker.gather, version, index))
 
     async def _call_rollouts(
         self, call: RolloutCall[R], what: str, *, report_lost: bool = True
-    ) -> dict[int, R | LostWorkerError]:
+    ) -> dict[int, R | LostWorkerError | BrokenGroupError]:
         """Call all serving rollout workers; result by rank, or the error of a worker that died or did not answer in
-        time. With `report_lost` the pool replaces lost workers."""
+        time, or whose process group broke. With `report_lost` the pool replaces lost workers."""
         ranks = self._rollouts.group.ranks
         self._rollouts.group.call_count += len(ranks)
         calls = [self._rollouts.call(rank, call, what=what) for rank in ranks]
         answers = await asyncio.gather(*calls, return_exceptions=True)
-        by_rank: dict[int, R | LostWorkerError] = {}
+        by_rank: dict[int, R | LostWorkerError | BrokenGroupError] = {}
         for rank, answer in zip(ranks, answers, strict=True):
             if isinstance(answer, LostWorkerError):
                 if report_lost:
                     self._rollouts.report_lost_worker(rank, answer)
-            elif isinstance(answer, BaseException):
+            elif isinstance(answer, BaseException) and not isinstance(answer, BrokenGroupError):
                 raise answer
             by_rank[rank] = answer
         return by_rank
 
-    def _check_canary(self, version: int, learner_T: LogpT, acks: dict[int, Ack]) -> None:
-        """Check that the engines that acknowledged use the new weights.
 
-        Raises:
-            WeightSyncError: an engine's log-probabilities of the canary are not the learner's, or the old ones.
-        """
-        previous = self._canary_logp
-        self._canary_logp = {rank: logp for rank, logp in previous.items() if rank not in acks}
-        for rank, ack in acks.items():
-            name, engine_T = f"rollout {rank}", ack.canary_logp_T
-            assert engine_T is not None
-            refuse_other_weights(name, version, learner_T, engine_T, logp_bounds(self._config))
-            if rank in previous:
-                previous_learner_T, previous_engine_T = previous[rank]
-                refuse_old_weights(name, version, (previous_learner_T, learner_T), (previous_engine_T, engine_T))
-            self._canary_logp[rank] = (learner_T, engine_T)
+def _successes(answers: dict[int, R | LostWorkerError | BrokenGroupError]) -> dict[int, R]:
+    """Answers of the workers that are not lost.
+
+    Raises:
+        BrokenGroupError: the process group broke.
+    """
+    for answer in answers.values():
+        if isinstance(answer, BrokenGroupError):
+            raise answer
+    return {
+        rank: answer for rank, answer in answers.items() if not isinstance(answer, LostWorkerError | BrokenGroupError)
+    }
 
 
-async def receiver_nodes(group: ActorGroup[Receiver], within_s: float) -> dict[str, str]:
-    """Node of each actor, by the actor's name ("rollout 0")."""
-    nodes = await group.each(lambda worker, _: worker(Receiver.node), within_s=within_s, what="its node")
-    return {f"{group.role} {rank}": node for rank, node in zip(group.ranks, nodes, strict=True)}
-
-
-def _without_lost_workers(answers: dict[int, R | LostWorkerError]) -> dict[int, R]:
-    return {rank: answer for rank, answer in answers.items() if not isinstance(answer, LostWorkerError)}
+def _gather(gather: GatherCall, index: int, worker: Handle[LearnerWorker], _: int) -> Ref[BucketRef | None]:
+    return gather(worker, index)
 
 
 def _digests(bucket_refs: Sequence[BucketRef]) -> list[str]:
     return [bucket_ref.header.digest for bucket_ref in bucket_refs]
-
-
-async def gather_root_cause(*waits: Awaitable[Any]) -> list[Any]:
-    """Wait for all results. Of several failures at about the same time, raise the one that comes first in the
-    arguments: a receiver that waits for a learner fails when that learner dies, and the learner's error is the
-    cause."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        _, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        if waiting:
-            await asyncio.wait(waiting, timeout=OTHER_FAILURES_S + 1)
-        errors = [error for task in tasks if task.done() and (error := task.exception())]
-        if errors:
-            raise errors[0]
-        return [task.result() for task in tasks]
-    finally:
-        for task in tasks:
-            task.cancel()

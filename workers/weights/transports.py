@@ -1,9 +1,9 @@
-"""Transports of buckets from learner 0 to the receivers: two outboxes behind one small interface.
+"""Transports of buckets from learner 0 to the receivers: outboxes behind one small interface.
 
 `ObjectStoreOutbox` works across nodes: one put whatever the number of receivers, each of which reads the copy on its
 node. `SharedMemoryOutbox` is for receivers on the learner's own node: one segment of memory a run, with a slice for
 each bucket, which all of them keep mapped. Its pages are touched once, when the roles start, and used again at every
-publish.
+publish. `CollectiveOutbox` (`collective.py`) sends through a process group.
 """
 
 from __future__ import annotations
@@ -19,8 +19,18 @@ import ray
 
 from demopsd_dist.config import Transport
 from demopsd_dist.util.errors import ConfigError, LostStateError
-from workers.weights.buckets import Bucket, BucketRef, Bytes, SegmentSlice, SharedSegment, Specs, bucket_bytes
+from workers.weights.buckets import (
+    Bucket,
+    BucketBytes,
+    BucketRef,
+    Bytes,
+    SegmentSlice,
+    SharedSegment,
+    Specs,
+    bucket_bytes,
+)
 from workers.weights.checkpoint_format import CheckpointViews
+from workers.weights.collective import CollectiveOutbox
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class Outbox(Protocol):
         """Shared memory that the receivers must map before they can read."""
         ...
 
-    def buffer(self, index: int) -> Bytes:
+    def buffer(self, index: int) -> BucketBytes:
         """Memory to pack a bucket into."""
         ...
 
@@ -104,7 +114,12 @@ class SharedMemoryOutbox:
 
 def create_outbox(transport: Transport, sizes: Sequence[int]) -> Outbox:
     """Outbox of a transport, for buckets of these sizes in bytes."""
-    return SharedMemoryOutbox(sizes) if transport is Transport.shared_memory else ObjectStoreOutbox(sizes)
+    match transport:
+        case Transport.shared_memory:
+            return SharedMemoryOutbox(sizes)
+        case Transport.collective:
+            return CollectiveOutbox(sizes)
+    return ObjectStoreOutbox(sizes)
 
 
 def map_segment(segment: SharedSegment) -> Bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from demopsd_dist.config import Config, load, to_yaml
+from demopsd_dist.config import Config, Transport, load, refuse_mixed_devices, to_yaml
 from demopsd_dist.config.cross_checks import check_layout_has_records
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.minisci import MODEL_DIR
@@ -242,3 +242,22 @@ def test_a_gpu_may_be_shared_but_not_by_ranks_nor_beyond_its_memory() -> None:
         load(DEMO, ["teacher.num_workers=3", "teacher.shards=2"])
     with pytest.raises(ConfigError, match=r"nccl refuses two ranks on one GPU. Set learner.num_workers=1"):
         load(DEMO, shares)
+
+
+def test_a_process_group_of_weights_is_of_one_kind_of_device() -> None:
+    collective = "weights.transport=collective"
+    assert load(DEMO, [collective]).weights.transport is Transport.collective
+    load(DEMO, [collective, "learner.gpus_per_worker=1", "rollout.gpus_per_worker=1"])
+    for learner, rollout in ((1, 0), (0, 1), (0.5, 0.5)):
+        shares = [f"learner.gpus_per_worker={learner}", f"rollout.gpus_per_worker={rollout}", "learner.num_workers=1"]
+        load(DEMO, [*shares, "rollout.gpu_memory_fraction=0.4"])
+        message = (
+            f"collective with learner.gpus_per_worker={learner}, rollout.gpus_per_worker={rollout}: these roles form"
+        )
+        with pytest.raises(ConfigError, match=message) as caught:
+            load(DEMO, [*shares, "rollout.gpu_memory_fraction=0.4", collective])
+        assert "\n" not in str(caught.value)
+    assert refuse_mixed_devices({"learner": 1, "rollout": 1, "teacher": 1})
+    assert not refuse_mixed_devices({"learner": 0, "rollout": 0})
+    with pytest.raises(ConfigError, match=r"rollout.gpus_per_worker=1, teacher.gpus_per_worker=0"):
+        refuse_mixed_devices({"learner": 1, "rollout": 1, "teacher": 0})

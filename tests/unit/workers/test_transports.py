@@ -14,9 +14,9 @@ import torch
 
 from demopsd_dist.config import LogpBounds, Transport
 from demopsd_dist.util.errors import ConfigError, LostStateError, WeightSyncError
+from workers.actor_group import gather_root_cause
 from workers.weights.buckets import bucket_bytes, layout, pack_bucket, unpack_bucket, verify_bucket
 from workers.weights.canary import canary_tokens, refuse_old_weights, refuse_other_weights
-from workers.weights.publisher import gather_root_cause
 from workers.weights.receiver import refuse_other_names
 from workers.weights.transports import SharedMemoryOutbox, choose_transport, map_segment
 
