@@ -171,7 +171,7 @@ class GroupMember:
             self.close()
         detail = "" if error is None else f": {_first_sentence(error)}"
         return BrokenGroupError(
-            f"the {GROUP_OF_WEIGHTS} {self._meeting.name} ({self._meeting.size} processes, rank {self._rank} "
+            f"the process group of weights {self._meeting.name} ({self._meeting.size} processes, rank {self._rank} "
             f"here) {what}{detail}"
         )
 

@@ -30,7 +30,7 @@ from workers.weights.buckets import (
 )
 from workers.weights.collective import CollectiveOutbox, receive_bucket
 from workers.weights.device_digest import CHUNK_WORDS, word_sums
-from workers.weights.process_group import SENDER, GroupMeeting, GroupMember, open_meeting
+from workers.weights.process_group import GROUP_OF_WEIGHTS, SENDER, GroupMeeting, GroupMember, open_meeting
 
 HERE = "127.0.0.1"
 LIMIT_S = 4.0
@@ -213,7 +213,7 @@ def test_a_lost_bucket_ends_the_wait(peers: list[Peer]) -> None:
         peers[0].start("receive", headers_of(0, buckets))
         send_all(outbox, 0, buckets, left_out=2)
         message = broken_within(LIMIT_S + SOON_S, peers[0].result)
-    assert "the process group of weights test-" in message
+    assert f"the {GROUP_OF_WEIGHTS} test-" in message
 
 
 def test_a_receiver_killed_in_mid_broadcast_is_noticed_at_once(peers: list[Peer]) -> None:
