@@ -25,7 +25,8 @@ SIBLING = "[a right sibling response]"
 OTHER_QUESTION = "[the solution of another question of the step]"
 FEEDBACK = "[the feedback of the reward on the response]"
 UNLEARNED = "none: the record has no solution to show and is not trained on"
-HIGH_LEARNING_RATE = 1e-4
+HIGH_LEARNING_RATE = 1e-4  # for all weights of a pretrained model
+HIGHEST_LEARNING_RATE = 3e-3  # for adapters, and for the demo's small model
 WITHHELD = "not shown, since items of GPQA must not be republished; --show prints it"
 
 REQUESTS = {
@@ -101,12 +102,29 @@ def advice_lines(config: Config, task: Task, data: LoadedData) -> Iterator[str]:
             f"privileged.source={source.value}; with dataset or sibling_or_dataset it does"
         )
     if config.model.path == MINISCI and own:
-        yield "note: model.path=minisci answers hardly anything but MiniSci's questions; for your own give a model"
+        yield (
+            "note: model.path=minisci answers hardly anything but MiniSci's questions; for your own set model.path to "
+            "a pretrained model"
+        )
     rate = config.learner.learning_rate
     if config.model.path != MINISCI and not config.model.lora_rank and rate > HIGH_LEARNING_RATE:
         yield (
             f"warning: learner.learning_rate={rate:g} is high for a pretrained model; 1e-6 to 1e-5 is usual, and the "
             "demo's 3e-4 is for its own small one"
+        )
+    elif rate > HIGHEST_LEARNING_RATE:
+        yield f"warning: learner.learning_rate={rate:g} is high; the demo has 3e-4, adapters have 1e-4 to 1e-3"
+    yield from _long_solutions(config, task, own)
+
+
+def _long_solutions(config: Config, task: Task, questions: Sequence[Question]) -> Iterator[str]:
+    """A line about solutions of the data that are longer than a response may be, among the first thousand."""
+    room, encode = config.rollout.max_response_tokens, task.prompts.tokenizer.encode
+    lengths = [len(encode(question.solution)) for question in questions[:1000] if question.solution]
+    if too_long := sum(length > room for length in lengths):
+        yield (
+            f"note: {too_long:,} of {len(lengths):,} solutions of the data have more than "
+            f"rollout.max_response_tokens={room} tokens (the longest {max(lengths):,}); responses as long would be cut"
         )
 
 

@@ -58,8 +58,12 @@ def examine(arguments: argparse.Namespace) -> int:
     """Check the machine, then the cluster where the machine has no problem; the exit code."""
     config = load(arguments.config, arguments.overrides) if arguments.config else None
     problems = print_findings(check_machine(config))
-    if config is not None and config.ray_address is not None and not problems:
-        problems += print_findings(check_cluster(config))
+    if config is not None and config.ray_address is not None:
+        if problems:
+            reason = f"not checked: solve the problem{'s' * (problems != 1)} above first"
+            problems += print_findings([Finding(FindingLevel.warning, "cluster", config.ray_address, reason)])
+        else:
+            problems += print_findings(check_cluster(config))
     print(f"{problems} problem{'s' * (problems != 1)}")
     return int(problems > 0)
 

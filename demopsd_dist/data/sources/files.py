@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import re
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from demopsd_dist.config import MINISCI, SPLIT
 from demopsd_dist.data.sources.items import SourceRecord
 from demopsd_dist.util.errors import DataError
 
@@ -38,16 +40,27 @@ def read_records(source: str, key: str, split: str) -> Iterator[SourceRecord]:
     where = f"{key}={path}"
     with _read_errors(where):
         if not path.is_file():
-            raise DataError(
-                f"{where}: there is no such file. Give a .jsonl, .json, .parquet or .csv file, `hf:owner/name`, or "
-                "`minisci`."
-            )
+            raise DataError(f"{where}: there is no such file{_nearest(path, key)}")
     ending = path.suffix.lower()
     if ending == ".parquet":
         return _read_parquet(path, where)
     if ending == ".csv":
         return _read_csv(path, where)
     return _read_json_array(path, where) if _begins_array(path, where) else _read_jsonl(path, where)
+
+
+def _nearest(path: Path, key: str) -> str:
+    """End of the message about a missing file: the folder that a relative path starts from, the nearest name of a file
+    beside it or of another kind of source, or else the kinds that there are."""
+    start = "" if path.is_absolute() else f" below {Path.cwd()}"
+    is_setting = key.startswith("data.")
+    words = [MINISCI, *([SPLIT] if key == "data.test" else [])] if is_setting else []
+    beside = {file.stem: str(file) for file in path.parent.glob("*") if file.is_file()} if path.parent.is_dir() else {}
+    near = difflib.get_close_matches(path.stem, [*words, *beside], n=1, cutoff=0.75)
+    if near:
+        return f"{start}. Did you mean {beside.get(near[0], near[0])}?"
+    others = ", `hf:owner/name`, or `minisci`" if is_setting else ", or `hf:owner/name`"
+    return f"{start}. Give a .jsonl, .json, .parquet or .csv file{others}."
 
 
 @contextmanager

@@ -12,9 +12,11 @@ from typing import Any
 
 from demopsd_dist.data.records import Question
 from demopsd_dist.util.errors import DataError
+from demopsd_dist.util.printable import escape_control_chars
 
 MAX_LABEL_CHARS = 200
 MAX_REASONS = 10
+MAX_NAMES = 12  # fields of a record that a message lists
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -52,8 +54,18 @@ class SourceRecord:
         """
         text = self._text(names, required=True)
         if text is None:
-            raise DataError(f"{self.where}: the record has no {_either(names)}. Add it or remove the record.")
+            raise DataError(f"{self.where}: {self._absence(names)}")
         return text
+
+    def _absence(self, names: Sequence[str]) -> str:
+        """Sentence about fields of which none has text: the empty one, or that there is none, and the others."""
+        if empty := [name for name in names if isinstance(_nested_value(self.values, name), str)]:
+            return f"{_either(empty)} is empty. Write its text, or remove the record."
+        own = [escape_control_chars(str(name), max_chars=40) for name in self.values][:MAX_NAMES]
+        fields = f"; its fields are {', '.join(own)}" if own else ""
+        return (
+            f"the record has no {_either(names)}{fields}. Add it, name its field in data.fields, or remove the record."
+        )
 
     def optional_text(self, *names: str) -> str | None:
         """Text of the first of these fields that the record has; None where it is missing or blank.

@@ -134,6 +134,11 @@ def test_settings_that_are_hardly_meant_get_a_line(tmp_path: Path, capsys: pytes
     assert any(line.startswith(unseen) for line in lines)
     assert any(line.startswith(small) for line in lines)
     assert not any("learning_rate" in line for line in lines)
+    assert lines[-1] == "nothing was started; the same command without --dry-run trains"
+    lines = dry_run(capsys, *words, "rollout.max_response_tokens=4", "learner.learning_rate=0.5")
+    long = "note: 9 of 9 solutions of the data have more than rollout.max_response_tokens=4 tokens (the longest "
+    assert any(line.startswith(long) for line in lines)
+    assert any(line.startswith("warning: learner.learning_rate=0.5 is high; the demo has 3e-4") for line in lines)
     shutil.copytree(MODEL_DIR, tmp_path / "model")
     lines = dry_run(capsys, *words, "privileged.source=dataset", f"model.path={tmp_path / 'model'}")
     assert not any(line.startswith(("note: 9 of 9", small[:20])) for line in lines)

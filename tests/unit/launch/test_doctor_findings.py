@@ -190,3 +190,10 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "PROBLEM  model          /none" in output
     assert output.endswith("1 problem\n")
     assert main([str(DEMO), "no.such=1"]) == 2
+
+
+def test_a_cluster_is_not_checked_before_the_machine_is_sound(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main([str(DEMO), "model.path=/none", f"output_dir={tmp_path}", "ray_address=127.0.0.1:1"]) == 1
+    assert "127.0.0.1:1: not checked: solve the problems above first" in capsys.readouterr().out

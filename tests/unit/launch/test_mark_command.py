@@ -123,7 +123,7 @@ def test_a_file_without_records_or_none_at_all_is_refused(mark: Mark, tmp_path: 
     assert mark([])[0] == 2
     code, _, errors = mark(tmp_path / "nowhere.jsonl")
     assert code == 2
-    assert "there is no such file" in errors
+    assert "there is no such file. Give a .jsonl, .json, .parquet or .csv file, or `hf:owner/name`." in errors
 
 
 def test_the_own_reward_of_the_rewards_page_is_found_where_the_page_says(tmp_path: Path) -> None:

@@ -61,8 +61,12 @@ def test_fields_are_read_under_their_usual_names(tmp_path: Path) -> None:
         ([], "holds no record"),
         (["", "  "], "holds no record"),
         (['{"prompt": "a", "answer": "b"}', '{"prompt": "a"}'], "line 2: the record has no 'answer'"),
-        (['{"prompt": "a", "answer": "  "}'], "line 1: the record has no 'answer'"),
+        (['{"prompt": "a", "answer": "  "}'], "line 1: 'answer' is empty. Write its text, or remove"),
         (['{"answer": "b"}'], "line 1: the record has no 'prompt' or 'question'"),
+        (
+            ['{"prompt": "a", "reply": "b"}'],
+            "; its fields are prompt, reply. Add it, name its field in",
+        ),
         (['{"prompt": "a", "answer": ["b"]}'], "line 1: 'answer' must be text, not list"),
         (['{"prompt": "a", "answer": true}'], "line 1: 'answer' must be text, not bool"),
         (["[1]"], "line 1: element 1 must be a JSON object, not int"),
@@ -84,6 +88,27 @@ def test_broken_files_are_refused_by_file_and_line(tmp_path: Path, lines: list[s
         read_jsonl(path, "data.test")
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "end"),
+    [
+        ("my-gsm8kk.jsonl", "data.train", "Did you mean {0}/my-gsm8k.jsonl?"),
+        ("my-gsm8k.json", "data.train", "Did you mean {0}/my-gsm8k.jsonl?"),
+        ("splitt", "data.test", "Did you mean split?"),
+        ("splitt", "data.train", "or `minisci`."),
+        ("minsci", "data.ood", "Did you mean minisci?"),
+    ],
+)
+def test_a_missing_file_names_the_nearest(tmp_path: Path, name: str, key: str, end: str) -> None:
+    (tmp_path / "my-gsm8k.jsonl").write_text("")
+    with pytest.raises(DataError) as refused:
+        read_jsonl(tmp_path / name, key)
+    assert str(refused.value).endswith(end.format(tmp_path))
+    with pytest.raises(
+        DataError, match=re.escape(f"data.train=nowhere.jsonl: there is no such file below {Path.cwd()}")
+    ):
+        read_jsonl(Path("nowhere.jsonl"), "data.train")
 
 
 def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_sciknoweval_types_are_parsed_or_refused_by_name(tmp_path: Path) -> None
         }
     )
     assert loaded.records == 9
-    with pytest.raises(DataError, match=r"raw.jsonl, line 2: the record has no 'question'"):
+    with pytest.raises(DataError, match=r"raw.jsonl, line 2: 'question' is empty"):
         load_source(DataConfig(), "train", jsonl(tmp_path / "raw.jsonl", raw(), raw(question=" ")))
     with pytest.raises(
         DataError, match=r"none of 1 records is left: type filling is not multiple choice \(1, first line 1\)"
