@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -47,7 +48,7 @@ def test_tensors_come_back_bit_for_bit() -> None:
 @pytest.mark.parametrize("byte", [0, 11, 64, 67, 131, 215])
 def test_one_flipped_bit_is_noticed_and_named(byte: int) -> None:
     bucket = pack_bucket(3, 5, TENSORS)
-    data = bucket.data.copy()
+    data = np.array(bucket.data)
     data[byte] ^= 1
     message = "teacher 0 got bucket 5 of weights version 3 damaged: digest"
     with pytest.raises(WeightSyncError, match=message) as caught:
