@@ -27,6 +27,19 @@ from demopsd_dist.util.errors import ConfigError
 from demopsd_dist.util.rooms import ROOMS
 
 SHIPPED = ROOMS / "configs"
+_WRONG_CHOICE = re.compile(r"Invalid value '(.*)', expected one of \[(.*)\]")
+_WRONG_TYPE = re.compile(r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)(?: .*)?")
+_NULL = re.compile(r"Incompatible value 'None' for field of type '(\w+)'")
+_SECTION = re.compile(r"Merge error: \w+ is not a subclass of .*|Cannot merge incompatible container types")
+_KINDS = {
+    "Integer": "a whole number",
+    "int": "a whole number",
+    "Float": "a number",
+    "float": "a number",
+    "bool": "true or false",
+    "Boolean": "true or false",
+    "str": "a text",
+}
 DEPTH = 20  # deepest nesting of brackets and indentation; the schema itself has 3 levels
 
 
@@ -147,7 +160,9 @@ def _merged(tree: DictConfig, given: Sequence[tuple[DictConfig, str]]) -> DictCo
         if len(given) > 1:  # one at a time, to find the wrong one
             for one in given:
                 tree = _merged(tree, [one])
-        raise ConfigError(f"{given[-1][1]}: {_first_line(error)}") from None
+        source, key = given[-1][1], getattr(error, "full_key", None)
+        place = f"{source}: {key}" if key and not source.startswith(f"{key}=") else source
+        raise ConfigError(f"{place}: {_in_plain_words(_first_line(error))}") from None
     assert isinstance(merged, DictConfig)
     return merged
 
@@ -231,6 +246,22 @@ def _texts(node: Any) -> Iterator[str]:
     elif isinstance(node, (dict, list)):
         for value in node.values() if isinstance(node, dict) else node:
             yield from _texts(value)
+
+
+def _in_plain_words(message: str) -> str:
+    """OmegaConf's message about a value of a wrong type or choice as a sentence with the fix; others stay as is."""
+    if found := _WRONG_CHOICE.fullmatch(message):
+        value, choices = found[1], found[2].split(", ")
+        near = difflib.get_close_matches(value, choices, n=1, cutoff=0.6)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        return f"{value!r} is none of {', '.join(choices)}.{hint}"
+    if found := _WRONG_TYPE.fullmatch(message):
+        return f"{found[1]!r} is not {_KINDS.get(found[2], found[2])}."
+    if found := _NULL.fullmatch(message):
+        return f"null has no meaning here. Give {_KINDS.get(found[1], 'a value')}, or leave it out."
+    if _SECTION.fullmatch(message):
+        return "this is a section of settings, not one value. Give one of its settings, as section.setting=value."
+    return message
 
 
 def _first_line(error: BaseException) -> str:

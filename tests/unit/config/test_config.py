@@ -81,12 +81,26 @@ def test_words_go_over_the_file_and_the_file_over_the_defaults() -> None:
         ("learner.nodes=big", "learner.nodes=big must be key=value, key=!value or key=in(one,other)"),
         ("learner.nodes=role=big", "learner.nodes=role=big chooses among the nodes of a cluster"),
         ("leakage.contexts=1", "leakage.contexts=1 must be at least 2"),
+        ("steps=ten", "steps=ten: 'ten' is not a whole number."),
+        ("learner.learning_rate=fast", "'fast' is not a number."),
+        ("deterministic=maybe", "'maybe' is not true or false."),
+        ("privileged.source=datset", "'datset' is none of sibling, dataset, sibling_or_dataset, sibling_and_dataset"),
+        ("privileged.source=datset", "other_question. Did you mean dataset?"),
+        ("steps=null", "null has no meaning here. Give a whole number, or leave it out."),
+        ("alarm=3", "this is a section of settings, not one value. Give one of its settings"),
     ],
 )
 def test_a_wrong_word_is_refused_in_one_line(word: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         load(DEMO, [word])
     assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_value_in_a_file_names_its_key(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(f"base: {DEMO}\nlearner:\n  zero_stage: three\n")
+    with pytest.raises(ConfigError, match=re.escape(f"{path}: learner.zero_stage: 'three' is not a whole number.")):
+        load(path)
 
 
 @pytest.mark.parametrize(
