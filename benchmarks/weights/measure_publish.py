@@ -3,7 +3,9 @@
 A randomly initialised Qwen3 model is published on one machine, by each transport, to one and to two receivers:
 
 * `transport`: the receivers check the digest of every bucket in the memory where it arrives, and do nothing else;
-* `full`: the receivers are vLLM engines, which load and re-pack the weights and compute the canary.
+* `full`: the receivers are vLLM engines, which load and re-pack the weights and compute the canary;
+* `hosts`: as `transport`, with the receivers on a simulated host of their own (`over_hosts.py`), which needs Linux,
+  iproute2 and root's rights.
 
 Publishes to one and to two receivers take turns, and between them the rate at which this machine copies memory is
 measured, so that all see the same load. Writes the raw figures and a table.
@@ -18,6 +20,7 @@ import os
 import platform
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -31,6 +34,7 @@ import torch
 import xxhash
 
 from benchmarks.common.results_files import RESULTS
+from benchmarks.weights.over_hosts import RECEIVERS, SENDERS, run_over_hosts
 from benchmarks.weights.publish_actors import (
     BucketReader,
     BucketSender,
@@ -38,7 +42,7 @@ from benchmarks.weights.publish_actors import (
     PartialPublisher,
     SilentBucketSender,
 )
-from benchmarks.weights.publish_page import report, same_case, table_line
+from benchmarks.weights.publish_page import KINDS, report, same_case, table_line
 from demopsd_dist.config import Config, Precision, Transport, load
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.util.errors import LostStateError, LostWorkerError
@@ -75,15 +79,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--receivers", type=int, nargs="+", default=[1, 2], help="numbers of receivers, in turn")
-    parser.add_argument("--transports", nargs="+", default=["shared_memory", "object_store"])
-    parser.add_argument("--kinds", nargs="+", choices=["transport", "full"], default=["transport", "full"])
+    parser.add_argument("--transports", nargs="+", default=["shared_memory", "object_store", "collective"])
+    parser.add_argument("--kinds", nargs="+", choices=[*KINDS], default=["transport", "full"])
     parser.add_argument("--repeats", type=int, default=5, help="publishes after the first")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--name", default="weights-cpu", help="name of the files of results")
+    parser.add_argument("--note", default="", help="sentence about the machine, for the page")
     parser.add_argument("--add", action="store_true", help="keep the rows of other cases in the results")
+    parser.add_argument(
+        "--joined", metavar="ADDRESS", help="cluster to measure kind `hosts` on; without it one is made"
+    )
     args = parser.parse_args()
-    raw = args.out / "weights-cpu.json"
+    if "hosts" in args.kinds and args.joined is None:
+        if len(args.kinds) > 1:
+            parser.error("kind hosts is measured by itself, with --add")
+        sys.exit(run_over_hosts(sys.argv[1:]))
+    raw = args.out / f"{args.name}.json"
     rows: list[Row] = json.loads(raw.read_text())["rows"] if args.add and raw.exists() else []
-    session.join(load(DEMO, []))
+    session.join(load(DEMO, [f"ray_address={args.joined}"] if args.joined else []))
     try:
         for name in args.models:
             with random_model(name) as folder:
@@ -92,7 +105,7 @@ def main() -> None:
                     for row in asyncio.run(measure(case, folder, args.transports, args.receivers, args.repeats)):
                         rows = [old for old in rows if not same_case(old, row)] + [row]
                         print(table_line(row), flush=True)
-                        write_results(rows, args.out)
+                        write_results(rows, args.out, args.name, args.note)
     finally:
         session.leave()
 
@@ -126,7 +139,7 @@ class PublishActors:
     def some(self, count: int) -> PublishActors:
         """The sender and the first receivers."""
         handles = dict(list(self.receivers.handles.items())[:count])
-        return PublishActors(self.sender, ActorGroup("receiver", handles, LostWorkerError))
+        return PublishActors(self.sender, ActorGroup("rollout", handles, LostWorkerError))
 
     @property
     def call_count(self) -> int:
@@ -146,7 +159,10 @@ async def measure(case: Row, folder: Path, transports: Sequence[str], counts: Se
     words = [f"model.path={folder}", f"model.precision={precision.value}", "rollout.kv_cache_gib=1"]
     words += ["learner.num_workers=1", "learner.zero_stage=1", "weights.max_logp_diff=0.5"]
     config = load(DEMO, words)
-    claim = ResourceClaim([Bundle("sender", 0, 0.1, 0), *(Bundle("receiver", i, 0.1, 0) for i in range(max(counts)))])
+    apart = case["kind"] == "hosts"
+    learner_bundle = Bundle("learner", 0, 0.1, 0, SENDERS if apart else None)
+    receiving = [Bundle("rollout", i, 0.1, 0, RECEIVERS if apart else None) for i in range(max(counts))]
+    claim = ResourceClaim([learner_bundle, *receiving])
     actors = spawn_actors(claim, config, folder, engines=case["kind"] == "full")
     sender, receivers = actors.sender, actors.receivers
     try:
@@ -173,14 +189,14 @@ async def measure(case: Row, folder: Path, transports: Sequence[str], counts: Se
 def spawn_actors(claim: ResourceClaim, config: Config, folder: Path, *, engines: bool) -> PublishActors:
     """Spawn a sender and receivers: vLLM engines, or readers that load nothing."""
     sender = claim.spawn_group(
-        "sender",
+        "learner",
         BucketSender if engines else SilentBucketSender,
         lambda rank: (rank, config, folder),
         learner.environment(config),
         LostStateError,
     )
     receivers = claim.spawn_group(
-        "receiver",
+        "rollout",
         LoadingEngine if engines else cast(type[LoadingEngine], BucketReader),
         lambda rank: (rank, config, folder),
         rollout.environment(config),
@@ -204,8 +220,10 @@ async def publish_in_turn(
         for count, subset in subsets.items():
             before = copy_gb_per_s()
             partial = PartialPublisher(publisher, subset.receivers, config)
+            formed_s = await partial.form_group()
             figures = await timed_publish(partial, turn + 1, subset)
             copied = (before + copy_gb_per_s()) / 2
+            figures["formed_s"] = formed_s
             publishes[count].append(figures | {"copy_gb_per_s": copied, "of_copy_rate": figures["gb_per_s"] / copied})
     size = {"gigabytes": gigabytes(publisher), "buckets": len(publisher.plan.buckets), "first_s": first_s}
     return {
@@ -259,8 +277,8 @@ def digest_gb_per_s() -> float:
     return COPIED_BYTES / (time.perf_counter() - started) / 1e9
 
 
-def write_results(rows: list[Row], out: Path) -> None:
-    """Write `weights-cpu.json` and `weights-cpu.md`."""
+def write_results(rows: list[Row], out: Path, name: str, note: str) -> None:
+    """Write the raw figures and the page."""
     out.mkdir(parents=True, exist_ok=True)
     load_1, *_ = os.getloadavg()
     machine = {
@@ -269,6 +287,7 @@ def write_results(rows: list[Row], out: Path) -> None:
         "torch": torch.__version__,
         "digest_gb_per_s": digest_gb_per_s(),
         "load_average_at_end": load_1,
+        "note": note,
     }
-    (out / "weights-cpu.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
-    (out / "weights-cpu.md").write_text(report(rows, machine))
+    (out / f"{name}.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+    (out / f"{name}.md").write_text(report(rows, machine))

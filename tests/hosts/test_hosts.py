@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.common.network import Hosts, why_not
 from demopsd_dist.run_record.audit import audit
 from demopsd_dist.run_record.folder import RunFolder
-from tests.hosts.network import Hosts, why_not
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -51,6 +51,27 @@ distributed.init_process_group("gloo", init_method=where, rank=int(rank), world_
 summed = torch.ones(1)
 distributed.all_reduce(summed)
 assert summed == 2
+"""
+BROADCAST = """
+import json, sys, time
+from pathlib import Path
+import torch
+from workers.weights.process_group import GroupMeeting, GroupMember, open_meeting
+rank, mine, path = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+if rank == 0:
+    meeting, store = open_meeting("hosts", mine, 2, 30, on_gpus=False)
+    path.with_suffix(".new").write_text(json.dumps(vars(meeting)))
+    path.with_suffix(".new").rename(path)
+    member = GroupMember(meeting, rank, mine, store)
+else:
+    while not path.exists():
+        time.sleep(0.1)
+    member = GroupMember(GroupMeeting(**json.loads(path.read_text())), rank, mine)
+sent = torch.arange(1 << 20)
+data = sent.clone() if rank == 0 else torch.zeros_like(sent)
+member.wait(member.start_broadcast(data))
+assert torch.equal(data, sent)
+time.sleep(1)
 """
 pytestmark = [pytest.mark.real, pytest.mark.long]
 
@@ -170,6 +191,20 @@ def test_ranks_of_two_hosts_meet_though_their_names_lead_to_loopback(cluster: Cl
         for rank, name in enumerate(("one", "two"))
     ]
     assert [rank.wait(60) for rank in ranks] == [0, 0]
+
+
+def test_a_process_group_of_weights_spans_two_hosts(tmp_path: Path) -> None:
+    if (reason := why_not()) is not None:
+        pytest.skip(reason)
+    meeting = str(tmp_path / "meeting")
+    with Hosts("sender", "receiver") as hosts:
+        members = [
+            hosts.start(
+                name, [sys.executable, "-c", BROADCAST, str(rank), hosts.address(name), meeting], os.environ, cwd=ROOT
+            )
+            for rank, name in enumerate(hosts.names)
+        ]
+        assert [member.wait(60) for member in members] == [0, 0]
 
 
 def test_a_host_that_is_cut_off_is_noticed_and_its_work_done_elsewhere(cluster: Cluster) -> None:

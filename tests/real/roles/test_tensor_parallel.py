@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,21 +18,36 @@ from demopsd_dist.training.run import Task
 from demopsd_dist.util.errors import WeightSyncError
 from tests.real.conftest import Spares, demo, engine_processes, moved_model, posted, renew
 from tests.real.runs.test_training import logits_of, logp_of
+from workers.actor_group import ActorGroup
 from workers.forward import load_causal_lm
 from workers.rollout.group import RolloutGroup
 from workers.rollout.pool import FixedPool
 from workers.rollout.worker import RolloutWorker
 from workers.weights.buckets import layout, pack_bucket
 from workers.weights.canary import canary_tokens
+from workers.weights.collective import CollectiveOutbox
+from workers.weights.process_group import SENDER, GroupMember, open_meeting
 from workers.weights.transports import PublishPlan, SharedMemoryOutbox
 
 CONFIG = demo("rollout.tensor_parallel=2")
 
 
+def broadcast(group: ActorGroup, plan: PublishPlan, buckets: Sequence[Any]) -> list[ray.ObjectRef]:
+    """Let both processes join a process group, and start to send them the buckets from here."""
+    here = ray.util.get_node_ip_address()
+    meeting, store = open_meeting("two processes", here, 3, 60, on_gpus=False)
+    joined = group.start(lambda worker, _: worker(RolloutWorker.join_group, meeting, 1))
+    outbox = CollectiveOutbox(plan.sizes)
+    outbox.join(GroupMember(meeting, SENDER, here, store))
+    asyncio.run(group.collect(joined, within_s=60, what="the group"))
+    packed = [pack_bucket(0, index, bucket, outbox.buffer(index)) for index, bucket in enumerate(buckets)]
+    return [ray.put(outbox.send(bucket)) for bucket in packed]
+
+
 @pytest.mark.long
 def test_weights_reach_both_processes(spares: Spares, task: Task, tmp_path: Path) -> None:
-    """Weights by shared memory and by Ray's object store. The canary, and tokens sampled then, have the
-    log-probabilities of plain forwards of the new model."""
+    """Weights by shared memory, by a process group and by Ray's object store. The canary, and tokens sampled then, have
+    the log-probabilities of plain forwards of the new model."""
     model = moved_model()
     model.save_pretrained(tmp_path)
     cut = len(named := list(model.named_parameters())) // 2
@@ -61,8 +78,9 @@ def test_weights_reach_both_processes(spares: Spares, task: Task, tmp_path: Path
     damaged.data[5] ^= 1
     with pytest.raises(WeightSyncError, match="rollout 0 got bucket 0 of weights version 0 damaged"):
         asyncio.run(publish(0, [ray.put(memory.send(damaged))]))
+    logps.append(asyncio.run(publish(0, broadcast(group, plan, old))))
     logps.append(asyncio.run(publish(1, posted(1, *buckets))))
-    for logp, folder in zip(logps, (MODEL_DIR, tmp_path), strict=True):
+    for logp, folder in zip(logps, (MODEL_DIR, MODEL_DIR, tmp_path), strict=True):
         (logits,) = logits_of(folder, [(canary[:1], canary[1:])])
         np.testing.assert_allclose(logp, logits.log_softmax(-1).numpy()[np.arange(31), canary[1:]], atol=1e-3)
     assert len(engine_processes()) == 2

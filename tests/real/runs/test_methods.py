@@ -59,6 +59,7 @@ RUNS: dict[str, tuple[list[str], set[str]]] = {
     "dr_grpo": (["method=grpo", "grpo.variant=dr_grpo"], set()),
     "dapo": (["method=grpo", "grpo.variant=dapo"], set()),
     "own": (["method=examples.own_objective.DisagreeingTokens", "own.reference=ema"], FULL),
+    "demopsd, weights by a process group": (["weights.transport=collective", "weights.bucket_mib=1"], FULL),
     "demopsd, LoRA": (["model.lora_rank=8", "learner.learning_rate=1e-2"], FULL),
 }
 CONTROLS: dict[str, set[str]] = {

@@ -49,6 +49,7 @@ class Hosts:
         self.close()
 
     def address(self, name: str) -> str:
+        """Address of a host."""
         return f"{NETWORK}.{self.names.index(name) + 1}"
 
     def folder(self, name: str) -> Path:
@@ -60,6 +61,11 @@ class Hosts:
     def start(
         self, name: str, command: Sequence[str], environment: Mapping[str, str], **how: Any
     ) -> subprocess.Popen[bytes]:
+        """Start a process on a host.
+
+        Args:
+            how: other arguments of `Popen`.
+        """
         names = self.folder(name) / "hosts"
         names.write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n")  # as on Debian its name leads to loopback
         with names.open("a") as file:
@@ -78,6 +84,7 @@ class Hosts:
         self._ip(self.names[0], f"link set {name} nomaster down")
 
     def pids(self, name: str) -> list[int]:
+        """Processes of a host."""
         return [int(word) for word in ip("netns", "pids", self._spaces[name]).split()]
 
     def close(self) -> None:
@@ -115,6 +122,7 @@ class Hosts:
 
 
 def ip(*words: str) -> str:
+    """Output of iproute2's `ip` with these words."""
     return subprocess.run(["ip", *words], capture_output=True, text=True, check=True, timeout=30).stdout
 
 
