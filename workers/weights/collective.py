@@ -107,7 +107,7 @@ class CollectiveOutbox:
 
 
 def receive_bucket(member: GroupMember | None, header: BucketHeader) -> Bucket:
-    """Receive the next broadcast, which is the bucket of this header, into new memory.
+    """Receive the next broadcast, which is the bucket of this header.
 
     Raises:
         WeightSyncError: it is another bucket.
@@ -124,9 +124,13 @@ def receive_bucket(member: GroupMember | None, header: BucketHeader) -> Bucket:
             f"{came[1]} of version {came[0]}, {came[2]} bytes."
         )
     size = bucket_bytes(header.specs)
-    data = torch.empty(broadcast_bytes(size), dtype=torch.uint8, device=member.device)
-    member.wait(member.start_broadcast(data))
-    return Bucket(header, data.numpy()[:size] if data.device.type == "cpu" else data)
+    if member.device.type != "cpu":
+        on_gpu = torch.empty(broadcast_bytes(size), dtype=torch.uint8, device=member.device)
+        member.wait(member.start_broadcast(on_gpu))
+        return Bucket(header, on_gpu)
+    data = member.memory.take(broadcast_bytes(size))
+    member.wait(member.start_broadcast(torch.from_numpy(data)))
+    return Bucket(header, data[:size])
 
 
 def _announcement(header: BucketHeader) -> list[int]:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from demopsd_dist.util.errors import BrokenGroupError
+from workers.weights.arrival_memory import ArrivalMemory
 
 GROUP_OF_WEIGHTS = "process group of weights"  # part of every message of a `BrokenGroupError`
 POLL_S = 0.0005
@@ -79,6 +80,9 @@ class GroupMember:
         address: address of this machine by which the others reach it.
         store: the store itself, in the process that has opened the meeting.
 
+    Attributes:
+        memory: for buckets that arrive in main memory.
+
     Raises:
         BrokenGroupError: the others did not join within `meeting.within_s`.
     """
@@ -90,6 +94,7 @@ class GroupMember:
         # Only here: whoever holds a transfer keeps the connections open, and so does a traceback.
         self._transfers: dict[int, Any] = {}
         self._started = 0
+        self.memory = ArrivalMemory()
         limit = timedelta(seconds=meeting.within_s)
         self.device = torch.device("cuda", torch.cuda.current_device()) if meeting.on_gpus else torch.device("cpu")
         try:

@@ -32,8 +32,10 @@ from workers.weights.transports import PublishPlan, SharedMemoryOutbox
 CONFIG = demo("rollout.tensor_parallel=2")
 
 
-def broadcast(group: ActorGroup, plan: PublishPlan, buckets: Sequence[Any]) -> list[ray.ObjectRef]:
-    """Let both processes join a process group, and start to send them the buckets from here."""
+def broadcast(
+    group: ActorGroup, plan: PublishPlan, buckets: Sequence[Any]
+) -> tuple[CollectiveOutbox, list[ray.ObjectRef]]:
+    """Let both processes join a process group, and start to send them the buckets from here, out of the outbox."""
     here = ray.util.get_node_ip_address()
     meeting, store = open_meeting("two processes", here, 3, 60, on_gpus=False)
     joined = group.start(lambda worker, _: worker(RolloutWorker.join_group, meeting, 1))
@@ -41,7 +43,7 @@ def broadcast(group: ActorGroup, plan: PublishPlan, buckets: Sequence[Any]) -> l
     outbox.join(GroupMember(meeting, SENDER, here, store))
     asyncio.run(group.collect(joined, within_s=60, what="the group"))
     packed = [pack_bucket(0, index, bucket, outbox.buffer(index)) for index, bucket in enumerate(buckets)]
-    return [ray.put(outbox.send(bucket)) for bucket in packed]
+    return outbox, [ray.put(outbox.send(bucket)) for bucket in packed]
 
 
 @pytest.mark.long
@@ -78,7 +80,9 @@ def test_weights_reach_both_processes(spares: Spares, task: Task, tmp_path: Path
     damaged.data[5] ^= 1
     with pytest.raises(WeightSyncError, match="rollout 0 got bucket 0 of weights version 0 damaged"):
         asyncio.run(publish(0, [ray.put(memory.send(damaged))]))
-    logps.append(asyncio.run(publish(0, broadcast(group, plan, old))))
+    outbox, sent = broadcast(group, plan, old)
+    logps.append(asyncio.run(publish(0, sent)))
+    outbox.finish()
     logps.append(asyncio.run(publish(1, posted(1, *buckets))))
     for logp, folder in zip(logps, (MODEL_DIR, MODEL_DIR, tmp_path), strict=True):
         (logits,) = logits_of(folder, [(canary[:1], canary[1:])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import re
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from demopsd_dist.util.errors import BrokenGroupError, WeightSyncError
+from workers.weights.arrival_memory import ArrivalMemory
 from workers.weights.buckets import (
     BucketHeader,
     broadcast_bytes,
@@ -260,6 +262,26 @@ def test_a_group_that_is_not_complete_is_given_up(peers: list[Peer]) -> None:
     message = broken_within(1.5 + SOON_S, lambda: GroupMember(meeting, SENDER, HERE, store))
     assert message.startswith("the process group of weights incomplete (3 processes, rank 0 here) could not be joined")
     broken_within(1.5 + SOON_S, peers[0].result)
+
+
+def test_memory_is_used_again_when_nothing_refers_to_its_bucket() -> None:
+    """A tensor of a bucket, as an engine keeps it, keeps the whole bucket's memory."""
+    memory = ArrivalMemory()
+    named = [("a", torch.arange(100, dtype=torch.float32)), ("b", torch.ones(50))]
+    packed = pack_bucket(0, 0, named)
+    data = memory.take(broadcast_bytes(len(packed.data)))
+    address = data.ctypes.data
+    data[: len(packed.data)] = packed.data
+    bucket = dataclasses.replace(packed, data=data[: len(packed.data)])
+    kept = dict(unpack_bucket(bucket))["a"].reshape(10, 10)[3]
+    del data, bucket
+    other = memory.take(64)
+    assert other.ctypes.data != address
+    other[:] = 0
+    assert kept.tolist() == list(range(30, 40))
+    del kept
+    assert memory.take(200).ctypes.data == address
+    assert memory.take(100_000).ctypes.data not in (address, other.ctypes.data)
 
 
 SIZE = broadcast_bytes(CHUNK_WORDS * 8 + 100)
