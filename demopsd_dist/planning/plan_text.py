@@ -44,8 +44,10 @@ def heading(workload: Workload, cluster: DeviceCluster, calibration: Calibration
 
 
 def plan_lines(plan: RunPlan, cluster: DeviceCluster, hours: float | None, price: float | None) -> Iterator[str]:
-    """Lines of one plan in full: time by stage, samples and cost, memory by role, and what does not fit."""
+    """Lines of one plan in full: what does not fit, time by stage, samples and cost, memory by role."""
     yield f"{plan.label()}: {_rate(plan)}"
+    for reason in plan.shortfalls:
+        yield f"  DOES NOT FIT: {reason}"
     yield "  seconds    " + "   ".join(f"{stage} {_seconds(plan.seconds[stage])}" for stage in STAGES)
     if hours is not None:
         samples = plan.samples_per_s * hours * 3600
@@ -62,8 +64,6 @@ def plan_lines(plan: RunPlan, cluster: DeviceCluster, hours: float | None, price
         f"{unfused_logits_gib(plan.workload, plan.split.learner):.1f} GiB of logits in each learner"
     )
     yield f"  checkpoint {checkpoint_gib(plan.workload):6.3g} GiB on disk each"
-    for reason in plan.shortfalls:
-        yield f"  DOES NOT FIT: {reason}"
 
 
 def split_table(plans: Sequence[RunPlan], width: int | None = None) -> Iterator[str]:
