@@ -29,8 +29,9 @@ def test_the_page_renews_itself_and_the_reader_stays(tab: Tab, tmp_path: Path) -
         line = {"step": 5, "learner/loss": 0.125, "perf/step_s": 4.0, "demopsd/alpha_mean": 0.1}
         with (run / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
-        tab.wait("!document.documentElement.dataset.old && document.documentElement.dataset.ready")
-        tab.wait("document.getElementById('about').textContent.includes('5 of 4 steps so far')")
+        renewed = "document.documentElement?.dataset"  # null while the browser goes to the new page
+        tab.wait(f"!{renewed}.old && {renewed}.ready")
+        tab.wait("document.getElementById('about')?.textContent.includes('5 of 4 steps so far')")
         tab.wait(f"{chosen} && {chosen}.textContent === {json.dumps(before)}")
         assert tab.run("document.getElementById('field').value") == "physics"
         assert tab.run("document.querySelector('.response').dataset.measure") == "entropy"
