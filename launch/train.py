@@ -123,10 +123,9 @@ def print_dry_run(
     if config.steps == 0:
         print(f"# {NO_STEPS}")
     print("# questions: " + ", ".join(f"{len(data.questions[split])} {split}" for split in SPLITS))
-    notes = [*data.notes(), *own_answer_lines(task, data.splits)]
+    examples = example_lines(config, task, data, arguments.show)
+    notes = [*data.notes(), *own_answer_lines(task, data.splits), *examples]
     print_fitted([f"# {line}" for line in notes], mark="# ")
-    for line in example_lines(config, task, data, arguments.show):
-        print(f"# {line}") if line.lstrip().startswith("| ") else print_fitted([f"# {line}"], mark="# ")
     check_machine(config)  # after the data, which can be looked at on a machine without the run's GPUs
     print("# placement of the roles:\n" + "\n".join(f"#{line}" for line in table(config).splitlines()))
     print("# nothing was started; the same command without --dry-run trains")

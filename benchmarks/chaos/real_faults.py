@@ -16,10 +16,11 @@ from io import StringIO
 from pathlib import Path
 from typing import Self
 
-import psutil
 from rich.console import Console
 
+from benchmarks.common.run_processes import ROLES, role_processes
 from benchmarks.common.timed_runs import DEMO, RunLogWithSteps, task_of
+from benchmarks.faults.fault_plan import STAGES
 from demopsd_dist.config import Config, load
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.run_record.audit import AuditReport, audit
@@ -31,8 +32,6 @@ from launch._task import compose_run
 from workers.actors import RayActors
 from workers.rollout.worker import RolloutWorker
 
-STAGES = ("sample", "score", "learn", "publish_weights", "checkpoint")
-ROLES = ("rollout", "teacher", "learner")
 DELAY_S = 0.05  # from the beginning of the stage to the signal
 SMALL = (
     "rollout.cpus_per_worker=0.1",
@@ -125,20 +124,6 @@ class FaultInjector(RunLogWithSteps):
     def _send_signal(self, fault: PlantedFault) -> None:
         own = [process.pid for process in role_processes(fault.role) if process.pid not in self._processes_of_others]
         os.kill(own[0], fault.signal)
-
-
-def role_processes(role: str) -> list[psutil.Process]:
-    """Living processes of a role that descend from this one."""
-    name = f"ray::{role.capitalize()}Worker"
-    return [process for process in psutil.Process().children(recursive=True) if name in command_of(process)]
-
-
-def command_of(process: psutil.Process) -> str:
-    """Command line of a process; empty if it has ended."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return ""
 
 
 @dataclass

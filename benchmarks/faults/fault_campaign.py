@@ -19,16 +19,15 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from benchmarks.common.results_files import RESULTS, save
+from benchmarks.common.run_processes import MARK, ROLES, end_marked
 from benchmarks.common.timed_runs import DEMO
 from benchmarks.faults.fault_page import report
-from benchmarks.faults.fault_plan import ROLES, DrawnFault, LifePlan, draw_run
+from benchmarks.faults.fault_plan import DrawnFault, LifePlan, draw_run
 from benchmarks.faults.faulted_run import FILLER
 from benchmarks.faults.known_messages import causes_in
 from demopsd_dist.run_record.audit import audit
@@ -39,7 +38,6 @@ from demopsd_dist.util.temporary_files import FOLDER
 Row = dict[str, Any]
 NAME = "faults-cpu"
 ROOT = Path(__file__).parents[2]
-MARK = "DEMOPSD_TEST_MARK"  # in the environment of all processes of a life
 VOLUME_MIB = 512
 WORDS = (
     "rollout.cpus_per_worker=0.1",
@@ -122,7 +120,7 @@ def live(folder: Path, plan: LifePlan, seed: int) -> Row:
                 start_new_session=True,
             )
         hung = not ended(process, log)
-        left = end_marked(mark, 0 if hung else GONE_S)
+        left = [str(process) for process in end_marked(mark, 0 if hung else GONE_S)]
         text = log.read_text(errors="replace")
         planted = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
     (folder / FILLER).unlink(missing_ok=True)
@@ -183,29 +181,6 @@ def ended(process: subprocess.Popen[bytes], log: Path) -> bool:
             return False
         time.sleep(0.1)
     return True
-
-
-def end_marked(mark: str, within_s: float) -> list[str]:
-    """Names of the processes with this mark that are left after that time; they are killed."""
-    deadline = time.monotonic() + within_s
-    while (left := list(marked(mark))) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    names = []
-    for process in left:
-        with suppress(psutil.NoSuchProcess):
-            names.append(process.name())
-            process.kill()
-    return names
-
-
-def marked(mark: str) -> Iterator[psutil.Process]:
-    """Living processes of a life."""
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                yield process
-        except psutil.Error:
-            continue
 
 
 def tear(run: RunFolder, kind: str, rng: random.Random) -> str | None:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from benchmarks.common.run_processes import ROLES
+
 STAGES = ("sample", "score", "learn", "publish_weights", "checkpoint")
-ROLES = ("rollout", "teacher", "learner")
 ENDINGS = (
     ("driver", "SIGKILL"),
     ("driver", "SIGINT"),

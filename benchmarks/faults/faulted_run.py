@@ -19,7 +19,8 @@ from typing import Any
 
 import psutil
 
-from benchmarks.faults.fault_plan import ROLES, DrawnFault
+from benchmarks.common.run_processes import ROLES, name_of, role_processes
+from benchmarks.faults.fault_plan import DrawnFault
 from demopsd_dist.run_record.log import RunLog
 from launch.train import main as train
 
@@ -76,13 +77,16 @@ class DisturbingLog(RunLog):
 
 def victims_of(fault: DrawnFault) -> list[int]:
     """Processes that the fault strikes; empty if there is none of that kind now."""
-    own, others = os.getpid(), psutil.Process().children(recursive=True)
+    own = os.getpid()
     if fault.target in ("driver", "disk"):
         return [own]
+    others = psutil.Process().children(recursive=True)
     if fault.target == "group":  # SLURM signals every process of a job; a terminal that closes, the driver's group
         everyone = fault.action == "SIGTERM"
         return [own, *(process.pid for process in others if everyone or shares_group(process.pid))]
-    found = [process.pid for process in others if is_target(process, fault.target)]
+    is_role = fault.target in ROLES
+    struck = role_processes(fault.target) if is_role else [one for one in others if name_of(one) == fault.target]
+    found = [process.pid for process in struck]
     return [found[int(fault.pick * len(found))]] if found else []
 
 
@@ -91,16 +95,6 @@ def shares_group(pid: int) -> bool:
     try:
         return os.getpgid(pid) == os.getpgrp()
     except ProcessLookupError:
-        return False
-
-
-def is_target(process: psutil.Process, target: str) -> bool:
-    """Whether the process is a worker of that role, or that server of Ray."""
-    try:
-        if target in ROLES:
-            return any(f"ray::{target.capitalize()}Worker" in word for word in process.cmdline())
-        return process.name() == target
-    except psutil.Error:
         return False
 
 

@@ -132,7 +132,7 @@ class RunLog:
 
     def note(self, text: str) -> None:
         """Print a line. On a terminal it is broken between its items; texts of prompts, after `| `, are not."""
-        width = self.console.width if self.console.is_terminal and not text.lstrip().startswith("| ") else None
+        width = self.console.width if self.console.is_terminal else None
         for line in fitted(text, width, indent=6):
             self.console.print(line, markup=False)
 

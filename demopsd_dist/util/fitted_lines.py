@@ -24,8 +24,8 @@ def terminal_width() -> int | None:
 def fitted(line: str, width: int | None, indent: int = 2, mark: str = "") -> Iterator[str]:
     """Lines of at most `width` columns with the content of one.
 
-    An item that fits on a line of its own is not broken; a word that does not fit stays whole. Characters of double
-    width count as one.
+    An item that fits on a line of its own is not broken; a word that does not fit stays whole. A line of a prompt or
+    response, which begins with `| `, is not broken at all. Characters of double width count as one.
 
     Example: `list(fitted("split: 2 rollout, 3 learner", 18))` is `["split: 2 rollout,", "  3 learner"]`.
 
@@ -34,7 +34,7 @@ def fitted(line: str, width: int | None, indent: int = 2, mark: str = "") -> Ite
         indent: columns before each further line.
         mark: text at the beginning of each further line, before its indent, such as `#` in a commented block.
     """
-    if width is None or len(line) <= width:
+    if width is None or len(line) <= width or line.removeprefix(mark).lstrip().startswith("| "):
         yield line
         return
     head = mark + " " * indent

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ import pytest
 import ray
 import torch
 
+from benchmarks.common.run_processes import end_marked
 from demopsd_dist.config import Config, Precision, load
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.methods import resolve_method
@@ -240,22 +239,5 @@ def engine_processes(parent: psutil.Process | None = None) -> list[psutil.Proces
 
 def refuse_left(mark: str, within_s: float = 15) -> None:
     """Fail if a process with this mark is left after a while, and kill it."""
-    give_up = time.monotonic() + within_s
-    while marked(mark) and time.monotonic() < give_up:
-        time.sleep(0.5)
-    left = marked(mark)
-    for process in left:
-        process.kill()
+    left = end_marked(mark, within_s)
     assert not left, f"still there: {left}"
-
-
-def marked(mark: str) -> list[psutil.Process]:
-    """Living processes that inherited the environment variable DEMOPSD_TEST_MARK=mark."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("DEMOPSD_TEST_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return [process for process in found if process.pid != os.getpid()]

@@ -14,6 +14,7 @@ import psutil
 
 from demopsd_dist.config import Config
 from demopsd_dist.util.code_caches import keep_code_caches_private
+from demopsd_dist.util.environment_variable import environment_variable
 from demopsd_dist.util.errors import ConfigError, WorkerError
 from workers.cluster.leftovers import ray_folder
 from workers.cluster.placement import Bundle, check_nodes
@@ -113,7 +114,7 @@ def _start_once() -> None:
     """Start Ray with a new token that no file holds: only the processes that Ray starts now have it."""
     import ray
 
-    with _environment(TOKEN, secrets.token_hex(32)), _listening_to_other_nodes(False), _signals_blocked():
+    with environment_variable(TOKEN, secrets.token_hex(32)), _listening_to_other_nodes(False), _signals_blocked():
         _authenticate()
         ray.init(
             address="local",
@@ -223,18 +224,5 @@ def _listening_to_other_nodes(wanted: bool) -> Iterator[None]:
     from ray._private import ray_constants
 
     ray_constants.ENABLE_RAY_CLUSTER = wanted
-    with _environment(_OTHER_NODES, str(int(wanted))):
+    with environment_variable(_OTHER_NODES, str(int(wanted))):
         yield
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

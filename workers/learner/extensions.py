@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from demopsd_dist.util.environment_variable import environment_variable
+
 EXTENSIONS = "TORCH_EXTENSIONS_DIR"
 COMPILE = (
     "import sys; from demopsd_dist.util.die_with_parent import die_with_parent; die_with_parent()\n"
@@ -103,11 +105,6 @@ def own_extensions(built: Path) -> Iterator[None]:
     with TemporaryDirectory(prefix="demopsd-extensions-") as folder:
         if built.is_dir():
             shutil.copytree(built, folder, ignore=shutil.ignore_patterns("lock"), dirs_exist_ok=True)
-        before = os.environ.get(EXTENSIONS)
-        os.environ.update(with_own_tools() | {EXTENSIONS: folder})
-        try:
+        os.environ.update(with_own_tools())
+        with environment_variable(EXTENSIONS, folder):
             yield
-        finally:
-            del os.environ[EXTENSIONS]
-            if before is not None:
-                os.environ[EXTENSIONS] = before

@@ -11,13 +11,10 @@ too, before their own limit.
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -25,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from demopsd_dist.util.environment_variable import environment_variable
 from demopsd_dist.util.errors import BrokenGroupError
 from workers.weights.arrival_memory import ArrivalMemory
 
@@ -197,21 +195,8 @@ def _nccl_group(keys: Any, rank: int, size: int, limit: timedelta, address: str)
 
     options = ProcessGroupNCCL.Options()
     options._timeout = 2 * limit
-    with _environment("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2"):  # read when a group is made
+    with environment_variable("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2"):  # read when a group is made
         return ProcessGroupNCCL(keys, rank, size, options)
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def _first_sentence(error: Exception) -> str:

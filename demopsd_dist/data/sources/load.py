@@ -209,8 +209,7 @@ def _filter_and_count(items: Iterable[ParsedQuestion | RefusedRecord], data: Dat
     first_refused: dict[str, str] = {}
     for item in items:
         if isinstance(item, ParsedQuestion) and split != "ood":  # another data set, with other fields and levels
-            refusal = refused_by_filters(item, data)
-            item = item if refusal is None else replace(refusal, where=item.where)
+            item = refused_by_filters(item, data) or item
         if isinstance(item, RefusedRecord):
             refused[item.reason] += 1
             first_refused.setdefault(item.reason, item.where.rpartition(", ")[2])

@@ -28,7 +28,7 @@ def refused_by_filters(item: ParsedQuestion, data: DataConfig) -> RefusedRecord 
     ):
         if allowed and (value is None or value.strip().casefold() not in {word.strip().casefold() for word in allowed}):
             reason = f"no {name}" if value is None else f"{name} {value} is not"
-            return RefusedRecord(f"filtered: {reason} among data.only_{name}s")
+            return RefusedRecord(f"filtered: {reason} among data.only_{name}s", item.where)
     return None
 
 

@@ -17,8 +17,8 @@ from typing import ClassVar
 import psutil
 import pytest
 
-from benchmarks.chaos.real_faults import command_of
-from tests.real.conftest import DEMO, ROOT, SMALL, marked
+from benchmarks.common.run_processes import command_of, marked
+from tests.real.conftest import DEMO, ROOT, SMALL
 
 FEW = ("rollout.num_workers=1", "learner.num_workers=1", "evaluation.at_start=false", "steps=9000")  # starts faster
 SECRETS = {"HF_TOKEN": "hf_" + "q7" * 17, "WANDB_API_KEY": "8c" * 20, "AWS_SECRET_ACCESS_KEY": "Zx9" * 13}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.common.run_processes import marked
 from demopsd_dist.config import load
 from demopsd_dist.data.sources import load_split
 from demopsd_dist.minisci import MODEL_DIR
@@ -19,7 +20,7 @@ from demopsd_dist.training.evaluate import evaluate
 from demopsd_dist.training.evaluation_splits import evaluation_splits
 from launch._task import build_task
 from launch.evaluate import DEFAULTS
-from tests.real.conftest import ROOT, RealRoles, marked
+from tests.real.conftest import ROOT, RealRoles
 
 
 def command(out: Path, *words: str) -> tuple[dict, str]:

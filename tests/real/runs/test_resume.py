@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from benchmarks.common.run_processes import marked
 from demopsd_dist.run_record.audit import audit
 from demopsd_dist.run_record.folder import RunFolder
 from launch import scale
-from tests.real.conftest import marked
 from tests.real.runs.test_endings import Launched, check_what_it_left, secrets_of
 from tests.real.runs.test_endings import launch as launch  # a fixture
 
