@@ -48,11 +48,16 @@ def remove_left_temporary_folders() -> int:
     """Remove the folders of processes that have ended; the number of them."""
     removed = 0
     for folder in (private_folder() / FOLDER).glob("*-*"):
-        pid, _, ticks = folder.name.partition("-")
-        if pid.isdigit() and started_ticks(int(pid)) != ticks:
+        if is_left(folder):
             shutil.rmtree(folder, ignore_errors=True)
             removed += 1
     return removed
+
+
+def is_left(folder: Path) -> bool:
+    """Whether this is the temporary folder of a process that has ended."""
+    pid, _, ticks = folder.name.partition("-")
+    return pid.isdigit() and started_ticks(int(pid)) != ticks
 
 
 def _own_name() -> str:

@@ -139,6 +139,32 @@ def test_temporary_files_go_with_the_run_or_at_the_next_start(tmp_path: Path, mo
     living.communicate("\n", timeout=20)
 
 
+def test_a_worker_removes_the_temporary_files_of_killed_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    worker = (
+        "import tempfile; from demopsd_dist.util.worker_setup import set_up_worker; set_up_worker(); "
+        "print(tempfile.gettempdir(), flush=True); input()"
+    )
+
+    def start() -> tuple[subprocess.Popen[str], Path]:
+        run = subprocess.Popen([sys.executable, "-c", worker], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert run.stdout is not None
+        return run, Path(run.stdout.readline().strip())
+
+    run, killed = start()
+    other, kept = start()
+    run.kill()
+    run.wait()
+    assert killed.is_dir()
+    assert kept.is_dir()
+    last, own = start()
+    assert sorted((private_folder() / FOLDER).iterdir()) == sorted([kept, own])
+    for each in (other, last):
+        each.communicate("\n", timeout=20)
+
+
 NESTED = """
 import subprocess, sys, tempfile
 from pathlib import Path
