@@ -7,7 +7,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from demopsd_dist.config import Aggregation, Config, MethodName, SupportOf, Variant, WeightSource
-from demopsd_dist.config.method_settings import DemoPSDConfig, OwnConfig, TeacherMethodConfig
+from demopsd_dist.config.method_settings import DemoPSDConfig, MixedConfig, OwnConfig, TeacherMethodConfig
 from demopsd_dist.util.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,10 +51,11 @@ class MethodSpec:
     reference: WeightSource | None = None  # weights of the reference; `live` needs no forward of the teacher worker
     sampling_rounds: int = 1  # above 1, questions that it cannot learn from are replaced (DAPO's dynamic sampling)
     scaled_advantage: bool = True  # the advantage is divided by the group's standard deviation
+    mix: MixedConfig | None = None  # of a loss with both terms
 
     @property
     def shows_solutions(self) -> bool:
-        """True if the method learns from a teacher that sees a solution; otherwise it learns from advantages."""
+        """True if the method learns from a teacher that sees a solution."""
         return self.forwards.teacher is not None
 
     @property
@@ -93,6 +94,11 @@ def resolve_method(config: Config) -> MethodSpec:
             sampling_rounds=rounds if grpo.sampling_rounds is None else grpo.sampling_rounds,
             scaled_advantage=grpo.variant is not Variant.dr_grpo,
         )
+    if config.method is MethodName.mixed:
+        mixed = config.mixed
+        distilled = resolve_method(replace(config, method=MethodName(mixed.distillation.value)))
+        scaled = config.grpo.variant is not Variant.dr_grpo
+        return replace(distilled, aggregation=mixed.aggregation, scaled_advantage=scaled, mix=mixed)
     section: TeacherMethodConfig = getattr(config, config.method.value)
     support = SupportKind.vocabulary if section.top_k is None else _SUPPORTS[section.support]
     reference = section.reference if isinstance(section, DemoPSDConfig | OwnConfig) else None
@@ -148,9 +154,10 @@ def scheduled_alpha_max(config: Config, step: int) -> float:
 
 def at_step(made: objective.Objective, config: Config, step: int) -> objective.Objective:
     """The objective at a training step, counted from 1: DemoPSD's with the bound of its gate there, others as is."""
-    from demopsd_dist.objective import DemoPSD
+    from demopsd_dist.objective import gated, with_gated
 
-    return replace(made, alpha_max=scheduled_alpha_max(config, step)) if isinstance(made, DemoPSD) else made
+    inner = gated(made)
+    return made if inner is None else with_gated(made, replace(inner, alpha_max=scheduled_alpha_max(config, step)))
 
 
 def objective_of(config: Config) -> objective.Objective:
@@ -159,7 +166,7 @@ def objective_of(config: Config) -> objective.Objective:
     Raises:
         ConfigError: a user's own objective cannot be imported or made.
     """
-    from demopsd_dist.objective import GRPO, OPSD, SDPO, DemoPSD
+    from demopsd_dist.objective import GRPO, OPSD, SDPO, DemoPSD, Mixed
     from demopsd_dist.own_objective import own_objective
 
     match config.method:
@@ -191,5 +198,11 @@ def objective_of(config: Config) -> objective.Objective:
                 importance_clip=grpo.importance_clip,
                 clipped_ratio=grpo.clipped_ratio.value,
             )
+        case MethodName.mixed:
+            policy = objective_of(replace(config, method=MethodName.grpo))
+            distillation = objective_of(replace(config, method=MethodName(config.mixed.distillation.value)))
+            assert isinstance(policy, GRPO)
+            assert isinstance(distillation, DemoPSD | SDPO)
+            return Mixed(policy, distillation, config.mixed.entropy_weighting)
         case MethodName.own:
             return own_objective(config.own)

@@ -184,3 +184,13 @@ def support_tensor(supports_TK: Sequence[Tokens], device: torch.device) -> Tenso
     """Support ids of several samples as one (N, K) tensor; None if they have no columns, i.e. the full vocabulary."""
     ids_NK = torch.from_numpy(np.concatenate(list(supports_TK)).astype(np.int64)).to(device)
     return ids_NK if ids_NK.shape[-1] else None
+
+
+def sampled_first(ids_TK: Tokens, response_T: Tokens) -> Tokens:
+    """Support ids (T, K) with the sampled token of each position at index 0; it takes the place of the last id where it
+    was not among them."""
+    is_sampled_TK = ids_TK == response_T[:, None]
+    replaced_T = np.where(is_sampled_TK.any(1), is_sampled_TK.argmax(1), ids_TK.shape[1] - 1)
+    kept_TK = np.arange(ids_TK.shape[1]) != replaced_T[:, None]
+    others_TK = ids_TK[kept_TK].reshape(len(ids_TK), -1)
+    return np.concatenate([response_T[:, None], others_TK], axis=1).astype(np.int32)

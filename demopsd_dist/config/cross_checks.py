@@ -10,7 +10,7 @@ from dataclasses import fields
 
 from demopsd_dist.config.collapse_settings import AlarmConfig
 from demopsd_dist.config.data_settings import MINISCI, SPLIT, DataConfig, FieldNames, Format
-from demopsd_dist.config.method_settings import DemoPSDConfig, Gate, MethodName, OwnConfig, SupportOf, WeightSource
+from demopsd_dist.config.method_settings import MethodName, check_methods
 from demopsd_dist.config.precision_settings import check_offload, check_precision, check_transport
 from demopsd_dist.config.ranges import check_values
 from demopsd_dist.config.role_settings import Schedule
@@ -36,7 +36,7 @@ def check(config: Config) -> None:
     _check_nodes(config)
     _check_alarm(config.alarm)
     _check_data(config.data)
-    _check_methods(config)
+    check_methods(config)
     _check_group_size(config)
     _check_solution_source(config)
     _check_worker_counts(config)
@@ -171,47 +171,10 @@ def check_layout_has_records(data: DataConfig) -> None:
         )
 
 
-def _check_methods(config: Config) -> None:
-    """Check the sections of all methods, also of those not chosen: an error in any section is reported."""
-    for name, without in {"sdpo": config.sdpo, "opsd": config.opsd, "own": config.own}.items():
-        has_reference = isinstance(without, OwnConfig) and without.reference is not None
-        if without.support is SupportOf.reference and not has_reference:
-            raise ConfigError(
-                f"{name}.support=reference: {name} runs no forward of a reference. Set it to learner or rollout."
-            )
-    with_reference: dict[str, DemoPSDConfig | OwnConfig] = {"demopsd": config.demopsd, "own": config.own}
-    for name, section in with_reference.items():
-        if section.support is SupportOf.reference and section.reference is WeightSource.live:
-            raise ConfigError(
-                f"{name}.support=reference with {name}.reference=live, which is the learner. "
-                f"Set {name}.support=learner."
-            )
-        if section.reference is WeightSource.trust_region:
-            raise ConfigError(
-                f"{name}.reference=trust_region: only a teacher can be that. Set it to ema, live or frozen."
-            )
-    demopsd = config.demopsd
-    if demopsd.gate in (Gate.fitted, Gate.budget) and demopsd.reference is WeightSource.live:
-        raise ConfigError(
-            f"demopsd.gate={demopsd.gate.value} looks at a whole step or response before the student's forward, and "
-            "demopsd.reference=live is that forward. Set demopsd.reference to ema or frozen."
-        )
-    if demopsd.gate is Gate.fitted and demopsd.mean_alpha >= demopsd.alpha_max:
-        raise ConfigError(
-            f"demopsd.mean_alpha={demopsd.mean_alpha:g} with demopsd.alpha_max={demopsd.alpha_max:g}: no gate has its "
-            "bound as its mean. Set mean_alpha below alpha_max."
-        )
-    if config.method is MethodName.own and "." not in (config.own.objective or ""):
-        raise ConfigError(
-            f"method=own with own.objective={config.own.objective or 'null'}: the dotted path of a class is needed. "
-            "Set method=my_package.MyMethod."
-        )
-
-
 def _check_group_size(config: Config) -> None:
     """Check that a response has siblings where the method needs them."""
     size = config.rollout.group_size
-    if config.method is MethodName.grpo:
+    if config.method in (MethodName.grpo, MethodName.mixed):
         if size < 2:
             raise ConfigError(
                 f"rollout.group_size={size} leaves nothing to compare a response with. Set it to 2 or more."

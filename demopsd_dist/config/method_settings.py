@@ -1,12 +1,16 @@
-"""Settings of the methods: demopsd, sdpo, opsd, grpo and a user's own."""
+"""Settings of the methods: demopsd, sdpo, opsd, grpo, mixed and a user's own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from demopsd_dist.config.ranges import setting
+from demopsd_dist.util.errors import ConfigError
+
+if TYPE_CHECKING:
+    from demopsd_dist.config.schema import Config
 
 
 class MethodName(Enum):
@@ -16,6 +20,7 @@ class MethodName(Enum):
     sdpo = "sdpo"
     opsd = "opsd"
     grpo = "grpo"
+    mixed = "mixed"  # grpo's policy gradient beside the distillation of demopsd or sdpo
     own = "own"  # a class of the user's
 
 
@@ -180,6 +185,40 @@ class GRPOConfig:
     that differ. null is the variant's own: 4 for dapo, 1 (no second round) for the others."""
 
 
+class Distillation(Enum):
+    """Distillation term of a mixed loss; its settings are those of the method's own section."""
+
+    demopsd = "demopsd"
+    sdpo = "sdpo"
+
+
+class Routing(Enum):
+    """Rule that gives a response to the terms of a mixed loss."""
+
+    none = "none"  # both terms for every response
+    success = "success"  # the policy gradient for right responses, distillation for wrong ones
+
+
+@dataclass
+class MixedConfig:
+    """GRPO's policy gradient beside distillation from the teacher; the sections `grpo` and `sdpo` (or `demopsd`) have
+    the settings of the terms."""
+
+    distillation: Distillation = Distillation.sdpo
+    """`demopsd` or `sdpo`: distillation term."""
+    weight: float = setting(0.5, at_least=0, at_most=1)
+    """Weight w of the distillation with `routing: none`; the policy gradient has 1 - w. A response that the teacher has
+    nothing to show for has the policy gradient alone, with the same 1 - w."""
+    routing: Routing = Routing.none
+    """`none` or `success`: `success` gives right responses to the policy gradient and wrong ones to distillation,
+    each with weight 1, as SRPO does; wrong ones that the teacher has nothing to show for keep the policy gradient."""
+    entropy_weighting: bool = False
+    """Multiply a token's distillation by exp(-H) with H the teacher's entropy, so that an unsure teacher counts
+    less."""
+    aggregation: Aggregation = Aggregation.token_mean
+    """`token_mean`, `sequence_mean` or `max_length`: averaging of both terms."""
+
+
 @dataclass
 class OwnConfig(TeacherMethodConfig):
     """A user's own objective with a teacher, such as `method=my_package.MyMethod` (docs/methods.md)."""
@@ -191,3 +230,78 @@ class OwnConfig(TeacherMethodConfig):
     reference: WeightSource | None = None
     """`ema`, `live` or `frozen`: weights of the reference, which does not see the privileged context. null for an
     objective without one; `live` is the learners' own forward, which the objective sees as None."""
+
+
+def check_methods(config: Config) -> None:
+    """Check the sections of all methods, also of those not chosen: an error in any section is reported.
+
+    Raises:
+        ConfigError: several settings conflict, or one has no effect.
+    """
+    for name, without in {"sdpo": config.sdpo, "opsd": config.opsd, "own": config.own}.items():
+        has_reference = isinstance(without, OwnConfig) and without.reference is not None
+        if without.support is SupportOf.reference and not has_reference:
+            raise ConfigError(
+                f"{name}.support=reference: {name} runs no forward of a reference. Set it to learner or rollout."
+            )
+    _check_reference("demopsd", config.demopsd)
+    _check_reference("own", config.own)
+    demopsd = config.demopsd
+    if demopsd.gate in (Gate.fitted, Gate.budget) and demopsd.reference is WeightSource.live:
+        raise ConfigError(
+            f"demopsd.gate={demopsd.gate.value} looks at a whole step or response before the student's forward, and "
+            "demopsd.reference=live is that forward. Set demopsd.reference to ema or frozen."
+        )
+    if demopsd.gate is Gate.fitted and demopsd.mean_alpha >= demopsd.alpha_max:
+        raise ConfigError(
+            f"demopsd.mean_alpha={demopsd.mean_alpha:g} with demopsd.alpha_max={demopsd.alpha_max:g}: no gate has its "
+            "bound as its mean. Set mean_alpha below alpha_max."
+        )
+    if config.method is MethodName.mixed:
+        _check_mixed(config)
+    if config.method is MethodName.own and "." not in (config.own.objective or ""):
+        raise ConfigError(
+            f"method=own with own.objective={config.own.objective or 'null'}: the dotted path of a class is needed. "
+            "Set method=my_package.MyMethod."
+        )
+
+
+def _check_reference(name: str, section: DemoPSDConfig | OwnConfig) -> None:
+    """Check the weights of a reference, and that a support comes from one that there is."""
+    if section.support is SupportOf.reference and section.reference is WeightSource.live:
+        raise ConfigError(
+            f"{name}.support=reference with {name}.reference=live, which is the learner. Set {name}.support=learner."
+        )
+    if section.reference is WeightSource.trust_region:
+        raise ConfigError(f"{name}.reference=trust_region: only a teacher can be that. Set it to ema, live or frozen.")
+
+
+def _check_mixed(config: Config) -> None:
+    """Check the terms of a mixed loss against each other, and that no setting is without effect."""
+    name, mixed, grpo = config.mixed.distillation.value, config.mixed, config.grpo
+    section = config.demopsd if mixed.distillation is Distillation.demopsd else config.sdpo
+    if section.top_k is None:
+        raise ConfigError(
+            f"method=mixed with {name}.top_k=null: the policy gradient needs the sampled token apart from the others. "
+            f"Set {name}.top_k, 100 say."
+        )
+    if grpo.kl_coefficient:
+        raise ConfigError(
+            f"method=mixed with grpo.kl_coefficient={grpo.kl_coefficient:g}: a mixed loss has no forward of the "
+            "initial model. Set it to 0."
+        )
+    if grpo.sampling_rounds is not None:
+        raise ConfigError(
+            f"method=mixed with grpo.sampling_rounds={grpo.sampling_rounds}: a mixed loss reads "
+            f"{name}.sampling_rounds. Set that."
+        )
+    if section.aggregation is not Aggregation.token_mean:
+        raise ConfigError(
+            f"method=mixed with {name}.aggregation={section.aggregation.value}: a mixed loss has one for both terms. "
+            "Set mixed.aggregation."
+        )
+    if mixed.routing is Routing.success and mixed.weight != MixedConfig().weight:
+        raise ConfigError(
+            f"mixed.weight={mixed.weight:g} has no effect with mixed.routing=success, which gives each response to one "
+            "term. Drop it, or set mixed.routing=none."
+        )

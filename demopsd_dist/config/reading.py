@@ -70,12 +70,19 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         config.model.precision = Precision.float32  # so small a model has it on any hardware
     for word in overrides:
         section = word.partition(".")[0]
-        if section in MethodName.__members__ and section != config.method.value:
+        if section in MethodName.__members__ and section not in method_sections(config):
             raise ConfigError(
                 f"{word} has no effect with method={config.method.value}. Add method={section}, or drop it."
             )
     check(config)
     return config
+
+
+def method_sections(config: Config) -> set[str]:
+    """The sections of methods that a run reads: its method's, and those of the terms of a mixed loss."""
+    if config.method is not MethodName.mixed:
+        return {config.method.value}
+    return {config.method.value, MethodName.grpo.value, config.mixed.distillation.value}
 
 
 @lru_cache(maxsize=1)

@@ -12,7 +12,15 @@ from typing import Any
 
 from demopsd_dist.config.collapse_settings import AlarmConfig
 from demopsd_dist.config.data_settings import MINISCI, DataConfig
-from demopsd_dist.config.method_settings import DemoPSDConfig, GRPOConfig, MethodName, OPSDConfig, OwnConfig, SDPOConfig
+from demopsd_dist.config.method_settings import (
+    DemoPSDConfig,
+    GRPOConfig,
+    MethodName,
+    MixedConfig,
+    OPSDConfig,
+    OwnConfig,
+    SDPOConfig,
+)
 from demopsd_dist.config.ranges import LARGEST, setting
 from demopsd_dist.config.recording_settings import ProfileConfig, SamplesConfig, SinksConfig
 from demopsd_dist.config.role_settings import LearnerConfig, Precision, RolloutConfig, TeacherConfig
@@ -231,8 +239,9 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     method: MethodName = MethodName.demopsd
-    """`demopsd`, `sdpo`, `opsd`, `grpo`, or the dotted path of your own objective, which is `own` with `own.objective`;
-    the sections of the other methods have no effect."""
+    """`demopsd`, `sdpo`, `opsd`, `grpo`, `mixed`, or the dotted path of your own objective, which is `own` with
+    `own.objective`. The sections of the other methods have no effect; `mixed` reads `grpo` and `mixed.distillation`'s
+    too."""
     reward: str = "answer"
     """Reward function of a response. It compares its last `<answer>` (`answer`), its last `\\boxed{}` (`boxed`), the
     letter stated in its last line (`letter`), its last number (`gsm8k`), the value of its last
@@ -245,6 +254,7 @@ class Config:
     sdpo: SDPOConfig = field(default_factory=SDPOConfig)
     opsd: OPSDConfig = field(default_factory=OPSDConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    mixed: MixedConfig = field(default_factory=MixedConfig)
     own: OwnConfig = field(default_factory=OwnConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)

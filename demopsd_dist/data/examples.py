@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from demopsd_dist.config import SolutionSource
+from demopsd_dist.config.method_settings import MixedConfig, Routing
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import (
     BatchSize,
@@ -18,6 +19,7 @@ from demopsd_dist.data.records import (
     Question,
     RewardResult,
     Rollout,
+    TermWeights,
     TrainingExample,
 )
 from demopsd_dist.data.rewards.builtin import ANSWER_FORMS, AnswerForm, Reward
@@ -216,6 +218,35 @@ def examples_with_contexts(
             reward = group.results[i].reward
             examples.append(TrainingExample(rollout, reward, advantages[i], view, context.source, cut))
     return DistillationBatch(examples, _size([example.rollout for example in examples]))
+
+
+def examples_for_mixture(
+    groups: Sequence[RewardedGroup], prompts: PromptBuilder, contexts: ContextChooser, mix: MixedConfig, *, scaled: bool
+) -> DistillationBatch:
+    """Each rollout with its advantage, with the teacher's prompt where there is a context for it, and with the weights
+    of both terms. One without either signal is dropped; the loss stays a mean over all rollouts."""
+    examples: list[TrainingExample] = []
+    for group in groups:
+        advantages = group.advantages(scaled)
+        for i, rollout in enumerate(group.rollouts):
+            reward, advantage = group.results[i].reward, advantages[i]
+            is_distilled = mix.routing is Routing.none or reward < SUCCESS
+            context = contexts.choose(group, i) if is_distilled else None
+            terms = _term_weights(mix, context is not None)
+            if context is not None and terms.distillation:
+                view, cut = prompts.privileged_or_cut(rollout.prompt.question, context.solutions, context.feedback)
+                examples.append(TrainingExample(rollout, reward, advantage, view, context.source, cut, terms))
+            elif advantage and terms.policy:
+                terms = replace(terms, distillation=0.0)
+                examples.append(TrainingExample(rollout, reward, advantage, _NO_TOKENS, terms=terms))
+    return DistillationBatch(examples, _size([rollout for group in groups for rollout in group.rollouts]))
+
+
+def _term_weights(mix: MixedConfig, has_context: bool) -> TermWeights:
+    """Weights of the policy gradient and of the distillation for one rollout."""
+    if mix.routing is Routing.success:
+        return TermWeights(0.0, 1.0) if has_context else TermWeights(1.0, 0.0)
+    return TermWeights(1.0 - mix.weight, mix.weight if has_context else 0.0)
 
 
 def examples_from_siblings(

@@ -143,12 +143,21 @@ class PrivilegedContext:
 
 
 @dataclass(frozen=True)
+class TermWeights:
+    """Weights of the two terms of a mixed loss at all tokens of one response, each 0 to 1."""
+
+    policy: float
+    distillation: float
+
+
+@dataclass(frozen=True)
 class TrainingExample:
     """A rollout to learn from, with its reward, its advantage in its group, and the teacher's prompt.
 
     Attributes:
         source: origin of the teacher's solution (`PrivilegedContext`); None without a teacher.
         cut: the solution or the feedback was cut to fit privileged.max_tokens.
+        terms: weights of the loss's terms, where the method mixes two.
     """
 
     rollout: Rollout
@@ -157,6 +166,7 @@ class TrainingExample:
     privileged_tokens: Tokens  # the teacher's prompt: question, solution, feedback; empty without a teacher
     source: str | None = None
     cut: bool = False
+    terms: TermWeights | None = None
 
     @property
     def id(self) -> str:
@@ -193,7 +203,8 @@ def forward_input(prompt: Tokens, response_T: Tokens) -> Tokens:
 class ScoredExample:
     """An example with log-probabilities on its support, without and with the privileged view.
 
-    A field is None where the method runs no such forward. A support without columns is the whole vocabulary.
+    A field is None where the method runs no such forward; the teacher's also where a mixed loss has nothing to show
+    for this response. A support without columns is the whole vocabulary.
     """
 
     example: TrainingExample

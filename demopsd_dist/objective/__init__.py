@@ -4,13 +4,12 @@ Legend of shapes: B sequences, T response tokens, V vocabulary, K support ids, A
 when the support is the whole vocabulary). Distributions are given as natural-log probabilities, in the caller's float
 type; half-precision logits are lifted to float32.
 
-A method (`DemoPSD`, `SDPO`, `OPSD`, `GRPO`) is a record of its settings that maps `TokenViews` to a loss of each token;
-`reduced` takes the mean; `fused_loss` starts from hidden states and an `OutputHead`, and calls both for a slice of
-tokens at a time. Alpha is computed in `demopsd.py`, with the formulas of `barycenter.py`. To use the DemoPSD loss in
-another trainer, call `demopsd_loss` (`standalone_loss.py`).
+A method (`DemoPSD`, `SDPO`, `OPSD`, `GRPO`, `Mixed`) is a record of its settings that maps `TokenViews` to a loss of
+each token; `reduced` takes the mean; `fused_loss` starts from hidden states and an `OutputHead`, and calls both for a
+slice of tokens at a time. Alpha is computed in `demopsd.py`, with the formulas of `barycenter.py`. To use the
+DemoPSD loss in another trainer, call `demopsd_loss` (`standalone_loss.py`).
 """
 
-from demopsd_dist.objective.aggregate import token_weight
 from demopsd_dist.objective.barycenter import barycenter, tanh_gate, threshold_gate
 from demopsd_dist.objective.candidates import candidate_indices, target_of
 from demopsd_dist.objective.demopsd import DemoPSD, GatedTarget
@@ -25,7 +24,8 @@ from demopsd_dist.objective.fused import SLICE_TOKENS, TokenSlice, fused_loss
 from demopsd_dist.objective.grpo import GRPO
 from demopsd_dist.objective.leakage import information, leakage_terms, ordering_terms
 from demopsd_dist.objective.logit_transform import LogitTransform, OutputHead
-from demopsd_dist.objective.method import Loss, Objective, TokenLoss, TokenViews, reduced, statistic
+from demopsd_dist.objective.method import Loss, Objective, TokenLoss, TokenViews, reduced, statistic, token_weight
+from demopsd_dist.objective.mixed import Mixed, gated, with_gated
 from demopsd_dist.objective.opsd import OPSD
 from demopsd_dist.objective.sdpo import SDPO
 from demopsd_dist.objective.standalone_loss import DemoPSDLoss, demopsd_loss
@@ -41,6 +41,7 @@ __all__ = [
     "GatedTarget",
     "LogitTransform",
     "Loss",
+    "Mixed",
     "Objective",
     "OutputHead",
     "TokenLoss",
@@ -55,6 +56,7 @@ __all__ = [
     "entropy",
     "floored",
     "fused_loss",
+    "gated",
     "generalised_kl",
     "information",
     "leakage_terms",
@@ -68,4 +70,5 @@ __all__ = [
     "threshold_gate",
     "token_weight",
     "top_k_support",
+    "with_gated",
 ]

@@ -10,7 +10,7 @@ a factor without gradient, truncated and never clipped. `engine` clips both at o
 outside the clip has no gradient: stricter with stale samples, wrong where the mismatch is rounding.
 
 With one update for each batch p is p_old, and the `learner` rule never clips. The support is the sampled token y alone.
-Advantages are made from a group's rewards (`data/examples.py`), responses are weighed by `aggregate.py`. The KL is the
+Advantages are made from a group's rewards (`data/examples.py`), responses are weighed by `token_weight`. The KL is the
 k3 estimate exp(x) - x - 1 with x = log initial(y) - log p(y): unbiased in value on-policy, while its gradient is that
 of the forward KL. Not implemented: the exact KL, masking of truncated responses, ratios of whole sequences.
 """

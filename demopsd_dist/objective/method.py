@@ -8,12 +8,14 @@ sent for the support (`fused.py`).
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from demopsd_dist.objective.support import LEAST_LOGP
+
+Aggregation = Literal["token_mean", "sequence_mean", "max_length"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class TokenViews:
     has_tail: bool = True  # the last atom is the tail bucket; False where the atoms are the vocabulary
     learner_ratio_BT: Tensor | None = None  # the same over the learner's before the batch's first update; None is 1
     alpha_BT: Tensor | None = None  # weight of the reference, from a gate that looks at whole trajectories
+    policy_weight_BT: Tensor | None = None  # of the two terms of a mixed loss
+    distillation_weight_BT: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class TokenLoss:
 
 
 class Objective(Protocol):
-    """A method: `DemoPSD`, `SDPO`, `OPSD`, `GRPO`, or a user's own."""
+    """A method: `DemoPSD`, `SDPO`, `OPSD`, `GRPO`, `Mixed`, or a user's own."""
 
     def __call__(self, views: TokenViews) -> TokenLoss:
         """Loss of each token, and the values of each token that are recorded."""
@@ -75,7 +79,7 @@ def reduced(
 
     Args:
         mask_BT: True at tokens to learn from; None for all.
-        weight_BT: weight of each token's loss, see `aggregate.py`; None for 1 / token_count.
+        weight_BT: weight of each token's loss, see `token_weight`; None for 1 / token_count.
         token_count: tokens of the *global* batch; None for this mask's own sum.
 
     Raises:
@@ -108,6 +112,32 @@ def reduced(
     metrics = {"learner/loss": total.detach()} | {name: mean(value) for name, value in token_loss.means.items()}
     metrics |= {statistic(name, "mean"): mean(value) for name, value in distributions.items()}
     return Loss(total, loss_BT, metrics, distributions)
+
+
+def token_weight(
+    aggregation: Aggregation, length_B: Tensor, *, token_count: float, sequence_count: float, max_tokens: float
+) -> Tensor:
+    """Weight of each token of B responses, (B,). Over a whole batch they add up to 1, except with `max_length`.
+
+    Args:
+        aggregation: `token_mean` 1 / tokens (DAPO, SDPO); `sequence_mean` 1 / (responses x its length) (GRPO);
+            `max_length` 1 / (responses x longest allowed) (Dr. GRPO).
+        length_B: response tokens of each response.
+        token_count: response tokens of the *global* batch.
+        sequence_count: responses of the global batch.
+        max_tokens: the longest response that sampling allows.
+
+    Raises:
+        ValueError: the aggregation is none of the three.
+    """
+    lengths_B = length_B.clamp(min=1).double()
+    if aggregation == "token_mean":
+        return lengths_B.new_full(lengths_B.shape, 1.0 / max(token_count, 1.0))
+    if aggregation == "sequence_mean":
+        return 1.0 / (max(sequence_count, 1.0) * lengths_B)
+    if aggregation == "max_length":
+        return lengths_B.new_full(lengths_B.shape, 1.0 / (max(sequence_count, 1.0) * max_tokens))
+    raise ValueError(f"aggregation={aggregation!r}: give token_mean, sequence_mean or max_length.")
 
 
 def statistic(name: str, kind: str) -> str:

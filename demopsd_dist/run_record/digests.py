@@ -27,6 +27,8 @@ INPUTS = (
     "engine_support",
     "advantage",
     "reward",
+    "policy_weight",
+    "distillation_weight",
 )
 ORDER = (
     *INPUTS,
@@ -105,6 +107,9 @@ def input_tensors(example: TrainingExample) -> dict[str, NDArray]:
         "advantage": np.asarray([example.advantage], np.float64),
         "reward": np.asarray([example.reward], np.float64),
     }
+    if example.terms is not None:
+        tensors["policy_weight"] = np.asarray([example.terms.policy], np.float64)
+        tensors["distillation_weight"] = np.asarray([example.terms.distillation], np.float64)
     return tensors if rollout.support_TK is None else tensors | {"engine_support": rollout.support_TK}
 
 

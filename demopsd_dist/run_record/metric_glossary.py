@@ -51,7 +51,8 @@ METRIC_GROUPS: dict[str, tuple[str, list[Metric]]] = {
             Metric(
                 "rollout/groups_learnable_fraction",
                 "fraction",
-                "questions that the method can learn from: the teacher has something to show; for grpo, rewards differ",
+                "questions that the method can learn from: the teacher has something to show; for grpo, rewards "
+                "differ; for mixed, either",
             ),
             Metric("rollout/learned_fraction", "fraction", "responses that are training examples of the step"),
             Metric("rollout/learned_tokens", "tokens", "response tokens of the training examples"),
@@ -171,12 +172,21 @@ METRIC_GROUPS: dict[str, tuple[str, list[Metric]]] = {
     ),
     "opsd": ("OPSD alone.", [Metric("opsd/clipped_fraction", "fraction", "tokens with a clipped term")]),
     "grpo": (
-        "GRPO alone.",
+        "GRPO, and the policy gradient of a mixed loss.",
         [
             Metric("grpo/clipped_fraction", "fraction", "tokens with a clipped probability ratio"),
             Metric("grpo/truncated_fraction", "fraction", "tokens with a truncated learner-to-engine ratio"),
             Metric("grpo/advantage_abs_mean", "1", "mean absolute advantage of a token"),
             Metric("grpo/kl_nats", "nats", "KL divergence to the initial model, estimated from the sampled tokens"),
+        ],
+    ),
+    "mixed": (
+        "Mixed losses alone. The metrics of their distillation are means over all learned tokens, 0 where nothing is "
+        "distilled.",
+        [
+            Metric("mixed/distilled_fraction", "fraction", "learned tokens with a teacher"),
+            Metric("mixed/policy_loss", "1", "policy gradient's part of the loss, a mean over all learned tokens"),
+            Metric("mixed/distillation_loss_nats", "nats", "distillation's part of the loss, likewise"),
         ],
     ),
     "learner": (

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from demopsd_dist.data.records import BatchSize, Prompt, Question, Rollout, TrainingExample
+from demopsd_dist.data.records import BatchSize, Prompt, Question, Rollout, TermWeights, TrainingExample
 from demopsd_dist.run_record.digests import Digests, differences, input_digests
 from demopsd_dist.util.code_digest import code_digest
 from demopsd_dist.util.errors import CheckpointError, DifferenceError, RunFolderError
@@ -46,8 +46,11 @@ SCHEMA = pa.schema(
         ("engine_support", pa.list_(_INTS)),
         ("advantage", pa.float64()),
         ("reward", pa.float64()),
+        ("policy_weight", pa.float64()),  # of the terms of a mixed loss, else null
+        ("distillation_weight", pa.float64()),
     ]
 )
+ADDED = ("policy_weight", "distillation_weight")  # columns that batches of earlier versions do not have
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,8 @@ def _table(examples: Sequence[TrainingExample], score_calls: Sequence[Sequence[s
         "engine_support": [None if r.support_TK is None else list(r.support_TK) for r in rollouts],
         "advantage": [example.advantage for example in examples],
         "reward": [example.reward for example in examples],
+        "policy_weight": [None if example.terms is None else example.terms.policy for example in examples],
+        "distillation_weight": [None if example.terms is None else example.terms.distillation for example in examples],
     }
     return pa.table(columns, schema=SCHEMA)
 
@@ -166,6 +171,8 @@ def read(folder: Path, step: int) -> ReplayBatch:
     digest = content.pop("batch")
     record = ReplayRecord(**content)
     columns = {name: _column(path / BATCH, name) for name in SCHEMA.names}
+    for name in ADDED:
+        columns[name] = columns[name] or [None] * len(columns["sample"])
     examples = _examples(columns)
     if (first := next(differences(_input_digests(record.digests), input_digests(examples)), None)) is not None:
         raise DifferenceError(f"first that differs: {first}. {path / BATCH} is not the batch of that step.")
@@ -223,7 +230,8 @@ def _example(row: dict[str, Any]) -> TrainingExample:
         worker=0,
         support_TK=None if support is None else np.asarray(support, np.int32),
     )
-    return TrainingExample(rollout, row["reward"], row["advantage"], ids("privileged_tokens"))
+    terms = None if row["policy_weight"] is None else TermWeights(row["policy_weight"], row["distillation_weight"])
+    return TrainingExample(rollout, row["reward"], row["advantage"], ids("privileged_tokens"), terms=terms)
 
 
 def _score_calls(columns: dict[str, list[Any]]) -> list[list[int]]:

@@ -20,7 +20,7 @@ from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import ScoredExample
 from demopsd_dist.data.rewards import AnswerForm, answer_form
 from demopsd_dist.methods import MethodSpec, at_step, objective_of
-from demopsd_dist.objective import DemoPSD, Objective, TokenViews, information, target_of
+from demopsd_dist.objective import Objective, TokenViews, gated, information, target_of
 from demopsd_dist.training.roles import Teacher
 
 
@@ -123,9 +123,9 @@ def _information(objective: Objective, contexts: Sequence[ScoredExample]) -> tup
     reference = contexts[0].reference_logp_TA
     reference_MTA = teacher_MTA if reference is None else _tensor(reference).expand_as(teacher_MTA)
     alpha_MT = None
-    if isinstance(objective, DemoPSD):
+    if (inner := gated(objective)) is not None:
         lengths = [teacher_MTA.shape[1]] * len(contexts)
-        alpha_N = objective.trajectory_alpha(reference_MTA.flatten(0, 1), teacher_MTA.flatten(0, 1), lengths)
+        alpha_N = inner.trajectory_alpha(reference_MTA.flatten(0, 1), teacher_MTA.flatten(0, 1), lengths)
         alpha_MT = None if alpha_N is None else alpha_N.view(teacher_MTA.shape[:2])
     target_MTA = target_of(objective, TokenViews(reference_MTA, reference_MTA, teacher_MTA, alpha_BT=alpha_MT))
     return information(teacher_MTA), information(teacher_MTA if target_MTA is None else target_MTA)

@@ -7,7 +7,13 @@ from collections.abc import Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 
-from demopsd_dist.data.examples import DistillationBatch, RewardedGroup, examples_from_rewards, examples_with_contexts
+from demopsd_dist.data.examples import (
+    DistillationBatch,
+    RewardedGroup,
+    examples_for_mixture,
+    examples_from_rewards,
+    examples_with_contexts,
+)
 from demopsd_dist.data.packing import pack
 from demopsd_dist.data.records import BatchSize, DigestRequest, Rollout, ScoredExample, TrainBatch, TrainingExample
 from demopsd_dist.run_record import samples
@@ -187,7 +193,10 @@ def make_examples(run: Run, groups: Sequence[RewardedGroup], step: int) -> Disti
         return examples_from_rewards(
             groups, scaled=method.scaled_advantage, drop_zero_advantage=method.drops_zero_advantage
         )
-    return examples_with_contexts(groups, run.task.prompts, privileged_contexts(run, step))
+    prompts, contexts = run.task.prompts, privileged_contexts(run, step)
+    if method.mix is not None:
+        return examples_for_mixture(groups, prompts, contexts, method.mix, scaled=method.scaled_advantage)
+    return examples_with_contexts(groups, prompts, contexts)
 
 
 def pack_step(run: Run, state: RunState, batch: StepBatch) -> TrainBatch:

@@ -70,12 +70,15 @@ async def drop_stragglers(
 def signal_of(run: Run, step: int) -> Callable[[RewardedGroup], bool]:
     """The rule by which the method can learn from a group of a step.
 
-    A method with a teacher can where there is something to show to it for one response at least, any other where the
-    rewards differ.
+    A method with a teacher can where there is something to show to it for one response at least, one with a policy
+    gradient where the rewards differ, a mixed loss where either holds.
     """
-    if run.method.shows_solutions:
-        return privileged_contexts(run, step).can_show
-    return lambda group: group.has_signal
+    if not run.method.shows_solutions:
+        return lambda group: group.has_signal
+    can_show = privileged_contexts(run, step).can_show
+    if run.method.mix is None:
+        return can_show
+    return lambda group: group.has_signal or can_show(group)
 
 
 def prompts_of_step(prompts: Sequence[Prompt], cfg: Config, step: int) -> list[Prompt]:

@@ -159,7 +159,11 @@ def stage_utilisation(
     examples, tree_tokens = batch.examples, config.model.tree_tokens
     predicted = sum(example.response_length_tokens for example in examples)
     student = speed.forward(row_tokens(examples, tree_tokens, None), predicted)
-    privileged = speed.forward(row_tokens(examples, tree_tokens, lambda example: example.privileged_tokens), predicted)
+    shown = [example for example in examples if len(example.privileged_tokens)]
+    privileged = speed.forward(
+        row_tokens(shown, tree_tokens, lambda example: example.privileged_tokens),
+        sum(example.response_length_tokens for example in shown),
+    )
     sampled = sum(len(rollout.tokens_T) for rollout in batch.rollouts)
     prompts = sum(len(group.prompt.tokens) for group in batch.groups)  # of several responses it is computed once
     operations = {

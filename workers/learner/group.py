@@ -15,6 +15,7 @@ from demopsd_dist.objective import statistic
 from demopsd_dist.run_record.digests import merge_digests
 from demopsd_dist.util.errors import WeightSyncError, WorkerError
 from workers.actor_group import ActorGroup
+from workers.forward import sampled_first
 from workers.learner.rank_report import RankReport
 from workers.learner.worker import LearnerWorker
 
@@ -49,6 +50,12 @@ class LearnerGroup:
         Raises:
             WorkerError: the method takes the engine's support, and a rollout has none.
         """
+        supports = await self._support(examples)
+        if supports is None or self._method.mix is None:
+            return supports
+        return [sampled_first(ids_TK, each.response_T) for ids_TK, each in zip(supports, examples, strict=True)]
+
+    async def _support(self, examples: Sequence[TrainingExample]) -> list[Tokens] | None:
         match self._method.forwards.support:
             case SupportKind.sampled:
                 return [example.rollout.tokens_T[:, None] for example in examples]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from demopsd_dist.data.records import BatchSize, Logp, ScoredExample
 from demopsd_dist.objective import TokenSlice, TokenViews, token_weight
-from demopsd_dist.objective.aggregate import Aggregation
+from demopsd_dist.objective.method import Aggregation
 from workers.forward import support_tensor
 
 
@@ -35,6 +35,8 @@ class LossInputs:
     fresh_N: Tensor  # bool: sampled from the weights that this step starts from
     any_fresh: bool
     alpha_N: Tensor | None = None  # of a gate that looks at whole responses; None: the method computes it by token
+    policy_weight_N: Tensor | None = None  # of the two terms of a mixed loss; None for any other
+    distillation_weight_N: Tensor | None = None
 
     @classmethod
     def from_examples(
@@ -65,18 +67,22 @@ class LossInputs:
         # On tokens of the current weights engine and learner differ by rounding alone; on older ones the weights moved.
         fresh_N = _tensor([rollout.version_T == version for rollout in rollouts], device)
         advantage_B = torch.tensor([item.example.advantage for item in scored], device=device)
+        support_NK = support_tensor([item.support_TK for item in scored], device)
+        policy_weight_N, distillation_weight_N = _term_weights(scored, length_B)
         return cls(
             rollout_ids=tuple(rollout.id for rollout in rollouts),
             lengths=lengths,
             response_N=_tensor([rollout.tokens_T for rollout in rollouts], device).long(),
-            support_NK=support_tensor([item.support_TK for item in scored], device),
+            support_NK=support_NK,
             reference_logp_NA=_logp_tensor([item.reference_logp_TA for item in scored], device),
-            teacher_logp_NA=_logp_tensor([item.teacher_logp_TA for item in scored], device),
+            teacher_logp_NA=_logp_tensor([_teacher_logp(item) for item in scored], device),
             rollout_logp_N=_tensor([rollout.logp_T for rollout in rollouts], device),
             advantage_N=advantage_B.repeat_interleave(length_B),
             weight_N=weight_B.float().repeat_interleave(length_B),
             fresh_N=fresh_N,
             any_fresh=bool(fresh_N.any()),
+            policy_weight_N=policy_weight_N,
+            distillation_weight_N=distillation_weight_N,
         )
 
     def logp_difference(self, part: TokenSlice) -> Tensor:
@@ -94,7 +100,30 @@ class LossInputs:
             advantage_BT=self.advantage_N[tokens],
             has_tail=self.support_NK is not None,
             alpha_BT=None if self.alpha_N is None else self.alpha_N[tokens],
+            policy_weight_BT=None if self.policy_weight_N is None else self.policy_weight_N[tokens],
+            distillation_weight_BT=None if self.distillation_weight_N is None else self.distillation_weight_N[tokens],
         )
+
+
+def _term_weights(scored: Sequence[ScoredExample], length_B: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Weights of the policy gradient and of the distillation at each response token, (N,) each; None if the method does
+    not mix them."""
+    terms = [item.example.terms for item in scored]
+    mixed = [each for each in terms if each is not None]
+    if not mixed:
+        return None, None
+    policy_B = torch.tensor([each.policy for each in mixed], device=length_B.device)
+    distillation_B = torch.tensor([each.distillation for each in mixed], device=length_B.device)
+    return policy_B.repeat_interleave(length_B), distillation_B.repeat_interleave(length_B)
+
+
+def _teacher_logp(item: ScoredExample) -> Logp | None:
+    """Log-probabilities (T, A) of the teacher; equal ones, which nothing is learned from, where a mixed loss has no
+    teacher for a response."""
+    if item.teacher_logp_TA is not None or item.example.terms is None:
+        return item.teacher_logp_TA
+    tokens, ids = item.support_TK.shape
+    return np.full((tokens, ids + 1), -np.log(ids + 1), np.float32)
 
 
 def _tensor(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:

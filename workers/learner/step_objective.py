@@ -12,7 +12,7 @@ from torch import Tensor
 
 from demopsd_dist.config import Config, Gate
 from demopsd_dist.data.records import ScoredExample
-from demopsd_dist.objective import DemoPSD, Objective, disagreement, floored
+from demopsd_dist.objective import DemoPSD, Objective, disagreement, floored, gated, with_gated
 from workers.learner.loss_inputs import LossInputs
 
 BINS = 400
@@ -27,18 +27,19 @@ def fit_to_step(objective: Objective, examples: Iterable[ScoredExample], device:
     The disagreements are counted in 400 bins of equal width in their logarithm, each with its mean, so that ranks
     exchange 802 numbers.
     """
-    if not isinstance(objective, DemoPSD) or objective.gate != "fitted":
+    inner = gated(objective)
+    if inner is None or inner.gate != "fitted":
         return objective
     count, total = torch.zeros(BINS + 1, dtype=torch.float64), torch.zeros(BINS + 1, dtype=torch.float64)
-    for example in examples:
-        d_N = disagreements(objective, example)
+    for example in (example for example in examples if example.teacher_logp_TA is not None):
+        d_N = disagreements(inner, example)
         bin_N = (d_N.clamp(LEAST_NATS, MOST_NATS) / LEAST_NATS).log() / _LOG_RANGE * BINS
         count.index_add_(0, bin_N.long(), torch.ones_like(d_N))
         total.index_add_(0, bin_N.long(), d_N)
     sums = torch.stack([count, total]).to(device)
     torch.distributed.all_reduce(sums)
     count, total = sums.cpu()
-    return objective.fit(total / count.clamp(min=1.0), count)
+    return with_gated(objective, inner.fit(total / count.clamp(min=1.0), count))
 
 
 def disagreements(objective: DemoPSD, example: ScoredExample) -> Tensor:
@@ -53,17 +54,20 @@ def disagreements(objective: DemoPSD, example: ScoredExample) -> Tensor:
 
 def with_trajectory_alpha(inputs: LossInputs, objective: Objective) -> LossInputs:
     """The inputs of a micro-batch with alpha of each response, for the gate `budget`; the same for every other one."""
-    if not isinstance(objective, DemoPSD) or inputs.reference_logp_NA is None or inputs.teacher_logp_NA is None:
+    inner = gated(objective)
+    if inner is None or inputs.reference_logp_NA is None or inputs.teacher_logp_NA is None:
         return inputs
-    alpha_N = objective.trajectory_alpha(inputs.reference_logp_NA, inputs.teacher_logp_NA, inputs.lengths)
+    alpha_N = inner.trajectory_alpha(inputs.reference_logp_NA, inputs.teacher_logp_NA, inputs.lengths)
     return inputs if alpha_N is None else replace(inputs, alpha_N=alpha_N)
 
 
 def gate_metrics(objective: Objective, config: Config) -> dict[str, float]:
     """Settings of the step's gate that change from step to step; none for a gate with fixed ones."""
     metrics: dict[str, float] = {}
-    if isinstance(objective, DemoPSD) and config.demopsd.gate is Gate.fitted:
-        metrics["demopsd/gate_sensitivity"] = objective.gate_sensitivity
-    if isinstance(objective, DemoPSD) and config.demopsd.alpha_max_final is not None:
-        metrics["demopsd/alpha_max"] = objective.alpha_max
+    if (inner := gated(objective)) is None:
+        return metrics
+    if config.demopsd.gate is Gate.fitted:
+        metrics["demopsd/gate_sensitivity"] = inner.gate_sensitivity
+    if config.demopsd.alpha_max_final is not None:
+        metrics["demopsd/alpha_max"] = inner.alpha_max
     return metrics

@@ -27,6 +27,7 @@ from workers.forward import (
     ResponseModel,
     load_causal_lm,
     release_gpu_cache,
+    sampled_first,
     support_tensor,
 )
 from workers.matrix_peak import matrix_peak_flops
@@ -219,7 +220,7 @@ class TeacherWorker(Receiver, Rank):
         """
         has_supports = supports_TK is not None
         reference: list[Logp] | list[None] = [None] * len(examples)
-        teacher: list[Logp] | list[None] = [None] * len(examples)
+        teacher: list[Logp | None] = [None] * len(examples)
         if forwards.reference is not None:
             unprivileged = [example.prompt.tokens for example in examples]
             with self.spans.span("reference"):
@@ -228,9 +229,19 @@ class TeacherWorker(Receiver, Rank):
                 )
         assert supports_TK is not None
         if forwards.teacher is not None:
-            privileged = [example.privileged_tokens for example in examples]
+            # of a mixed loss, some responses have nothing to show to the teacher
+            shown = [i for i, example in enumerate(examples) if len(example.privileged_tokens)]
+            privileged = [examples[i].privileged_tokens for i in shown]
             with self.spans.span("teacher"):
-                _, teacher = self._logp(forwards.teacher, "teacher", privileged, examples, supports_TK)
+                _, found = self._logp(
+                    forwards.teacher,
+                    "teacher",
+                    privileged,
+                    [examples[i] for i in shown],
+                    [supports_TK[i] for i in shown],
+                )
+            by_index = dict(zip(shown, found, strict=True))
+            teacher = [by_index.get(i) for i in range(len(examples))]
         release_gpu_cache(self._config, self._device)
         ids: list[Tokens] | list[None] = [None] * len(examples) if has_supports else list(supports_TK)
         return list(zip(ids, reference, teacher, strict=True))
@@ -272,6 +283,8 @@ class TeacherWorker(Receiver, Rank):
             if supports_TK is None:
                 top_k_NK = torch.cat([self._top_k(logits_of(tokens)) for tokens in slices])
                 ids |= zip(indices, padded_batch.split(top_k_NK), strict=True)
+                if self._method.mix is not None:
+                    ids |= {i: sampled_first(ids[i], responses[i]) for i in indices}
             support_NK = support_tensor([ids[i] for i in indices], self._device)
             parts = [self._atoms(logits_of(tokens), support_NK, tokens) for tokens in slices]
             logp_NA = torch.cat(parts).to(getattr(torch, self._config.teacher.payload.value))

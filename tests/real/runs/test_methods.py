@@ -97,8 +97,11 @@ def roles_for(config: Config, engines: RealRoles, spares: Spares) -> Iterator[tu
         engines.publish()  # the engines' own learners' weights again
 
 
-def trains(config: Config, roles: RealRoles, spares: Spares, task: Task, forwards: set[str]) -> list[Metrics]:
-    """Two steps; exactly these forwards beside the one with the gradient, one for each example."""
+def trains(
+    config: Config, roles: RealRoles, spares: Spares, task: Task, forwards: set[str], some: str | None = None
+) -> list[Metrics]:
+    """Two steps; exactly these forwards beside the one with the gradient, one for each example, except that `some` is
+    for some of them alone."""
     with (
         roles_for(config, roles, spares) as (own_roles, groups),
         RunLogWithSteps(RunFolder.create(config), STEPS) as log,
@@ -106,7 +109,9 @@ def trains(config: Config, roles: RealRoles, spares: Spares, task: Task, forward
         go_through(config, own_roles, task, log)
         ran = asyncio.run(forward_counts(groups, 60))
     assert set(ran) == forwards | {"student/gradient"}
+    partly = ran.pop(some) if some is not None else 1
     assert len(set(ran.values())) == 1, "as many responses through each of them"
+    assert 0 < partly < (ran["student/gradient"] if some is not None else 2)
     for metrics in log.steps:
         assert np.isfinite(metrics["learner/loss"])
         assert metrics["learner/grad_norm"] > 0
@@ -127,6 +132,37 @@ SHORT = [
 def test_methods_by_one_key(name: str, roles: RealRoles, spares: Spares, task: Task, tmp_path: Path) -> None:
     words, forwards = RUNS[name]
     trains(demo(*SHORT, *words, f"output_dir={tmp_path}"), roles, spares, task, forwards)
+
+
+@pytest.mark.parametrize(
+    ("words", "forwards"),
+    [
+        (["mixed.distillation=sdpo", "sdpo.divergence=reverse_kl", "mixed.weight=0.8"], {"student/support"}),
+        (
+            [
+                "mixed.distillation=demopsd",
+                "mixed.routing=success",
+                "demopsd.gate=fitted",
+                "demopsd.support=reference",
+            ],
+            {"reference/ema"},
+        ),
+    ],
+    ids=["sdpo", "demopsd, by success"],
+)
+def test_a_mixed_loss(
+    words: list[str], forwards: set[str], roles: RealRoles, spares: Spares, task: Task, tmp_path: Path
+) -> None:
+    """Some responses have no solution to show: the teacher scores the others alone, and all are learned from."""
+    config = demo(*SHORT, "method=mixed", *words, f"output_dir={tmp_path}")
+    steps = trains(config, roles, spares, task, {*forwards, "teacher/ema"}, some="teacher/ema")
+    for step in steps:
+        assert 0 < step["mixed/distilled_fraction"] < 1
+        assert step["mixed/distillation_loss_nats"] > 0
+        assert step["mixed/policy_loss"] != 0
+        terms = step["mixed/policy_loss"] + step["mixed/distillation_loss_nats"]
+        learned = step["rollout/learned_tokens"] / step["rollout/tokens"]
+        assert step["learner/loss"] == pytest.approx(terms * learned, rel=1e-4, abs=1e-7)
 
 
 def test_opsd_as_published(roles: RealRoles, spares: Spares, task: Task, tmp_path: Path) -> None:

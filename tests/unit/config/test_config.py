@@ -176,6 +176,26 @@ def test_each_method_needs_what_it_needs() -> None:
     load(DEMO, ["method=sdpo", "rollout.group_size=1", "privileged.exclude_own_success=false"])
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sdpo.top_k=null"], r"sdpo\.top_k=null: the policy gradient needs the sampled token"),
+        (["grpo.kl_coefficient=0.04"], r"grpo\.kl_coefficient=0\.04: a mixed loss has no forward of the initial"),
+        (["grpo.sampling_rounds=4"], r"reads sdpo\.sampling_rounds"),
+        (["sdpo.aggregation=sequence_mean"], r"Set mixed\.aggregation"),
+        (["mixed.routing=success", "mixed.weight=0.2"], r"mixed\.weight=0\.2 has no effect"),
+        (["demopsd.alpha_max=0.5"], r"demopsd\.alpha_max=0\.5 has no effect with method=mixed"),
+        (["opsd.beta=0.1"], r"opsd\.beta=0\.1 has no effect with method=mixed"),
+        (["rollout.group_size=1"], r"rollout\.group_size=1 leaves nothing to compare"),
+    ],
+)
+def test_a_mixed_loss_reads_the_sections_of_its_terms_alone(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(DEMO, ["method=mixed", *words])
+    load(DEMO, ["method=mixed", "sdpo.divergence=reverse_kl", "grpo.clip_high=0.28"])
+    load(DEMO, ["method=mixed", "mixed.distillation=demopsd", "demopsd.alpha_max=0.5", "mixed.weight=0.9"])
+
+
 def test_every_setting_has_a_sentence() -> None:
     """A setting without its meaning below it is not finished."""
     folder = ROOT / "demopsd_dist" / "config"

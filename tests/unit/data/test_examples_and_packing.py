@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demopsd_dist.data.examples import RewardedGroup, examples_from_rewards, examples_from_siblings, reward_group
+from demopsd_dist.config.method_settings import MixedConfig, Routing
+from demopsd_dist.data.examples import (
+    ContextChooser,
+    RewardedGroup,
+    examples_for_mixture,
+    examples_from_rewards,
+    examples_from_siblings,
+    reward_group,
+)
 from demopsd_dist.data.packing import Row, padded_batches
 from demopsd_dist.data.prefix_tree import build_prefix_tree
 from demopsd_dist.data.prompts import PromptBuilder
@@ -163,3 +171,43 @@ def test_a_tree_holds_each_prefix_once_and_each_sequence_completely(lists: list[
         for position, node in enumerate(path):
             seen = np.tri(len(prefixes))[node] if tree.visible_LL is None else tree.visible_LL[node]
             assert np.flatnonzero(seen).tolist() == sorted(path[: position + 1]), "its ancestors and itself, no other"
+
+
+@pytest.mark.parametrize(
+    ("mix", "expected"),
+    [  # sample: (policy, distillation, sees a solution); group a has one success of three, b none, c all
+        (
+            MixedConfig(weight=0.25),
+            {
+                "a#0": (0.75, 0.25, True),
+                "a#1": (0.75, 0.0, False),  # the lone success sees no solution
+                "a#2": (0.75, 0.25, True),
+                "c#0": (0.75, 0.25, True),
+                "c#1": (0.75, 0.25, True),
+                "c#2": (0.75, 0.25, True),
+            },
+        ),
+        (MixedConfig(weight=0.0), dict.fromkeys(("a#0", "a#1", "a#2"), (1.0, 0.0, False))),
+        (
+            MixedConfig(weight=1.0),
+            dict.fromkeys(("a#0", "a#2", "c#0", "c#1", "c#2"), (0.0, 1.0, True)),
+        ),
+        (
+            MixedConfig(routing=Routing.success),
+            {"a#0": (0.0, 1.0, True), "a#1": (1.0, 0.0, False), "a#2": (0.0, 1.0, True)},
+        ),
+    ],
+)
+def test_a_mixed_loss_takes_each_response_by_its_signals(
+    builder: PromptBuilder, mix: MixedConfig, expected: dict[str, tuple[float, float, bool]]
+) -> None:
+    groups = [group("a", [WRONG, RIGHT, WRONG]), group("b", [WRONG] * 3), group("c", [RIGHT] * 3)]
+    batch = examples_for_mixture(groups, builder, ContextChooser(seed="0"), mix, scaled=True)
+    found = {}
+    for example in batch.examples:
+        assert example.terms is not None
+        found[example.id] = (example.terms.policy, example.terms.distillation, len(example.privileged_tokens) > 0)
+    assert found == expected
+    assert batch.size.sequences == 9, "the loss is a mean over all responses"
+    by_id = {example.id: example.advantage for example in batch.examples}
+    assert by_id["a#0"] == pytest.approx(-(0.5**0.5), abs=1e-4)

@@ -19,6 +19,8 @@ def loss_from_logits(
     temperature: float = 1.0,
     importance_ratio_BT: Tensor | None = None,
     advantage_BT: Tensor | None = None,
+    policy_weight_BT: Tensor | None = None,
+    distillation_weight_BT: Tensor | None = None,
     weight_BT: Tensor | None = None,
     token_count: float | None = None,
 ) -> Loss:
@@ -39,6 +41,8 @@ def loss_from_logits(
         temperature=temperature,
         importance_ratio_BT=importance_ratio_BT,
         advantage_BT=advantage_BT,
+        policy_weight_BT=policy_weight_BT,
+        distillation_weight_BT=distillation_weight_BT,
         weight_BT=weight_BT,
         token_count=token_count,
     )
@@ -55,6 +59,8 @@ def loss_on_support(
     temperature: float = 1.0,
     importance_ratio_BT: Tensor | None = None,
     advantage_BT: Tensor | None = None,
+    policy_weight_BT: Tensor | None = None,
+    distillation_weight_BT: Tensor | None = None,
     weight_BT: Tensor | None = None,
     token_count: float | None = None,
 ) -> Loss:
@@ -66,5 +72,7 @@ def loss_on_support(
         importance_ratio_BT,
         advantage_BT,
         has_tail=support_BTK is not None,
+        policy_weight_BT=policy_weight_BT,
+        distillation_weight_BT=distillation_weight_BT,
     )
     return reduced(method, views, mask_BT, weight_BT=weight_BT, token_count=token_count)

@@ -16,6 +16,7 @@ from demopsd_dist.objective import (
     OPSD,
     SDPO,
     DemoPSD,
+    Mixed,
     Objective,
     coarsen,
     token_weight,
@@ -37,6 +38,8 @@ METHODS: dict[str, Objective] = {
     "grpo": GRPO(),
     "grpo-kl": GRPO(clip_high=0.28, kl_coefficient=0.04),
     "grpo-engine": GRPO(clipped_ratio="engine"),
+    "mixed-sdpo": Mixed(GRPO(), SDPO("reverse_kl")),
+    "mixed-demopsd": Mixed(GRPO(), DemoPSD(), entropy_weighting=True),
 }
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 distilling = pytest.mark.parametrize("method", list(METHODS.values())[:8], ids=list(METHODS)[:8])
@@ -55,6 +58,8 @@ def sample(seed: int = 0, scale: float = 3.0, rows: int = B) -> dict[str, Any]:
         "mask_BT": torch.rand(rows, T, generator=random) < 0.7,
         "importance_ratio_BT": (0.4 * torch.randn(rows, T, generator=random, dtype=torch.float64)).exp(),
         "advantage_BT": torch.randn(rows, 1, generator=random, dtype=torch.float64).expand(rows, T),
+        "policy_weight_BT": torch.rand(rows, 1, generator=random, dtype=torch.float64).expand(rows, T),
+        "distillation_weight_BT": torch.rand(rows, 1, generator=random, dtype=torch.float64).expand(rows, T),
     }
 
 
@@ -251,7 +256,7 @@ def test_no_input_makes_it_infinite(
     assert torch.isfinite(student.grad).all()
     assert (student.grad[~mask_BT] == 0).all()
     assert all(torch.isfinite(value) for value in result.metrics.values())
-    if not isinstance(method, GRPO):
+    if not isinstance(method, GRPO | Mixed):
         assert (result.loss_BT >= 0).all()
     if not mask_BT.any():
         assert result.loss == 0

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from demopsd_dist.config import load, to_yaml
-from demopsd_dist.data.records import BatchSize, ScoredExample, StepReport
+from demopsd_dist.data.records import BatchSize, ScoredExample, StepReport, TermWeights
 from demopsd_dist.objective import DemoPSD, OutputHead, TokenViews, fused_loss, reduced
 from demopsd_dist.run_record import digests, replay_batch
 from demopsd_dist.run_record.folder import RunFolder
@@ -49,6 +49,19 @@ def batch(seed: int = 0) -> list[ScoredExample]:
         return replace(item, example=example, reference_logp_TA=values, teacher_logp_TA=values)
 
     return [one(name, length) for name, length in (("physics/1", 7), ("biology/2", 300), ("physics/3", 40))]
+
+
+def test_weights_of_a_mixed_loss_come_back_and_are_compared(tmp_path: Path) -> None:
+    terms = [TermWeights(0.25, 0.75), TermWeights(1.0, 0.0), None]
+    items = [
+        replace(item, example=replace(item.example, terms=each)) for item, each in zip(batch(), terms, strict=True)
+    ]
+    write_batch(tmp_path, items)
+    read = replay_batch.read(tmp_path, 1)
+    assert [example.terms for example in read.examples] == terms
+    other = digests.input_digests([replace(items[0].example, terms=TermWeights(0.5, 0.75))])
+    (first,) = digests.differences(other, digests.input_digests([items[0].example]))
+    assert str(first) == "policy_weight of response physics/1#0 alone, of 1"
 
 
 def write_batch(folder: Path, items: list[ScoredExample], step: int = 1) -> Path:

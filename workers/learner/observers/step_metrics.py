@@ -30,7 +30,8 @@ class StepMetrics:
         for name, value in result.metrics.items():
             self._add(name, value)
         for name, value in result.distributions.items():
-            self._distributions[name].append(value)
+            weight = views.distillation_weight_BT  # of a mixed loss: tokens without a teacher have no value
+            self._distributions[name].append(value if weight is None else value[weight > 0])
         self._add("policy/entropy_nats", part.entropy_N.sum() / self._token_count)
         if inputs.any_fresh:
             difference_N = inputs.logp_difference(part).abs()
