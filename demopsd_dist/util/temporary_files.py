@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from demopsd_dist.util.code_caches import MACHINE_TMPDIR, create_private, private_folder
+from demopsd_dist.util.code_caches import MACHINE_TMPDIR, create_private, keep_compiler_headers, private_folder
 
 FOLDER = "tmp"
 
@@ -29,6 +29,7 @@ def use_own_temporary_folder() -> Path:
     create_private(root, str(root.parent))
     folder = root / _own_name()
     create_private(folder, str(root))
+    keep_compiler_headers(folder)
     os.environ["TMPDIR"] = str(folder)
     tempfile.tempdir = None  # read again
     return folder

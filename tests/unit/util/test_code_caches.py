@@ -160,3 +160,36 @@ def test_code_that_another_user_planted_in_the_default_place_does_not_run(shared
     assert list((shared / f"demopsd-{os.getuid()}" / "code" / "inductor").iterdir())
     compiling(COMPILED)
     assert marker.exists(), "the attack must work where the cache is not private"
+
+
+HEADERS = """
+from demopsd_dist.util.temporary_files import remove_own_temporary_folder, use_own_temporary_folder
+folder = use_own_temporary_folder()
+from pathlib import Path
+from torch._inductor.codecache import _HEADER_DIR
+Path(_HEADER_DIR).mkdir(parents=True, exist_ok=True)
+(Path(_HEADER_DIR) / "found").touch()
+print(Path(_HEADER_DIR).resolve())
+remove_own_temporary_folder(folder)
+print(folder.exists())
+"""
+
+
+def test_precompiled_headers_outlive_the_process(tmp_path: Path) -> None:
+    """Every process of the user finds the same folder, though its temporary folder ends with it."""
+    private = tmp_path / f"demopsd-{os.getuid()}"
+    environment = {name: value for name, value in os.environ.items() if name not in (*CODE_CACHES, "RAY_TMPDIR")}
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", PRIVATE + HEADERS],
+            cwd=ROOT,
+            env=environment | {"TMPDIR": str(tmp_path)},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        headers, left = done.stdout.split()
+        assert left == "False"
+        assert Path(headers) == private / "code" / "inductor_headers" / "precompiled_headers"
+        assert (Path(headers) / "found").exists()
+    assert private.stat().st_mode & 0o077 == 0
