@@ -17,11 +17,14 @@ from typing import Any
 
 NETWORK = "10.213.77"
 END_S = 15.0
-ENTER = 'hostname "$1"; mount --bind "$2" /etc/hosts; shift 2; exec "$@"'  # with a name and mounts of its own
+ENTER = 'hostname "$1"; mount --bind "$2" /etc/hosts; mount --bind "$3" /dev/shm; shift 3; exec "$@"'
 
 
 class Hosts:
-    """Simulated hosts by name, as a context: at its end their processes and namespaces are gone."""
+    """Simulated hosts by name, as a context: at its end their processes and namespaces are gone.
+
+    Each has a name, a network and shared memory of its own; all see the files of this machine.
+    """
 
     def __init__(self, *names: str) -> None:
         self.names = names
@@ -32,13 +35,15 @@ class Hosts:
         first, *others = self.names
         try:
             for name in self.names:
+                mount = ["mount", "-t", "tmpfs", "demopsd-host", str(self.shared_memory(name))]
+                subprocess.run(mount, check=True, capture_output=True, text=True, timeout=30)
                 ip("netns", "add", self._spaces[name])
                 self._ip(name, "link set lo up")
             self._ip(first, "link add bridge0 type bridge")
             self._settle(first, "bridge0")
             for name in others:
                 self._ip(first, f"link add {name} type veth peer name eth0 netns {self._spaces[name]}")
-                self._ip(first, f"link set {name} master bridge0 up")
+                self.join(name)
                 self._settle(name, "eth0")
         except BaseException:
             self.close()
@@ -58,6 +63,12 @@ class Hosts:
         folder.mkdir(exist_ok=True)
         return folder
 
+    def shared_memory(self, name: str) -> Path:
+        """Folder that is mounted on the host as /dev/shm."""
+        folder = self.folder(name) / "shm"
+        folder.mkdir(exist_ok=True)
+        return folder
+
     def start(
         self, name: str, command: Sequence[str], environment: Mapping[str, str], **how: Any
     ) -> subprocess.Popen[bytes]:
@@ -70,7 +81,7 @@ class Hosts:
         names.write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n")  # as on Debian its name leads to loopback
         with names.open("a") as file:
             file.writelines(f"{self.address(each)} {each}.cluster\n" for each in self.names)
-        enter = ["unshare", "--uts", "sh", "-c", ENTER, "sh", name, str(names)]
+        enter = ["unshare", "--uts", "sh", "-c", ENTER, "sh", name, str(names), str(self.shared_memory(name))]
         return subprocess.Popen(
             ["ip", "netns", "exec", self._spaces[name], *enter, *command],
             env=dict(environment),
@@ -82,6 +93,10 @@ class Hosts:
     def cut(self, name: str) -> None:
         """Cut the host off: no packet reaches it or leaves it, and it gets no notice."""
         self._ip(self.names[0], f"link set {name} nomaster down")
+
+    def join(self, name: str) -> None:
+        """Connect the host, also again after `cut`."""
+        self._ip(self.names[0], f"link set {name} master bridge0 up")
 
     def pids(self, name: str) -> list[int]:
         """Processes of a host."""
@@ -102,6 +117,8 @@ class Hosts:
         for space in self._spaces.values():
             with suppress(subprocess.CalledProcessError):
                 ip("netns", "del", space)
+        for name in self.names:
+            subprocess.run(["umount", "--lazy", str(self.shared_memory(name))], capture_output=True, check=False)
         self._folder.cleanup()
         assert not left, left
 

@@ -10,22 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
+from benchmarks.common.host_cluster import ROOT, HostCluster
 from benchmarks.common.network import Hosts, why_not
 from demopsd_dist.run_record.audit import audit
 from demopsd_dist.run_record.folder import RunFolder
 
-ROOT = Path(__file__).parents[2]
-RAY = str(Path(sys.executable).with_name("ray"))
-PORT = 6379
-START_S, NOTICED_S = 90, 20
-HEARTBEAT = {  # a host that does not answer is given up after 4 times 1 + 2 seconds
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "4",
-}
+NOTICED_S = 20
 SMALL = (
     "rollout.num_workers=1",
     "rollout.prompts_per_step=8",
@@ -76,72 +68,32 @@ time.sleep(1)
 pytestmark = [pytest.mark.real, pytest.mark.long]
 
 
-class Cluster:
+class Cluster(HostCluster):
     """Ray on three hosts, with a token. The code of the last is stale until `mend`."""
 
     def __init__(self, hosts: Hosts, folder: Path) -> None:
-        self.hosts, self.folder = hosts, folder
-        token = folder / "token"
-        token.write_text("a" * 64)
-        token.chmod(0o600)
-        self.environment = (
-            os.environ
-            | HEARTBEAT
-            | {
-                "RAY_AUTH_MODE": "token",
-                "RAY_AUTH_TOKEN_PATH": str(token),
-                "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-                "PYTHONPATH": str(ROOT),
-            }
-        )
-        self.address = f"{hosts.address('head')}:{PORT}"
+        super().__init__(hosts, folder)
         self._stale = ROOT / "workers" / "weights" / "canary.py"
         old = folder / "canary.py"
         old.write_text(self._stale.read_text() + "\n# of yesterday\n")
-        head = ["--head", f"--port={PORT}", "--include-dashboard=false", "--labels=role=sample"]
-        self._ray("head", [RAY], head)
-        self._ray("one", [RAY], [f"--address={self.address}", "--labels=role=learn,host=one"])
-        self._two = self._ray(
-            "two",
-            ["sh", "-c", f'mount --bind {old} {self._stale}; exec "$@"', "sh", RAY],
-            [f"--address={self.address}", "--labels=role=learn,host=two"],
-        )
-        wait = [sys.executable, "-m", "launch.wait_for_nodes", self.address, *hosts.names, "--within", str(START_S)]
-        assert self.on_head(wait, "nodes").wait(START_S + 30) == 0, self.said("nodes")
-
-    def _ray(self, host: str, command: list[str], words: list[str]) -> subprocess.Popen[bytes]:
-        words = [*words, f"--node-name={host}", f"--node-ip-address={self.hosts.address(host)}"]
-        words += [f"--temp-dir={self.hosts.folder(host)}", "--num-cpus=2", "--disable-usage-stats", "--block"]
-        log = (self.folder / f"ray-{host}").open("w")
-        return self.hosts.start(
-            host, [*command, "start", *words], self.environment, stdout=log, stderr=subprocess.STDOUT
-        )
+        self.start_ray("head", "role=sample")
+        self.start_ray("one", "role=learn,host=one")
+        replaced = f'mount --bind {old} {self._stale}; exec "$@"'
+        self._two = self.start_ray("two", "role=learn,host=two", through=["sh", "-c", replaced, "sh"])
+        self.wait_for_nodes()
 
     def mend(self) -> None:
         """Bring the checkout of the last host up to date."""
         mounts = f"--mount=/proc/{self._two.pid}/ns/mnt"
         subprocess.run(["nsenter", mounts, "umount", str(self._stale)], check=True, timeout=30)
 
-    def on_head(self, command: list[str], log: str) -> subprocess.Popen[bytes]:
-        return self.hosts.start(
-            "head",
-            command,
-            self.environment,
-            cwd=ROOT,
-            stdout=(self.folder / log).open("w"),
-            stderr=subprocess.STDOUT,
-        )
-
     def train(self, log: str, *words: str) -> subprocess.Popen[bytes]:
         settings = [*SMALL, f"ray_address={self.address}", f"output_dir={self.folder / 'runs'}", *words]
-        return self.on_head([sys.executable, "-m", "launch.train", "configs/demo.yaml", *settings], log)
-
-    def said(self, log: str) -> str:
-        return (self.folder / log).read_text()
+        return self.start("head", [sys.executable, "-m", "launch.train", "configs/demo.yaml", *settings], log)
 
     def runs(self, host: str, role: str) -> bool:
         """Whether the host has a process of this role."""
-        return any(f"ray::{role.capitalize()}Worker" in command(pid) for pid in self.hosts.pids(host))
+        return bool(self.role_processes(host, role))
 
     def wait_until(
         self, what: str, ready: Callable[[], bool], run: subprocess.Popen[bytes], log: str, s: float
@@ -151,13 +103,6 @@ class Cluster:
             assert run.poll() is None, self.said(log)
             assert time.monotonic() < deadline, f"waited in vain for {what}\n{self.said(log)}"
             time.sleep(0.1)
-
-
-def command(pid: int) -> str:
-    try:
-        return " ".join(psutil.Process(pid).cmdline())
-    except psutil.Error:
-        return ""
 
 
 @pytest.fixture(scope="module")
