@@ -1,10 +1,11 @@
-"""Faults in whole training runs: `python -m benchmarks.faults [--runs 5] [--lives 5] [--minutes 60]`
+"""Faults in whole training runs: `python -m benchmarks.faults [--runs 5] [--hosts 4] [--minutes 60]`
 
 Each run is a series of processes (lives) of `demopsd train` on real engines. In each, faults that are drawn from the
 run's seed strike workers, Ray's servers, the driver, all processes at once, or the disk, at any stage, the start
 included; the last one ends the process. Then a file of the run may be torn, and the run is resumed. The last life ends
 as it should. The audit must find every sample trained once or dropped for a reason, no process and no shared memory may
-be left, no life may hang, and every message must name a known cause. Goes on where an earlier call has ended.
+be left, no life may hang, and every message must name a known cause. Runs over simulated hosts are disturbed by links
+that are cut and by killed workers (`benchmarks/faults/host_runs.py`). Goes on where an earlier call has ended.
 """
 
 from __future__ import annotations
@@ -21,21 +22,20 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from benchmarks.common.network import why_not
 from benchmarks.common.results_files import RESULTS, save
-from benchmarks.common.run_processes import MARK, ROLES, end_marked
+from benchmarks.common.run_processes import MARK, end_marked
 from benchmarks.common.timed_runs import DEMO
 from benchmarks.faults.fault_page import report
-from benchmarks.faults.fault_plan import DrawnFault, LifePlan, draw_run
+from benchmarks.faults.fault_plan import LifePlan, draw_run
 from benchmarks.faults.faulted_run import FILLER
-from benchmarks.faults.known_messages import causes_in
-from demopsd_dist.run_record.audit import audit
+from benchmarks.faults.host_runs import FIRST_SEED, one_host_run
+from benchmarks.faults.life_checks import GONE_S, SHORT_STEPS, Row, ended, life_row, run_row, steps_of
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.util.code_caches import private_folder
 from demopsd_dist.util.temporary_files import FOLDER
 
-Row = dict[str, Any]
 NAME = "faults-cpu"
 ROOT = Path(__file__).parents[2]
 VOLUME_MIB = 512
@@ -43,53 +43,21 @@ WORDS = (
     "rollout.cpus_per_worker=0.1",
     "teacher.cpus_per_worker=0.1",
     "learner.cpus_per_worker=0.1",
-    "rollout.num_workers=1",
     "learner.num_workers=1",
-    "learner.zero_stage=1",
-    "rollout.prompts_per_step=4",
-    "data.minisci_train_size=256",
-    "data.minisci_test_size=8",
-    "data.ood=null",
-    "leakage.every_steps=0",
-    "checkpoint.every_steps=2",
-    "evaluation.at_start=false",
-    "evaluation.samples=1",
+    *SHORT_STEPS,
     "limits.silence_s=15",
-    "sinks.report=false",
 )
-SILENT_S = 240.0  # without a line of output, a life counts as hung
-GONE_S = 15.0  # from a life's end to that of its last process
-ENDLESS = 100_000
 
 
 def one_run(seed: int, lives: int, each: int) -> Row:
-    """Train one run through its lives.
-
-    Returns:
-        Its lives, the faults of its audit, and the files that it has left outside of its folder.
-    """
+    """Train one run on this machine through its lives; the account of it."""
     began, before = time.monotonic(), files_outside()
     with volume() as (folder, can_fill_disk):
         rows: list[Row] = []
         for plan in draw_run(seed, lives, each, can_fill_disk):
             rows.append(live(folder, plan, seed + len(rows)))
             print(f"run {seed}, life {len(rows)}: {rows[-1]['summary']}", flush=True)
-        run = RunFolder(folder / "demo")
-        account = audit(run)
-        found = [str(fault) for fault in account.faults]
-        if not (run.student / "model.safetensors").is_file():
-            found.append("the run has left no student")
-    return {
-        "seed": seed,
-        "lives": rows,
-        "steps": account.steps,
-        "samples": account.issued,
-        "again": account.resampled,
-        "undone": account.undone,
-        "audit": found,
-        "left": sorted(files_outside() - before),
-        "seconds": round(time.monotonic() - began),
-    }
+        return run_row(seed, rows, RunFolder(folder / "demo"), files_outside() - before, began)
 
 
 def live(folder: Path, plan: LifePlan, seed: int) -> Row:
@@ -98,10 +66,8 @@ def live(folder: Path, plan: LifePlan, seed: int) -> Row:
     Args:
         folder: of the runs; the first life makes the run's folder in it.
     """
-    run, steps = RunFolder(folder / "demo"), ENDLESS
-    resumes = run.config.is_file()
-    if not plan.faults:
-        steps = (audit(run).steps if run.ledger.is_file() else 0) + 4
+    run = RunFolder(folder / "demo")
+    resumes, steps = run.config.is_file(), steps_of(run, plan)
     mark, began = uuid.uuid4().hex, time.monotonic()
     with tempfile.TemporaryDirectory(prefix="demopsd-faults-") as own:
         plan_file, record, log = Path(own) / "plan", Path(own) / "record", Path(own) / "log"
@@ -124,63 +90,8 @@ def live(folder: Path, plan: LifePlan, seed: int) -> Row:
         text = log.read_text(errors="replace")
         planted = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
     (folder / FILLER).unlink(missing_ok=True)
-    causes, unknown = causes_in(text.splitlines())
-    row: Row = {
-        "faults": planted,
-        "code": process.returncode,
-        "hung": hung,
-        "left": left,
-        "causes": dict(causes),
-        "unknown": unknown,
-        "last": text.rstrip().splitlines()[-1][:500] if text.strip() else "",
-        "torn": tear(run, plan.torn, random.Random(seed)) if plan.torn else None,
-        "seconds": round(time.monotonic() - began),
-    }
-    row["wrong"] = what_is_wrong(row)
-    if row["wrong"]:
-        row["output"] = text[-6000:]
-    struck = ", ".join(f"{fault['action']} of {fault['target']} at {fault['stage']}" for fault in planted)
-    row["summary"] = f"{struck or 'no fault'}; exit code {row['code']}; {row['wrong'] or 'as it should be'}"
-    return row
-
-
-def what_is_wrong(row: Row) -> str | None:
-    """The first thing that a life did wrong; None if nothing."""
-    if row["hung"]:
-        return f"no line of output for {SILENT_S:g} s"
-    if row["left"]:
-        return f"left processes: {', '.join(row['left'])}"
-    if row["unknown"]:
-        return f"a message without a known cause: {row['unknown'][0]}"
-    if row["code"] not in expected_codes([fault for fault in row["faults"] if fault["planted"]]):
-        return f"exit code {row['code']}; last line: {row['last']}"
-    return None
-
-
-def expected_codes(planted: Sequence[Row]) -> set[int]:
-    """Exit codes that the last of these faults may lead to."""
-    if not planted:
-        return {0}
-    fault = DrawnFault(**{key: planted[-1][key] for key in ("stage", "target", "action", "delay_s", "pick")})
-    if fault.action == "SIGKILL" and fault.target == "driver":
-        return {-9}
-    if fault.target in ("driver", "group"):
-        return {130}
-    if fault.target in ROLES and fault.stage != "start_roles":
-        return {0}  # a run survives the loss of a worker
-    return {1, 2} if fault.target == "disk" else {1}
-
-
-def ended(process: subprocess.Popen[bytes], log: Path) -> bool:
-    """Wait for the end of a process; False if it writes nothing to its log for `SILENT_S`."""
-    size, since = -1, time.monotonic()
-    while process.poll() is None:
-        if log.stat().st_size != size:
-            size, since = log.stat().st_size, time.monotonic()
-        if time.monotonic() > since + SILENT_S:
-            return False
-        time.sleep(0.1)
-    return True
+    torn = tear(run, plan.torn, random.Random(seed)) if plan.torn else None
+    return life_row(planted, process.returncode, hung, left, text, torn, began)
 
 
 def tear(run: RunFolder, kind: str, rng: random.Random) -> str | None:
@@ -233,18 +144,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=5, help="number of runs, a seed each")
     parser.add_argument("--lives", type=int, default=5, help="processes of a run")
     parser.add_argument("--each", type=int, default=9, help="largest number of faults in a life before the last one")
+    parser.add_argument("--hosts", type=int, default=4, help="number of runs over simulated hosts, a seed each")
+    parser.add_argument("--host-lives", type=int, default=2, help="processes of a run over simulated hosts")
+    parser.add_argument("--host-each", type=int, default=3, help="number of faults in such a process")
     parser.add_argument("--minutes", type=float, default=60, help="no run begins after this time")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args(argv)
+    if arguments.hosts and (reason := why_not()) is not None:
+        print(f"no runs over hosts: {reason}", flush=True)
+        arguments.hosts = 0
     raw = arguments.out / f"{NAME}.json"
     runs: list[Row] = json.loads(raw.read_text())["runs"] if raw.exists() else []
     began = time.monotonic()
-    for seed in range(arguments.runs):
+    for seed in (*range(arguments.runs), *range(FIRST_SEED, FIRST_SEED + arguments.hosts)):
         if any(run["seed"] == seed for run in runs):
             continue
         if time.monotonic() - began > arguments.minutes * 60:
             break
-        runs.append(one_run(seed, arguments.lives, arguments.each))
+        if seed >= FIRST_SEED:
+            runs.append(one_host_run(seed, arguments.host_lives, arguments.host_each))
+        else:
+            runs.append(one_run(seed, arguments.lives, arguments.each))
         save(arguments.out, NAME, {"words": WORDS, "runs": runs}, report(runs))
     sound = not any(run["audit"] or run["left"] or any(life["wrong"] for life in run["lives"]) for run in runs)
     return 0 if sound else 1

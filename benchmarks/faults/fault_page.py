@@ -6,6 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.common.host_cluster import HEARTBEAT_S
+from benchmarks.common.run_processes import ROLES
+from benchmarks.faults.fault_plan import CUT, LONG_CUT_S, SHORT_CUT_S
+
+HOSTS = "hosts"  # `kind` of a run over simulated hosts; others have none
 Row = dict[str, Any]
 
 
@@ -53,9 +58,42 @@ def report(runs: Sequence[Row]) -> list[str]:
         "|---|---|",
         *(f"| {cause} | {count} |" for cause, count in causes.most_common()),
         "",
-        "| run | lives | faults | torn files | steps | samples | undone | s |",
-        "|---|---|---|---|---|---|---|---|",
+        *hosts_report([run for run in runs if run.get("kind") == HOSTS]),
+        "| run | over | lives | faults | torn files | steps | samples | undone | s |",
+        "|---|---|---|---|---|---|---|---|---|",
         *(_row(run) for run in runs),
+    ]
+
+
+def hosts_report(runs: Sequence[Row]) -> list[str]:
+    """Lines about links that were cut: by length and role, and what became of the host."""
+    faults = [fault for run in runs for life in run["lives"] for fault in life["faults"] if fault["planted"]]
+    cuts = [fault for fault in faults if fault["action"] == CUT]
+    if not cuts:
+        return []
+    rows = []
+    for length, within_s in (("shorter", SHORT_CUT_S), ("longer", LONG_CUT_S)):
+        for role in ROLES:
+            struck = [cut for cut in cuts if cut["target"] == role and within_s[0] <= cut["cut_s"] <= within_s[1]]
+            lost = [cut["ray_ended_after_s"] for cut in struck if "ray_ended_after_s" in cut]
+            after = f"{min(lost):.0f} to {max(lost):.0f} s" if lost else "–"
+            cells = [role, f"{length}, {within_s[0]:g} to {within_s[1]:g} s", len(struck), len(lost), after]
+            rows.append("| " + " | ".join(map(str, cells)) + " |")
+    alone = [name for run in runs for name in run["lost_without_a_cut"]]
+    return [
+        f"**Cut links.** {len(runs)} of the runs were over five simulated hosts (network namespaces of one machine): "
+        "the driver with Ray's head on the first, learners, teacher and rollout worker on others, one free; the run "
+        "folder on storage that no cut reaches. "
+        f"{len(cuts)} times the link of a worker's host was cut during a stage, and joined again after a time that is "
+        f"shorter or longer than Ray's heartbeat allows (at most {HEARTBEAT_S:g} s here). A host that Ray had given up "
+        "could not come back: its raylet ended itself, and its workers with it, and Ray was started there anew, which "
+        "an operator or a service manager does in a real cluster. "
+        f"Hosts that Ray gave up without a cut: {len(alone)}.",
+        "",
+        "| host of a | cut | number | given up | its Ray ended after the cut |",
+        "|---|---|---|---|---|",
+        *rows,
+        "",
     ]
 
 
@@ -67,5 +105,6 @@ def kind_of(path: str) -> str:
 def _row(run: Row) -> str:
     planted = sum(fault["planted"] for life in run["lives"] for fault in life["faults"])
     torn = sum(life["torn"] is not None for life in run["lives"])
-    cells = [run["seed"], len(run["lives"]), planted, torn, run["steps"], run["samples"], run["undone"], run["seconds"]]
+    cells = [run["seed"], "five hosts" if run.get("kind") == HOSTS else "one machine", len(run["lives"]), planted, torn]
+    cells += [run["steps"], run["samples"], run["undone"], run["seconds"]]
     return "| " + " | ".join(map(str, cells)) + " |"

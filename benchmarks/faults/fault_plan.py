@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from benchmarks.common.run_processes import ROLES
@@ -25,6 +25,9 @@ TORN = ("checkpoint", "metrics", "samples", "summary", "replay")
 """Kinds of files that are cut short between two processes of a run, as a crash of the machine leaves them."""
 HANG_SHARE = 0.2  # of the faults of rollout workers: the process is stopped, not killed
 START_S, DELAY_S = 25.0, 0.5  # longest time from the begin of a stage to its fault
+STEPS_APART = 3  # steps that are done between two faults: more than between two checkpoints, so that the run advances
+CUT = "cut"
+SHORT_CUT_S, LONG_CUT_S = (1.0, 8.0), (14.0, 22.0)  # shorter and longer than Ray's heartbeat allows on simulated hosts
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,10 @@ class DrawnFault:
     Attributes:
         stage: the stage in which it is planted; `start_roles` is the start of the run, or of its resume.
         target: a role, `driver`, `group` (all processes of the run), `raylet`, `gcs_server`, or `disk`.
-        action: name of a signal; `full` for the disk.
+        action: name of a signal; `full` for the disk; `cut` for the network link of the target's host.
         delay_s: from the begin of the stage.
         pick: chooses among the target's processes, from 0 to 1.
+        cut_s: time until a link that was cut is joined again, seconds.
     """
 
     stage: str
@@ -44,6 +48,7 @@ class DrawnFault:
     action: str
     delay_s: float
     pick: float
+    cut_s: float = 0.0
 
     @property
     def ends_run(self) -> bool:
@@ -89,6 +94,41 @@ def draw_run(seed: int, lives: int, each: int, can_fill_disk: bool) -> list[Life
         faults.append(_fault(rng, rng.choice(STAGES), *endings[index % len(endings)], DELAY_S))
         plans.append(LifePlan(faults, rng.choice(TORN) if rng.random() < 0.5 else None))
     return [*plans, LifePlan([], None)]
+
+
+def draw_host_run(seed: int, lives: int, each: int) -> list[LifePlan]:
+    """Draw the lives of a run over several hosts: links that are cut for a short or a long time, and killed workers, as
+    many of each, in any order. The last life ends as it should, the others by the death of the driver, or because they
+    are asked to stop.
+
+    Args:
+        lives: number of processes of the run.
+        each: number of faults in a life before the one that ends it; some are followed by another during the recovery.
+    """
+    rng = random.Random(seed)
+    plans = []
+    for index in range(lives):
+        faults: list[DrawnFault] = []
+        kinds = [(SHORT_CUT_S, LONG_CUT_S, None)[i % 3] for i in range(each)]
+        rng.shuffle(kinds)
+        for kind in kinds:
+            role, stage = rng.choice(ROLES), rng.choice(STAGES)
+            faults.append(_cut(rng, stage, role, kind) if kind else _fault(rng, stage, role, "SIGKILL", DELAY_S))
+            if role != "rollout" and kind is not SHORT_CUT_S and rng.random() < 1 / 4:  # during the recovery from it
+                again = rng.choice(ROLES)
+                short = rng.random() < 0.5
+                faults.append(
+                    _cut(rng, "recover", again, SHORT_CUT_S) if short else _fault(rng, "recover", again, "SIGKILL", 5.0)
+                )
+        if index < lives - 1:
+            faults.append(_fault(rng, rng.choice(STAGES), "driver", rng.choice(("SIGKILL", "SIGINT")), DELAY_S))
+        plans.append(LifePlan(faults, None))
+    return plans
+
+
+def _cut(rng: random.Random, stage: str, role: str, within_s: tuple[float, float]) -> DrawnFault:
+    longest_s = 5.0 if stage == "recover" else DELAY_S
+    return replace(_fault(rng, stage, role, CUT, longest_s), cut_s=round(rng.uniform(*within_s), 1))
 
 
 def _survivable(rng: random.Random) -> list[DrawnFault]:

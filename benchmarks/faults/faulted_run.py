@@ -1,7 +1,8 @@
 """A training run that plants faults in itself: `python -m benchmarks.faults.faulted_run PLAN RECORD [words of train]`
 
 It is `demopsd train` with another log: one that knows the stage at hand and disturbs the run there. Each fault is
-appended to RECORD before it is planted, since the process may not outlive it.
+appended to RECORD before it is planted, since the process may not outlive it. On a cluster that the run has joined,
+workers are on other hosts: who reads RECORD plants their faults.
 """
 
 from __future__ import annotations
@@ -20,20 +21,21 @@ from typing import Any
 import psutil
 
 from benchmarks.common.run_processes import ROLES, name_of, role_processes
-from benchmarks.faults.fault_plan import DrawnFault
+from benchmarks.faults.fault_plan import STEPS_APART, DrawnFault
 from demopsd_dist.run_record.log import RunLog
 from launch.train import main as train
 
-STEPS_APART = 3  # steps that are done between two faults: more than between two checkpoints, so that the run advances
 FILLER = "filler"  # the file that fills the volume
 
 
 class DisturbingLog(RunLog):
     """A run log that plants the drawn faults, in order, in the stages that they name."""
 
-    def __init__(self, *arguments: Any, faults: Sequence[DrawnFault], record: Path, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, faults: Sequence[DrawnFault], record: Path, on_hosts: bool, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
-        self._faults, self._record = list(faults), record
+        self._faults, self._record, self._on_hosts = list(faults), record, on_hosts
         self._stages: list[str] = []
         self._steps_since = 0
 
@@ -64,8 +66,10 @@ class DisturbingLog(RunLog):
         return stage in ("recover", "start_roles") or self._steps_since >= STEPS_APART
 
     def _plant(self, fault: DrawnFault) -> None:
-        victims = victims_of(fault)
-        row = fault.to_json() | {"during": list(self._stages), "step": self.last_step, "planted": bool(victims)}
+        elsewhere = self._on_hosts and fault.target in ROLES
+        victims = [] if elsewhere else victims_of(fault)
+        planted = None if elsewhere else bool(victims)
+        row = fault.to_json() | {"during": list(self._stages), "step": self.last_step, "planted": planted}
         with self._record.open("a") as file:
             file.write(json.dumps(row) + "\n")
         if fault.target == "disk":
@@ -113,7 +117,8 @@ def main(argv: Sequence[str]) -> int:
     plan, record, *arguments = argv
     faults = [DrawnFault(**row) for row in json.loads(Path(plan).read_text())]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have it ignored
-    return train(arguments, partial(DisturbingLog, faults=faults, record=Path(record)))
+    on_hosts = any(word.startswith("ray_address=") for word in arguments)
+    return train(arguments, partial(DisturbingLog, faults=faults, record=Path(record), on_hosts=on_hosts))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,23 @@ from typing import Any
 
 import pytest
 
-from benchmarks.faults.fault_campaign import expected_codes, tear, what_is_wrong
-from benchmarks.faults.fault_page import report
-from benchmarks.faults.fault_plan import ENDINGS, ROLES, STAGES, TORN, draw_run
+from benchmarks.common.host_cluster import HEARTBEAT_S
+from benchmarks.faults.fault_campaign import tear
+from benchmarks.faults.fault_page import HOSTS, report
+from benchmarks.faults.fault_plan import (
+    CUT,
+    ENDINGS,
+    LONG_CUT_S,
+    ROLES,
+    SHORT_CUT_S,
+    STAGES,
+    TORN,
+    LifePlan,
+    draw_host_run,
+    draw_run,
+)
 from benchmarks.faults.known_messages import causes_in
+from benchmarks.faults.life_checks import ENDLESS, expected_codes, steps_of, what_is_wrong
 from demopsd_dist.run_record.folder import RunFolder
 
 
@@ -29,6 +42,38 @@ def test_a_seed_draws_the_same_faults_and_many_seeds_draw_every_kind() -> None:
         assert all(life.faults[-1].ends_run for life in run[:-1]), "every life but the last ends by a fault"
     without = [fault for seed in range(9) for life in draw_run(seed, 6, 4, False) for fault in life.faults]
     assert all(fault.target != "disk" for fault in without)
+
+
+def test_runs_over_hosts_draw_cuts_of_both_lengths_and_kills() -> None:
+    assert draw_host_run(100, 2, 6) == draw_host_run(100, 2, 6) != draw_host_run(101, 2, 6)
+    runs = [draw_host_run(seed, 3, 6) for seed in range(100, 140)]
+    for run in runs:
+        assert len(run) == 3
+        assert not any(fault.ends_run for fault in run[-1].faults)
+        for life in run[:-1]:
+            last = life.faults[-1]
+            assert (last.target, last.action) in {("driver", "SIGKILL"), ("driver", "SIGINT")}
+            assert not any(fault.ends_run for fault in life.faults[:-1])
+        for life in run:
+            planned = [fault for fault in life.faults if fault.stage != "recover" and not fault.ends_run]
+            short = [fault for fault in planned if SHORT_CUT_S[0] <= fault.cut_s <= SHORT_CUT_S[1]]
+            long = [fault for fault in planned if LONG_CUT_S[0] <= fault.cut_s <= LONG_CUT_S[1]]
+            killed = [fault for fault in planned if fault.action == "SIGKILL"]
+            assert [len(short), len(long), len(killed)] == [2, 2, 2]
+            assert all(fault.action == CUT for fault in short + long)
+            assert all(fault.cut_s == 0 for fault in killed)
+    faults = [fault for run in runs for life in run for fault in life.faults]
+    cuts = {(fault.target, fault.stage) for fault in faults if fault.action == CUT}
+    assert cuts == {(role, stage) for role in ROLES for stage in (*STAGES, "recover")}
+    assert SHORT_CUT_S[1] < HEARTBEAT_S - 3 < HEARTBEAT_S < LONG_CUT_S[0]
+
+
+def test_a_life_goes_on_until_a_fault_ends_it_or_all_are_planted(tmp_path: Path) -> None:
+    first, last = draw_host_run(100, 2, 3)
+    run = RunFolder(tmp_path)
+    assert steps_of(run, first) == ENDLESS
+    assert steps_of(run, LifePlan([], None)) == 4
+    assert steps_of(run, last) == 4 + 4 * len(last.faults) < ENDLESS
 
 
 def row(target: str, action: str, stage: str = "learn") -> dict[str, Any]:
@@ -107,3 +152,33 @@ def test_the_page_counts_and_names_what_is_wrong() -> None:
     assert "| SIGKILL of driver | 2 |" in text
     assert "| torn file: samples | 2 |" in text
     assert "| interrupted | 4 |" in text
+
+
+def test_the_page_says_what_became_of_hosts_whose_link_was_cut() -> None:
+    cut = row("learner", CUT) | {"host": "one", "cut_s": 20.0, "ray_ended_after_s": 21.4}
+    faults = [cut, row("teacher", CUT) | {"cut_s": 3.0}, row("rollout", CUT) | {"cut_s": 3.0, "planted": False}]
+    life: dict[str, Any] = {
+        "faults": faults,
+        "torn": None,
+        "causes": {},
+        "hung": False,
+        "left": [],
+        "unknown": [],
+        "wrong": None,
+    }
+    run: dict[str, Any] = {
+        "seed": 100,
+        "kind": HOSTS,
+        "lives": [life],
+        "audit": [],
+        "left": [],
+        "lost_without_a_cut": [],
+    }
+    run |= {"steps": 4, "samples": 8, "again": 1, "undone": 2, "seconds": 360}
+    text = "\n".join(report([run]))
+    assert "2 times the link of a worker's host was cut" in text
+    assert "| learner | longer, 14 to 22 s | 1 | 1 | 21 to 21 s |" in text
+    assert "| teacher | shorter, 1 to 8 s | 1 | 0 | – |" in text
+    assert "| 100 | five hosts | 1 | 2 | 0 | 4 | 8 | 2 | 360 |" in text
+    del run["kind"]
+    assert "Cut links" not in "\n".join(report([run]))
