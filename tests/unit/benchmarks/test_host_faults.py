@@ -34,7 +34,7 @@ def cluster(tmp_path: Path) -> Iterator[HostCluster]:
 def start_named(cluster: HostCluster, host: str, name: str) -> subprocess.Popen[bytes]:
     """Process on a host that only has that name and waits."""
     process = cluster.start(host, ["bash", "-c", f'exec -a "{name}" sleep 1000'], "log")
-    wait_until(lambda: any(name in " ".join(each.cmdline()) for each in cluster.processes(host)))
+    wait_until(lambda: any(each.cmdline()[:1] == [name] for each in cluster.processes(host)))
     return process
 
 
