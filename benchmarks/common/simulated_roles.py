@@ -16,7 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from demopsd_dist.data.records import Prompt, Rollout, ScoredExample, StepReport, Tokens, TrainBatch, TrainingExample
+from demopsd_dist.data.records import (
+    Logp,
+    Prompt,
+    Rollout,
+    ScoredExample,
+    StepReport,
+    Tokens,
+    TrainBatch,
+    TrainingExample,
+)
 from demopsd_dist.methods import Forwards
 from demopsd_dist.training.roles import Sampling
 
@@ -127,6 +136,13 @@ class SimulatedLearners(Stateless):
     async def support(self, examples: Sequence[TrainingExample]) -> list[Tokens]:
         """Support of `TOP_K` tokens with id 0 for each response token."""
         return [np.zeros((example.response_length_tokens, TOP_K), np.int32) for example in examples]
+
+    async def logp(
+        self, examples: Sequence[TrainingExample], supports_TK: Sequence[Tokens] | None, top_k: int
+    ) -> list[tuple[Tokens, Logp]]:
+        """Zeros on the support."""
+        supports_TK = await self.support(examples) if supports_TK is None else supports_TK
+        return [(ids_TK, np.zeros((len(ids_TK), ids_TK.shape[1] + 1), np.float32)) for ids_TK in supports_TK]
 
     async def step(self, batch: TrainBatch) -> StepReport:
         """Sleep as long as a learning step takes."""

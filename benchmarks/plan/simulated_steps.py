@@ -18,7 +18,16 @@ from rich.console import Console
 from benchmarks.common.simulated_roles import TOP_K, Stateless, simulated_responses
 from benchmarks.common.timed_runs import task_of
 from demopsd_dist.config import load
-from demopsd_dist.data.records import Prompt, Rollout, ScoredExample, StepReport, Tokens, TrainBatch, TrainingExample
+from demopsd_dist.data.records import (
+    Logp,
+    Prompt,
+    Rollout,
+    ScoredExample,
+    StepReport,
+    Tokens,
+    TrainBatch,
+    TrainingExample,
+)
 from demopsd_dist.methods import Forwards
 from demopsd_dist.planning.hardware import parse_cluster
 from demopsd_dist.planning.model_shape import shape_of
@@ -119,6 +128,12 @@ class SleepingRoles(Stateless):
         async with self.locks.learners:
             await asyncio.sleep(self.seconds["support"] * len(examples) / self.samples)
         return [np.zeros((example.response_length_tokens, TOP_K), np.int32) for example in examples]
+
+    async def logp(
+        self, examples: Sequence[TrainingExample], supports_TK: Sequence[Tokens] | None, top_k: int
+    ) -> list[tuple[Tokens, Logp]]:
+        supports_TK = await self.support(examples) if supports_TK is None else supports_TK
+        return [(ids_TK, np.zeros((len(ids_TK), ids_TK.shape[1] + 1), np.float32)) for ids_TK in supports_TK]
 
     async def score(
         self, examples: Sequence[TrainingExample], supports_TK: Sequence[Tokens] | None, forwards: Forwards

@@ -37,6 +37,7 @@ CHANGEABLE_ON_RESUME = (
     "weights.*",
     "evaluation.*",
     "leakage.*",
+    "drift.*",
     "checkpoint.*",
     "samples.*",
     "sinks.*",

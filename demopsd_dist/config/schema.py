@@ -179,6 +179,18 @@ class LeakageConfig:
 
 
 @dataclass
+class DriftConfig:
+    """Regular measurement of the student's distance to the initial model: KL(initial || student) on responses that the
+    initial model sampled in the first step."""
+
+    every_steps: int = setting(10, at_least=0, unit="steps")
+    """Interval of measurements, with one more after the first step and after the last; 0 never measures. Costs a
+    forward of the learners."""
+    responses: int = setting(8, above=0)
+    """Number of responses to measure on, one a question of the first step."""
+
+
+@dataclass
 class CheckpointConfig:
     every_steps: int = setting(20, at_least=0, unit="steps")
     """Interval of checkpoints, with one more after the last step; 0 saves only when the run is stopped."""
@@ -262,6 +274,7 @@ class Config:
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     leakage: LeakageConfig = field(default_factory=LeakageConfig)
+    drift: DriftConfig = field(default_factory=DriftConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     sinks: SinksConfig = field(default_factory=SinksConfig)

@@ -21,7 +21,8 @@ CONFIG = "config.yaml"
 @dataclass(frozen=True)
 class RunFolder:
     """Folder with `config.yaml`, `inputs.json`, `metrics.jsonl`, `samples/`, `ledger.sqlite`, `checkpoints/`,
-    `replay/`, `trace-step-*.json`, `summary.json`, `report.html` and `student/`, a Hugging Face model folder."""
+    `initial_responses.npz`, `replay/`, `trace-step-*.json`, `summary.json`, `report.html` and `student/`, a Hugging
+    Face model folder."""
 
     path: Path
 
@@ -140,6 +141,10 @@ class RunFolder:
     @property
     def samples(self) -> Path:
         return self.path / "samples"
+
+    @property
+    def initial_responses(self) -> Path:
+        return self.path / "initial_responses.npz"
 
     @property
     def evaluations(self) -> Path:

@@ -163,6 +163,16 @@ METRIC_GROUPS: dict[str, tuple[str, list[Metric]]] = {
             Metric("entropy/covariance_negative_fraction", "fraction", "tokens where theorem 2's condition fails"),
         ],
     ),
+    "drift": (
+        "Distance to the initial model, every `drift.every_steps` steps.",
+        [
+            Metric(
+                "drift/initial_kl_nats",
+                "nats",
+                "KL(initial model || student) a token, on responses that the initial model sampled in the first step",
+            )
+        ],
+    ),
     "support": (
         "The support: the tokens at which all models give log-probabilities.",
         [

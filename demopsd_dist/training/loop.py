@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from demopsd_dist.training.checkpointing import save_if_due, save_if_stopped
 from demopsd_dist.training.evaluation_splits import evaluate_if_due, evaluate_splits
+from demopsd_dist.training.probes.drift import keep_initial_responses
 from demopsd_dist.training.run import Run, RunState
 from demopsd_dist.training.step_batch import pack_step, step_batches
 from demopsd_dist.training.step_records import record_step
@@ -23,6 +24,7 @@ async def train(run: Run, state: RunState) -> RunState:
                 batch = await run.stop.until_stopped(queue.next_batch())
             if batch is None:
                 break
+            await keep_initial_responses(run, state, batch)
             await run.on_stage("learn", state.step + 1, batch)
             train_batch = pack_step(run, state, batch)
             with log.timed("learn"):

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from demopsd_dist.data.records import Prompt, Rollout, ScoredExample, StepReport, Tokens, TrainBatch, TrainingExample
+from demopsd_dist.data.records import (
+    Logp,
+    Prompt,
+    Rollout,
+    ScoredExample,
+    StepReport,
+    Tokens,
+    TrainBatch,
+    TrainingExample,
+)
 from demopsd_dist.methods import Forwards
 from demopsd_dist.run_record.timeline import Track
 
@@ -77,6 +86,13 @@ class Learners(Protocol):
     async def support(self, examples: Sequence[TrainingExample]) -> list[Tokens] | None:
         """The method's support ids (T, K) at every response token of each example, in order; None where the teacher
         chooses the support."""
+        ...
+
+    async def logp(
+        self, examples: Sequence[TrainingExample], supports_TK: Sequence[Tokens] | None, top_k: int
+    ) -> list[tuple[Tokens, Logp]]:
+        """The support ids (T, K) of each example and the student's log-probabilities (T, K + 1) on them and the tail;
+        without `supports_TK` on the student's own `top_k` most likely ids."""
         ...
 
     async def step(self, batch: TrainBatch) -> StepReport:

@@ -18,8 +18,8 @@ from demopsd_dist.data.packing import pack
 from demopsd_dist.data.records import BatchSize, DigestRequest, Rollout, ScoredExample, TrainBatch, TrainingExample
 from demopsd_dist.run_record import samples
 from demopsd_dist.run_record.ledger import DropReason
-from demopsd_dist.training import leakage_probe
 from demopsd_dist.training.pipelining import Coalescer, PrefetchQueue, open_prefetch_queue
+from demopsd_dist.training.probes import leakage_probe
 from demopsd_dist.training.run import Run, RunState
 from demopsd_dist.training.step_prompts import privileged_contexts, signal_of, stream_groups
 from demopsd_dist.util.errors import RewardError

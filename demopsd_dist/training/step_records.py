@@ -16,6 +16,7 @@ from demopsd_dist.run_record import digests, replay_batch, samples
 from demopsd_dist.run_record.folder import replace_text
 from demopsd_dist.run_record.timeline import Track, to_json, trace_events
 from demopsd_dist.training.collapse import repeated_fraction
+from demopsd_dist.training.probes.drift import measure_drift
 from demopsd_dist.training.run import Run, RunState, StageSpeed
 from demopsd_dist.training.step_batch import StepBatch
 from demopsd_dist.util.errors import CollapseError, GoBackError
@@ -35,7 +36,8 @@ async def record_step(run: Run, state: RunState, batch: StepBatch, report: StepR
     used = {}
     if run.speed is not None:
         used = stage_utilisation(run.speed, run.cfg, run.method.forwards, batch, run.log.step_stage_s)
-    run.log.write_step(state.step, step_metrics(batch, state) | by_set | report.metrics | used)
+    moved = await measure_drift(run, state)
+    run.log.write_step(state.step, step_metrics(batch, state) | by_set | report.metrics | used | moved)
     notify_without_reward(run, state, batch)
     await record_timeline(run, state)
     check_collapse(run, state)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from demopsd_dist.config import Config, logp_bounds
-from demopsd_dist.data.packing import layout_by_question, shard_rows
-from demopsd_dist.data.records import StepReport, Tokens, TrainBatch, TrainingExample
+from demopsd_dist.data.packing import Row, layout_by_question, shard_rows
+from demopsd_dist.data.records import Logp, StepReport, Tokens, TrainBatch, TrainingExample
 from demopsd_dist.methods import MethodSpec, SupportKind
 from demopsd_dist.objective import statistic
 from demopsd_dist.run_record.digests import merge_digests
 from demopsd_dist.util.errors import WeightSyncError, WorkerError
 from workers.actor_group import ActorGroup
 from workers.forward import sampled_first
-from workers.learner.rank_report import RankReport
+from workers.learner.observers.rank_report import RankReport
 from workers.learner.worker import LearnerWorker
 
+T = TypeVar("T")
 QUANTILES = (50, 90, 95, 99)
 
 
@@ -68,25 +70,48 @@ class LearnerGroup:
             case SupportKind.student:
                 return await self._student_support(examples)
 
-    async def _student_support(self, examples: Sequence[TrainingExample]) -> list[Tokens]:
-        assignment = shard_rows(
+    async def logp(
+        self, examples: Sequence[TrainingExample], supports_TK: Sequence[Tokens] | None, top_k: int
+    ) -> list[tuple[Tokens, Logp]]:
+        """Support ids and log-probabilities on them and the tail, (T, K) and (T, K + 1), of each example; without
+        `supports_TK` on the student's own `top_k` most likely ids."""
+        if supports_TK is None:
+            supports_TK = await self._student_support(examples, top_k)
+        given, assignment = list(supports_TK), self._assignment(examples)
+        values_by_rank = await self._group.each(
+            lambda worker, rank: worker(
+                LearnerWorker.logp,
+                [[[examples[i] for i in row.items] for row in batch] for batch in assignment[rank]],
+                [[given[i] for row in batch for i in row.items] for batch in assignment[rank]],
+            ),
+            within_s=self._call_s,
+            what=f"log-probabilities of {len(examples)} responses",
+        )
+        values = _by_example(assignment, values_by_rank)
+        return [(given[i], values[i]) for i in range(len(examples))]
+
+    def _assignment(self, examples: Sequence[TrainingExample]) -> list[list[list[Row[int]]]]:
+        """Rows of the examples' indices by rank and micro-batch."""
+        return shard_rows(
             range(len(examples)),
             layout_by_question(examples.__getitem__, self._config.model.tree_tokens),
             dp_size=self.dp_size,
             micro_batch_tokens=self._config.learner.micro_batch_tokens,
         )
+
+    async def _student_support(self, examples: Sequence[TrainingExample], top_k: int | None = None) -> list[Tokens]:
+        """The student's most likely ids, `top_k` of them or as many as the method takes."""
+        assignment = self._assignment(examples)
         ids_by_rank = await self._group.each(
             lambda worker, rank: worker(
                 LearnerWorker.support,
                 [[[examples[i] for i in row.items] for row in batch] for batch in assignment[rank]],
+                top_k,
             ),
             within_s=self._call_s,
             what=f"support ids of {len(examples)} responses",
         )
-        supports: dict[int, Tokens] = {}
-        for micro_batches, ids in zip(assignment, ids_by_rank, strict=True):
-            for rows, batch_ids in zip(micro_batches, ids, strict=True):
-                supports |= zip([i for row in rows for i in row.items], batch_ids, strict=True)
+        supports = _by_example(assignment, ids_by_rank)
         return [supports[i] for i in range(len(examples))]
 
     async def step(self, batch: TrainBatch) -> StepReport:
@@ -156,6 +181,17 @@ class LearnerGroup:
             within_s=self._call_s,
             what=f"export to {folder}",
         )
+
+
+def _by_example(
+    assignment: Sequence[Sequence[Sequence[Row[int]]]], values_by_rank: Sequence[Sequence[Sequence[T]]]
+) -> dict[int, T]:
+    """Values by the index of their example, from the ranks' answers."""
+    values: dict[int, T] = {}
+    for micro_batches, of_rank in zip(assignment, values_by_rank, strict=True):
+        for rows, of_batch in zip(micro_batches, of_rank, strict=True):
+            values |= zip([i for row in rows for i in row.items], of_batch, strict=True)
+    return values
 
 
 def engine_support(example: TrainingExample) -> Tokens:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from demopsd_dist.config import Config
-from demopsd_dist.data.records import BatchSize, DigestRequest, ScoredExample, Tokens, TrainingExample
+from demopsd_dist.data.records import BatchSize, DigestRequest, ScoredExample, Tokens
 from demopsd_dist.methods import at_step, check_engine_support, objective_of, resolve_method
 from demopsd_dist.objective import OutputHead, TokenSlice, fused_loss, reduced
 from demopsd_dist.training.schedule import learning_rate
@@ -24,9 +23,7 @@ from demopsd_dist.util.errors import NonFiniteLossError
 from workers.cluster.ranks import MeetingPoint, Rank
 from workers.cluster.spans import traced
 from workers.forward import (
-    PaddedBatch,
     ResponseModel,
-    in_slices,
     load_causal_lm,
     release_gpu_cache,
     vocabulary_rows,
@@ -40,11 +37,12 @@ from workers.learner.loss_inputs import LossInputs
 from workers.learner.model_trial import try_model
 from workers.learner.non_finite import NonFiniteSearch, first_of_all_ranks
 from workers.learner.observers.observer import Observer
+from workers.learner.observers.rank_report import RankReport
 from workers.learner.observers.step_digests import StepDigests
 from workers.learner.observers.step_metrics import StepMetrics
 from workers.learner.observers.token_recorder import TokenRecorder
-from workers.learner.rank_report import RankReport
 from workers.learner.step_objective import fit_to_step, gate_metrics, with_trajectory_alpha
+from workers.learner.student_forwards import StudentForwards
 from workers.learner.zero import deepspeed_config, full_tensors, join_process_group
 from workers.matrix_peak import matrix_peak_flops
 from workers.weights.buckets import BucketRef, layout, pack_bucket
@@ -63,7 +61,7 @@ def environment(config: Config) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(config.learner.threads), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
-class LearnerWorker(Sender, Rank):
+class LearnerWorker(StudentForwards, Sender, Rank):
     """Actor of one rank. State: a shard of the student's weights and optimizer, and the number of training steps
     done."""
 
@@ -74,7 +72,6 @@ class LearnerWorker(Sender, Rank):
         self._folder = model_folder
         self._method = resolve_method(config)
         self._objective = self._step_objective = objective_of(config)
-        self._forward_counts: Counter[str] = Counter()
         self.version = 0
 
     def prepare(self) -> None:
@@ -123,28 +120,6 @@ class LearnerWorker(Sender, Rank):
         self._constants = persistent_buffers(causal)
         tensors = base_tensors([*named, *self._constants])
         self._buckets = list(group_by_bytes(tensors, self._config.weights.bucket_mib << 20))
-
-    @traced
-    def support(self, micro_batches: Sequence[Sequence[Sequence[TrainingExample]]]) -> list[list[Tokens]]:
-        """Compute the student's top-k ids (T, K) at each response token; K is less than the vocabulary's size, so that
-        the tail has a token.
-
-        Args:
-            micro_batches: each a list of rows of examples.
-
-        Returns:
-            A list for each micro-batch: the ids of its examples, row after row.
-        """
-        top_k = min(self._method.top_k or 0, vocabulary_rows(self._engine.module.model) - 1)
-        supports = []
-        with torch.no_grad():
-            for rows in micro_batches:
-                batch = self._padded_batch(rows)
-                ids_NK = self._engine(batch, in_slices(lambda logits, _: logits.topk(top_k).indices.int()))
-                supports.append(batch.split(ids_NK) if rows else [])
-                self._forward_counts["student/support"] += sum(map(len, rows))
-        release_gpu_cache(self._config, self._device)
-        return supports
 
     @traced
     def step(
@@ -199,10 +174,6 @@ class LearnerWorker(Sender, Rank):
                 report.sums |= digests.sums
                 report.digests = digests.all_digests(self._engine, self._trained)
         return report
-
-    def forward_counts(self) -> Counter[str]:
-        """Count the responses that went through each forward since the start: `student/support`, `student/gradient`."""
-        return self._forward_counts
 
     def peak_flops(self) -> float:
         """Measure the peak rate of matrix products in the student's precision, operations/s."""
@@ -264,11 +235,6 @@ class LearnerWorker(Sender, Rank):
             device=self._device,
         )
         return with_trajectory_alpha(inputs, self._step_objective)
-
-    def _padded_batch(self, rows: Sequence[Sequence[TrainingExample]]) -> PaddedBatch:
-        """Pad rows of examples, with the student's prompts."""
-        samples = [[(example.prompt.tokens, example.rollout.tokens_T) for example in row] for row in rows]
-        return PaddedBatch(samples, self._device)
 
     def _set_learning_rate(self, factor: float) -> float:
         """Set the learning rate of this step, and return it."""

@@ -7,6 +7,7 @@ const CURVES = [
     charts: [
       { title: "Accuracy", about: "Mean over the fields on test and out-of-distribution questions, with 95 % intervals over questions.", unit: "accuracy, %", evaluations: true, show: (value) => percent(value, 0) },
       { title: "Accuracy by field", about: "On test questions.", unit: "accuracy, %", fields: true, show: (value) => percent(value, 0) },
+      { title: "Right in one of several", about: "pass@k: the probability that one of k responses to a test question is right, and mean@k, the accuracy of one. Where pass@k falls while mean@k rises, training narrows what the model tries.", unit: "accuracy, %", passes: true, show: (value) => percent(value, 0) },
       { title: "Reward", about: "Mean over all responses sampled for a step.", unit: "mean reward, %", metrics: { "rollout/reward_mean": "reward" }, show: (value) => percent(value, 0) },
     ],
   },
@@ -30,6 +31,8 @@ const CURVES = [
       { title: "Training signal", about: "Responses that are learned from; questions that the method can learn from; questions whose responses differ in reward.", unit: "fraction, %", metrics: { "rollout/learned_fraction": "responses learned from", "rollout/groups_learnable_fraction": "questions to learn from", "rollout/groups_differing_fraction": "questions with different rewards" }, show: (value) => percent(value, 0) },
       { title: "Solutions shown", about: "Sources of the solution in the teacher’s prompt; the rest are correct siblings.", unit: "fraction, %", metrics: { "privileged/dataset_fraction": "data set’s own", "privileged/sibling_and_dataset_fraction": "sibling and own", "privileged/feedback_fraction": "feedback alone" }, show: (value) => percent(value, 0) },
       { title: "Response length", about: "Mean tokens of a response.", unit: "tokens", metrics: { "rollout/response_tokens_mean": "tokens" } },
+      { title: "Repetition", about: "Runs of four tokens that a response has had before.", unit: "fraction, %", metrics: { "rollout/repeated_fraction": "repeated" }, show: (value) => percent(value, 0), zero: true },
+      { title: "Distance to the initial model", about: "KL divergence of the student from the initial model, on responses that the initial model sampled.", unit: "nats a token", metrics: { "drift/initial_kl_nats": "distance" }, zero: true },
       { title: "Engine/learner mismatch", about: "Largest difference in the log-probability of a sampled token; logarithmic scale.", unit: "nats", metrics: { "mismatch/logp_diff_max": "difference" }, log: true },
       { title: "Utilisation", about: "Operations of a stage’s matrix products over its seconds and the measured peak of its workers.", unit: "share of the peak, %", metrics: { "perf/sample_utilisation": "sample", "perf/score_utilisation": "score", "perf/learn_utilisation": "learn", "perf/support_utilisation": "support" }, zero: true, show: (value) => percent(value, 0) },
       { title: "Staleness", about: "Age of rollouts in weight versions.", unit: "steps", metrics: { "policy/age_steps_max": "oldest", "policy/age_steps_mean": "mean" }, zero: true },
@@ -48,7 +51,7 @@ function showCurves(container) {
 }
 
 function chartOf(chart) {
-  const series = chart.evaluations ? accuracySeries() : chart.fields ? fieldSeries() : metricSeries(chart.metrics);
+  const series = chart.evaluations ? accuracySeries() : chart.fields ? fieldSeries() : chart.passes ? passSeries() : metricSeries(chart.metrics);
   return lineChart({ ...chart, series });
 }
 
@@ -83,6 +86,22 @@ function accuracySeries() {
       };
     }),
   );
+}
+
+function passSeries() {
+  return RUNS.flatMap((run, index) => {
+    const lines = run.evaluations.filter((line) => line.evaluation === "test" && line.samples > 1 && line.passes);
+    if (!lines.length) return [];
+    const k = lines[0].samples;
+    const curve = (name, accuracyOf, i) => ({
+      name: MANY ? `${run.name}, ${name}` : name,
+      colour: colour(MANY ? index : i),
+      dash: MANY ? DASHES[i] : null,
+      dots: true,
+      points: lines.filter((line) => line.samples === k).map((line) => [line.step, accuracyOf(line).average]),
+    });
+    return [curve(`mean@${k}`, (line) => line.mean, 0), curve(`pass@${k}`, (line) => line.passes[k], 1)];
+  });
 }
 
 function fieldSeries() {

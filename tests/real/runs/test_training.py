@@ -125,6 +125,9 @@ def test_a_few_real_steps(roles: RealRoles, spares: Spares, task: Task, tmp_path
         assert record["learner/grad_norm"] > 0
         assert record["policy/age_steps_max"] == 0
     assert summary["logp_diff_max"] <= 1e-3
+    distances = [record["drift/initial_kl_nats"] for record in steps if "drift/initial_kl_nats" in record]
+    assert len(distances) == 2, "after the first step and after the last"
+    assert 0 < distances[0] < distances[1] < 1
     hold_metrics(steps)
     hold_samples(tmp_path / "demo", task, lambda pairs: logits_of(MODEL_DIR, pairs))
     hold_report(tmp_path / "demo")

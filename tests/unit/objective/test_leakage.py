@@ -21,7 +21,7 @@ from demopsd_dist.methods import resolve_method
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
 from demopsd_dist.objective import DemoPSD, barycenter, demopsd_loss, information, leakage_terms, ordering_terms
 from demopsd_dist.testing import StandInTeacher, World
-from demopsd_dist.training import leakage_probe
+from demopsd_dist.training.probes import leakage_probe
 from tests.unit.run_record.sample_rows import prompt, rollout
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"

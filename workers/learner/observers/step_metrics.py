@@ -9,7 +9,7 @@ from torch import Tensor
 
 from demopsd_dist.objective import Loss, TokenSlice, TokenViews
 from workers.learner.loss_inputs import LossInputs
-from workers.learner.rank_report import RankReport
+from workers.learner.observers.rank_report import RankReport
 
 
 class StepMetrics:
