@@ -16,7 +16,7 @@ from demopsd_dist.util.errors import ConfigError, WeightSyncError, WorkerError
 from tests.unit.run_record.sample_rows import prompt, rollout
 from workers.actor_group import no_actors
 from workers.learner.group import LearnerGroup, step_metrics
-from workers.learner.rank_report import RankReport
+from workers.learner.observers.rank_report import RankReport
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 
