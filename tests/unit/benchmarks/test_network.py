@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -37,8 +38,10 @@ def run_on(hosts: Hosts, name: str, code: str, *words: str) -> int:
 def test_a_link_is_cut_and_joined_again(hosts: Hosts) -> None:
     server = hosts.start("second", [sys.executable, "-c", SERVE, hosts.address("second")], os.environ)
     ready = hosts.shared_memory("second") / "ready"
+    give_up = time.monotonic() + 20
     while not ready.exists():
         assert server.poll() is None
+        assert time.monotonic() < give_up
     assert server.pid in hosts.pids("second")
     reached = [run_on(hosts, "third", CONNECT, hosts.address("second"))]
     hosts.cut("second")
