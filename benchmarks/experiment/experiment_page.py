@@ -44,6 +44,28 @@ def _leakage_ratio(record: Record) -> float | None:
     return target / teacher if target is not None and teacher else None
 
 
+def _last_curve(key: str) -> Column:
+    """Column of the last value of a curve over the steps."""
+    return lambda record: (record["curves"].get(key) or [None])[-1]
+
+
+def _evaluations(record: Record) -> list[Record]:
+    """Evaluations of the test split during a run, in order; empty in records of earlier versions."""
+    return [row for row in record.get("evaluations", []) if row["split"] == "test"]
+
+
+def _best(record: Record) -> float | None:
+    """Highest mean@k of an evaluation during the run, of those with an evaluation in between."""
+    rows = _evaluations(record)
+    return max(row["mean"] for row in rows) if len(rows) > 2 else None
+
+
+def _fall(record: Record) -> float | None:
+    """Difference of the last mean@k from the best."""
+    best = _best(record)
+    return None if best is None else best - _evaluations(record)[-1]["mean"]
+
+
 def columns_of(table: Table) -> dict[str, Column]:
     """Columns of the CSV, in order."""
     fields = _test_split(next(iter(table.values()))[0])["mean"]["by_field"]
@@ -53,6 +75,8 @@ def columns_of(table: Table) -> dict[str, Column]:
         "test maj@k": lambda r: _test_split(r)["majority"]["average"],
         "test pass@k": lambda r: _test_split(r)["passes"][str(_test_split(r)["samples"])]["average"],
         "test best@k (verl)": lambda r: _test_split(r)["best"]["average"],
+        "test best in the run": _best,
+        "test fall from it": _fall,
         "ood mean@k": _mean_of_split("ood"),
         "entropy, nats": lambda r: _test_split(r)["entropy_nats"],
         "KL(q‖s) / KL(r‖s)": _leakage_ratio,
@@ -66,12 +90,15 @@ def columns_of(table: Table) -> dict[str, Column]:
         "answer off its working": lambda r: _test_split(r)["behaviour"]["unsupported"],
         "no answer": lambda r: _test_split(r)["unparsed_fraction"],
         "response tokens": lambda r: _test_split(r)["response_tokens_mean"],
+        "repeated": _last_curve("rollout/repeated_fraction"),
+        "KL(initial‖student), nats": _last_curve("drift/initial_kl_nats"),
         "mean alpha": _summary("alpha_mean"),
+        "steps": _summary("steps"),
         "seconds": _summary("wall_s"),
     }
 
 
-PERCENT = ("test", "ood", "early", "mentions", "answers first", "answer off", "no answer")
+PERCENT = ("test", "ood", "early", "mentions", "answers first", "answer off", "no answer", "repeated")
 """Beginnings of the columns that are shown in percent."""
 
 
@@ -94,7 +121,10 @@ def format_mean(name: str, values: Sequence[float | None]) -> str:
 
 def difference(table: Table, arm: str, other: str, column: Column) -> tuple[float, float] | None:
     """Mean of arm minus other, seed by seed, and its half-width. None where either has no such value."""
-    pairs = [(column(a), column(b)) for a, b in zip(table[arm], table[other], strict=True)]
+    others = {record["summary"]["seed"]: record for record in table.get(other, [])}
+    pairs = [
+        (column(record), column(others[seed])) for record in table[arm] if (seed := record["summary"]["seed"]) in others
+    ]
     differences = [a - b for a, b in pairs if a is not None and b is not None]
     return (fmean(differences), half_width(differences)) if differences else None
 
@@ -102,7 +132,8 @@ def difference(table: Table, arm: str, other: str, column: Column) -> tuple[floa
 def write_report(table: Table, rates: dict[str, str], compared_with: str, grid: Sequence[float], out: Path) -> None:
     """Write `seeds-0-1-2.md`, `.csv` and `.png`, named by the seeds: other seeds have files beside these."""
     columns = columns_of(table)
-    stem = "seeds-" + "-".join(str(record["summary"]["seed"]) for record in next(iter(table.values())))
+    seeds = sorted({record["summary"]["seed"] for records in table.values() for record in records})
+    stem = "seeds-" + "-".join(map(str, seeds))
     with (out / f"{stem}.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["arm", "seed", "learning rate", *columns])
@@ -118,7 +149,9 @@ def markdown(table: Table, columns: dict[str, Column], rates: dict[str, str], co
     """The table of all arms, and their differences from one arm."""
     first = next(iter(table.values()))
     test = _test_split(first[0])
-    seeds = ", ".join(str(record["summary"]["seed"]) for record in first)
+    runs = {record["summary"]["seed"] for records in table.values() for record in records}
+    seeds = ", ".join(map(str, sorted(runs)))
+    fewer = [f"{arm} {len(records)}" for arm, records in table.items() if len(records) < len(runs)]
     chosen = (
         f"Each arm's learning rate was chosen among {', '.join(f'{rate:g}' for rate in grid)} on validation questions, "
         "with another seed."
@@ -129,7 +162,8 @@ def markdown(table: Table, columns: dict[str, Column], rates: dict[str, str], co
         "# Methods and controls on one task",
         "",
         f"Seeds {seeds}; k = {test['samples']} responses to each of {test['questions']} test questions. Values are "
-        f"means over the seeds ± half of their 95 % interval (Student's t over seeds). {chosen}",
+        f"means over the seeds ± half of their 95 % interval (Student's t over seeds). {chosen}"
+        + (f" Fewer seeds so far: {', '.join(fewer)}." if fewer else ""),
         "",
         *_rows(table, columns, rates),
         "",
@@ -177,7 +211,8 @@ def plot(table: Table, columns: dict[str, Column], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, 2, figsize=(13, 9))
+    over_steps = {arm: records for arm, records in table.items() if _best(records[0]) is not None}
+    figure, axes = plt.subplots(3 if over_steps else 2, 2, figsize=(13, 13 if over_steps else 9))
     palette = plt.get_cmap("tab10")
     trained = [arm for arm in table if table[arm][0]["curves"]]
     colours = {arm: palette(trained.index(arm) % 10) if arm in trained else "grey" for arm in table}
@@ -193,6 +228,14 @@ def plot(table: Table, columns: dict[str, Column], path: Path) -> None:
         _plot_accuracies(axis, table, columns[name], colours)
         axis.set(title=f"{name}, %, each seed and 95 % interval", xlim=(0, None))
         axis.grid(alpha=0.3, axis="x")
+    if over_steps:
+        for key, axis, title in (
+            ("mean", axes[2, 0], "test mean@k over the steps, %"),
+            ("pass", axes[2, 1], "test pass@k over the steps, %"),
+        ):
+            _plot_evaluations(axis, over_steps, key, colours)
+            axis.set(title=title, xlabel="step")
+            axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -204,6 +247,15 @@ def _plot_curves(axis: Any, table: Table, key: str, colours: dict[str, Any]) -> 
         rows = zip(*(record["curves"].get(key, []) for record in records), strict=False)
         values = smoothed([fmean(row) for row in rows])
         axis.plot(range(1, len(values) + 1), values, label=arm, color=colours[arm], lw=1.6)
+
+
+def _plot_evaluations(axis: Any, table: Table, key: str, colours: dict[str, Any]) -> None:
+    """A line for each arm: means over its seeds at each evaluation during the run."""
+    for arm, records in table.items():
+        steps = [row["step"] for row in _evaluations(records[0])]
+        rows = zip(*([100 * row[key] for row in _evaluations(record)] for record in records), strict=False)
+        means = [fmean(row) for row in rows]
+        axis.plot(steps[: len(means)], means, marker="o", ms=3, color=colours[arm], lw=1.4)
 
 
 def _plot_accuracies(axis: Any, table: Table, column: Column, colours: dict[str, Any]) -> None:

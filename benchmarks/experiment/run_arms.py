@@ -3,7 +3,8 @@
 Each arm's learning rate is chosen on validation questions, from the same number of candidates for every arm. Each seed
 is then trained and evaluated on the test questions, which no choice was made on. Each run is a `demopsd train`
 of its own. Its record is one line of `records.jsonl` under `--out`; a run that has a record is not run again, so the
-command may be stopped and started again. Words after the file override it: `seeds=[3,4,5]`.
+command may be stopped and started again. With `--table` nothing is run: the table is made from the records that there
+are. Words after the file override it: `seeds=[3,4,5]`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,14 @@ from launch._processes import fenced
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "experiments"
-CURVES = ("rollout/reward_mean", "policy/entropy_nats", "demopsd/alpha_mean")
+CURVES = (
+    "rollout/reward_mean",
+    "policy/entropy_nats",
+    "demopsd/alpha_mean",
+    "rollout/response_tokens_mean",
+    "rollout/repeated_fraction",
+    "drift/initial_kl_nats",
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,22 @@ class ExperimentRunner:
             recorded = self.records.load()
         return {run.name: recorded[run.name] for run in runs}
 
+    def recorded(self, runs: Sequence[ArmRun]) -> dict[str, Record]:
+        """The records that there are among those of `runs`, by name; the other runs are printed.
+
+        Raises:
+            ConfigError: there is none, or a record has other settings.
+        """
+        recorded = self.records.load()
+        for run in runs:
+            self._check(run, recorded.get(run.name))
+        missing = [run.name for run in runs if run.name not in recorded]
+        if len(missing) == len(runs):
+            raise ConfigError(f"{self.records.path} has no record of these {len(runs)} runs. Leave out --table.")
+        if missing:
+            print(f"{len(missing)} of {len(runs)} runs are missing: {', '.join(missing)}", flush=True)
+        return {run.name: recorded[run.name] for run in runs if run.name in recorded}
+
     def _check(self, run: ArmRun, record: Record | None) -> None:
         load(self._base, run.words)
         if record is not None and record["words"] != list(run.words):
@@ -113,7 +137,25 @@ def results_of(folder: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "evaluation" not in line]
     curves = {key: [round(step[key], 5) for step in steps if key in step] for key in CURVES}
-    return {"summary": summary, "curves": {key: values for key, values in curves.items() if values}}
+    evaluations = [evaluation_row(line) for line in lines if line.get("evaluation") in ("test", "ood")]
+    return {
+        "summary": summary,
+        "curves": {key: values for key, values in curves.items() if values},
+        "evaluations": evaluations,
+    }
+
+
+def evaluation_row(line: dict[str, Any]) -> dict[str, Any]:
+    """One evaluation of a run: its step and split, with mean@k, pass@k, entropy and length."""
+    return {
+        "step": line["step"],
+        "split": line["evaluation"],
+        "mean": round(line["mean"]["average"], 5),
+        "pass": round(line["passes"][str(line["samples"])]["average"], 5),
+        "entropy_nats": round(line["entropy_nats"], 5),
+        "response_tokens": round(line["response_tokens_mean"], 2),
+        "unparsed": round(line["unparsed_fraction"], 5),
+    }
 
 
 class Tuner:
@@ -178,8 +220,15 @@ def tune(runner: ExperimentRunner) -> tuple[dict[str, Record], dict[str, list[st
     return tuner.best, tuner.words
 
 
-def run_experiment(experiment: Experiment, base: Path, out: Path) -> None:
-    """Tune and train all arms, then write table, CSV and plots to `out`."""
+def run_experiment(experiment: Experiment, base: Path, out: Path, table_only: bool = False) -> None:
+    """Tune and train all arms, then write table, CSV and plots to `out`.
+
+    Args:
+        table_only: run nothing; missing runs are named, and the table has the others.
+
+    Raises:
+        ConfigError: `table_only`, and there are no records.
+    """
     runner = ExperimentRunner(experiment, base, out)
     _, words = tune(runner)
     common = (*experiment.settings, *experiment.final.settings)
@@ -189,8 +238,12 @@ def run_experiment(experiment: Experiment, base: Path, out: Path) -> None:
         for seed in experiment.seeds
         for name, own in words.items()
     ]
-    records = runner.complete(runs)
-    table = {name: [records[f"{name}-seed{seed}"] for seed in experiment.seeds] for name in ("base", *words)}
+    records = runner.recorded(runs) if table_only else runner.complete(runs)
+    table = {
+        name: [records[run] for seed in experiment.seeds if (run := f"{name}-seed{seed}") in records]
+        for name in ("base", *words)
+    }
+    table = {name: rows for name, rows in table.items() if rows}
     rates = {name: f"{load(base, [*common, *own]).learner.learning_rate:g}" for name, own in words.items()}
     write_report(table, rates, experiment.compared_with, experiment.tuning.learning_rates, out)
     print(f"table and plots in {out}")
@@ -202,13 +255,14 @@ def main() -> int:
     parser.add_argument("experiment", type=Path, help="YAML file of arms, seeds and settings")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the experiment to override")
     parser.add_argument("--out", type=Path, help="folder of records, tables and plots")
+    parser.add_argument("--table", action="store_true", help="run nothing, and make the table of the runs so far")
     arguments = parser.parse_intermixed_args()
 
     def work() -> int:
         experiment = read_experiment(arguments.experiment, arguments.overrides)
         out = arguments.out or RESULTS / arguments.experiment.stem
         with fenced():  # no run outlives this process
-            run_experiment(experiment, arguments.experiment.parent / experiment.base, out)
+            run_experiment(experiment, arguments.experiment.parent / experiment.base, out, arguments.table)
         return 0
 
     return exit_code_of(work)

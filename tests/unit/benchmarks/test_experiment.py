@@ -11,7 +11,7 @@ import pytest
 from benchmarks.common.intervals import half_width
 from benchmarks.experiment.experiment_file import Experiment, read_experiment
 from benchmarks.experiment.experiment_page import write_report
-from benchmarks.experiment.run_arms import ArmRun, ExperimentRunner, tune
+from benchmarks.experiment.run_arms import ArmRun, ExperimentRunner, run_experiment, tune
 from demopsd_dist.config import load
 from demopsd_dist.util.errors import ConfigError
 
@@ -144,3 +144,28 @@ def test_half_width_is_student_t() -> None:
     assert half_width([0.0, 1.0]) == pytest.approx(12.706 * 0.5, rel=1e-3)
     assert half_width([1.0]) == float("inf")
     assert half_width([float(i % 2) for i in range(40)]) == pytest.approx(2.023 * 0.5064 / 40**0.5, rel=2e-3)
+
+
+def test_a_table_of_the_runs_so_far(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Arms may have fewer seeds; differences are taken between runs of one seed."""
+    experiment = read_experiment(ROOT / "configs/experiments/long_runs.yaml", [])
+    base = ROOT / "configs" / "demo.yaml"
+    with pytest.raises(ConfigError, match="has no record of these"):
+        run_experiment(experiment, base, tmp_path, table_only=True)
+    runner = InstantRunner(experiment, tmp_path)
+    evaluations = [
+        {"step": step, "split": "test", "mean": mean, "pass": 0.9} for step, mean in ((0, 0.3), (50, 0.6), (300, 0.4))
+    ]
+    for name, seed, accuracy in (("demopsd", 0, 0.5), ("demopsd", 1, 0.6), ("grpo", 1, 0.9)):
+        words = [*experiment.settings, *experiment.arms[name].settings, f"seed={seed}"]
+        row = record(seed, accuracy) | {"words": words, "evaluations": evaluations}
+        runner.records.append(f"{name}-seed{seed}", row)
+    run_experiment(experiment, base, tmp_path, table_only=True)
+    assert "27 of 30 runs are missing: base-seed0, base-seed1, base-seed2, alpha_max_05-seed0, " in capsys.readouterr().out
+    text = (tmp_path / "seeds-0-1.md").read_text()
+    assert "Fewer seeds so far: grpo 1." in text
+    assert "| grpo | +30.0 ± inf |" in text, "0.9 against 0.6, of seed 1"
+    with (tmp_path / "seeds-0-1.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["test fall from it"] for row in rows] == ["0.2"] * 3
+    assert (tmp_path / "seeds-0-1.png").stat().st_size > 10_000
