@@ -8,8 +8,10 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 from demopsd_dist.util.errors import ConfigError, DemoPSDError
 from demopsd_dist.util.rooms import IS_CHECKOUT
@@ -65,6 +67,21 @@ VERBS = {
 """Commands by name, in the order in which they are listed. `prebuild` and `wait_for_nodes` are for scripts."""
 
 
+class CommandParser(argparse.ArgumentParser):
+    """Parser whose errors are one line with an example, as this project's own errors are; exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong with the words of the command, and end."""
+        listed = VERBS.get(self.prog.rpartition(" ")[2])
+        message = message.replace(", key=value", "")  # these may be left out
+        wrong = message.rpartition("unrecognized arguments: ")[2].split()
+        near = get_close_matches(wrong[0], self._option_string_actions, n=1) if wrong else []
+        if near and message.startswith("unrecognized"):
+            self.exit(2, f"error: {self.prog}: there is no option {wrong[0]}. Did you mean {near[0]}?\n")
+        example = f" For example: {listed.examples[0]}" if listed else f" See {self.prog} --help."
+        self.exit(2, f"error: {self.prog}: {message}.{example}\n")
+
+
 def command_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     """Parser of a command, without arguments yet; its help ends with the examples of `VERBS`.
 
@@ -73,7 +90,7 @@ def command_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
         doc: docstring of the command's module.
     """
     listed = VERBS.get(name)
-    return argparse.ArgumentParser(
+    return CommandParser(
         prog=f"demopsd {name}" if listed else f"python -m launch.{name}",
         description=doc,
         epilog="\n".join(["examples:", *(f"  {example}" for example in listed.examples)]) if listed else None,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from demopsd_dist.config import Config, load
 from demopsd_dist.data.recorded_responses import MarkedResponse, mark, read_responses
-from demopsd_dist.data.rewards import resolve_reward
+from demopsd_dist.data.rewards import ANSWER_FORMS, other_form, resolve_reward
 from demopsd_dist.util.errors import ConfigError
 from demopsd_dist.util.fitted_lines import print_fitted
 from demopsd_dist.util.printable import escape_control_chars
@@ -58,17 +58,21 @@ def mark_and_print(arguments: argparse.Namespace) -> int:
     config = load(arguments.config, arguments.overrides)
     reward = resolve_reward(config.reward, config.limits, config.reward_errors)
     reasons: Counter[str] = Counter()
-    total = 0.0
+    total, unread = 0.0, []
     for recorded in read_responses(arguments.file, config.data):
         marked = mark(recorded, reward)
         reasons[marked.reason] += 1
         total += marked.score or 0.0
+        if marked.read is None:
+            unread.append((recorded.response, recorded.question.answer))
         if arguments.scores:
             print(score_text(marked), flush=True)
         else:
             print_fitted([format_marked(marked)], indent=9)
     if not arguments.scores:
         print_fitted(summary(config, reasons, total))
+        if config.reward in ANSWER_FORMS and (hint := other_form(unread, config.reward)):
+            print_fitted([f"note: {len(unread):,} responses have no answer that reward={config.reward} reads; {hint}"])
     return 0
 
 

@@ -10,6 +10,7 @@ from demopsd_dist.data.rewards.builtin import (
     Reward,
     answer_form,
     answer_reward,
+    other_form,
     resolve_reward,
 )
 from demopsd_dist.data.rewards.comparison import same_answer
@@ -24,6 +25,7 @@ __all__ = [
     "answer_form",
     "answer_reward",
     "extract_answer",
+    "other_form",
     "resolve_reward",
     "same_answer",
 ]

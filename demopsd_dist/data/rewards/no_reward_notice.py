@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from demopsd_dist.data.records import Rollout
-from demopsd_dist.data.rewards.builtin import ANSWER_FORMS, Reward
+from demopsd_dist.data.rewards.builtin import ANSWER_FORMS, Reward, other_form
 from demopsd_dist.util.printable import abridged_lines, escape_control_chars
 
 _RESPONSE_LINES, _MAX_CHARS = 4, 200
@@ -33,9 +33,10 @@ def notice(rollouts: Sequence[Rollout], reward: Reward, max_response_tokens: int
         cause = f"{len(cut)} of {count} were cut at {limit} before an answer. Raise it, or ask for short answers"
     elif 2 * len(without) > count:
         shown = next((rollout for rollout in without if not rollout.truncated), without[0])
+        hint = other_form([(one.full_text, one.prompt.question.answer) for one in without], reward.name)
         cause = (
             f"no answer in the form of {form} in {len(without)} of {count}. Ask for that form in data.system or "
-            "data.suffix, or set reward to the form that the responses have"
+            f"data.suffix, or set reward to the form that the responses have{f': {hint}' if hint else ''}"
         )
     elif reads_form:
         shown = different[0]

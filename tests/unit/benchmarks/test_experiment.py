@@ -161,7 +161,9 @@ def test_a_table_of_the_runs_so_far(tmp_path: Path, capsys: pytest.CaptureFixtur
         row = record(seed, accuracy) | {"words": words, "evaluations": evaluations}
         runner.records.append(f"{name}-seed{seed}", row)
     run_experiment(experiment, base, tmp_path, table_only=True)
-    assert "27 of 30 runs are missing: base-seed0, base-seed1, base-seed2, alpha_max_05-seed0, " in capsys.readouterr().out
+    assert (
+        "27 of 30 runs are missing: base-seed0, base-seed1, base-seed2, alpha_max_05-seed0, " in capsys.readouterr().out
+    )
     text = (tmp_path / "seeds-0-1.md").read_text()
     assert "Fewer seeds so far: grpo 1." in text
     assert "| grpo | +30.0 ± inf |" in text, "0.9 against 0.6, of seed 1"

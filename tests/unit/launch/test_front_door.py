@@ -66,6 +66,32 @@ def test_an_unknown_command_is_refused_with_the_nearest(
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["plan", "demo"],
+            "demopsd plan: the following arguments are required: --gpus. For example: demopsd plan node",
+        ),
+        (["train"], "demopsd train: the following arguments are required: config. For example: demopsd train demo"),
+        (["train", "demo", "--dryrun"], "demopsd train: there is no option --dryrun. Did you mean --dry-run?"),
+        (
+            ["replay", "runs/demo", "--step", "one"],
+            "demopsd replay: argument --step: invalid int value: 'one'. For exam",
+        ),
+    ],
+)
+def test_wrong_words_of_a_command_are_refused_in_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith(f"error: {message}")
+    assert said.count("\n") == 1
+
+
 def test_it_runs_from_any_folder_beside_other_packages_of_its_names(tmp_path: Path) -> None:
     """Another `launch` and another `workers`, in the working folder and on the path, are not imported."""
     for name in ("launch", "workers"):

@@ -51,8 +51,11 @@ def test_each_response_has_its_score_its_answer_and_its_reason(mark: Mark) -> No
     assert r"read '1\x1b[2J3'" in lines[1], "a response does not steer the terminal"
     assert lines[2].split()[2:4] == ["read", "-"]
     assert lines[len(RESPONSES)] == "6 responses, reward=answer, mean score 0.333"
-    totals = dict(line.split(maxsplit=1)[::-1] for line in lines[len(RESPONSES) + 1 :])
+    *totalled, note = lines[len(RESPONSES) + 1 :]
+    totals = dict(line.split(maxsplit=1)[::-1] for line in totalled)
     assert totals == {"right": "2"} | {reason: "1" for _, reason in RESPONSES.values() if reason != "right"}
+    unread = "note: 3 responses have no answer that reward=answer reads; "
+    assert note == f"{unread}reward=gsm8k would find 1 of these 3 right"
 
 
 def test_scores_alone_are_one_a_line(mark: Mark) -> None:

@@ -42,6 +42,15 @@ def test_the_likely_cause_is_that_of_most_responses(other: int, none: int, cut: 
     assert lines[2:] == [f"  response to q: {shown}", "  expected answer: 12"]
 
 
+def test_a_reward_that_reads_the_responses_is_named() -> None:
+    question = prompt("q", answer="12")
+    texts = [r"so \boxed{12}", r"so \boxed{12}", r"so \boxed{7}", "no idea"]
+    lines = notice([rollout(question, i, text) for i, text in enumerate(texts)], resolve_reward("answer"), 64, 2)
+    assert "that the responses have: reward=boxed would find 2 of these 4 right." in lines[0]
+    none = notice([rollout(question, i, "no idea") for i in range(4)], resolve_reward("answer"), 64, 2)
+    assert "would find" not in none[0]
+
+
 def test_of_an_own_reward_only_the_cut_responses_are_known() -> None:
     reward = Reward("my.reward", lambda response, question: 0.0, lambda response: response or None)
     lines = notice(responses(3, 2, 1), reward, 64, 1)
