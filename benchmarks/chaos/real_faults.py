@@ -119,6 +119,8 @@ class FaultInjector(RunLogWithSteps):
         ]
 
     def _is_due(self) -> bool:
+        if self.pending[0].stage == "recover":
+            return True  # which comes with the fault before
         return self.last_step >= self.STEPS_APART + (self.planted[-1][1] if self.planted else 0)
 
     def _send_signal(self, fault: PlantedFault) -> None:

@@ -117,6 +117,7 @@ def main(argv: Sequence[str]) -> int:
     plan, record, *arguments = argv
     faults = [DrawnFault(**row) for row in json.loads(Path(plan).read_text())]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have it ignored
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as nohup does, so that the fault would have no effect
     on_hosts = any(word.startswith("ray_address=") for word in arguments)
     return train(arguments, partial(DisturbingLog, faults=faults, record=Path(record), on_hosts=on_hosts))
 

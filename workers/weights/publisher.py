@@ -87,7 +87,8 @@ class WeightPublisher:
         rollouts.sync_new_worker = self.sync_new_worker
 
     async def start(self) -> None:
-        """Get the bucket plan from the learners, choose the transport, and attach the receivers.
+        """Get the bucket plan from the learners, choose the transport, and attach the receivers. Rollout workers that
+        have been lost are left out: the pool replaces them, and their replacements are attached when they join.
 
         Raises:
             ConfigError: `weights.transport` cannot reach all receivers.
@@ -100,9 +101,9 @@ class WeightPublisher:
         )
         self.plan = plans[0]
         receivers: tuple[ActorGroup[Receiver], ...] = (self._rollouts.group, self._teacher)
-        nodes: dict[str, str] = {}
-        for group in receivers:
-            nodes |= await receiver_nodes(group, within_s)
+        answers = _successes(await self._call_rollouts(lambda worker: worker(Receiver.node), "its node"))
+        nodes = {f"{self._rollouts.group.role} {rank}": node for rank, node in answers.items()}
+        nodes |= await receiver_nodes(self._teacher, within_s)
         self.transport = choose_transport(self._transport_setting, self.plan.node, nodes)
         self._group = WeightGroup(self._learners, self._config)
         if self.transport is Transport.collective:
@@ -112,8 +113,9 @@ class WeightPublisher:
             within_s=within_s,
             what="opening memory for weights",
         )
-        for group in receivers:
-            await self._attach(group)
+        plan, segment = self.plan, self.segment
+        await self._call_rollouts(lambda worker: worker(Receiver.attach, plan, segment), "mapping shared memory")
+        await self._attach(self._teacher)
         self._starts += 1
         self._canary = canary_tokens(self.plan.vocabulary_size, self._config.rollout.max_prompt_tokens)
 

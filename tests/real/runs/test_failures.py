@@ -34,6 +34,7 @@ def test_each_role_dies_and_the_run_goes_on(tmp_path: Path) -> None:
         PlantedFault("score", "teacher"),
         PlantedFault("publish_weights", "rollout"),
         PlantedFault("learn", "learner"),
+        PlantedFault("recover", "rollout"),
         PlantedFault("sample", "rollout", signal.SIGSTOP),
         PlantedFault("checkpoint", "learner"),
     ]
@@ -42,7 +43,7 @@ def test_each_role_dies_and_the_run_goes_on(tmp_path: Path) -> None:
     assert found.audit.faults == []
     assert found.audit.steps == len(found.metrics) == 3 * (len(blows) + 2)
     assert found.audit.resampled > 0, "some prompts were asked for again"
-    assert found.console.count("It is replaced, and its work done again.") == 3
+    assert found.console.count("It is replaced, and its work done again.") == 4
     assert "is back after" in found.console
     assert found.console.count("are restarted") == 3
     assert "hangs: no answer within limits.silence_s=15 s" in found.console
