@@ -36,7 +36,7 @@ def parse(record: SourceRecord) -> ParsedQuestion | RefusedRecord:
         return RefusedRecord(multiple_choice.REPEATED)
     given = [name for name in _ANSWERS if record.values.get(name) not in (None, "")]
     if not given:
-        raise DataError(f"{record.where}: the record has no {' or '.join(map(repr, _ANSWERS))}. Add it or remove it.")
+        raise DataError(f"{record.where}: {record.absence(_ANSWERS, advice='Add it')}")
     chosen = {_index(record.values[name], labels) for name in given}
     if None in chosen:
         return RefusedRecord("the answer is not among the choices")
@@ -58,7 +58,7 @@ def _labelled_options(record: SourceRecord) -> tuple[list[str], list[str]]:
     """Labels and texts of the options; labels are the letters where there are none."""
     name = next((name for name in OPTIONS if isinstance(record.values.get(name), (list, dict))), None)
     if name is None:
-        raise DataError(f"{record.where}: the record has no list 'choices' or 'options'. Add it or remove the record.")
+        raise DataError(f"{record.where}: {record.absence(OPTIONS, advice='Add a list of the options')}")
     value = record.values[name]
     if isinstance(value, dict) and isinstance(value.get("text"), list):
         texts, labels = value["text"], [str(label) for label in value.get("label") or multiple_choice.LETTERS]

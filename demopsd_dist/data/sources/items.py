@@ -54,18 +54,16 @@ class SourceRecord:
         """
         text = self._text(names, required=True)
         if text is None:
-            raise DataError(f"{self.where}: {self._absence(names)}")
+            raise DataError(f"{self.where}: {self.absence(names)}")
         return text
 
-    def _absence(self, names: Sequence[str]) -> str:
-        """Sentence about fields of which none has text: the empty one, or that there is none, and the others."""
+    def absence(self, names: Sequence[str], advice: str = "Add it, name its field in data.fields") -> str:
+        """Sentence about fields of which none has a value: the empty one, or that there is none, and the others."""
         if empty := [name for name in names if isinstance(_nested_value(self.values, name), str)]:
             return f"{_either(empty)} is empty. Write its text, or remove the record."
         own = [escape_control_chars(str(name), max_chars=40) for name in self.values][:MAX_NAMES]
         fields = f"; its fields are {', '.join(own)}" if own else ""
-        return (
-            f"the record has no {_either(names)}{fields}. Add it, name its field in data.fields, or remove the record."
-        )
+        return f"the record has no {_either(names)}{fields}. {advice}, or remove the record."
 
     def optional_text(self, *names: str) -> str | None:
         """Text of the first of these fields that the record has; None where it is missing or blank.
