@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,9 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from benchmarks.common.results_files import RESULTS, save
+from benchmarks.common.run_processes import training_process
 from benchmarks.endurance.usage import read_usage
 from demopsd_dist.run_record.folder import RunFolder
 
@@ -56,15 +54,12 @@ def one_run(words: Sequence[str], folder: Path) -> Row:
     Returns:
         The run's summary and the metrics of its steps, or the end of its output if it failed; peak memory by role, MiB.
     """
-    command = [sys.executable, "-m", "launch.train", str(CONFIG), *words, f"output_dir={folder}", "name=run"]
     run, peak, began = RunFolder(folder / "run"), dict.fromkeys(ROLES, 0.0), time.monotonic()
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        driver = psutil.Process(process.pid)
+    with training_process([str(CONFIG), *words, f"output_dir={folder}", "name=run"], folder / "log") as process:
         while process.poll() is None:
             time.sleep(EVERY_S)
-            if driver.is_running() and process.poll() is None:
-                memory = read_usage(driver, run.path, 0, 0.0).memory_mib
+            if process.poll() is None:
+                memory = read_usage(process, run.path, 0, 0.0).memory_mib
                 peak = {role: max(peak[role], memory.get(role, 0.0)) for role in ROLES}
     if process.returncode:
         return {"words": list(words), "failed": (folder / "log").read_text(errors="replace")[-4000:]}

@@ -1,15 +1,37 @@
-"""Processes of a training run: by the mark in their environment, or by their role."""
+"""Processes of a training run: its own, and those by the mark in their environment, or by their role."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 
+ROOT = Path(__file__).parents[2]
+STOP_S = 120.0  # from the request to stop to the end of a run
+
 MARK = "DEMOPSD_TEST_MARK"  # environment variable that all processes of a marked run inherit
 ROLES = ("rollout", "teacher", "learner")
+
+
+@contextmanager
+def training_process(words: Sequence[str], log: Path) -> Iterator[psutil.Popen]:
+    """A process of `demopsd train` with these words, and its output in a file. Where the block is left before it has
+    ended, it is asked to stop."""
+    command = [sys.executable, "-m", "launch.train", *words]
+    with log.open("w") as output:
+        process = psutil.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(timeout=STOP_S)
 
 
 def marked(mark: str) -> list[psutil.Process]:

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,9 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from benchmarks.common.results_files import RESULTS, save
+from benchmarks.common.run_processes import training_process
 from benchmarks.common.timed_runs import DEMO
 from benchmarks.endurance.growth import report
 from benchmarks.endurance.usage import Usage, read_usage
@@ -28,7 +24,6 @@ from demopsd_dist.run_record.audit import audit
 from demopsd_dist.run_record.folder import RunFolder
 
 NAME = "endurance-cpu"
-ROOT = Path(__file__).parents[2]
 EVERY_S = 4.0
 WORDS = (
     "rollout.num_workers=1",
@@ -47,7 +42,6 @@ WORDS = (
     "checkpoint.replayable=false",
     "samples.responses=4",
 )
-STOP_S = 120.0
 
 
 def observe(words: Sequence[str], folder: Path) -> tuple[list[Usage], int, RunFolder]:
@@ -57,22 +51,14 @@ def observe(words: Sequence[str], folder: Path) -> tuple[list[Usage], int, RunFo
         The readings, the exit code, and the run folder.
     """
     run = RunFolder(folder / "demo")
-    command = [sys.executable, "-m", "launch.train", str(DEMO), f"output_dir={folder}", *words]
     readings: list[Usage] = []
     began = time.monotonic()
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        driver = psutil.Process(process.pid)
-        try:
-            while process.poll() is None:
-                time.sleep(EVERY_S)
-                step = steps_of(run)
-                if step and (not readings or step > readings[-1].step) and process.poll() is None:
-                    readings.append(read_usage(driver, run.path, step, time.monotonic() - began))
-        except BaseException:
-            os.kill(process.pid, signal.SIGTERM)
-            process.wait(timeout=STOP_S)
-            raise
+    with training_process([str(DEMO), f"output_dir={folder}", *words], folder / "log") as process:
+        while process.poll() is None:
+            time.sleep(EVERY_S)
+            step = steps_of(run)
+            if step and (not readings or step > readings[-1].step) and process.poll() is None:
+                readings.append(read_usage(process, run.path, step, time.monotonic() - began))
     return readings, process.returncode, run
 
 
