@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from demopsd_dist.config import Config
+from demopsd_dist.config import Config, Transport
 from demopsd_dist.methods import resolve_method
 from demopsd_dist.models.precision import resolve_precision
 from demopsd_dist.models.text_config import layers_with_a_state, text_config_of
@@ -188,8 +188,11 @@ class LearnersAndTeacher:
 
     @property
     def transport(self) -> str:
-        """Transport of the weights in this run."""
-        return self._publisher.transport.value
+        """Transport of the weights in this run, for the log; of a process group with its library."""
+        name = self._publisher.transport.value
+        if self._publisher.transport is not Transport.collective:
+            return name
+        return f"{name} ({'NCCL' if self._config.learner.gpus_per_worker else 'gloo'})"
 
     async def check_export(self, folder: Path) -> ExportCheck:
         """Load an exported student in transformers and vLLM, and compare with the learners. The engine that loads it

@@ -171,7 +171,8 @@ def _mask_bytes(workload: Workload, batch: DrawnBatch) -> float:
 
 def _shared_segment(workload: Workload, power: Power) -> dict[str, float]:
     """Shared memory through which weights are published on CPU: it counts in every process that maps it."""
-    return {"shared_memory": float(workload.weights_bytes)} if power.device.shared else {}
+    mapped = power.device.shared and workload.maps_weights
+    return {"shared_memory": float(workload.weights_bytes)} if mapped else {}
 
 
 def memory_footprints(

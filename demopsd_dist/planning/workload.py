@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from demopsd_dist.config import Config, Offload, OnPublish, Precision, WeightSource, teacher_precision
+from demopsd_dist.config import Config, Offload, OnPublish, Precision, Transport, WeightSource, teacher_precision
 from demopsd_dist.methods import SupportKind, resolve_method, teacher_weights
 from demopsd_dist.planning.model_shape import PROJECTIONS, ModelShape
 from demopsd_dist.util.errors import ConfigError
@@ -63,6 +63,7 @@ class Workload:
     solution_source: str = "sibling"  # privileged.source
     offloads: bool = False  # the optimizer's state is in main memory
     teacher_half: bool = False  # the teacher computes in bfloat16; an EMA is averaged in float32 beside it
+    maps_weights: bool = True  # on one node without GPUs, published weights lie in shared memory
 
     @property
     def element_bytes(self) -> int:
@@ -180,6 +181,7 @@ def workload_of(config: Config, shape: ModelShape, traffic: Traffic) -> Workload
         tensor_parallel=rollout.tensor_parallel,
         offloads=learner.offload is Offload.optimizer,
         teacher_half=teacher_precision(config) is Precision.bfloat16,
+        maps_weights=config.weights.transport in (Transport.auto, Transport.shared_memory),
     )
 
 

@@ -77,7 +77,7 @@ function scales(series, width, zero, log) {
   const xs = series.flatMap((one) => one.points.map(([x]) => x));
   const ys = series.flatMap((one) => [...one.points.map(([, y]) => y), ...(one.band ?? []).flatMap(([, low, high]) => [low, high])]);
   let [x0, x1] = [Math.min(...xs), Math.max(...xs)];
-  if (x0 === x1) [x0, x1] = [x0 - 1, x1 + 1];
+  if (x0 === x1) [x0, x1] = [Math.max(0, x0 - 1), x1 + 1];
   const positive = ys.filter((y) => y > 0);
   const logged = log && positive.length > 0;
   let [y0, y1] = logged ? [Math.min(...positive), Math.max(...positive)] : [Math.min(...ys), Math.max(...ys)];

@@ -304,3 +304,16 @@ def test_what_does_not_fit_is_said_with_the_way_out(changes: dict, gib: float, m
 def test_what_fits_is_not_complained_about() -> None:
     workload, split, cluster = example_workload(), Split(2, 1, 2), gpu_cluster()
     assert shortfalls(workload, split, cluster, memory_footprints(workload, split, cluster, {})) == []
+
+
+@pytest.mark.parametrize(
+    ("transport", "counted"),
+    [("auto", True), ("shared_memory", True), ("object_store", False), ("collective", False)],
+)
+def test_a_transport_without_a_shared_segment_counts_none(transport: str, counted: bool) -> None:
+    """On CPUs `auto` maps the weights in every process, and no other transport does."""
+    device = replace(gpu(), name="cpu", shared=True)
+    workload = example_workload(f"weights.transport={transport}")
+    cluster = DeviceCluster(device, 1, 1)
+    for footprint in memory_footprints(workload, Split(1, 1, 1), cluster, {}):
+        assert ("shared_memory" in footprint.persistent) == counted
