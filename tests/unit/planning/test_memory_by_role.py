@@ -316,4 +316,4 @@ def test_a_transport_without_a_shared_segment_counts_none(transport: str, counte
     workload = example_workload(f"weights.transport={transport}")
     cluster = DeviceCluster(device, 1, 1)
     for footprint in memory_footprints(workload, Split(1, 1, 1), cluster, {}):
-        assert ("shared_memory" in footprint.persistent) == counted
+        assert ("shared memory" in footprint.persistent) == counted
