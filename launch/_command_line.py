@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from demopsd_dist.util.errors import ConfigError, DemoPSDError
+from demopsd_dist.util.printable import escape_control_chars
 from demopsd_dist.util.rooms import IS_CHECKOUT
 
 ENGINES = ("ray", "vllm", "deepspeed")
@@ -77,9 +78,12 @@ class CommandParser(argparse.ArgumentParser):
         wrong = message.rpartition("unrecognized arguments: ")[2].split()
         near = get_close_matches(wrong[0], self._option_string_actions, n=1) if wrong else []
         if near and message.startswith("unrecognized"):
-            self.exit(2, f"error: {self.prog}: there is no option {wrong[0]}. Did you mean {near[0]}?\n")
-        example = f" For example: {listed.examples[0]}" if listed else f" See {self.prog} --help."
-        self.exit(2, f"error: {self.prog}: {message}.{example}\n")
+            message = f"there is no option {wrong[0]}. Did you mean {near[0]}?"
+        elif message.startswith("unrecognized") or not listed:
+            message += f". {self.prog} --help lists the options."
+        else:
+            message += f". For example: {listed.examples[0]}"
+        self.exit(2, f"error: {self.prog}: {escape_control_chars(message)}\n")
 
 
 def command_parser(name: str, doc: str | None) -> argparse.ArgumentParser:

@@ -63,7 +63,7 @@ def mark_and_print(arguments: argparse.Namespace) -> int:
         marked = mark(recorded, reward)
         reasons[marked.reason] += 1
         total += marked.score or 0.0
-        if marked.read is None:
+        if marked.read is None and not arguments.scores and config.reward in ANSWER_FORMS:
             unread.append((recorded.response, recorded.question.answer))
         if arguments.scores:
             print(score_text(marked), flush=True)
@@ -71,7 +71,7 @@ def mark_and_print(arguments: argparse.Namespace) -> int:
             print_fitted([format_marked(marked)], indent=9)
     if not arguments.scores:
         print_fitted(summary(config, reasons, total))
-        if config.reward in ANSWER_FORMS and (hint := other_form(unread, config.reward)):
+        if hint := other_form(unread, config.reward):
             print_fitted([f"note: {len(unread):,} responses have no answer that reward={config.reward} reads; {hint}"])
     return 0
 

@@ -55,7 +55,7 @@ def _evaluations(record: Record) -> list[Record]:
 
 
 def _best(record: Record) -> float | None:
-    """Highest mean@k of an evaluation during the run, of those with an evaluation in between."""
+    """Highest mean@k of the run's evaluations; None unless it has more than two."""
     rows = _evaluations(record)
     return max(row["mean"] for row in rows) if len(rows) > 2 else None
 
@@ -100,6 +100,10 @@ def columns_of(table: Table) -> dict[str, Column]:
 
 PERCENT = ("test", "ood", "early", "mentions", "answers first", "answer off", "no answer", "repeated")
 """Beginnings of the columns that are shown in percent."""
+
+
+COMPARED = (("test mean@k", 100, 1), ("test pass@k", 100, 1), ("ood mean@k", 100, 1), ("entropy, nats", 1, 4))
+"""Columns whose paired differences the page has, each with a scale and a number of digits."""
 
 
 def format_value(name: str, value: float | None) -> str:
@@ -169,16 +173,16 @@ def markdown(table: Table, columns: dict[str, Column], rates: dict[str, str], co
         "",
         f"## Difference from {compared_with}, seed by seed",
         "",
-        "Accuracies in percentage points of mean@k, with the 95 % interval of paired differences; **bold** where it "
-        f"leaves out 0. Of the {3 * (len(table) - 1)} figures here one in twenty would be bold by chance alone.",
+        "Accuracies in percentage points, with the 95 % interval of paired differences; **bold** where it excludes 0. "
+        f"Of the {len(COMPARED) * (len(table) - 1)} figures here one in twenty would be bold by chance alone.",
         "",
-        "| arm | test | ood | entropy, nats |",
-        "|---|---|---|---|",
+        "| arm | test | test pass@k | ood | entropy, nats |",
+        "|---|---|---|---|---|",
     ]
     for arm in table:
         if arm != compared_with:
             cells = []
-            for name, scale, digits in (("test mean@k", 100, 1), ("ood mean@k", 100, 1), ("entropy, nats", 1, 4)):
+            for name, scale, digits in COMPARED:
                 paired = difference(table, arm, compared_with, columns[name])
                 cells.append(_difference_cell(*paired, scale, digits) if paired else "–")
             lines.append(f"| {arm} | " + " | ".join(cells) + " |")

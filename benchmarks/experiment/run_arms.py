@@ -50,10 +50,14 @@ class ArmRun:
 
 
 class ExperimentRunner:
-    """Runner of the training runs that have no record yet, `experiment.parallel` at a time."""
+    """Runner of the training runs that have no record yet, `experiment.parallel` at a time.
 
-    def __init__(self, experiment: Experiment, base: Path, out: Path) -> None:
-        self.experiment, self._base, self._out = experiment, base, out
+    Args:
+        table_only: run nothing.
+    """
+
+    def __init__(self, experiment: Experiment, base: Path, out: Path, table_only: bool = False) -> None:
+        self.experiment, self._base, self._out, self._table_only = experiment, base, out, table_only
         self.records = RunRecords(out / "records.jsonl")
         self._processes: set[subprocess.Popen[str]] = set()
         out.mkdir(parents=True, exist_ok=True)
@@ -62,13 +66,19 @@ class ExperimentRunner:
         """Train the runs without a record, and return the records of all `runs` by name.
 
         Raises:
-            ConfigError: a run's settings are wrong, or its record has other settings.
+            ConfigError: a run's settings are wrong, or its record has other settings; or one has no record, and nothing
+                may be run.
             DemoPSDError: a run failed; concurrent runs are finished first.
         """
         recorded = self.records.load()
         for run in runs:
             self._check(run, recorded.get(run.name))
         missing = [run for run in runs if run.name not in recorded]
+        if missing and self._table_only:
+            raise ConfigError(
+                f"{self.records.path} has no record of {missing[0].name}, which chooses a learning rate. Leave out "
+                "--table."
+            )
         print(f"{len(runs)} runs, {len(runs) - len(missing)} of them done before", flush=True)
         with ThreadPoolExecutor(self.experiment.parallel) as pool:
             try:
@@ -229,7 +239,7 @@ def run_experiment(experiment: Experiment, base: Path, out: Path, table_only: bo
     Raises:
         ConfigError: `table_only`, and there are no records.
     """
-    runner = ExperimentRunner(experiment, base, out)
+    runner = ExperimentRunner(experiment, base, out, table_only)
     _, words = tune(runner)
     common = (*experiment.settings, *experiment.final.settings)
     runs = [ArmRun(f"base-seed{seed}", (*common, "steps=0", f"seed={seed}")) for seed in experiment.seeds]

@@ -2,7 +2,7 @@
 
 It is `demopsd train` with another log: one that knows the stage at hand and disturbs the run there. Each fault is
 appended to RECORD before it is planted, since the process may not outlive it. On a cluster that the run has joined,
-workers are on other hosts: who reads RECORD plants their faults.
+workers are on other hosts: the reader of RECORD plants those faults.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
     plan, record, *arguments = argv
     faults = [DrawnFault(**row) for row in json.loads(Path(plan).read_text())]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have it ignored
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as nohup does, so that the fault would have no effect
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup leaves it ignored, and then the fault has no effect
     on_hosts = any(word.startswith("ray_address=") for word in arguments)
     return train(arguments, partial(DisturbingLog, faults=faults, record=Path(record), on_hosts=on_hosts))
 

@@ -197,7 +197,7 @@ def _check_solution_source(config: Config) -> None:
     if config.method is MethodName.grpo and source is not SolutionSource.sibling:
         raise ConfigError(
             f"privileged.source={source.value} has no effect with method=grpo, which has no teacher. Leave it out, or "
-            "set method to demopsd, sdpo or opsd."
+            "set method to demopsd, sdpo, opsd or mixed."
         )
     if source is SolutionSource.other_question and prompts < 2:
         raise ConfigError(

@@ -208,10 +208,10 @@ class MixedConfig:
     """`demopsd` or `sdpo`: distillation term."""
     weight: float = setting(0.5, at_least=0, at_most=1)
     """Weight w of the distillation with `routing: none`; the policy gradient has 1 - w. A response that the teacher has
-    nothing to show for has the policy gradient alone, with the same 1 - w."""
+    nothing to show for is learned from by the policy gradient alone, with weight 1 - w."""
     routing: Routing = Routing.none
     """`none` or `success`: `success` gives right responses to the policy gradient and wrong ones to distillation,
-    each with weight 1, as SRPO does; wrong ones that the teacher has nothing to show for keep the policy gradient."""
+    each with weight 1, as SRPO does; wrong ones that the teacher has nothing to show for have the policy gradient."""
     entropy_weighting: bool = False
     """Multiply a token's distillation by exp(-H) with H the teacher's entropy, so that an unsure teacher counts
     less."""

@@ -185,7 +185,7 @@ class DriftConfig:
 
     every_steps: int = setting(10, at_least=0, unit="steps")
     """Interval of measurements, with one more after the first step and after the last; 0 never measures. Costs a
-    forward of the learners."""
+    forward of the learners over these responses, and two before the first step."""
     responses: int = setting(8, above=0)
     """Number of responses to measure on, one a question of the first step."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -223,30 +223,40 @@ def examples_with_contexts(
 def examples_for_mixture(
     groups: Sequence[RewardedGroup], prompts: PromptBuilder, contexts: ContextChooser, mix: MixedConfig, *, scaled: bool
 ) -> DistillationBatch:
-    """Each rollout with its advantage, with the teacher's prompt where there is a context for it, and with the weights
-    of both terms. One without either signal is dropped; the loss stays a mean over all rollouts."""
+    """Each rollout with its advantage, with the teacher's prompt where it is distilled, and with the weights of both
+    terms. One without either signal is dropped; the loss stays a mean over all rollouts."""
     examples: list[TrainingExample] = []
     for group in groups:
         advantages = group.advantages(scaled)
         for i, rollout in enumerate(group.rollouts):
-            reward, advantage = group.results[i].reward, advantages[i]
-            is_distilled = mix.routing is Routing.none or reward < SUCCESS
-            context = contexts.choose(group, i) if is_distilled else None
-            terms = _term_weights(mix, context is not None)
-            if context is not None and terms.distillation:
+            terms, context = mixture_terms(group, i, contexts, mix)
+            if terms is None:
+                continue
+            view, source, cut = _NO_TOKENS, None, False
+            if context is not None:
+                source = context.source
                 view, cut = prompts.privileged_or_cut(rollout.prompt.question, context.solutions, context.feedback)
-                examples.append(TrainingExample(rollout, reward, advantage, view, context.source, cut, terms))
-            elif advantage and terms.policy:
-                terms = replace(terms, distillation=0.0)
-                examples.append(TrainingExample(rollout, reward, advantage, _NO_TOKENS, terms=terms))
+            examples.append(TrainingExample(rollout, group.results[i].reward, advantages[i], view, source, cut, terms))
     return DistillationBatch(examples, _size([rollout for group in groups for rollout in group.rollouts]))
 
 
-def _term_weights(mix: MixedConfig, has_context: bool) -> TermWeights:
-    """Weights of the policy gradient and of the distillation for one rollout."""
-    if mix.routing is Routing.success:
-        return TermWeights(0.0, 1.0) if has_context else TermWeights(1.0, 0.0)
-    return TermWeights(1.0 - mix.weight, mix.weight if has_context else 0.0)
+def mixture_terms(
+    group: RewardedGroup, index: int, contexts: ContextChooser, mix: MixedConfig
+) -> tuple[TermWeights | None, PrivilegedContext | None]:
+    """Weights of a rollout's policy gradient and distillation, and the context that it is distilled with.
+
+    Without a context its distillation has weight 0. Both are None where the rollout has neither signal: no context, and
+    a group whose rewards are all equal.
+    """
+    routed = mix.routing is Routing.success
+    may_distil = group.results[index].reward < SUCCESS if routed else mix.weight > 0
+    context = contexts.choose(group, index) if may_distil else None
+    policy, distillation = (0.0, 1.0) if routed else (1.0 - mix.weight, mix.weight)
+    if context is None:
+        policy, distillation = (1.0 if routed else policy), 0.0
+    if context is None and not (policy and group.has_signal):
+        return None, None
+    return TermWeights(policy, distillation), context
 
 
 def examples_from_siblings(

@@ -5,8 +5,8 @@
 with weights a and b of each response. The policy term is GRPO's, the distillation term that of DemoPSD or SDPO. With
 one weight w for all responses a = 1 - w and b = w, as TRL's SDPO trainer mixes the two; with routing by success a right
 response has a = 1, b = 0, and a wrong one that the teacher has something to show for a = 0, b = 1 (SRPO, arXiv
-2604.02288; only its abstract was to be had, so that the wrong responses without a solution, which keep the policy
-gradient here, are our choice). The weights are made in `data/examples.py`.
+2604.02288). Only SRPO's abstract was read. It does not say what becomes of wrong responses without a solution; here
+they have the policy gradient. The weights are made in `data/examples.py`.
 
 `entropy_weighting` multiplies a token's distillation by exp(-H) with H the teacher's entropy in nats, so that the
 teacher counts less where it is unsure. SRPO weighs by the entropy too; whether it normalises the weights is not in its

@@ -98,6 +98,7 @@ class RunLog:
         self.evaluations: dict[str, list[Evaluation]] = {}
         self.totals = StepTotals()
         self.skipped: Mapping[str, int] = {}
+        self._noted: set[str] = set()
         self._total_steps = total_steps
         self._file = open_to_append(folder.metrics)
         self._sinks = sinks
@@ -135,6 +136,12 @@ class RunLog:
         width = self.console.width if self.console.is_terminal else None
         for line in fitted(text, width, indent=6):
             self.console.print(line, markup=False)
+
+    def note_once(self, text: str) -> None:
+        """Write a line to the log, unless this process has written it before."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self.note(text)
 
     def start_steps(self) -> None:
         """Start the clock of the first step, and the live view."""

@@ -169,7 +169,7 @@ METRIC_GROUPS: dict[str, tuple[str, list[Metric]]] = {
             Metric(
                 "drift/initial_kl_nats",
                 "nats",
-                "KL(initial model || student) a token, on responses that the initial model sampled in the first step",
+                "KL(initial model‖student) a token, on responses that the initial model sampled in the first step",
             )
         ],
     ),

@@ -50,7 +50,7 @@ SCHEMA = pa.schema(
         ("distillation_weight", pa.float64()),
     ]
 )
-ADDED = ("policy_weight", "distillation_weight")  # columns that batches of earlier versions do not have
+COLUMNS_OF_LATER_VERSIONS = ("policy_weight", "distillation_weight")
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def read(folder: Path, step: int) -> ReplayBatch:
     digest = content.pop("batch")
     record = ReplayRecord(**content)
     columns = {name: _column(path / BATCH, name) for name in SCHEMA.names}
-    for name in ADDED:
+    for name in COLUMNS_OF_LATER_VERSIONS:
         columns[name] = columns[name] or [None] * len(columns["sample"])
     examples = _examples(columns)
     if (first := next(differences(_input_digests(record.digests), input_digests(examples)), None)) is not None:

@@ -91,8 +91,8 @@ class Learners(Protocol):
     async def logp(
         self, examples: Sequence[TrainingExample], supports_TK: Sequence[Tokens] | None, top_k: int
     ) -> list[tuple[Tokens, Logp]]:
-        """The support ids (T, K) of each example and the student's log-probabilities (T, K + 1) on them and the tail;
-        without `supports_TK` on the student's own `top_k` most likely ids."""
+        """The support ids (T, K) of each example, and the student's log-probabilities (T, K + 1) on them and the tail.
+        Where no `supports_TK` are given, the ids are the student's own `top_k` most likely ones."""
         ...
 
     async def step(self, batch: TrainBatch) -> StepReport:

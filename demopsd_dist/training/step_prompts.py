@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
 from demopsd_dist.config import Config, SolutionSource
-from demopsd_dist.data.examples import ContextChooser, RewardedGroup, reward_group
+from demopsd_dist.data.examples import ContextChooser, RewardedGroup, mixture_terms, reward_group
 from demopsd_dist.data.mixture import MixedPrompts
 from demopsd_dist.data.records import Prompt, Rollout
 from demopsd_dist.data.rewards import answer_form
@@ -71,14 +71,16 @@ def signal_of(run: Run, step: int) -> Callable[[RewardedGroup], bool]:
     """The rule by which the method can learn from a group of a step.
 
     A method with a teacher can where there is something to show to it for one response at least, one with a policy
-    gradient where the rewards differ, a mixed loss where either holds.
+    gradient where the rewards differ, a mixed loss where a response has one of the two and a weight for it.
     """
     if not run.method.shows_solutions:
         return lambda group: group.has_signal
-    can_show = privileged_contexts(run, step).can_show
-    if run.method.mix is None:
-        return can_show
-    return lambda group: group.has_signal or can_show(group)
+    contexts, mix = privileged_contexts(run, step), run.method.mix
+    if mix is None:
+        return contexts.can_show
+    return lambda group: any(
+        mixture_terms(group, index, contexts, mix)[0] is not None for index in range(len(group.rollouts))
+    )
 
 
 def prompts_of_step(prompts: Sequence[Prompt], cfg: Config, step: int) -> list[Prompt]:

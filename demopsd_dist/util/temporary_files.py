@@ -1,6 +1,8 @@
 """Temporary files of a run: in a folder of the process that started it, which is removed with it or at the next start.
 
-Engines and libraries leave files in the temporary folder when they are killed. Imports the standard library alone.
+Engines and libraries leave files in the temporary folder when they are killed. A folder carries the machine's boot and
+the namespace of process ids in its name, since several machines or containers may share the place. Imports the standard
+library alone.
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import zlib
+from functools import lru_cache
 from pathlib import Path
 
 from demopsd_dist.util.code_caches import MACHINE_TMPDIR, create_private, keep_compiler_headers, private_folder
@@ -56,13 +60,25 @@ def remove_left_temporary_folders() -> int:
 
 
 def is_left(folder: Path) -> bool:
-    """Whether this is the temporary folder of a process that has ended."""
-    pid, _, ticks = folder.name.partition("-")
-    return pid.isdigit() and started_ticks(int(pid)) != ticks
+    """Whether this is the temporary folder of a process of this machine that has ended."""
+    place, _, process = folder.name.partition("-")
+    pid, _, ticks = process.partition("-")
+    return place == _place() and pid.isdigit() and started_ticks(int(pid)) != ticks
 
 
 def _own_name() -> str:
-    return f"{os.getpid()}-{started_ticks(os.getpid())}"
+    return f"{_place()}-{os.getpid()}-{started_ticks(os.getpid())}"
+
+
+@lru_cache(maxsize=1)
+def _place() -> str:
+    """Six characters for the place in which a process id names one process: this boot of the machine, and the namespace
+    of process ids."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    namespace = Path("/proc/self/ns/pid")
+    known = [boot.read_text(encoding="ascii")] if boot.exists() else []
+    known += [os.readlink(namespace)] if namespace.is_symlink() else []
+    return f"{zlib.crc32(''.join(known).encode()) & 0xFFFFFF:06x}"
 
 
 def started_ticks(pid: int) -> str | None:

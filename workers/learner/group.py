@@ -73,8 +73,8 @@ class LearnerGroup:
     async def logp(
         self, examples: Sequence[TrainingExample], supports_TK: Sequence[Tokens] | None, top_k: int
     ) -> list[tuple[Tokens, Logp]]:
-        """Support ids and log-probabilities on them and the tail, (T, K) and (T, K + 1), of each example; without
-        `supports_TK` on the student's own `top_k` most likely ids."""
+        """Support ids (T, K) of each example, and the log-probabilities (T, K + 1) on them and the tail. Where no
+        `supports_TK` are given, the ids are the student's own `top_k` most likely ones."""
         if supports_TK is None:
             supports_TK = await self._student_support(examples, top_k)
         given, assignment = list(supports_TK), self._assignment(examples)
@@ -220,7 +220,7 @@ def step_metrics(reports: Sequence[RankReport]) -> dict[str, float]:
             metrics[name] = float(np.maximum(metrics.get(name, 0.0), value))  # keeps a NaN
     for name in dict.fromkeys(name for report in reports for name in report.distributions):
         values = np.concatenate([report.distributions[name] for report in reports if name in report.distributions])
-        for percent in QUANTILES:
+        for percent in QUANTILES if values.size else ():  # of a mixed loss, perhaps nothing was distilled
             metrics[statistic(name, f"p{percent}")] = float(np.percentile(values, percent))
     if leaked := metrics.get("leakage/teacher_nats"):
         metrics["leakage/ratio"] = metrics["leakage/target_nats"] / leaked

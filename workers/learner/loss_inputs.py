@@ -16,6 +16,7 @@ from torch import Tensor
 from demopsd_dist.data.records import BatchSize, Logp, ScoredExample
 from demopsd_dist.objective import TokenSlice, TokenViews, token_weight
 from demopsd_dist.objective.method import Aggregation
+from demopsd_dist.objective.support import LEAST_LOGP
 from workers.forward import support_tensor
 
 
@@ -118,12 +119,14 @@ def _term_weights(scored: Sequence[ScoredExample], length_B: Tensor) -> tuple[Te
 
 
 def _teacher_logp(item: ScoredExample) -> Logp | None:
-    """Log-probabilities (T, A) of the teacher; equal ones, which nothing is learned from, where a mixed loss has no
-    teacher for a response."""
+    """Log-probabilities (T, A) of the teacher. Where a mixed loss has no teacher for a response, all mass is on the
+    tail: finite values, from which nothing is learned, and no token among the candidates of a record."""
     if item.teacher_logp_TA is not None or item.example.terms is None:
         return item.teacher_logp_TA
     tokens, ids = item.support_TK.shape
-    return np.full((tokens, ids + 1), -np.log(ids + 1), np.float32)
+    logp_TA = np.full((tokens, ids + 1), LEAST_LOGP, np.float32)
+    logp_TA[:, -1] = 0.0
+    return logp_TA
 
 
 def _tensor(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:

@@ -43,14 +43,14 @@ class StudentForwards(Traced):
         Returns:
             A list for each micro-batch: the ids of its examples, row after row.
         """
-        top_k = min(top_k or self._method.top_k or 0, vocabulary_rows(self._engine.module.model) - 1)
+        count = min(top_k or self._method.top_k or 0, vocabulary_rows(self._engine.module.model) - 1)
         supports = []
         with torch.no_grad():
             for rows in micro_batches:
                 batch = self._padded_batch(rows)
-                ids_NK = self._engine(batch, in_slices(lambda logits, _: logits.topk(top_k).indices.int()))
+                ids_NK = self._engine(batch, in_slices(lambda logits, _: logits.topk(count).indices.int()))
                 supports.append(batch.split(ids_NK) if rows else [])
-                self._forward_counts["student/support"] += sum(map(len, rows))
+                self._forward_counts["student/support" if top_k is None else "student/drift"] += sum(map(len, rows))
         release_gpu_cache(self._config, self._device)
         return supports
 
@@ -79,11 +79,13 @@ class StudentForwards(Traced):
 
                 logp_NA = self._engine(batch, in_slices(atoms))
                 answers.append(batch.split(logp_NA.float()) if rows else [])
+                self._forward_counts["student/drift"] += sum(map(len, rows))
         release_gpu_cache(self._config, self._device)
         return answers
 
     def forward_counts(self) -> Counter[str]:
-        """Count the responses that went through each forward since the start: `student/support`, `student/gradient`."""
+        """Count the responses that went through each forward since the start: `student/support`, `student/gradient`,
+        and `student/drift` for the distance to the initial model."""
         return self._forward_counts
 
     def _padded_batch(self, rows: Sequence[Sequence[TrainingExample]]) -> PaddedBatch:

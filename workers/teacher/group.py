@@ -51,7 +51,11 @@ class TeacherGroup:
                 assert support_TK is not None
                 scored[i] = ScoredExample(examples[i], support_TK, reference_TA, teacher_TA)
         self._busy_s += time.monotonic() - started
-        self._tokens += sum(example.response_length_tokens for example in examples)
+        self._tokens += sum(
+            item.example.response_length_tokens
+            for item in scored.values()
+            if item.reference_logp_TA is not None or item.teacher_logp_TA is not None
+        )
         self._sent_bytes += sum(
             array.nbytes for by_worker in scores for arrays in by_worker for array in arrays if array is not None
         )

@@ -57,6 +57,8 @@ def parse(record: SourceRecord) -> ParsedQuestion | RefusedRecord:
 def _labelled_options(record: SourceRecord) -> tuple[list[str], list[str]]:
     """Labels and texts of the options; labels are the letters where there are none."""
     name = next((name for name in OPTIONS if isinstance(record.values.get(name), (list, dict))), None)
+    if name is None and (text := next((one for one in OPTIONS if isinstance(record.values.get(one), str)), None)):
+        raise DataError(f"{record.where}: {text!r} is text, not a list of options. Write a list, or remove the record.")
     if name is None:
         raise DataError(f"{record.where}: {record.absence(OPTIONS, advice='Add a list of the options')}")
     value = record.values[name]

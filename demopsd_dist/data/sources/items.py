@@ -59,7 +59,8 @@ class SourceRecord:
 
     def absence(self, names: Sequence[str], advice: str = "Add it, name its field in data.fields") -> str:
         """Sentence about fields of which none has a value: the empty one, or that there is none, and the others."""
-        if empty := [name for name in names if isinstance(_nested_value(self.values, name), str)]:
+        texts = {name: value for name in names if isinstance(value := _nested_value(self.values, name), str)}
+        if empty := [name for name, text in texts.items() if not text.strip()]:
             return f"{_either(empty)} is empty. Write its text, or remove the record."
         own = [escape_control_chars(str(name), max_chars=40) for name in self.values][:MAX_NAMES]
         fields = f"; its fields are {', '.join(own)}" if own else ""

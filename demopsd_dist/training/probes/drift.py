@@ -2,7 +2,8 @@
 
 KL(initial || student), a mean over their tokens. It shows how far training has moved the policy, whatever the reward
 says: a run that forgets or collapses moves far. The initial model itself is not kept: its log-probabilities are, on its
-20 most likely tokens and the tail, so that the divergence is a lower bound of that over the whole vocabulary.
+20 most likely tokens and the tail at `rollout.temperature`, so that the divergence is a lower bound of that over the
+whole vocabulary.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ async def measure_drift(run: Run, state: RunState) -> dict[str, float]:
         return {}
     path = run.log.folder.initial_responses
     if not path.exists():
+        run.log.note_once(
+            f"note: {path} is missing, which the first step of a run writes: the distance to the initial model is not "
+            "measured (drift.every_steps)"
+        )
         return {}
     try:
         kept = initial_responses.read(path)

@@ -125,6 +125,7 @@ SHORT = [
     "data.ood=null",
     "evaluation.at_start=false",
     "leakage.every_steps=0",
+    "drift.every_steps=0",
 ]
 
 

@@ -119,7 +119,7 @@ def test_the_report_pairs_seeds_and_leaves_out_missing_values(tmp_path: Path) ->
     }
     write_report(table, {"sdpo": "0.0002", "demopsd": "0.0004"}, "demopsd", [2e-4, 4e-4], tmp_path)
     text = (tmp_path / "seeds-0-1-2.md").read_text()
-    assert "| sdpo | **-2.0 ± 0.0** | **-2.0 ± 0.0** | +0.0000 ± 0.0000 |" in text
+    assert "| sdpo | **-2.0 ± 0.0** | **-2.0 ± 0.0** | **-2.0 ± 0.0** | +0.0000 ± 0.0000 |" in text
     assert "| sdpo | 0.0002 | 60.0% ± 24.8 |" in text, "wide over seeds, narrow when paired by seed"
     rows = list(csv.DictReader((tmp_path / "seeds-0-1-2.csv").open()))
     assert len(rows) == 9
@@ -136,7 +136,7 @@ def test_an_experiment_without_early_answers_or_a_second_split_has_a_report(tmp_
             each["summary"]["evaluation"] = {"test": evaluation["test"]}
     write_report(table, {}, "demopsd", [], tmp_path)
     text = (tmp_path / "seeds-0-1-2.md").read_text()
-    assert "| base | +0.0 ± 0.0 | – | +0.0000 ± 0.0000 |" in text
+    assert "| base | +0.0 ± 0.0 | +0.0 ± 0.0 | – | +0.0000 ± 0.0000 |" in text
     assert {row["ood mean@k"] for row in csv.DictReader((tmp_path / "seeds-0-1-2.csv").open())} == {""}
 
 
@@ -144,6 +144,12 @@ def test_half_width_is_student_t() -> None:
     assert half_width([0.0, 1.0]) == pytest.approx(12.706 * 0.5, rel=1e-3)
     assert half_width([1.0]) == float("inf")
     assert half_width([float(i % 2) for i in range(40)]) == pytest.approx(2.023 * 0.5064 / 40**0.5, rel=2e-3)
+
+
+def test_a_table_needs_the_records_that_choose_learning_rates(tmp_path: Path) -> None:
+    experiment = read_experiment(ROOT / "configs/experiments/minisci.yaml", [])
+    with pytest.raises(ConfigError, match=r"no record of tuning-grpo-0\.0001, which chooses a learning rate"):
+        run_experiment(experiment, ROOT / "configs" / "demo.yaml", tmp_path, table_only=True)
 
 
 def test_a_table_of_the_runs_so_far(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,7 +172,7 @@ def test_a_table_of_the_runs_so_far(tmp_path: Path, capsys: pytest.CaptureFixtur
     )
     text = (tmp_path / "seeds-0-1.md").read_text()
     assert "Fewer seeds so far: grpo 1." in text
-    assert "| grpo | +30.0 ± inf |" in text, "0.9 against 0.6, of seed 1"
+    assert "| grpo | +30.0 ± inf | +30.0 ± inf |" in text, "0.9 against 0.6, of seed 1"
     with (tmp_path / "seeds-0-1.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["test fall from it"] for row in rows] == ["0.2"] * 3

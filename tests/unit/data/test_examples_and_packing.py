@@ -17,6 +17,7 @@ from demopsd_dist.data.examples import (
     examples_for_mixture,
     examples_from_rewards,
     examples_from_siblings,
+    mixture_terms,
     reward_group,
 )
 from demopsd_dist.data.packing import Row, padded_batches
@@ -202,7 +203,12 @@ def test_a_mixed_loss_takes_each_response_by_its_signals(
     builder: PromptBuilder, mix: MixedConfig, expected: dict[str, tuple[float, float, bool]]
 ) -> None:
     groups = [group("a", [WRONG, RIGHT, WRONG]), group("b", [WRONG] * 3), group("c", [RIGHT] * 3)]
-    batch = examples_for_mixture(groups, builder, ContextChooser(seed="0"), mix, scaled=True)
+    contexts = ContextChooser(seed="0")
+    batch = examples_for_mixture(groups, builder, contexts, mix, scaled=True)
+    learnable = [
+        one.prompt.id for one in groups if any(mixture_terms(one, i, contexts, mix)[0] is not None for i in range(3))
+    ]
+    assert learnable == sorted({example.prompt.id for example in batch.examples}), "one rule for groups and examples"
     found = {}
     for example in batch.examples:
         assert example.terms is not None

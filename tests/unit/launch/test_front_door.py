@@ -76,6 +76,10 @@ def test_an_unknown_command_is_refused_with_the_nearest(
         (["train"], "demopsd train: the following arguments are required: config. For example: demopsd train demo"),
         (["train", "demo", "--dryrun"], "demopsd train: there is no option --dryrun. Did you mean --dry-run?"),
         (
+            ["train", "demo", "--q\n\x1b[2J"],
+            r"demopsd train: unrecognized arguments: --q\n\x1b[2J. demopsd train --help",
+        ),
+        (
             ["replay", "runs/demo", "--step", "one"],
             "demopsd replay: argument --step: invalid int value: 'one'. For exam",
         ),

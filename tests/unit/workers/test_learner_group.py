@@ -69,6 +69,14 @@ def test_metrics_of_the_ranks_are_put_together() -> None:
     assert metrics["demopsd/alpha_p50"] == 0.5
 
 
+def test_a_step_in_which_nothing_is_distilled_has_no_quantiles_of_alpha() -> None:
+    nothing, some = np.zeros(0, np.float32), np.ones(3, np.float32)
+    reports = [RankReport(True, distributions={"demopsd/alpha": nothing, "mismatch/logp_diff": some}) for _ in range(2)]
+    found = step_metrics(reports)
+    assert found["mismatch/logp_diff_p50"] == 1.0
+    assert not any(name.startswith("demopsd/alpha") for name in found)
+
+
 def test_sampled_tokens_of_other_weights_stop_the_step() -> None:
     """One token far off, or half of all by more than rounding; a step without fresh tokens compares nothing."""
     config = load(DEMO, ["model.precision=bfloat16"])

@@ -38,6 +38,7 @@ class TokenRecorder:
         self._inputs: LossInputs | None = None  # of the current micro-batch
         self._position_N = torch.zeros(0, dtype=torch.int64)  # of the recorded tokens in the current micro-batch
         self._lengths: dict[str, int] = {}  # recorded tokens by rollout id, in order
+        self._undistilled: set[str] = set()  # of a mixed loss: rollouts without a teacher
         self._atoms: dict[str, list[Tensor]] = defaultdict(list)  # buffer: (N, A) of each view, and (N, K) support ids
         self._alphas: list[Tensor] = []  # (N,) each, of a gate that looks at whole responses
         self._columns: dict[str, list[Tensor]] = defaultdict(list)  # (N,) and (N, C)
@@ -78,6 +79,8 @@ class TokenRecorder:
         for rollout_id, length in zip(inputs.rollout_ids, inputs.lengths, strict=True):
             if rollout_id in self._record_ids:
                 self._lengths[rollout_id] = recorded = min(length, self._max_tokens)
+                if inputs.distillation_weight_N is not None and not inputs.distillation_weight_N[start]:
+                    self._undistilled.add(rollout_id)
                 positions.append(torch.arange(start, start + recorded))
             start += length
         position_N = torch.cat(positions) if positions else torch.zeros(0, dtype=torch.int64)
@@ -112,6 +115,9 @@ class TokenRecorder:
         def column(index: int, name: str, to: Callable[[Tensor], Tensor] = Tensor.float):
             return to(split[name][index]).numpy().copy() if name in split else None
 
+        def taught(index: int, rollout_id: str, name: str):
+            return None if rollout_id in self._undistilled else column(index, name)
+
         return {
             rollout_id: TokenRecord(
                 entropy_T=column(i, "entropy"),
@@ -119,13 +125,13 @@ class TokenRecorder:
                 distributions={
                     name.removeprefix(_DISTRIBUTION): column(i, name)
                     for name in split
-                    if name.startswith(_DISTRIBUTION)
+                    if name.startswith(_DISTRIBUTION) and rollout_id not in self._undistilled
                 },
                 candidate_TC=column(i, "candidate", Tensor.int),
                 student_logp_TC=column(i, "student"),
                 reference_logp_TC=column(i, "reference"),
-                teacher_logp_TC=column(i, "teacher"),
-                target_logp_TC=column(i, "target"),
+                teacher_logp_TC=taught(i, rollout_id, "teacher"),
+                target_logp_TC=taught(i, rollout_id, "target"),
             )
             for i, rollout_id in enumerate(self._lengths)
         }

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from demopsd_dist.data.records import BatchSize, ScoredExample, TokenRecord
+from demopsd_dist.data.records import BatchSize, ScoredExample, TermWeights, TokenRecord
 from demopsd_dist.objective import (
     GRPO,
     SDPO,
     DemoPSD,
+    Mixed,
     Objective,
     OutputHead,
     TokenSlice,
@@ -154,3 +156,36 @@ def test_a_live_reference_is_the_student() -> None:
     target = target_of(DemoPSD(alpha_max=1.0, gate="constant"), TokenViews(student, None, teacher))
     assert target is not None
     assert math.isclose(float(target.exp()[0, 0]), 0.7, abs_tol=1e-6)
+
+
+def test_a_response_that_a_mixed_loss_does_not_distil_has_no_teacher_in_its_record() -> None:
+    generator = torch.Generator().manual_seed(1)
+    terms = {"a": TermWeights(0.5, 0.5), "b": TermWeights(1.0, 0.0)}
+    items = []
+    for name, weights in terms.items():
+        support_TK = np.tile(np.arange(TOP_K, dtype=np.int32), (4, 1))
+        example = replace(sample_rows.scored(name, 3, 4).example, terms=weights)
+        views = [torch.randn(4, TOP_K + 1, generator=generator).log_softmax(-1).numpy() for _ in range(2)]
+        items.append(ScoredExample(example, support_TK, views[0], views[1] if weights.distillation else None))
+    inputs = LossInputs.from_examples(
+        items, aggregation="token_mean", size=BatchSize(8, 2), max_tokens=9, version=0, device=CPU
+    )
+    method = Mixed(GRPO(), DemoPSD())
+    recorder = TokenRecorder(frozenset({"a#0", "b#0"}), method, candidate_count=3, max_tokens=9)
+
+    def loss_of(part: TokenSlice) -> torch.Tensor:
+        views = inputs.views(part)
+        result = reduced(method, views, token_count=8)
+        recorder.add_slice(inputs, part, views, result)
+        return result.loss
+
+    hidden_NH = torch.randn(8, HIDDEN, generator=generator).requires_grad_()
+    head_VH = torch.randn(VOCABULARY, HIDDEN, generator=generator)
+    fused_loss(hidden_NH, OutputHead(head_VH), inputs.support_NK, loss_of)
+    records = recorder.token_records()
+    assert records["a#0"].teacher_logp_TC is not None
+    assert records["a#0"].distributions["demopsd/alpha"].max() > 0
+    assert records["b#0"].teacher_logp_TC is None
+    assert records["b#0"].target_logp_TC is None
+    assert records["b#0"].distributions == {}
+    assert records["b#0"].student_logp_TC.shape == (4, 3)
