@@ -43,6 +43,7 @@ def join(config: Config, wanted: list[Bundle] | None = None) -> None:
         ConfigError: the cluster to join does not answer, refuses the token, or has fewer CPUs or GPUs, or other labels,
             than the roles need; or there is no token for it; or the private folder cannot be used (`private_folder`).
         WorkerError: Ray did not start on this machine.
+        KeyboardInterrupt: SIGTERM arrived in the meantime.
     """
     keep_code_caches_private()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -52,11 +53,17 @@ def join(config: Config, wanted: list[Bundle] | None = None) -> None:
     import ray
 
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    if config.ray_address is None:
-        _start()
-    else:
-        _connect(config.ray_address)
-    signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own handler, which exits without cleaning up
+    try:
+        if config.ray_address is None:
+            _start()
+        else:
+            _connect(config.ray_address)
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        raise KeyboardInterrupt from None  # of the handler that Ray sets while it starts
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler exits without cleaning up
     if config.ray_address is not None:
         check_nodes(config, ray.nodes(), wanted)
 

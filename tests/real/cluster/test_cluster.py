@@ -149,3 +149,39 @@ def test_a_look_at_the_jobs_of_another_cluster_leaves_the_token_of_this_one(
         with pytest.raises(ConfigError, match="no jobs can be handled there"):
             JobClient("http://127.0.0.1:1")
     assert ray.get(ray.remote(lambda: os.getpid()).options(num_cpus=0).remote()) != os.getpid()
+
+
+STOPPED_WHILE_RAY_STARTS = """
+import os, signal, sys, threading, time
+from demopsd_dist.config import load
+from launch._command_line import exit_code_of
+from launch._processes import fenced
+from workers.cluster import session
+
+def send():
+    before = signal.getsignal(signal.SIGTERM)
+    while signal.getsignal(signal.SIGTERM) is before:  # Ray sets a handler of its own while it starts
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def work():
+    with fenced():
+        threading.Thread(target=send, daemon=True).start()
+        session.join(load('configs/demo.yaml', ['rollout.cpus_per_worker=0.1']))
+        time.sleep(5)
+    return 0
+
+sys.exit(exit_code_of(work))
+"""
+
+
+def test_a_stop_signal_while_ray_starts_is_an_interrupt() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_WHILE_RAY_STARTS],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.splitlines()[-1:]) == (130, ["interrupted"]), done.stderr[-2000:]
