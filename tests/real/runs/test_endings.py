@@ -145,7 +145,7 @@ def check_what_it_left(run: Launched, secrets: list[str]) -> None:
     """A run that has ended well leaves a student and figures, and writes no secret."""
     files = {path.name for path in run.folder.iterdir() if not path.name.startswith((".", "ledger"))}
     expected = {"config.yaml", "metrics.jsonl", "summary.json", "report.html"}
-    expected |= {"student", "checkpoints", "samples", "evaluations", "replay", "inputs.json"}
+    expected |= {"student", "checkpoints", "samples", "evaluations", "replay", "inputs.json", "initial_responses.npz"}
     assert files == expected
     assert "Traceback" not in run.log.read_text()
     written = [path for path in run.folder.parent.rglob("*") if path.is_file()]
