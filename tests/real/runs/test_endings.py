@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -45,6 +46,7 @@ class Launched:
             stderr=subprocess.STDOUT,
             env={**os.environ, **SECRETS, "DEMOPSD_TEST_MARK": self.mark},
             start_new_session=True,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's `&` has it ignored
         )
         self.all.append(self)
 
