@@ -95,10 +95,13 @@ def resolve_method(config: Config) -> MethodSpec:
             scaled_advantage=grpo.variant is not Variant.dr_grpo,
         )
     if config.method is MethodName.mixed:
-        mixed = config.mixed
-        distilled = resolve_method(replace(config, method=MethodName(mixed.distillation.value)))
-        scaled = config.grpo.variant is not Variant.dr_grpo
-        return replace(distilled, aggregation=mixed.aggregation, scaled_advantage=scaled, mix=mixed)
+        policy, distilled = map(resolve_method, configs_of_terms(config))
+        return replace(
+            distilled,
+            aggregation=config.mixed.aggregation,
+            scaled_advantage=policy.scaled_advantage,
+            mix=config.mixed,
+        )
     section: TeacherMethodConfig = getattr(config, config.method.value)
     support = SupportKind.vocabulary if section.top_k is None else _SUPPORTS[section.support]
     reference = section.reference if isinstance(section, DemoPSDConfig | OwnConfig) else None
@@ -109,6 +112,14 @@ def resolve_method(config: Config) -> MethodSpec:
         top_k=section.top_k,
         reference=reference,
         sampling_rounds=section.sampling_rounds,
+    )
+
+
+def configs_of_terms(config: Config) -> tuple[Config, Config]:
+    """The settings of a mixed loss with the method of its policy gradient, and with that of its distillation."""
+    return (
+        replace(config, method=MethodName.grpo),
+        replace(config, method=MethodName(config.mixed.distillation.value)),
     )
 
 
@@ -199,8 +210,7 @@ def objective_of(config: Config) -> objective.Objective:
                 clipped_ratio=grpo.clipped_ratio.value,
             )
         case MethodName.mixed:
-            policy = objective_of(replace(config, method=MethodName.grpo))
-            distillation = objective_of(replace(config, method=MethodName(config.mixed.distillation.value)))
+            policy, distillation = map(objective_of, configs_of_terms(config))
             assert isinstance(policy, GRPO)
             assert isinstance(distillation, DemoPSD | SDPO)
             return Mixed(policy, distillation, config.mixed.entropy_weighting)

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.common.network import Hosts
-from benchmarks.common.run_processes import command_of
+from benchmarks.common.run_processes import of_role
 from demopsd_dist.util.code_caches import CODE_CACHES, MACHINE_TMPDIR, private_folder
 
 ROOT = Path(__file__).parents[2]
@@ -139,8 +139,7 @@ class HostCluster:
 
     def role_processes(self, host: str, role: str) -> list[psutil.Process]:
         """Living processes of a role on a host."""
-        name = f"ray::{role.capitalize()}Worker"
-        return [process for process in self.processes(host) if name in command_of(process)]
+        return of_role(role, self.processes(host))
 
 
 def living(pid: int) -> psutil.Process | None:

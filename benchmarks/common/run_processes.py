@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -59,8 +59,13 @@ def end_marked(mark: str, within_s: float) -> list[psutil.Process]:
 
 def role_processes(role: str) -> list[psutil.Process]:
     """Living processes of a role that descend from this one."""
+    return of_role(role, psutil.Process().children(recursive=True))
+
+
+def of_role(role: str, processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Workers of a role among these processes."""
     name = f"ray::{role.capitalize()}Worker"
-    return [process for process in psutil.Process().children(recursive=True) if name in command_of(process)]
+    return [process for process in processes if name in command_of(process)]
 
 
 def command_of(process: psutil.Process) -> str:

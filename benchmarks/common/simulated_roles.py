@@ -70,6 +70,17 @@ def simulated_responses(prompt: Prompt, sampling: Sampling, version: int, worker
     return rollouts
 
 
+def zero_support(examples: Sequence[TrainingExample]) -> list[Tokens]:
+    """Support of `TOP_K` tokens with id 0 for each response token."""
+    return [np.zeros((example.response_length_tokens, TOP_K), np.int32) for example in examples]
+
+
+def zero_logp(examples: Sequence[TrainingExample], supports_TK: Sequence[Tokens] | None) -> list[tuple[Tokens, Logp]]:
+    """Supports, those of `zero_support` unless they are given, with zeros on their ids and the tail."""
+    supports_TK = zero_support(examples) if supports_TK is None else supports_TK
+    return [(ids_TK, np.zeros((len(ids_TK), ids_TK.shape[1] + 1), np.float32)) for ids_TK in supports_TK]
+
+
 class SimulatedRollout:
     """A rollout worker without an engine: an asyncio actor, in which concurrent groups do not slow each other down."""
 
@@ -134,15 +145,14 @@ class SimulatedLearners(Stateless):
     dp_size: int = 8
 
     async def support(self, examples: Sequence[TrainingExample]) -> list[Tokens]:
-        """Support of `TOP_K` tokens with id 0 for each response token."""
-        return [np.zeros((example.response_length_tokens, TOP_K), np.int32) for example in examples]
+        """Support of zeros."""
+        return zero_support(examples)
 
     async def logp(
         self, examples: Sequence[TrainingExample], supports_TK: Sequence[Tokens] | None, top_k: int
     ) -> list[tuple[Tokens, Logp]]:
         """Zeros on the support."""
-        supports_TK = await self.support(examples) if supports_TK is None else supports_TK
-        return [(ids_TK, np.zeros((len(ids_TK), ids_TK.shape[1] + 1), np.float32)) for ids_TK in supports_TK]
+        return zero_logp(examples, supports_TK)
 
     async def step(self, batch: TrainBatch) -> StepReport:
         """Sleep as long as a learning step takes."""

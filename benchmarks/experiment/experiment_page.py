@@ -133,11 +133,15 @@ def difference(table: Table, arm: str, other: str, column: Column) -> tuple[floa
     return (fmean(differences), half_width(differences)) if differences else None
 
 
+def seeds_of(table: Table) -> list[int]:
+    """Seeds of all records, in order."""
+    return sorted({record["summary"]["seed"] for records in table.values() for record in records})
+
+
 def write_report(table: Table, rates: dict[str, str], compared_with: str, grid: Sequence[float], out: Path) -> None:
     """Write `seeds-0-1-2.md`, `.csv` and `.png`, named by the seeds: other seeds have files beside these."""
     columns = columns_of(table)
-    seeds = sorted({record["summary"]["seed"] for records in table.values() for record in records})
-    stem = "seeds-" + "-".join(map(str, seeds))
+    stem = "seeds-" + "-".join(map(str, seeds_of(table)))
     with (out / f"{stem}.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["arm", "seed", "learning rate", *columns])
@@ -153,9 +157,8 @@ def markdown(table: Table, columns: dict[str, Column], rates: dict[str, str], co
     """The table of all arms, and their differences from one arm."""
     first = next(iter(table.values()))
     test = _test_split(first[0])
-    runs = {record["summary"]["seed"] for records in table.values() for record in records}
-    seeds = ", ".join(map(str, sorted(runs)))
-    fewer = [f"{arm} {len(records)}" for arm, records in table.items() if len(records) < len(runs)]
+    seeds = seeds_of(table)
+    fewer = [f"{arm} {len(records)}" for arm, records in table.items() if len(records) < len(seeds)]
     chosen = (
         f"Each arm's learning rate was chosen among {', '.join(f'{rate:g}' for rate in grid)} on validation questions, "
         "with another seed."
@@ -165,8 +168,8 @@ def markdown(table: Table, columns: dict[str, Column], rates: dict[str, str], co
     lines = [
         "# Methods and controls on one task",
         "",
-        f"Seeds {seeds}; k = {test['samples']} responses to each of {test['questions']} test questions. Values are "
-        f"means over the seeds ± half of their 95 % interval (Student's t over seeds). {chosen}"
+        f"Seeds {', '.join(map(str, seeds))}; k = {test['samples']} responses to each of {test['questions']} test "
+        f"questions. Values are means over the seeds ± half of their 95 % interval (Student's t over seeds). {chosen}"
         + (f" Fewer seeds so far: {', '.join(fewer)}." if fewer else ""),
         "",
         *_rows(table, columns, rates),

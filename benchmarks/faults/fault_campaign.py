@@ -15,7 +15,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -26,12 +25,11 @@ from pathlib import Path
 from benchmarks.common.network import why_not
 from benchmarks.common.results_files import RESULTS, save
 from benchmarks.common.run_processes import MARK, end_marked
-from benchmarks.common.timed_runs import DEMO
 from benchmarks.faults.fault_page import report
 from benchmarks.faults.fault_plan import LifePlan, draw_run
 from benchmarks.faults.faulted_run import FILLER
 from benchmarks.faults.host_runs import FIRST_SEED, one_host_run
-from benchmarks.faults.life_checks import GONE_S, SHORT_STEPS, Row, ended, life_row, run_row, steps_of
+from benchmarks.faults.life_checks import GONE_S, SHORT_STEPS, Row, ended, life_command, life_row, run_row
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.util.code_caches import private_folder
 from demopsd_dist.util.temporary_files import FOLDER
@@ -66,18 +64,13 @@ def live(folder: Path, plan: LifePlan, seed: int) -> Row:
     Args:
         folder: of the runs; the first life makes the run's folder in it.
     """
-    run = RunFolder(folder / "demo")
-    resumes, steps = run.config.is_file(), steps_of(run, plan)
     mark, began = uuid.uuid4().hex, time.monotonic()
     with tempfile.TemporaryDirectory(prefix="demopsd-faults-") as own:
         plan_file, record, log = Path(own) / "plan", Path(own) / "record", Path(own) / "log"
-        plan_file.write_text(json.dumps([fault.to_json() for fault in plan.faults]))
-        words = [str(DEMO), *WORDS, f"output_dir={folder}", f"steps={steps}"]
-        again = ["--resume"] if resumes else []
-        module = [sys.executable, "-m", "benchmarks.faults.faulted_run", str(plan_file), str(record)]
+        command = life_command(plan, folder, plan_file, record, WORDS)
         with log.open("w") as output:
             process = subprocess.Popen(
-                [*module, *words, *again],
+                command,
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -90,7 +83,7 @@ def live(folder: Path, plan: LifePlan, seed: int) -> Row:
         text = log.read_text(errors="replace")
         planted = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
     (folder / FILLER).unlink(missing_ok=True)
-    torn = tear(run, plan.torn, random.Random(seed)) if plan.torn else None
+    torn = tear(RunFolder(folder / "demo"), plan.torn, random.Random(seed)) if plan.torn else None
     return life_row(planted, process.returncode, hung, left, text, torn, began)
 
 

@@ -7,8 +7,6 @@ joined, and Ray is started there again, as an operator or a service manager woul
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 import time
 import uuid
@@ -17,11 +15,10 @@ from pathlib import Path
 from benchmarks.common.host_cluster import HostCluster
 from benchmarks.common.network import Hosts
 from benchmarks.common.run_processes import MARK, end_marked
-from benchmarks.common.timed_runs import DEMO
 from benchmarks.faults.fault_page import HOSTS
 from benchmarks.faults.fault_plan import LifePlan, draw_host_run
 from benchmarks.faults.host_faults import HostOperator
-from benchmarks.faults.life_checks import GONE_S, SHORT_STEPS, Row, ended, life_row, run_row, steps_of
+from benchmarks.faults.life_checks import GONE_S, SHORT_STEPS, Row, ended, life_command, life_row, run_row
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.util.temporary_files import FOLDER, is_left
 
@@ -64,15 +61,11 @@ def one_host_run(seed: int, lives: int, each: int) -> Row:
 
 def live_on_hosts(cluster: HostCluster, operator: HostOperator, plan: LifePlan, words: list[str]) -> Row:
     """Train, or go on training, in one driver until it ends, while the operator plants the faults of its hosts."""
-    run, mark, began = RunFolder(cluster.folder / "demo"), uuid.uuid4().hex, time.monotonic()
-    resumes, steps = run.config.is_file(), steps_of(run, plan)
-    paths = [cluster.folder / f"{kind}-{mark}" for kind in ("plan", "record", "log")]
-    plan_file, record, log = paths
-    plan_file.write_text(json.dumps([fault.to_json() for fault in plan.faults]))
-    settings = [*words, f"ray_address={cluster.address}", f"output_dir={cluster.folder}", f"steps={steps}"]
-    module = [sys.executable, "-m", "benchmarks.faults.faulted_run", str(plan_file), str(record), str(DEMO)]
-    again = ["--resume"] if resumes else []
-    process = cluster.start(cluster.head, [*module, *settings, *again], log.name, {MARK: mark})
+    mark, began = uuid.uuid4().hex, time.monotonic()
+    plan_file, record, log = (cluster.folder / f"{kind}-{mark}" for kind in ("plan", "record", "log"))
+    settings = [*words, f"ray_address={cluster.address}"]
+    command = life_command(plan, cluster.folder, plan_file, record, settings)
+    process = cluster.start(cluster.head, command, log.name, {MARK: mark})
     look = operator.follow(record)
     hung = not ended(process, log, look)
     left = [str(process) for process in end_marked(mark, 0 if hung else GONE_S)]

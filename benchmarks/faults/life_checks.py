@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common.run_processes import ROLES
-from benchmarks.faults.fault_plan import STEPS_APART, DrawnFault, LifePlan
+from benchmarks.common.timed_runs import DEMO
+from benchmarks.faults.fault_plan import STEPS_APART, LifePlan
 from benchmarks.faults.known_messages import causes_in
 from demopsd_dist.run_record.audit import audit
 from demopsd_dist.run_record.folder import RunFolder
@@ -42,6 +45,20 @@ def steps_of(run: RunFolder, plan: LifePlan) -> int:
         return ENDLESS
     done = audit(run).steps if run.ledger.is_file() else 0
     return done + len(plan.faults) * STEPS_A_FAULT + LAST_STEPS
+
+
+def life_command(plan: LifePlan, runs: Path, plan_file: Path, record: Path, words: Sequence[str]) -> list[str]:
+    """Command of a life, which goes on with the run in `runs` if there is one; writes the plan's file.
+
+    Args:
+        record: file to which the life appends its faults.
+        words: settings of the run.
+    """
+    run = RunFolder(runs / "demo")
+    plan_file.write_text(json.dumps([fault.to_json() for fault in plan.faults]))
+    module = [sys.executable, "-m", "benchmarks.faults.faulted_run", str(plan_file), str(record), str(DEMO)]
+    again = ["--resume"] if run.config.is_file() else []
+    return [*module, *words, f"output_dir={runs}", f"steps={steps_of(run, plan)}", *again]
 
 
 def run_row(seed: int, lives: Sequence[Row], run: RunFolder, left: Iterable[str], began: float) -> Row:
@@ -117,14 +134,14 @@ def expected_codes(planted: Sequence[Row]) -> set[int]:
     """Exit codes that the last of these faults may lead to."""
     if not planted:
         return {0}
-    fault = DrawnFault(**{key: planted[-1][key] for key in ("stage", "target", "action", "delay_s", "pick")})
-    if fault.action == "SIGKILL" and fault.target == "driver":
+    stage, target, action = (planted[-1][key] for key in ("stage", "target", "action"))
+    if action == "SIGKILL" and target == "driver":
         return {-9}
-    if fault.target in ("driver", "group"):
+    if target in ("driver", "group"):
         return {130}
-    if fault.target in ROLES and fault.stage != "start_roles":
+    if target in ROLES and stage != "start_roles":
         return {0}  # a run survives the loss of a worker
-    return {1, 2} if fault.target == "disk" else {1}
+    return {1, 2} if target == "disk" else {1}
 
 
 def ended(process: subprocess.Popen[bytes], log: Path, meanwhile: Callable[[], None] = lambda: None) -> bool:

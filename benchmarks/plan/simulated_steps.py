@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from benchmarks.common.simulated_roles import TOP_K, Stateless, simulated_responses
+from benchmarks.common.simulated_roles import TOP_K, Stateless, simulated_responses, zero_logp, zero_support
 from benchmarks.common.timed_runs import task_of
 from demopsd_dist.config import load
 from demopsd_dist.data.records import (
@@ -127,13 +127,12 @@ class SleepingRoles(Stateless):
     async def support(self, examples: Sequence[TrainingExample]) -> list[Tokens]:
         async with self.locks.learners:
             await asyncio.sleep(self.seconds["support"] * len(examples) / self.samples)
-        return [np.zeros((example.response_length_tokens, TOP_K), np.int32) for example in examples]
+        return zero_support(examples)
 
     async def logp(
         self, examples: Sequence[TrainingExample], supports_TK: Sequence[Tokens] | None, top_k: int
     ) -> list[tuple[Tokens, Logp]]:
-        supports_TK = await self.support(examples) if supports_TK is None else supports_TK
-        return [(ids_TK, np.zeros((len(ids_TK), ids_TK.shape[1] + 1), np.float32)) for ids_TK in supports_TK]
+        return zero_logp(examples, supports_TK)
 
     async def score(
         self, examples: Sequence[TrainingExample], supports_TK: Sequence[Tokens] | None, forwards: Forwards

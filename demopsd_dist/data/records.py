@@ -62,6 +62,11 @@ class Prompt:
         return self.question.id
 
 
+def bare_prompt(name: str, tokens: Tokens) -> Prompt:
+    """A prompt of which only the tokens are known."""
+    return Prompt(Question(name, text="", answer="", field=""), tokens)
+
+
 @dataclass(frozen=True)
 class Rollout:
     """One sampled response.

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -179,10 +179,26 @@ def replace_text(path: Path, text: str) -> None:
     Raises:
         RunFolderError: it cannot be written; the old file is intact.
     """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Context that gives a path to write to; what is written there takes the place of the file at the end.
+
+    Raises:
+        RunFolderError: it cannot be written; the old file is intact, and nothing else is left.
+    """
     temporary = path.with_name(f".{path.name}.new")
     with writing(path):
-        temporary.write_text(text, encoding="utf-8")
-        temporary.rename(path)
+        try:
+            yield temporary
+            temporary.rename(path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager

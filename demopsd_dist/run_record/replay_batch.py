@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from demopsd_dist.data.records import BatchSize, Prompt, Question, Rollout, TermWeights, TrainingExample
+from demopsd_dist.data.records import BatchSize, Rollout, TermWeights, TrainingExample, bare_prompt
 from demopsd_dist.run_record.digests import Digests, differences, input_digests
 from demopsd_dist.util.code_digest import code_digest
 from demopsd_dist.util.errors import CheckpointError, DifferenceError, RunFolderError
@@ -220,7 +220,7 @@ def _example(row: dict[str, Any]) -> TrainingExample:
 
     support = row["engine_support"]
     rollout = Rollout(
-        prompt=Prompt(Question(row["prompt_id"], text="", answer="", field=""), ids("prompt_tokens")),
+        prompt=bare_prompt(row["prompt_id"], ids("prompt_tokens")),
         sample=row["sample"],
         tokens_T=ids("response_tokens"),
         logp_T=np.asarray(row["rollout_logp"] or (), np.float32),

@@ -67,8 +67,7 @@ def keep_code_caches_private() -> None:
         ConfigError: the private folder cannot be used (`private_folder`), or others can write into a folder that the
             user has set.
     """
-    caches = private_folder() / "code"
-    create_private(caches, str(caches.parent))
+    caches = _code_folder()
     for variable, name in CODE_CACHES.items():
         if chosen := os.environ.get(variable):
             _refuse_writable_by_others(variable, Path(chosen).expanduser())
@@ -85,12 +84,17 @@ def keep_compiler_headers(temporary: Path) -> None:
     Raises:
         ConfigError: the private folder cannot be used (`private_folder`).
     """
-    caches = private_folder() / "code"
-    create_private(caches, str(caches.parent))
-    headers = caches / "inductor_headers"
-    create_private(headers, str(caches))
+    headers = _code_folder() / "inductor_headers"
+    create_private(headers, str(headers.parent))
     with suppress(FileExistsError):
         (temporary / f"torchinductor_{_torch_user()}").symlink_to(headers, target_is_directory=True)
+
+
+def _code_folder() -> Path:
+    """Folder of the caches in the private one, created if it does not exist."""
+    folder = private_folder() / "code"
+    create_private(folder, str(folder.parent))
+    return folder
 
 
 def _torch_user() -> str:

@@ -68,13 +68,12 @@ class LossInputs:
         # On tokens of the current weights engine and learner differ by rounding alone; on older ones the weights moved.
         fresh_N = _tensor([rollout.version_T == version for rollout in rollouts], device)
         advantage_B = torch.tensor([item.example.advantage for item in scored], device=device)
-        support_NK = support_tensor([item.support_TK for item in scored], device)
         policy_weight_N, distillation_weight_N = _term_weights(scored, length_B)
         return cls(
             rollout_ids=tuple(rollout.id for rollout in rollouts),
             lengths=lengths,
             response_N=_tensor([rollout.tokens_T for rollout in rollouts], device).long(),
-            support_NK=support_NK,
+            support_NK=support_tensor([item.support_TK for item in scored], device),
             reference_logp_NA=_logp_tensor([item.reference_logp_TA for item in scored], device),
             teacher_logp_NA=_logp_tensor([_teacher_logp(item) for item in scored], device),
             rollout_logp_N=_tensor([rollout.logp_T for rollout in rollouts], device),

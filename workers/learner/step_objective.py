@@ -31,7 +31,9 @@ def fit_to_step(objective: Objective, examples: Iterable[ScoredExample], device:
     if inner is None or inner.gate != "fitted":
         return objective
     count, total = torch.zeros(BINS + 1, dtype=torch.float64), torch.zeros(BINS + 1, dtype=torch.float64)
-    for example in (example for example in examples if example.teacher_logp_TA is not None):
+    for example in examples:
+        if example.teacher_logp_TA is None:  # of a mixed loss: it is not distilled
+            continue
         d_N = disagreements(inner, example)
         bin_N = (d_N.clamp(LEAST_NATS, MOST_NATS) / LEAST_NATS).log() / _LOG_RANGE * BINS
         count.index_add_(0, bin_N.long(), torch.ones_like(d_N))

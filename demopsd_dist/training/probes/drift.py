@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from demopsd_dist.data.records import Logp, Prompt, Question, Rollout, Tokens, TrainingExample
+from demopsd_dist.data.records import Logp, Prompt, Rollout, Tokens, TrainingExample, bare_prompt
 from demopsd_dist.training.probes import initial_responses
 from demopsd_dist.training.probes.initial_responses import InitialResponse
 from demopsd_dist.training.run import Run, RunState
@@ -59,7 +59,7 @@ async def measure_drift(run: Run, state: RunState) -> dict[str, float]:
     if not kept:
         return {}
     with run.log.timed("drift"):
-        examples = [_example(prompt_of(str(i), one.prompt), one.tokens_T) for i, one in enumerate(kept)]
+        examples = [_example(bare_prompt(str(i), one.prompt), one.tokens_T) for i, one in enumerate(kept)]
         scored = await run.roles.learners.logp(examples, [one.support_TK for one in kept], TOP_K)
     pairs = [(one.logp_TA, logp_TA) for one, (_, logp_TA) in zip(kept, scored, strict=True)]
     return {"drift/initial_kl_nats": mean_kl(pairs)}
@@ -73,11 +73,6 @@ def mean_kl(pairs: list[tuple[Logp, Logp]]) -> float:
     """
     kl_N = [(np.exp(first, dtype=np.float64) * (first.astype(np.float64) - second)).sum(-1) for first, second in pairs]
     return float(np.concatenate(kl_N).mean())
-
-
-def prompt_of(name: str, tokens: Tokens) -> Prompt:
-    """A prompt of which only the tokens are known."""
-    return Prompt(Question(name, text="", answer="", field=""), tokens)
 
 
 def _example(prompt: Prompt, tokens_T: Tokens) -> TrainingExample:

@@ -6,7 +6,6 @@ cannot run code when it is read.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demopsd_dist.data.records import Logp, Tokens
-from demopsd_dist.util.errors import CheckpointError, RunFolderError
+from demopsd_dist.run_record.folder import replacing
+from demopsd_dist.util.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,8 @@ def write(path: Path, responses: Sequence[InitialResponse]) -> None:
         for i, response in enumerate(responses)
         for item in fields(InitialResponse)
     }
-    temporary = path.with_name(f".{path.name}")
-    try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub takes a flag by keyword too
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunFolderError(
-            f"{path} cannot be written: {error}. Free disk space or repair the disk, then resume."
-        ) from None
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub takes a flag by keyword too
 
 
 def read(path: Path) -> list[InitialResponse]:

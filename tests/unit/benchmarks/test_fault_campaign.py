@@ -130,20 +130,19 @@ def test_torn_files(tmp_path: Path) -> None:
     assert tear(run, "samples", rng) is None
 
 
+def a_life(faults: list[dict[str, Any]], **values: Any) -> dict[str, Any]:
+    usual: dict[str, Any] = {"torn": None, "causes": {}, "hung": False, "left": [], "unknown": [], "wrong": None}
+    return usual | {"faults": faults} | values
+
+
+def a_run(seed: int, lives: list[dict[str, Any]], **values: Any) -> dict[str, Any]:
+    usual: dict[str, Any] = {"audit": [], "left": [], "steps": 4, "samples": 8, "again": 1, "undone": 2}
+    return usual | {"seed": seed, "lives": lives} | values
+
+
 def test_the_page_counts_and_names_what_is_wrong() -> None:
-    life: dict[str, Any] = {
-        "faults": [row("driver", "SIGKILL")],
-        "torn": "samples/step-3.jsonl",
-        "causes": {"interrupted": 2},
-    }
-    life |= {"hung": False, "left": [], "unknown": [], "wrong": None, "code": -9, "seconds": 3}
-    run: dict[str, Any] = {
-        "seed": 5,
-        "lives": [life, life | {"wrong": "exit code 1", "hung": True}],
-        "audit": ["2 lost"],
-        "left": [],
-    }
-    run |= {"steps": 4, "samples": 8, "again": 1, "undone": 2, "seconds": 1800}
+    life = a_life([row("driver", "SIGKILL")], torn="samples/step-3.jsonl", causes={"interrupted": 2})
+    run = a_run(5, [life, life | {"wrong": "exit code 1", "hung": True}], audit=["2 lost"], seconds=1800)
     text = "\n".join(report([run]))
     assert "2 faults and 2 torn files in 2 processes of 1 runs" in text
     assert "in 0.5 hours" in text
@@ -157,24 +156,7 @@ def test_the_page_counts_and_names_what_is_wrong() -> None:
 def test_the_page_says_what_became_of_hosts_whose_link_was_cut() -> None:
     cut = row("learner", CUT) | {"host": "one", "cut_s": 20.0, "ray_ended_after_s": 21.4}
     faults = [cut, row("teacher", CUT) | {"cut_s": 3.0}, row("rollout", CUT) | {"cut_s": 3.0, "planted": False}]
-    life: dict[str, Any] = {
-        "faults": faults,
-        "torn": None,
-        "causes": {},
-        "hung": False,
-        "left": [],
-        "unknown": [],
-        "wrong": None,
-    }
-    run: dict[str, Any] = {
-        "seed": 100,
-        "kind": HOSTS,
-        "lives": [life],
-        "audit": [],
-        "left": [],
-        "lost_without_a_cut": [],
-    }
-    run |= {"steps": 4, "samples": 8, "again": 1, "undone": 2, "seconds": 360}
+    run = a_run(100, [a_life(faults)], kind=HOSTS, lost_without_a_cut=[], seconds=360)
     text = "\n".join(report([run]))
     assert "2 times the link of a worker's host was cut" in text
     assert "| learner | longer, 14 to 22 s | 1 | 1 | 21 to 21 s |" in text
