@@ -164,7 +164,8 @@ def test_a_mixed_loss(
     for step in steps:
         assert 0 < step["mixed/distilled_fraction"] < 1
         assert step["mixed/distillation_loss_nats"] > 0
-        assert step["mixed/policy_loss"] != 0
+        # of one weight for all, the advantages of a group add up to nothing where its responses are equally long
+        assert step["mixed/policy_loss"] < 0 or "mixed.routing=success" not in words
         terms = step["mixed/policy_loss"] + step["mixed/distillation_loss_nats"]
         learned = step["rollout/learned_tokens"] / step["rollout/tokens"]
         assert step["learner/loss"] == pytest.approx(terms * learned, rel=1e-4, abs=1e-7)
