@@ -1,15 +1,20 @@
-"""A run of this project beside TRL's SDPO: `python -m benchmarks.peer [--steps 20] [--warmup 3]`
+"""A run of this project beside TRL's SDPO: `python -m benchmarks.peer [config [key=value ...]]`
 
-The same model, prompts, group size, response length, loss and optimizer settings, in float32 on the same two cores, one
-after the other: samples/s end to end over the steps after warm-up, and the time of a step by stage. TRL is installed in
-an environment of its own (`.peers`), which sees this one's torch and transformers. Short runs first find the numbers of
-processes and of samples a forward that are fastest for TRL; it then runs with these.
+    python -m benchmarks.peer
+    python -m benchmarks.peer --steps 3 --warmup 1 configs/smollm2.yaml model.precision=float32
+
+The same model, prompts, group size, response length, loss, precision and optimizer settings on the same two cores, one
+after the other: samples/s and tokens/s end to end over the steps after warm-up, and the time of a step by stage. TRL is
+installed in an environment of its own (`.peers`), which sees this one's torch and transformers. Short runs first find
+the numbers of processes and of samples a forward that are fastest for TRL (`--tried` steps each, after a warm-up); it
+then runs with these.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -22,6 +27,9 @@ from typing import Any
 from benchmarks.common.results_files import RESULTS, save
 from benchmarks.common.timed_runs import DEMO, train_on_real_engines
 from demopsd_dist.config import Config, load
+from demopsd_dist.models.model_folder import model_folder
+from demopsd_dist.models.precision import resolve_precision
+from demopsd_dist.models.whole_model import shapes_in_files
 from launch._processes import fenced
 from launch._task import provenance
 from workers.cluster import session
@@ -36,9 +44,9 @@ WORDS = [
     "evaluation.at_start=false",
     "leakage.every_steps=0",
 ]
-"""Overrides of configs/demo.yaml. Divergence and aggregation are those of TRL."""
-TRIAL_WARMUP, TRIAL_STEPS = 2, 4
-TRIAL_S, RUN_S = 300, 900
+"""Overrides of the config. Divergence and aggregation are those of TRL."""
+TRIED_STEPS = 4
+LIMIT_S = 3600  # of one run of TRL
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,17 @@ class WorkShape:
         return f"{self.processes} x {CORES // self.processes} threads, {self.micro_batch} samples a forward"
 
 
-SHAPES = [WorkShape(1, 192), WorkShape(1, 48), WorkShape(2, 96), WorkShape(2, 48), WorkShape(2, 32), WorkShape(2, 24)]
+def shapes_of(config: Config) -> list[WorkShape]:
+    """Shapes to try: one process with all samples in one forward or in four, two with theirs in one to four."""
+    samples = config.rollout.prompts_per_step * config.rollout.group_size
+    cuts = [(1, 1), (1, 4), (2, 1), (2, 2), (2, 3), (2, 4)]
+    return [WorkShape(n, samples // (n * forwards)) for n, forwards in cuts if samples % (n * forwards) == 0]
+
+
+def shape_of(text: str) -> WorkShape:
+    """The shape that the command line names as processes x samples a forward: `2x16`."""
+    processes, _, micro_batch = text.partition("x")
+    return WorkShape(int(processes), int(micro_batch))
 
 
 @dataclass(frozen=True)
@@ -78,6 +96,11 @@ class PeerFigures:
     slowest_s: float
     stages: dict[str, float]
 
+    @property
+    def tokens_per_s(self) -> float:
+        """Response tokens a second."""
+        return self.samples_per_s * self.tokens_per_sample
+
 
 def figures_of(steps: Sequence[PeerStep]) -> PeerFigures:
     """Rates of the totals over the steps, and mean times."""
@@ -94,9 +117,8 @@ def figures_of(steps: Sequence[PeerStep]) -> PeerFigures:
     )
 
 
-def run_own(words: Sequence[str]) -> list[PeerStep]:
+def run_own(config: Config) -> list[PeerStep]:
     """Steps of this project's run."""
-    config = load(DEMO, words)
     session.join(config)
     try:
         log = train_on_real_engines(config)
@@ -128,18 +150,18 @@ def trl_python() -> Path:
     return python
 
 
-def run_trl(shape: WorkShape, words: Sequence[str], within_s: float) -> list[PeerStep]:
+def run_trl(shape: WorkShape, file: Path, words: Sequence[str]) -> list[PeerStep]:
     """Steps of TRL's run.
 
     Raises:
         RuntimeError: TRL failed; the message ends with its last output.
-        subprocess.TimeoutExpired: it took longer than `within_s`.
+        subprocess.TimeoutExpired: it took longer than an hour.
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={shape.processes}"]
     command = [
         str(trl_python()),
         *(launcher if shape.processes > 1 else []),
-        *["-m", "benchmarks.peer.trl_sdpo", f"--micro-batch={shape.micro_batch}", str(DEMO), *words],
+        *["-m", "benchmarks.peer.trl_sdpo", f"--micro-batch={shape.micro_batch}", str(file), *words],
     ]
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
@@ -147,19 +169,26 @@ def run_trl(shape: WorkShape, words: Sequence[str], within_s: float) -> list[Pee
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
     }
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=within_s)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
     if done.returncode:
         raise RuntimeError(f"TRL ({shape}) ended with exit code {done.returncode}: {done.stderr[-2000:]}")
     return [PeerStep(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def try_shapes() -> dict[WorkShape, float]:
-    """Samples/s of TRL's shapes in short runs."""
+def try_shapes(shapes: Sequence[WorkShape], file: Path, words: Sequence[str], tried: int) -> dict[WorkShape, float]:
+    """Samples/s of TRL's shapes in runs of `tried` steps after one or two for warm-up; 0 for a shape that fails."""
     rates: dict[WorkShape, float] = {}
-    for shape in SHAPES:
-        steps = run_trl(shape, [*WORDS, f"steps={TRIAL_WARMUP + TRIAL_STEPS}"], TRIAL_S)
-        rates[shape] = figures_of(steps[TRIAL_WARMUP:]).samples_per_s
-        print(f"TRL, {shape}: {rates[shape]:.1f} samples/s", flush=True)
+    warmup = min(2, tried)
+    for shape in shapes:
+        try:
+            steps = run_trl(shape, file, [*words, f"steps={warmup + tried}"])
+            rates[shape] = figures_of(steps[warmup:]).samples_per_s
+            print(f"TRL, {shape}: {rates[shape]:.2f} samples/s", flush=True)
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            rates[shape] = 0.0
+            print(f"TRL, {shape}: failed: {error}", flush=True)
+    if not any(rates.values()):
+        raise SystemExit("No shape of TRL ran; the reasons are above.")
     return rates
 
 
@@ -191,26 +220,28 @@ def report(result: dict[str, Any], own: PeerFigures, trl: PeerFigures, config: C
 
     def side(name: str, figures: PeerFigures) -> str:
         return (
-            f"| {name} | {figures.samples_per_s:.1f} | "
+            f"| {name} | {figures.samples_per_s:.{digits}f} | {figures.tokens_per_s:.0f} | "
             f"{figures.step_s:.2f} ({figures.fastest_s:.2f} to {figures.slowest_s:.2f}) | "
             f"{figures.tokens_per_sample:.1f} | {figures.reward:.3f} |"
         )
 
     rollout = config.rollout
+    digits = 1 if own.samples_per_s > 20 else 2
     return [
         "# A run beside TRL's SDPO",
         "",
-        f"`method=sdpo` on MiniSci: {rollout.prompts_per_step} prompts x {rollout.group_size} responses a step, of at "
-        f"most {rollout.max_response_tokens} tokens; float32, two CPU cores, one run after the other; "
-        f"{result['steps']} steps after {result['warmup']} for warm-up. Same model, prompts in the same order, "
+        f"`{result['command']}`: `method=sdpo`, {result['parameters'] / 1e6:.2f}M parameters in "
+        f"{config.model.precision.value}, {rollout.prompts_per_step} prompts x {rollout.group_size} responses a step, "
+        f"of at most {rollout.max_response_tokens} tokens; two CPU cores, one run after the other; {result['steps']} "
+        f"steps after {result['warmup']} for warm-up. Same model, prompts in the same order, "
         f"optimizer and reward; EMA teacher, reverse KL on the student's top {config.sdpo.top_k} and tail.",
         "",
-        "| | samples/s | step, s (fastest to slowest) | response tokens a sample | reward |",
-        "|---|---|---|---|---|",
+        "| | samples/s | response tokens/s | step, s (fastest to slowest) | response tokens a sample | reward |",
+        "|---|---|---|---|---|---|",
         side("this project", own),
         side(f"{result['requirement']}: {result['shape']}", trl),
         "",
-        f"**Ratio: {result['ratio']:.2f}**.",
+        f"**Ratio: {result['ratio']:.2f}** in samples/s, {result['tokens_ratio']:.2f} in response tokens/s.",
         "",
         "Where a step's time goes, seconds. Here scoring overlaps sampling, which ends with the last response; TRL's "
         "stages follow one another. TRL's optimizer and EMA are in `rest`.",
@@ -219,37 +250,49 @@ def report(result: dict[str, Any], own: PeerFigures, trl: PeerFigures, config: C
         "|---|---|---|",
         *(f"| {name} | {cell(own_s)} | {cell(trl_s)} |" for name, own_s, trl_s in stage_rows(own, trl)),
         "",
-        f"How TRL was set: the fastest of these, tried for {TRIAL_STEPS} steps each.",
+        f"How TRL was set: the fastest of these, tried for {result['tried_steps']} steps each.",
         "",
         "| processes, threads, micro-batch | samples/s |",
         "|---|---|",
-        *(f"| {shape} | {speed:.1f} |" for shape, speed in result["tried"].items()),
+        *(f"| {shape} | {f'{speed:.{digits}f}' if speed else 'failed'} |" for shape, speed in result["tried"].items()),
     ]
 
 
 def main() -> None:
     """Command line of the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", nargs="?", type=Path, default=DEMO, help="settings of both runs; default: the demo's")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--steps", type=int, default=20, help="steps that count")
     parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--tried", type=int, default=TRIED_STEPS, help="steps that count in the trial of a shape")
+    parser.add_argument("--shapes", type=shape_of, nargs="+", metavar="NxM", help="TRL's processes x samples a forward")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-    words = [*WORDS, f"steps={args.warmup + args.steps}"]
-    config = load(DEMO, words)
+    file = args.config.resolve()
+    settings = [*WORDS, *args.overrides]
+    words = [*settings, f"steps={args.warmup + args.steps}"]
+    config = load(file, words)
+    folder = model_folder(config)
+    config, _ = resolve_precision(config, folder)
     with fenced():
-        rates = try_shapes()
+        rates = try_shapes(args.shapes or shapes_of(config), file, settings, args.tried)
         shape = max(rates, key=rates.__getitem__)
         load_before = os.getloadavg()[0]
-        trl_steps = run_trl(shape, words, RUN_S)
-        own_steps = run_own(words)
+        trl_steps = run_trl(shape, file, words)
+        own_steps = run_own(config)
     own, trl = figures_of(own_steps[args.warmup :]), figures_of(trl_steps[args.warmup :])
     result = {
+        "command": " ".join(["python -m benchmarks.peer", *sys.argv[1:]]),
         "ratio": own.samples_per_s / trl.samples_per_s,
+        "tokens_ratio": own.tokens_per_s / trl.tokens_per_s,
+        "parameters": sum(math.prod(shape) for shape in shapes_in_files(folder).values()),
         "requirement": REQUIREMENTS.read_text().strip(),
         "shape": str(shape),
         "steps": args.steps,
         "warmup": args.warmup,
+        "tried_steps": args.tried,
         "load_before": load_before,
         "ours": asdict(own),
         "trl": asdict(trl),
@@ -258,4 +301,5 @@ def main() -> None:
         "steps_trl": [asdict(step) for step in trl_steps],
         **provenance(config),
     }
-    save(args.out, "peer-cpu", result, report(result, own, trl, config))
+    name = "peer-cpu" if file == DEMO else f"peer-{config.name}-cpu"
+    save(args.out, name, result, report(result, own, trl, config))

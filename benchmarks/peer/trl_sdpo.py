@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
 from demopsd_dist.config import Config, Divergence, load
 from demopsd_dist.data.records import Prompt, Question
-from demopsd_dist.data.rewards import answer_reward
+from demopsd_dist.data.rewards import Reward
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.models.precision import resolve_precision
@@ -113,10 +113,14 @@ def messages(question: Question) -> list[dict[str, str]]:
     return [*system, {"role": "user", "content": question.text}]
 
 
-def rewards(completions: list[list[dict[str, str]]], answer: list[str], **_: Any) -> list[float]:
-    """Rewards of completions, as this project gives them."""
-    pairs = zip(completions, answer, strict=True)
-    return [answer_reward(completion[0]["content"], expected) for completion, expected in pairs]
+def rewards_by(reward: Reward, questions: list[Question]) -> Callable[..., list[float]]:
+    """TRL's reward function: the rewards that this project gives to completions of the questions in these rows."""
+
+    def rewards(completions: list[list[dict[str, str]]], row: list[int], **_: Any) -> list[float]:
+        pairs = zip(completions, row, strict=True)
+        return [reward(completion[0]["content"], questions[index]).reward for completion, index in pairs]
+
+    return rewards
 
 
 def settings(config: Config, output_dir: str, micro_batch: int) -> SDPOConfig:
@@ -181,11 +185,12 @@ def main() -> None:
     prompts = [prompt for step in range(config.steps) for prompt in prompts_of_step(task.train, config, step)]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     check_prompts(prompts, tokenizer)
-    rows = [{"prompt": messages(prompt.question), "answer": prompt.question.answer} for prompt in prompts]
+    questions = [prompt.question for prompt in prompts]
+    rows = [{"prompt": messages(question), "row": index} for index, question in enumerate(questions)]
     with tempfile.TemporaryDirectory() as output_dir:
         trainer = TimedTrainer(
             model=str(folder),
-            reward_funcs=rewards,
+            reward_funcs=rewards_by(task.reward, questions),
             args=settings(config, output_dir, args.micro_batch),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,

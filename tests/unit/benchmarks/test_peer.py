@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.common.timed_runs import DEMO
-from benchmarks.peer.compare_peers import SHAPES, WORDS, PeerFigures, PeerStep, figures_of, stage_rows
+from benchmarks.peer.compare_peers import (
+    WORDS,
+    PeerFigures,
+    PeerStep,
+    WorkShape,
+    figures_of,
+    shape_of,
+    shapes_of,
+    stage_rows,
+)
 from demopsd_dist.config import load
 
 
@@ -43,8 +52,16 @@ def test_stages_add_up_to_the_step() -> None:
     assert sum(trl for name, _, trl in stages if trl and name != "learning") == pytest.approx(4.0)
 
 
-def test_the_settings_hold_for_both_sides() -> None:
-    config = load(DEMO, WORDS)
-    samples = config.rollout.prompts_per_step * config.rollout.group_size
-    for shape in SHAPES:
+@pytest.mark.parametrize("prompts", [24, 16, 1])
+def test_a_shape_divides_the_samples_of_a_step(prompts: int) -> None:
+    config = load(DEMO, [*WORDS, f"rollout.prompts_per_step={prompts}"])
+    samples = prompts * config.rollout.group_size
+    shapes = shapes_of(config)
+    assert WorkShape(1, samples) in shapes
+    assert {shape.processes for shape in shapes} == {1, 2}
+    for shape in shapes:
         assert samples % (shape.processes * shape.micro_batch) == 0, f"TRL cannot cut {samples} samples as {shape}"
+
+
+def test_a_shape_by_name() -> None:
+    assert shape_of("2x16") == WorkShape(processes=2, micro_batch=16)
