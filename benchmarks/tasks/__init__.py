@@ -1,1 +1,1 @@
-"""Which tasks of reasoning-gym suit a small model: `python -m benchmarks.tasks`."""
+"""Search for tasks of reasoning-gym that suit a small model: `python -m benchmarks.tasks`."""
