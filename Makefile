@@ -13,7 +13,7 @@ BUILD := $(if $(GPU)$(wildcard $(VENV)/.installed-gpu),gpu,cpu)
 STAMP := $(VENV)/.installed-$(BUILD)
 UV_VERSION := 0.13.9
 
-.PHONY: setup demo test test-processes test-units check gym site lock
+.PHONY: setup demo test check gym site lock
 
 setup: $(STAMP)
 
@@ -47,18 +47,10 @@ $(VENV)/.installed-docs: requirements/docs.lock $(STAMP)
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps -r requirements/docs.lock
 	touch $@
 
-# Tests with real processes run one after the other and often wait. The others run beside them, and yield to them.
+# Tests without engines share the cores; those with real processes, and those of the browser, run one after the other.
 test: setup gym
-	$(MAKE) --no-print-directory -j2 --keep-going test-processes test-units
-
-test-processes:
-	$(BIN)/python -m pytest tests/hosts tests/real tests/browser tests/gpu
-
-UNITS := build/unit-tests.log
-test-units:
-	@mkdir -p build
-	@nice -n 5 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal tests/unit tests/driver >$(UNITS) 2>&1; \
-	  failed=$$?; cat $(UNITS); exit $$failed
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal tests/unit tests/driver
+	$(BIN)/python -m pytest --ignore tests/unit --ignore tests/driver
 
 check: setup site
 	$(BIN)/ruff check .

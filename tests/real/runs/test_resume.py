@@ -54,7 +54,7 @@ def reaped_by_nobody() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("stage", "learners", "samplers"),
-    [pytest.param(1, 1, 2, marks=pytest.mark.long), pytest.param(2, 2, 1, marks=pytest.mark.long), (3, 2, 1)],
+    [(3, 1, 1), *(pytest.param(*shape, marks=pytest.mark.long) for shape in [(1, 1, 2), (2, 2, 1), (3, 2, 1)])],
 )
 def test_killed_and_resumed_is_the_same_bit_for_bit(
     stage: int, learners: int, samplers: int, launch: Callable[..., Launched], tmp_path: Path
