@@ -23,7 +23,7 @@ $(STAMP): requirements/$(BUILD).lock setup.py
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is needed (make setup PYTHON=/path/to/python3.11)"; exit 1; }
 	@command -v g++ >/dev/null || { echo "error: g++ is needed (Debian: apt-get install g++)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 uv==$(UV_VERSION) -c requirements/$(BUILD).lock 2>&1 | grep -v '^WARNING: Location' || true
+	@$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 uv==$(UV_VERSION) -c requirements/$(BUILD).lock 2>&1 | grep -v '^WARNING: Location' || true
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps -r requirements/$(BUILD).lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	$(BIN)/python -m launch.prebuild

@@ -204,16 +204,16 @@ def _lines_of_split(
         first = result.wrong[0]
         question = first.question
         read = "" if first.read is None or not is_built_in(reward) else f", read as {quoted(first.read)}"
-        example = f": expected {quoted(question.answer)}, written {quoted(first.written)}{read}"
+        example = f": the answer {quoted(question.answer)}, written as {quoted(first.written)}{read}"
         example = "" if question.id in loaded.withheld else example
         reasons = ", ".join(f"{reason} ({count:,})" for reason, count in result.reasons.items())
         found = (
-            f"reward={reward.name} marks the own answer of {len(result.wrong):,} of {result.checked:,} {split} records "
-            f"wrong: {reasons}. First: {loaded.places.get(question.id) or question.id}{example}."
+            f"reward={reward.name} marks the expected answer of {len(result.wrong):,} of {result.checked:,} {split} "
+            f"records wrong: {reasons}. First: {loaded.places.get(question.id) or question.id}{example}."
         )
         if is_built_in(reward) and result.mostly_wrong:
             raise DataError(f"{found} {likely_fix(reward, result.wrong)}")
-        lines.append(f"warning: {found}")
+        lines.append(f"warning: {found} They stay in the data; mend or remove them, since no response can be right.")
     asking = REQUESTS.get(reward.name)
     from_files = sum(bool(loaded.places.get(prompt.id)) for prompt in prompts)
     if asking and from_files and result.unasked:

@@ -144,7 +144,9 @@ def write_final_report(folder: RunFolder, note: Callable[[str], None]) -> None:
 
 def log_inputs(log: RunLog, config: Config, data: LoadedData) -> None:
     """Log run folder, seed, model, data sources and the questions left out."""
-    log.note(f"run folder {log.folder.path}   seed {config.seed}   model {config.model.path}")
+    path = log.folder.path
+    other = "" if path.name == config.name else f" ({path.with_name(config.name)} is an earlier run)"
+    log.note(f"run folder {path}{other}   seed {config.seed}   model {config.model.path}")
     if config.steps == 0:
         log.note(NO_STEPS)
     if config.model.template_date is not None:
@@ -171,6 +173,7 @@ async def train_with_ray(
             ensure_extensions(extensions_folder(), log.note)
     session.join(config)  # left, within a bound, by `fenced`
     async with ended_with_ray():
+        log.note(f"starting {summary_of_roles(config)}; loading their libraries takes most of the time")
         with log.timed("start_roles"), start_errors_in(log.folder):
             actors = RayActors(config, model, log.note)
             roles = await actors.start()

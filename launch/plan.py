@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from demopsd_dist.config import Config, load
+from demopsd_dist.config import MINISCI, Config, load
 from demopsd_dist.models.precision import LEAST_CAPABILITY, MatrixUnits, with_chosen_precision
 from demopsd_dist.planning import plan_text
 from demopsd_dist.planning.calibration import read_calibration
@@ -75,7 +76,8 @@ def print_plan(arguments: argparse.Namespace) -> int:
         Traffic(arguments.prompt_tokens, arguments.response_tokens, right_fraction=arguments.right),
     )
     configured = plan_run(workload, split_of(config, workload), cluster, efficiencies)
-    print_fitted(plan_text.heading(workload, cluster, efficiencies), INDENT)
+    absent = None if config.model.path == MINISCI or Path(config.model.path).exists() else config.model.path
+    print_fitted(plan_text.heading(workload, cluster, efficiencies, absent), INDENT)
     print("\nAs configured:")
     print_fitted(plan_text.plan_lines(configured, cluster, arguments.hours, arguments.price), INDENT)
     if cluster.size > 1:

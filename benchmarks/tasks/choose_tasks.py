@@ -94,7 +94,7 @@ def measured(spec: str, config: Config, folder: Path, group: RolloutGroup, quest
     """Sample the responses of one task in both prompts."""
     began, task = time.monotonic(), task_of(spec, questions, config, folder)
     settings = config.rollout
-    limits = (settings.temperature, settings.top_p, settings.max_response_tokens)
+    limits = (settings.temperature, 1.0, settings.max_response_tokens)
 
     def sample(prompts: Sequence[Prompt]) -> list[list[Rollout]]:
         return asyncio.run(group.sample(prompts, Sampling(settings.group_size, *limits, "validation")))

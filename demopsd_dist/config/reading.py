@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from functools import lru_cache, partial
 from io import StringIO
@@ -174,6 +174,21 @@ def _merged(tree: DictConfig, given: Sequence[tuple[DictConfig, str]]) -> DictCo
     return merged
 
 
+def _nearest_key(key: str, known: Iterable[str]) -> str | None:
+    """The known key that the user may have meant: alike as a whole, or in its last part; None if there is none."""
+
+    def likeness(one: str, other: str) -> float:
+        return difflib.SequenceMatcher(None, one, other).ratio()
+
+    def last(name: str) -> str:
+        return name.rpartition(".")[2]
+
+    whole = {name: likeness(key, name) for name in known}
+    near = [name for name, ratio in whole.items() if ratio >= 0.7]
+    near = near or [name for name in whole if likeness(last(key), last(name)) >= 0.8]
+    return max(sorted(near), key=whole.__getitem__, default=None)
+
+
 def _with_known_keys(new: Any, source: str) -> DictConfig:
     """The given settings; unknown keys and references are refused."""
     if not isinstance(new, DictConfig):
@@ -183,13 +198,12 @@ def _with_known_keys(new: Any, source: str) -> DictConfig:
     given_keys = list(_given_keys(OmegaConf.to_container(new)))
     for key in filter(ALIASES.__contains__, given_keys):
         raise ConfigError(f"{source}: there is no setting {key}. Did you mean {ALIASES[key]}?")
-    for key in given_keys:
-        if key not in known and key.rpartition(".")[0] not in open_keys:
-            near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6) or [
-                name for name in sorted(known) if name.rpartition(".")[2] == key.rpartition(".")[2]
-            ]
-            hint = f" Did you mean {near[0]}?" if near else " The keys are in demopsd_dist/config/schema.py."
-            raise ConfigError(f"{source}: there is no setting {key}.{hint}")
+    unknown = [key for key in given_keys if key not in known and key.rpartition(".")[0] not in open_keys]
+    if unknown:
+        key = next((inner for inner in unknown if inner.startswith(f"{unknown[0]}.")), unknown[0])
+        near = _nearest_key(key, known)
+        hint = f" Did you mean {near}?" if near else " `demopsd train demo --dry-run --full` shows all."
+        raise ConfigError(f"{source}: there is no setting {key}.{hint}")
     values = OmegaConf.to_container(new)
     for section, setting in SECTION_VALUES.items():
         given = values.get(section) if isinstance(values, dict) else None

@@ -28,6 +28,11 @@ def model_folder(config: Config) -> Path:
 
 
 def _check_files(config: Config, folder: Path) -> None:
+    if not folder.is_dir() and (folder.parent / "config.yaml").is_file():
+        raise ConfigError(
+            f"model.path={config.model.path}: the run in {folder.parent} has no such folder; its student is there when "
+            "it has ended. Resume that run, or name the folder of another."
+        )
     if not folder.is_dir():
         raise ConfigError(
             f"model.path={config.model.path}: there is no such folder. Give a Hugging Face model folder (download one "

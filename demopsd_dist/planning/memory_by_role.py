@@ -199,11 +199,7 @@ def memory_footprints(
 
 def shortfalls(workload: Workload, split: Split, cluster: DeviceCluster, footprints: Sequence[Footprint]) -> list[str]:
     """Reasons why a split does not fit, each with a remedy; empty if the split fits."""
-    counts = {
-        "rollout": split.rollout * workload.tensor_parallel,
-        "teacher": split.teacher,
-        "learner": split.learner,
-    }
+    counts = _processes(workload, split)
     reasons = _tensor_parallel_shortfalls(workload, cluster)
     claimed = sum(counts.values())
     if split.shared:
@@ -211,6 +207,26 @@ def shortfalls(workload: Workload, split: Split, cluster: DeviceCluster, footpri
     if claimed > cluster.size:
         reasons.append(f"the roles claim {claimed} devices; there are {cluster.size}.")
     return reasons + _own_device_shortfalls(workload, cluster.device, footprints)
+
+
+def fitting_memory(workload: Workload, split: Split, cluster: DeviceCluster, footprints: Sequence[Footprint]) -> str:
+    """Memory that a split that fits takes of a device: of all roles where they share it, else of the largest worker."""
+    device = cluster.device
+    if not split.shared:
+        largest = max(footprints, key=lambda one: one.gib)
+        return f"the largest worker, {largest.role}, takes {largest.gib:.1f} of {device.memory_gib:.1f} GiB"
+    need = max(gib for *_, gib in _shared_device_needs(workload, cluster, footprints, _processes(workload, split)))
+    where = "the machine" if device.shared else f"one {device.name}"
+    return f"all roles together take {need:.1f} of the {device.memory_gib:.1f} GiB of {where}"
+
+
+def _processes(workload: Workload, split: Split) -> dict[str, int]:
+    """Number of each role's processes."""
+    return {
+        "rollout": split.rollout * workload.tensor_parallel,
+        "teacher": split.teacher,
+        "learner": split.learner,
+    }
 
 
 def _tensor_parallel_shortfalls(workload: Workload, cluster: DeviceCluster) -> list[str]:
@@ -234,18 +250,27 @@ def _shared_device_shortfalls(
 ) -> list[str]:
     """Shortfalls where all roles share the devices: their memory adds up."""
     device, reasons = cluster.device, []
-    memories = 1 if device.shared else cluster.size
-    mapped = sum(one.persistent.get("shared memory", 0.0) * counts[one.role] for one in footprints)
-    once = max((one.persistent.get("shared memory", 0.0) for one in footprints), default=0.0)
-    for when, gib_of in _memory_peaks(workload, device):
-        need = (sum(gib_of(one) * counts[one.role] for one in footprints) - mapped + once) / memories
+    for when, gib_of, need in _shared_device_needs(workload, cluster, footprints, counts):
         if need > device.memory_gib:
             each = " + ".join(f"{counts[one.role]} x {one.role} {gib_of(one):.1f}" for one in footprints)
             have = f"it has {device.memory_gib:.1f}"
             remedy = "" if workload.adapters else "Train adapters (model.lora_rank=32), or take a smaller model."
             where = "machine" if device.shared else device.name
-            reasons.append(f"together {each} need {need:.1f} GiB a {where}{when}; {have}. {remedy}".rstrip())
+            reasons.append(f"together {each} need {need:.1f} GiB per {where}{when}; {have}. {remedy}".rstrip())
     return reasons
+
+
+def _shared_device_needs(
+    workload: Workload, cluster: DeviceCluster, footprints: Sequence[Footprint], counts: Mapping[str, int]
+) -> list[tuple[str, Callable[[Footprint], float], float]]:
+    """Moments at which shared devices are fullest, each role's GiB then, and the GiB of all roles on one device."""
+    memories = 1 if cluster.device.shared else cluster.size
+    mapped = sum(one.persistent.get("shared memory", 0.0) * counts[one.role] for one in footprints)
+    once = max((one.persistent.get("shared memory", 0.0) for one in footprints), default=0.0)
+    return [
+        (when, gib_of, (sum(gib_of(one) * counts[one.role] for one in footprints) - mapped + once) / memories)
+        for when, gib_of in _memory_peaks(workload, cluster.device)
+    ]
 
 
 def _own_device_shortfalls(workload: Workload, device: Device, footprints: Sequence[Footprint]) -> list[str]:

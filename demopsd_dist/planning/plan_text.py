@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from demopsd_dist.planning.hardware import DeviceCluster
-from demopsd_dist.planning.memory_by_role import Footprint, checkpoint_gib, unfused_logits_gib
+from demopsd_dist.planning.memory_by_role import Footprint, checkpoint_gib, fitting_memory, unfused_logits_gib
 from demopsd_dist.planning.roofline import STAGES, Calibration
 from demopsd_dist.planning.step_time import RunPlan
 from demopsd_dist.planning.workload import Workload
@@ -21,8 +21,14 @@ KNOWN_ERROR = (
 """Errors of earlier predictions against measurements; a test compares the figures with the page."""
 
 
-def heading(workload: Workload, cluster: DeviceCluster, calibration: Calibration) -> Iterator[str]:
-    """Lines with the model, the hardware, and the assumptions of the plan."""
+def heading(
+    workload: Workload, cluster: DeviceCluster, calibration: Calibration, absent_model: str | None = None
+) -> Iterator[str]:
+    """Lines with the model, the hardware, and the assumptions of the plan.
+
+    Args:
+        absent_model: path of a model that is not there and whose shape is known by its name.
+    """
     traffic = workload.traffic
     shape = workload.shape
     size = f"{shape.parameters / 1e9:.2f}e9 parameters"
@@ -31,7 +37,8 @@ def heading(workload: Workload, cluster: DeviceCluster, calibration: Calibration
     if workload.adapters:
         size += f", frozen; LoRA adapters of {workload.adapters / 1e6:.1f}e6"
     teacher = f", teacher {workload.teacher_precision}" if workload.teacher_copies else ""
-    yield f"model      {size}, {workload.precision}{teacher}"
+    known = f" (known by its name: there is no {absent_model} here)" if absent_model else ""
+    yield f"model      {size}, {workload.precision}{teacher}{known}"
     nodes = f"{cluster.nodes} x " if cluster.nodes > 1 else ""
     yield f"hardware   {nodes}{cluster.per_node} x {cluster.device.name}"
     yield (
@@ -48,6 +55,8 @@ def plan_lines(plan: RunPlan, cluster: DeviceCluster, hours: float | None, price
     yield f"{plan.label()}: {_rate(plan)}"
     for reason in plan.shortfalls:
         yield f"  DOES NOT FIT: {reason}"
+    if not plan.shortfalls:
+        yield f"  fits       {fitting_memory(plan.workload, plan.split, cluster, plan.memory)}"
     yield "  seconds    " + "   ".join(f"{stage} {_seconds(plan.seconds[stage])}" for stage in STAGES)
     if hours is not None:
         samples = plan.samples_per_s * hours * 3600

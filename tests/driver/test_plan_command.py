@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,20 @@ def test_a_plan_has_memory_time_the_best_split_and_its_cost(capsys: pytest.Captu
         "Splits of these devices, the fastest first:",
         "Settings of the fastest split: rollout.num_workers=",
         "device efficiencies: assumed, not measured",
+        "bfloat16 (known by its name: there is no models/Qwen3-4B",
+        "  fits       the largest worker, ",
     ):
         assert text in output
+
+
+def test_roles_that_share_a_gpu_fit_together(capsys: pytest.CaptureFixture[str]) -> None:
+    shared = str(DEMO.with_name("one_gpu.yaml"))
+    assert main([shared, "--gpus", "1xl40s", "model.path=models/Qwen3-0.6B"]) == 0
+    assert re.search(r"fits +all roles together take \d+\.\d of the 45\.0 GiB of one l40s", capsys.readouterr().out)
+    assert main([shared, "--gpus", "1xl40s", "model.path=models/Qwen3-1.7B"]) == 1
+    output = capsys.readouterr().out
+    assert "fits " not in output
+    assert re.search(r"DOES NOT FIT: together .* GiB per l40s; it has 45\.0", output)
 
 
 def test_a_config_that_does_not_fit_is_reported(capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,7 +103,8 @@ def _read_json_array(path: Path, where: str) -> Iterator[SourceRecord]:
         try:
             values, end = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{here}: not valid JSON ({error}). Each element must be one JSON object.") from None
+            wrong = _what_is_wrong(error)
+            raise DataError(f"{here}: not valid JSON ({wrong}). Each element must be one JSON object.") from None
         if not isinstance(values, dict):
             raise DataError(
                 f"{here}: element {number} must be a JSON object, not {type(values).__name__}. Mend or remove it."
@@ -139,10 +140,19 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
                 f"{where}: not valid JSON: the line ends within its record, after {line[-30:]!r}. Complete it or take "
                 "it out."
             ) from None
-        raise DataError(f"{where}: not valid JSON ({error}). Each line must be one JSON object.") from None
+        raise DataError(
+            f"{where}: not valid JSON ({_what_is_wrong(error)}). Each line must be one JSON object."
+        ) from None
     if not isinstance(values, dict):
         raise DataError(f"{where}: a JSON object is needed, not {type(values).__name__}. Mend or remove the line.")
     return values
+
+
+def _what_is_wrong(error: ValueError | RecursionError) -> str:
+    """The parser's message, with the place in the line."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg.removesuffix(' delimiter')} at character {error.colno}"
+    return str(error)
 
 
 def _refuse_repeated_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

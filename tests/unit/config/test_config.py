@@ -43,8 +43,11 @@ def test_words_go_over_the_file_and_the_file_over_the_defaults() -> None:
     [
         ("learner.zero_stag=3", "no setting learner.zero_stag. Did you mean learner.zero_stage?"),
         ("learing_rate=3", "no setting learing_rate. Did you mean learner.learning_rate?"),
+        ("trainer.learningrate=3", "no setting trainer.learningrate. Did you mean learner.learning_rate?"),
+        ("rollout.temperture=1", "no setting rollout.temperture. Did you mean rollout.temperature?"),
+        ("sampler.xyzzy.q=1", "no setting sampler.xyzzy. `demopsd train demo --dry-run --full` shows all."),
         ("zero_stage=3", "no setting zero_stage. Did you mean learner.zero_stage?"),
-        ("xyzzy=3", "no setting xyzzy. The keys are in demopsd_dist/config/schema.py."),
+        ("xyzzy=3", "no setting xyzzy. `demopsd train demo --dry-run --full` shows all."),
         ("learner=3", "learner"),
         ("learner.zero_stage=two", "zero_stage"),
         ("learner.zero_stage=4", "learner.zero_stage=4 must be between 0 and 3"),
@@ -226,6 +229,9 @@ def test_model_folder_is_checked_before_anything_is_loaded(tmp_path: Path) -> No
             model_folder(load(DEMO, [f"model.path={folder}"]))
     with pytest.raises(ConfigError, match="no such folder"):
         model_folder(load(DEMO, [f"model.path={tmp_path / 'none'}"]))
+    (tmp_path / "config.yaml").write_text("name: demo\n")
+    with pytest.raises(ConfigError, match="its student is there when it has ended"):
+        model_folder(load(DEMO, [f"model.path={tmp_path / 'student'}"]))
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,7 @@ GOOD = {"prompt": "1+1?", "answer": "2"}
         ('{"a":' * 100_000 + "1" + "}" * 100_000, "line 2: not valid JSON (maximum recursion depth exceeded"),
         ("x" * BIG, "line 2: not valid JSON (Expecting value"),
         ("\0" * 1000, "line 2: not valid JSON (Expecting value"),
+        ('{"prompt" "1+1?"}', "line 2: not valid JSON (Expecting ':' at character 11). Each line must be one JSON"),
         ("7", "line 2: a JSON object is needed, not int"),
         (b"\xff\xfe", "is not UTF-8 text: invalid start byte"),
         ('{"prompt": "2+2?", "answer": "4", "id": "1"}', "two records have the id '1'"),

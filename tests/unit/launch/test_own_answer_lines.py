@@ -19,8 +19,9 @@ def test_right_and_wrong_records_are_counted_with_the_first_line(
     lines = dry_run(capsys, f"data.train={path}", "reward=gsm8k")
     assert any(line.startswith("own answers 26 of 26 checked") and line.endswith("1 wrong") for line in lines)
     assert (
-        "warning: reward=gsm8k marks the own answer of 1 of 10 train records wrong: no answer is read in it (1). "
-        f"First: data.train={path}, line 10: expected 'iron', written '#### iron'."
+        "warning: reward=gsm8k marks the expected answer of 1 of 10 train records wrong: no answer is read in it (1). "
+        f"First: data.train={path}, line 10: the answer 'iron', written as '#### iron'. "
+        "They stay in the data; mend or remove them, since no response can be right."
     ) in lines
 
 
@@ -34,8 +35,10 @@ def test_data_that_nobody_can_answer_right_is_refused_in_one_line(
         assert main([str(DEMO), *dry, *SMALL, f"data.train={path}", f"output_dir={runs}"]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1
-        assert "the own answer of 10 of 10 train records wrong: the prompt asks for \\boxed{...}, in wh" in error
-        assert f"First: data.train={path}, line 1: expected '1', written '\\\\boxed{{1}}'. Set reward=boxed." in error
+        assert "the expected answer of 10 of 10 train records wrong: the prompt asks for \\boxed{...}, in wh" in error
+        assert (
+            f"First: data.train={path}, line 1: the answer '1', written as '\\\\boxed{{1}}'. Set reward=boxed." in error
+        )
     assert not runs.exists()
 
 
