@@ -33,7 +33,7 @@ from workers.rollout.group import RolloutGroup
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "smollm2.yaml"
 REWARD = "gsm8k"
-WORDS = [f"reward={REWARD}", "data.suffix=' Give the final number on the last line.'", "privileged.source=dataset"]
+WORDS = ["rollout.prompts_per_step=1", f"reward={REWARD}", "data.suffix=' Give the final number on the last line.'"]
 VALIDATION_SEED = 90_000
 RIGHT, LIFT = (0.2, 0.5), 0.3
 CANDIDATES = (
