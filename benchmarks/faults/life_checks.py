@@ -18,6 +18,7 @@ from demopsd_dist.run_record.audit import audit
 from demopsd_dist.run_record.folder import RunFolder
 
 Row = dict[str, Any]
+ROOT = Path(__file__).parents[2]
 SHORT_STEPS = (
     "rollout.num_workers=1",
     "learner.zero_stage=1",
@@ -93,10 +94,11 @@ def life_row(
         faults: its faults, as they were recorded.
         code: its exit code.
         left: processes that it has left.
-        text: its output.
+        text: its output; paths in it are made relative to the checkout.
         torn: file that was torn after its end.
         began: time of the monotonic clock.
     """
+    text = text.replace(f"{ROOT}/", "")
     causes, unknown = causes_in(text.splitlines())
     row: Row = {
         "faults": faults,

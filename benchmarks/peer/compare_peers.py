@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from benchmarks.common.timed_runs import DEMO, train_on_real_engines
 from demopsd_dist.config import Config, load
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.models.precision import resolve_precision
-from demopsd_dist.models.whole_model import shapes_in_files
+from demopsd_dist.models.whole_model import parameters_in_files
 from launch._processes import fenced
 from launch._task import provenance
 from workers.cluster import session
@@ -287,7 +286,7 @@ def main() -> None:
         "command": " ".join(["python -m benchmarks.peer", *sys.argv[1:]]),
         "ratio": own.samples_per_s / trl.samples_per_s,
         "tokens_ratio": own.tokens_per_s / trl.tokens_per_s,
-        "parameters": sum(math.prod(shape) for shape in shapes_in_files(folder).values()),
+        "parameters": parameters_in_files(folder),
         "requirement": REQUIREMENTS.read_text().strip(),
         "shape": str(shape),
         "steps": args.steps,

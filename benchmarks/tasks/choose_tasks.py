@@ -78,6 +78,11 @@ class TaskAccuracy:
         return RIGHT[0] <= self.alone <= RIGHT[1] and self.with_solution - self.alone >= LIFT
 
 
+def source_of(spec: str, settings: str) -> str:
+    """The data set of a candidate, with further settings of its generator, `size=24&seed=1`."""
+    return f"gym:{spec}{'&' if '?' in spec else '?'}{settings}"
+
+
 def task_of(spec: str, questions: int, config: Config, folder: Path) -> Task:
     """Validation questions of one candidate, as training questions of a run.
 
@@ -85,8 +90,8 @@ def task_of(spec: str, questions: int, config: Config, folder: Path) -> Task:
         ConfigError: a setting that the task does not have.
         DataError: the generator failed.
     """
-    source = f"gym:{spec}{'&' if '?' in spec else '?'}size={questions}&seed={VALIDATION_SEED}"
-    data = replace(config.data, train=source, test=None, ood=None)
+    train = source_of(spec, f"size={questions}&seed={VALIDATION_SEED}")
+    data = replace(config.data, train=train, test=None, ood=None)
     return build_task(replace(config, data=data), folder, load_data(data).questions)[0]
 
 
@@ -169,7 +174,6 @@ def main() -> None:
                 save(arguments.out, "gym-tasks-cpu", result, report(rows, config))
         finally:
             actors.stop()
-            session.leave()
 
 
 if __name__ == "__main__":

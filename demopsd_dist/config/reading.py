@@ -177,16 +177,15 @@ def _merged(tree: DictConfig, given: Sequence[tuple[DictConfig, str]]) -> DictCo
 def _nearest_key(key: str, known: Iterable[str]) -> str | None:
     """The known key that the user may have meant: alike as a whole, or in its last part; None if there is none."""
 
-    def likeness(one: str, other: str) -> float:
-        return difflib.SequenceMatcher(None, one, other).ratio()
+    names = sorted(known)
+    if not (near := difflib.get_close_matches(key, names, n=1, cutoff=0.7)):
+        alike = [name for name in names if difflib.get_close_matches(_last(key), [_last(name)], cutoff=0.8)]
+        near = difflib.get_close_matches(key, alike, n=1, cutoff=0)
+    return near[0] if near else None
 
-    def last(name: str) -> str:
-        return name.rpartition(".")[2]
 
-    whole = {name: likeness(key, name) for name in known}
-    near = [name for name, ratio in whole.items() if ratio >= 0.7]
-    near = near or [name for name in whole if likeness(last(key), last(name)) >= 0.8]
-    return max(sorted(near), key=whole.__getitem__, default=None)
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def _with_known_keys(new: Any, source: str) -> DictConfig:

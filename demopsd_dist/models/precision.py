@@ -6,13 +6,12 @@ other CPUs it is emulated. A small model is limited by overheads, not by product
 
 from __future__ import annotations
 
-import math
 import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from demopsd_dist.config import MINISCI, Config, Precision, logp_bounds, teacher_precision
-from demopsd_dist.models.whole_model import shapes_in_files
+from demopsd_dist.models.whole_model import parameters_in_files
 from demopsd_dist.util.errors import ConfigError
 
 SMALL_MODEL_PARAMETERS = 50_000_000
@@ -75,7 +74,7 @@ def resolve_precision(config: Config, folder: Path, units: MatrixUnits | None = 
     if config.model.path == MINISCI and chosen is Precision.float32:
         reason = "the embedded model has it on any hardware"
     if chosen is Precision.auto:
-        parameters = sum(math.prod(shape) for shape in shapes_in_files(folder).values())
+        parameters = parameters_in_files(folder)
         chosen, why = choose_precision(config, parameters, units)
         reason = f"model.precision=auto: {why}"
         config = replace(config, model=replace(config.model, precision=chosen))

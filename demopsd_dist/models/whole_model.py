@@ -7,6 +7,7 @@ transformers fills a missing tensor with random numbers and drops one that it do
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -165,6 +166,11 @@ def shapes_in_files(folder: Path) -> dict[str, list[int]]:
         with safe_open(path, framework="numpy") as file:
             shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     return shapes
+
+
+def parameters_in_files(folder: Path) -> int:
+    """Number of parameters in all files of weights."""
+    return sum(math.prod(shape) for shape in shapes_in_files(folder).values())
 
 
 def _tensors(names: Collection[object]) -> str:

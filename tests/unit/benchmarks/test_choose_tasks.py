@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.tasks.choose_tasks import CANDIDATES, VALIDATION_SEED, TaskAccuracy
+from benchmarks.tasks.choose_tasks import CANDIDATES, VALIDATION_SEED, TaskAccuracy, source_of
 from demopsd_dist.data.sources.gym_tasks import gym_tasks
 
 ROW = TaskAccuracy("gcd", 24, 0.3, 0.7, 0.5, 20.0, 0.0, 1.0)
@@ -22,6 +22,6 @@ def test_a_task_is_suitable_between_the_bounds_and_with_the_lift() -> None:
 def test_every_candidate_is_a_task_with_settings_that_it_has() -> None:
     pytest.importorskip("reasoning_gym")
     for spec in CANDIDATES:
-        (task,) = gym_tasks(f"gym:{spec}{'&' if '?' in spec else '?'}seed={VALIDATION_SEED}", "train")
+        (task,) = gym_tasks(source_of(spec, f"seed={VALIDATION_SEED}"), "train")
         assert spec.startswith(task.name)
     assert len(set(CANDIDATES)) == len(CANDIDATES)
