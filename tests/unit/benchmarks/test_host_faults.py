@@ -63,7 +63,7 @@ def test_faults_of_hosts_are_planted_and_lost_hosts_started_again(cluster: HostC
     learner = start_named(cluster, "one", "ray::LearnerWorker")
     look = operator.follow(record)
 
-    ask(record, "learner", "cut", 1.5)
+    ask(record, "learner", "cut", 5.0)  # long enough for the looks below on a busy machine
     ask(record, "learner", "SIGKILL")  # is on a host that cannot be reached, so there is none
     ask(record, "teacher", "SIGKILL")
     look()
