@@ -12,6 +12,7 @@ import psutil
 import pytest
 import ray
 
+from benchmarks.common.run_processes import command_of
 from demopsd_dist.util.code_caches import CODE_CACHES, private_folder
 from demopsd_dist.util.errors import ConfigError
 from launch._processes import fenced
@@ -59,7 +60,7 @@ def test_a_token_of_its_own_is_with_its_processes_alone(ray_here: None, tmp_path
     (token,) = tokens()
     assert len(token) == 64
     assert token not in os.environ.values()
-    assert not [process for process in of_ray() if token in " ".join(process.cmdline())]
+    assert not [process for process in of_ray() if token in command_of(process)]
     session = Path(ray._private.worker._global_node.get_session_dir_path())
     files = [path for path in session.rglob("*") if path.is_file()]
     assert len(files) > 10
@@ -94,7 +95,7 @@ def test_it_listens_on_this_machine_alone(ray_here: None) -> None:
     listening = [
         connection.laddr.ip
         for process in [psutil.Process(), *of_ray()]
-        if "LearnerWorker" not in " ".join(process.cmdline())  # where ranks meet, torch listens everywhere
+        if "LearnerWorker" not in command_of(process)  # where ranks meet, torch listens everywhere
         for connection in process.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     ]

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.common.host_cluster import HostCluster
 from benchmarks.common.network import Hosts, why_not
+from benchmarks.common.run_processes import command_of
 from benchmarks.faults import host_faults
 from benchmarks.faults.host_faults import HostOperator
 
@@ -34,7 +35,7 @@ def cluster(tmp_path: Path) -> Iterator[HostCluster]:
 def start_named(cluster: HostCluster, host: str, name: str) -> subprocess.Popen[bytes]:
     """Process on a host that only has that name and waits."""
     process = cluster.start(host, ["bash", "-c", f'exec -a "{name}" sleep 1000'], "log")
-    wait_until(lambda: any(each.cmdline()[:1] == [name] for each in cluster.processes(host)))
+    wait_until(lambda: any(command_of(each).startswith(name) for each in cluster.processes(host)))
     return process
 
 
