@@ -6,21 +6,21 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from demopsd_dist.config import Config, changes, changes_of_training, load, to_yaml
+from demopsd_dist.config import Config, to_yaml
 from demopsd_dist.data.sources import LoadedData, describe_sources
 from demopsd_dist.planning.model_shape import shape_of
 from demopsd_dist.report import write_report
-from demopsd_dist.run_record.checkpoints import Checkpoint, Checkpoints, checkpoint_at
+from demopsd_dist.run_record.checkpoints import Checkpoints
 from demopsd_dist.run_record.folder import RunFolder, replace_text
 from demopsd_dist.run_record.log import RunLog
-from demopsd_dist.run_record.run_inputs import changed_inputs, refuse_other_inputs, write_inputs
+from demopsd_dist.run_record.run_inputs import write_inputs
 from demopsd_dist.run_record.sinks import open_sinks
 from demopsd_dist.training.checkpointing import restore
 from demopsd_dist.training.recovery import train_with_recovery
+from demopsd_dist.training.resume_point import RunStart
 from demopsd_dist.training.run import Run, RunState, StageSpeed, Task
 from demopsd_dist.util.errors import ConfigError, EngineStartError, one_line
 from launch._data_shown import example_lines, own_answer_lines
@@ -33,53 +33,6 @@ from workers.cluster import session
 from workers.cluster.placement import summary_of_roles
 from workers.cluster.ray_watch import ended_process, ended_with_ray
 from workers.learner.extensions import ensure_extensions, extensions_folder
-
-
-@dataclass(frozen=True)
-class RunStart:
-    """Starting point of a run: a new run folder, or one to resume in with the checkpoint and the changed settings."""
-
-    folder: RunFolder
-    resumes: bool = False
-    checkpoint: Checkpoint | None = None
-    changed: Mapping[str, tuple[object, object]] = field(default_factory=dict)
-
-
-def find_resume_point(
-    config: Config, inputs: Mapping[str, str], at: Path | None, allow_config_change: bool
-) -> RunStart:
-    """Run folder and checkpoint to resume from.
-
-    Args:
-        inputs: digests of data and model folder (`input_digests`).
-        at: a run folder, or a checkpoint in one; None is the newest run of this name.
-
-    Raises:
-        ConfigError: there is no such run; or settings or inputs have changed that would change what is learned.
-        CheckpointError: the named checkpoint is damaged.
-    """
-    checkpoint = None
-    if at is None:
-        folder = RunFolder.newest(config)
-        if folder is None:
-            raise ConfigError(f"--resume: there is no run named {config.name} in output_dir={config.output_dir}.")
-    elif (at / "config.yaml").is_file():
-        folder = RunFolder(at)
-    else:
-        checkpoint = checkpoint_at(at)
-        folder = RunFolder(at.parents[1])
-    before = load(folder.config)
-    conflicts = changes_of_training(before, config)
-    if conflicts and not allow_config_change:
-        listed = ", ".join(f"{key}: {old} -> {new}" for key, (old, new) in conflicts.items())
-        raise ConfigError(
-            f"{folder.path} was run with other settings, which change what is learned: {listed}. Use those of the run, "
-            "or add --allow-config-change."
-        )
-    changed = changed_inputs(folder, inputs)
-    if not allow_config_change:
-        refuse_other_inputs(folder, changed)
-    return RunStart(folder, True, checkpoint, {**changes(before, config), **changed})
 
 
 def run(

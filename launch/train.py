@@ -22,6 +22,7 @@ from demopsd_dist.models.precision import resolve_precision
 from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.run_record.run_inputs import input_digests
 from demopsd_dist.run_record.sinks import check_sinks
+from demopsd_dist.training.resume_point import RunStart, find_resume_point
 from demopsd_dist.util.errors import ConfigError
 from demopsd_dist.util.fitted_lines import print_fitted
 from launch._command_line import ENGINES, command_parser, count_gpus, exit_code_of, require, user_path
@@ -83,32 +84,40 @@ def check_and_train(arguments: argparse.Namespace, open_log: Callable[..., RunLo
     folder = model_folder(config)
     config, precision = resolve_precision(config, folder)
     data = load_data(config.data)
+    start, resumes = None, arguments.resume or arguments.resume_from is not None
+    # in a dry run of a new run the model's files are not read
+    inputs = input_digests(data.questions, folder) if resumes or not arguments.dry_run else {}
+    if resumes:
+        start = find_resume_point(config, inputs, arguments.resume_from, arguments.allow_config_change)
     if arguments.dry_run:
-        print_dry_run(config, folder, precision, data, arguments)
+        print_dry_run(config, folder, precision, data, arguments, start)
         return 0
     check_machine(config)
     require(*ENGINES)
     from launch._processes import fenced
 
     with fenced():
-        from launch._training_run import find_resume_point, run
+        from launch._training_run import run
 
-        start, inputs = None, input_digests(data.questions, folder)
-        if arguments.resume or arguments.resume_from is not None:
-            start = find_resume_point(config, inputs, arguments.resume_from, arguments.allow_config_change)
         if not run(config, folder, data, inputs, start, [precision], arguments.show, open_log):
             raise KeyboardInterrupt
     return 0
 
 
 def print_dry_run(
-    config: Config, folder: Path, precision: str, data: LoadedData, arguments: argparse.Namespace
+    config: Config,
+    folder: Path,
+    precision: str,
+    data: LoadedData,
+    arguments: argparse.Namespace,
+    start: RunStart | None,
 ) -> None:
     """Print settings, model, questions with an example of each split, and the placement of the roles.
 
     Args:
         folder: of the model.
         precision: line about the precision of student and teacher.
+        start: the run to continue; None for a new one.
 
     Raises:
         ConfigError: the roles need more than this machine has; all else has been printed then.
@@ -122,6 +131,8 @@ def print_dry_run(
     print(f"# model: {folder}\n# {precision}")
     if config.steps == 0:
         print(f"# {NO_STEPS}")
+    if start is not None:
+        print("\n".join(f"# {line}" for line in start.lines(config)))
     print("# questions: " + ", ".join(f"{len(data.questions[split])} {split}" for split in SPLITS))
     examples = example_lines(config, task, data, arguments.show)
     notes = [*data.notes(), *own_answer_lines(task, data.splits), *examples]

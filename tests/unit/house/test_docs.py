@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import importlib
 import inspect
 import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
 from demopsd_dist import demopsd_loss
-from demopsd_dist.config import load
+from demopsd_dist.config import load, to_yaml
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.run_record import digests, samples
+from demopsd_dist.run_record.checkpoints import Checkpoints
+from demopsd_dist.run_record.folder import RunFolder, replace_text
 from demopsd_dist.training import loop
 from launch import replay, submit
 from launch.train import main
@@ -238,6 +242,24 @@ def test_make_targets_exist() -> None:
         assert re.search(rf"^{command.split()[1]}:", makefile, flags=re.MULTILINE), command
 
 
+def make_run(words: list[str]) -> None:
+    """Make the run folder, and the checkpoint, that a command continues."""
+    named = [Path(word) for option, word in pairwise(words) if option == "--resume-from"]
+    config = load(words[0], [*FEW, *(word for word in words[1:] if "=" in word)])
+    at = named[0] if named else Path(config.output_dir, config.name)
+    path = at.parents[1] if at.parent.name == "checkpoints" else at
+    if not path.exists():
+        path.mkdir(parents=True)
+        replace_text(RunFolder(path).config, to_yaml(config))
+    if path != at:
+
+        async def write() -> None:
+            async with Checkpoints(at.parent, keep=1).writing(int(at.name.removeprefix("step-")), {}):
+                pass
+
+        asyncio.run(write())
+
+
 def test_train_commands_are_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,6 +287,8 @@ def test_train_commands_are_right(
         if words[0].removeprefix("configs/").removesuffix(".yaml") in CONFIGS_WITHOUT_MODEL:
             load(words[0], words[1:])
             continue  # their models are not here; test_shipped_configs.py covers them
+        if "--resume" in words or "--resume-from" in words:
+            make_run(words)
         assert main([words[0], *FEW, *words[1:], "--dry-run"]) == 0, (command, capsys.readouterr().err)
 
 
