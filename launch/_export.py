@@ -21,7 +21,7 @@ async def export_student(run: Run, actors: RayActors, state: RunState) -> dict[s
         try:
             await run.roles.learners.export(folder)
             check = await actors.check_export(folder)
-            entry: dict[str, Any] = {"logp_diff_max": dict(check.nats), "problems": list(check.problems)}
+            entry: dict[str, Any] = {"logp_diff_max": dict(check.logp_diff_nats), "problems": list(check.problems)}
         except Exception as error:
             entry = {"problems": [one_line(f"{type(error).__name__}: {str(error).strip()}")]}
     if entry["problems"] and not run.is_saved(state):

@@ -124,7 +124,7 @@ async def train_with_ray(
     if config.ray_address is None and not config.learner.gpus_per_worker:
         with log.timed("start_roles"):
             ensure_extensions(extensions_folder(), log.note)
-    session.join(config)  # left, within a bound, by `fenced`
+    session.join(config)  # disconnected by `fenced`, within a time limit
     async with ended_with_ray():
         log.note(f"starting {summary_of_roles(config)}; loading their libraries takes most of the time")
         with log.timed("start_roles"), start_errors_in(log.folder):

@@ -41,7 +41,7 @@ from workers.cluster.placement import check_fits, core_bundles
 if TYPE_CHECKING:
     from demopsd_dist.training.roles import Roles
 
-ASKABLE = ("demopsd.*", "sdpo.*", "opsd.*", "grpo.*", "teacher.trust_region_rate")
+CHANGEABLE = ("demopsd.*", "sdpo.*", "opsd.*", "grpo.*", "teacher.trust_region_rate")
 """Settings that `--set` may change: they keep tokens and weights as recorded."""
 
 
@@ -59,11 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code_of(lambda: replay(arguments.run, arguments.step, arguments.set))
 
 
-def replay(path: Path, step: int, words: Sequence[str]) -> int:
-    """Repeat the step and compare it; with words repeat it again with those settings. The exit code."""
+def replay(path: Path, step: int, overrides: Sequence[str]) -> int:
+    """Repeat the step and compare it with its record; with overrides, run it once more with them. The exit code."""
     folder, batch, checkpoint = read_step(path, step)
     config = recorded_config(batch, [])
-    changed = recorded_config(batch, words)
+    changed = recorded_config(batch, overrides)
     refuse_other_settings(changes(config, changed))
     model = model_folder(config)
     config, changed = (resolve_precision(one, model)[0] for one in (config, changed))
@@ -75,16 +75,18 @@ def replay(path: Path, step: int, words: Sequence[str]) -> int:
     with fenced():
         from workers.cluster import session
 
-        session.join(config, wanted=core_bundles(config))  # left, within a bound, by `fenced`
-        with gradient_folder(folder) if words else nullcontext() as gradient:
+        session.join(config, wanted=core_bundles(config))  # disconnected at the end of the block, within a time limit
+        with gradient_folder(folder) if overrides else nullcontext() as gradient:
             request = DigestRequest(write_gradient_to=gradient)
             scored, report = asyncio.run(step_again(config, model, batch, checkpoint, request))
             equal = print_comparison(batch.record.digests, digests.step_digests(scored, report))
-            if words:
+            if overrides:
                 request = DigestRequest(compare_gradient_with=gradient)
                 _, changed_report = asyncio.run(step_again(changed, model, batch, checkpoint, request))
                 print(
-                    "\n".join(["", f"with {' '.join(words)}:", *metric_table(report.metrics, changed_report.metrics)])
+                    "\n".join(
+                        ["", f"with {' '.join(overrides)}:", *metric_table(report.metrics, changed_report.metrics)]
+                    )
                 )
     return 0 if equal else 1
 
@@ -127,10 +129,14 @@ def read_step(path: Path, step: int) -> tuple[RunFolder, ReplayBatch, Checkpoint
     checkpoint = checkpoints.at(step - 1)
     if checkpoint is not None:
         if (damage := checkpoint.damage()) is not None:
-            raise CheckpointError(f"{checkpoint.path}, which step {step} began from, is damaged: {damage}.")
+            raise CheckpointError(
+                f"{checkpoint.path}, which step {step} began from, is damaged: {damage}. "
+                "Replay another step, or restore the folder from a copy."
+            )
         if checkpoint.digest() != batch.record.checkpoint:
             raise DifferenceError(
-                f"first that differs: the weights before. {checkpoint.path} has been written again since the step."
+                f"step {step} cannot be compared: {checkpoint.path}, which it began from, was written again after the "
+                "step was recorded, so the weights may differ. Replay a step that was recorded after that."
             )
     return folder, batch, checkpoint
 
@@ -148,24 +154,25 @@ def obstacle(step: int, recorded: Sequence[int]) -> str:
     return "its batch was not recorded; only the first step and the step after each checkpoint are."
 
 
-def recorded_config(batch: ReplayBatch, words: Sequence[str]) -> Config:
-    """Config of the recorded step, with `key=value` words over it."""
+def recorded_config(batch: ReplayBatch, overrides: Sequence[str]) -> Config:
+    """Config of the recorded step, with `key=value` overrides."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(batch.record.config, encoding="utf-8")
-        return load(path, words)
+        return load(path, overrides)
 
 
 def refuse_other_settings(changed: dict[str, tuple[object, object]]) -> None:
-    """Refuse settings that would change tokens or weights, or that divide the same gradient in another way.
+    """Refuse settings other than `CHANGEABLE`: they would change tokens, weights, or how the gradient is split over
+    ranks.
 
     Raises:
         ConfigError: names the first such setting.
     """
-    wrong = [key for key in changed if not any(fnmatch(key, pattern) for pattern in ASKABLE)]
+    wrong = [key for key in changed if not any(fnmatch(key, pattern) for pattern in CHANGEABLE)]
     if wrong:
         raise ConfigError(
-            f"--set {wrong[0]}: tokens and weights stay as recorded. Settings that may change: {', '.join(ASKABLE)}."
+            f"--set {wrong[0]}: tokens and weights stay as recorded. Settings that may change: {', '.join(CHANGEABLE)}."
         )
 
 

@@ -26,12 +26,12 @@ class ExportCheck:
     """Result of a check.
 
     Attributes:
-        nats: for each program that has loaded the folder (transformers, vLLM), the largest difference of a canary
-            token's log-probability from the learner's. A program that failed has no entry.
+        logp_diff_nats: for each program that has loaded the folder (transformers, vLLM), the largest difference of a
+            canary token's log-probability from the learner's. A program that failed has no entry.
         problems: a line for each program that failed or differs.
     """
 
-    nats: Mapping[str, float] = field(default_factory=dict)
+    logp_diff_nats: Mapping[str, float] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
 

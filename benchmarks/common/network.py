@@ -106,7 +106,7 @@ class Hosts:
         """End all processes and remove the namespaces.
 
         Raises:
-            AssertionError: a process outlived its killing.
+            AssertionError: a process is alive `END_S` after SIGKILL.
         """
         deadline = time.monotonic() + END_S
         while (left := self._left()) and time.monotonic() < deadline:
@@ -120,7 +120,7 @@ class Hosts:
         for name in self.names:
             subprocess.run(["umount", "--lazy", str(self.shared_memory(name))], capture_output=True, check=False)
         self._folder.cleanup()
-        assert not left, left
+        assert not left, f"processes {left} of simulated hosts are alive {END_S:g} s after SIGKILL; end them by hand"
 
     def _left(self) -> list[int]:
         pids = []

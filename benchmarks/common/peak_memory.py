@@ -9,8 +9,8 @@ from workers.actors import RayActors
 
 
 def process_peak_gib(_: object) -> tuple[float, float]:
-    """Peak memory of this process since its start, GiB: on the host (shared pages counted), and what torch reserved on
-    its GPU. Runs in an actor."""
+    """Peak memory of this process, GiB: on the host (shared pages counted) since its start or the last `reset_peak`,
+    and what torch reserved on its GPU since its start. Runs in an actor."""
     status = Path("/proc/self/status").read_text()
     torch = sys.modules.get("torch")
     reserved = torch.cuda.max_memory_reserved() if torch is not None and torch.cuda.is_initialized() else 0

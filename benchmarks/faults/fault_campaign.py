@@ -136,7 +136,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5, help="number of runs, a seed each")
     parser.add_argument("--lives", type=int, default=5, help="processes of a run")
-    parser.add_argument("--each", type=int, default=9, help="largest number of faults in a life before the last one")
+    parser.add_argument(
+        "--each", type=int, default=9, help="faults in a life before its last one, without those during a recovery"
+    )
     parser.add_argument("--hosts", type=int, default=4, help="number of runs over simulated hosts, a seed each")
     parser.add_argument("--host-lives", type=int, default=2, help="processes of a run over simulated hosts")
     parser.add_argument("--host-each", type=int, default=3, help="number of faults in such a process")

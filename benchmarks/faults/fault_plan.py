@@ -24,7 +24,7 @@ ENDINGS = (
 TORN = ("checkpoint", "metrics", "samples", "summary", "replay")
 """Kinds of files that are cut short between two processes of a run, as a crash of the machine leaves them."""
 HANG_SHARE = 0.2  # of the faults of rollout workers: the process is stopped, not killed
-START_S, DELAY_S = 25.0, 0.5  # longest time from the begin of a stage to its fault
+START_S, DELAY_S = 25.0, 0.5  # longest time from the start of a stage to its fault
 STEPS_APART = 3  # steps that are done between two faults: more than between two checkpoints, so that the run advances
 CUT = "cut"
 SHORT_CUT_S, LONG_CUT_S = (1.0, 8.0), (14.0, 22.0)  # shorter and longer than Ray's heartbeat allows on simulated hosts
@@ -38,7 +38,7 @@ class DrawnFault:
         stage: the stage in which it is planted; `start_roles` is the start of the run, or of its resume.
         target: a role, `driver`, `group` (all processes of the run), `raylet`, `gcs_server`, or `disk`.
         action: name of a signal; `full` for the disk; `cut` for the network link of the target's host.
-        delay_s: from the begin of the stage.
+        delay_s: seconds from the start of the stage.
         pick: chooses among the target's processes, from 0 to 1.
         cut_s: time until a link that was cut is joined again, seconds.
     """
@@ -77,7 +77,8 @@ def draw_run(seed: int, lives: int, each: int, can_fill_disk: bool) -> list[Life
 
     Args:
         lives: number of processes of the run.
-        each: largest number of faults in a life before the one that ends it.
+        each: faults in a life before the one that ends it, or one fewer; each may be followed by one more during the
+            recovery.
         can_fill_disk: the run writes to a volume of its own.
     """
     rng = random.Random(seed)

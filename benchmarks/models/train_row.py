@@ -70,9 +70,11 @@ class Outcome:
 
     Attributes:
         result: `trains`, `refused` (by one line before any engine started) or `crashed`.
-        where: `dry run`, `learner's start`, `engine`, `training` or `export`.
+        where: `building the model`, `dry run`, `learner's start`, `engine`, `training`, `export`; `end` if it trains.
         reason: message of a refusal or a crash.
         words: settings beyond the matrix's own.
+        seconds: time of the row.
+        commit: commit of the code that was measured.
         logp_diff: largest difference of engine and learner in a sampled token's log-probability, nats.
         canary_diff: that of the canary prompt after the second step, nats.
         export_diff: largest difference of the learner's log-probabilities and those of its export, loaded by
@@ -105,7 +107,7 @@ def row_config(folder: Path, output: Path, words: tuple[str, ...]) -> Config:
 def measure_row(architecture: Architecture, processes: KeptProcesses) -> Outcome:
     """Train the model in these processes.
 
-    A model whose layers cannot merge responses is trained without, as the refusal says.
+    A model whose layers cannot merge responses is trained with `model.tree_tokens=0`, as the refusal asks.
     """
     words, started = architecture.words, time.monotonic()
     with tempfile.TemporaryDirectory(prefix="demopsd-zoo-") as scratch:
@@ -155,11 +157,11 @@ def _failed(where: str, error: Exception, figures: dict[str, Any]) -> dict[str, 
     kind = "" if isinstance(error, DemoPSDError) else f"{type(error).__name__}: "
     for key in ("stage", "problems"):
         figures.pop(key, None)
-    return {"result": "crashed", "where": where, "reason": kind + one_line(last_line(str(error))), **figures}
+    return {"result": "crashed", "where": where, "reason": kind + one_line(first_and_last_line(str(error))), **figures}
 
 
-def last_line(text: str) -> str:
-    """The last line of a traceback, or the whole of a message without one."""
+def first_and_last_line(text: str) -> str:
+    """First and last non-empty line of a text, as of a traceback; a text of one line as it is."""
     lines = [line for line in text.splitlines() if line.strip()]
     return f"{lines[0]} {lines[-1]}" if len(lines) > 1 else text
 
@@ -186,7 +188,7 @@ async def _train_and_export(config: Config, task: Task, actors: KeptActors, figu
         await roles.learners.export(log.folder.student)
         check = await actors.check_export(log.folder.student)
         own = float(abs(exported_logp(log.folder.student) - after).max())
-        figures["export_diff"] = largest([own, *check.nats.values()])
+        figures["export_diff"] = largest([own, *check.logp_diff_nats.values()])
         figures["problems"] = list(check.problems)
     figures.pop("stage")
     return judged(figures)

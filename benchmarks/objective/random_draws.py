@@ -121,7 +121,7 @@ def with_zeros(choose: random.Random, generator: torch.Generator, logits_NV: Ten
     return logits_NV.masked_fill(mask_NV, NEG_INF)
 
 
-def near(choose: random.Random, generator: torch.Generator, student_NV: Tensor, bound: float) -> Tensor:
+def other_model_logits(choose: random.Random, generator: torch.Generator, student_NV: Tensor, bound: float) -> Tensor:
     """Logits of another model: unrelated, close to the student's, equal to them, or reversed."""
     kind = choose.choice(["other", "other", "close", "equal", "reversed"])
     if kind == "other":
@@ -143,7 +143,7 @@ def drawn(method: str, span: str, seed: int) -> LossDraw:
     head_NV = shaped_logits(choose, generator, size, bound / transform.scale)
     bias_V = with_zeros(choose, generator, torch.zeros(1, size[1]))[0] if zeros and choose.random() < 0.7 else None
     student_NV = transform.apply(head_NV + (0.0 if bias_V is None else bias_V))
-    others = [near(choose, generator, student_NV.clamp(-bound, bound), bound) for _ in range(2)]
+    others = [other_model_logits(choose, generator, student_NV.clamp(-bound, bound), bound) for _ in range(2)]
     if zeros:
         others = [with_zeros(choose, generator, z_NV) if choose.random() < 0.6 else z_NV for z_NV in others]
     sizes = [1] if method.startswith("grpo") else [None, 1, size[1] - 1, choose.randint(1, size[1] - 1)]
@@ -165,8 +165,9 @@ def drawn(method: str, span: str, seed: int) -> LossDraw:
 
 
 def fused_values(draw: LossDraw) -> tuple[Tensor, Tensor, bool]:
-    """Losses of the tokens and the gradient at the head's logits, by the fused loss in float32, and whether all metrics
-    are finite. Hidden states are unit vectors, so that the head's rows are the logits."""
+    """Loss of each token (N,), gradient (N, V) with respect to the logits before the transform, and whether all metrics
+    are finite; by the fused loss in float32. Hidden states are unit vectors, so the head's weight, transposed, is those
+    logits."""
     case, size = draw.case, len(draw.head_NV)
     weight_VN = draw.head_NV.T.clone().requires_grad_()
     sent = [

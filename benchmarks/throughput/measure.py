@@ -130,7 +130,7 @@ def run_rounds(
     rows: Sequence[Row], points: Sequence[Point], rounds: int, warm_up: int, save_rows: Callable[[], None]
 ) -> None:
     """Run all points in turn, for several rounds, with the order reversed in every second one. A point that fails is
-    reported and left out of later rounds. `save_rows` is called after each run."""
+    reported and left out of later rounds. `save_rows` is called after each run, also a failed one."""
     tasks = [training_task(point) for point in points]
     began, done = time.monotonic(), 0
     for turn in range(rounds):
@@ -146,6 +146,7 @@ def run_rounds(
                 raise
             except DemoPSDError as error:
                 rows[i]["failed"] = str(error)
+                save_rows()
                 print(f"{prefix}failed: {error}", flush=True)
                 continue
             rows[i]["rounds"].append(result)

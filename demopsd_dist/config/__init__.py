@@ -12,7 +12,7 @@ from demopsd_dist.config.method_settings import (
     Variant,
     WeightSource,
 )
-from demopsd_dist.config.precision_settings import LogpBounds, logp_bounds, refuse_mixed_devices, teacher_precision
+from demopsd_dist.config.precision_settings import LogpBounds, logp_bounds, publishes_on_gpus, teacher_precision
 from demopsd_dist.config.ranges import LARGEST
 from demopsd_dist.config.reading import config_path, load, settings_keys, shipped_configs, to_yaml
 from demopsd_dist.config.recording_settings import SamplesConfig, SinksConfig, WandbMode
@@ -79,7 +79,7 @@ __all__ = [
     "load",
     "logp_bounds",
     "longest_sequence_tokens",
-    "refuse_mixed_devices",
+    "publishes_on_gpus",
     "settings_keys",
     "shipped_configs",
     "sources_of",

@@ -24,6 +24,9 @@ def restore_texts(new: Any, text: str, schema: type, source: str, key: str = "")
     Args:
         new: settings as YAML read them; changed in place.
         text: YAML of the settings, or of the value of the setting `key`.
+        schema: dataclass of all settings.
+        source: file or override, for messages.
+        key: setting that `text` is the value of; empty for a whole file.
 
     Raises:
         ConfigError: YAML reads a number as another one: 010 as 8, 1:30 as 90.
@@ -49,25 +52,26 @@ def _restore(new: DictConfig, name: str, read: Any, written: Any, kind: Any, sou
             OmegaConf.update(new, name, _entries_as_written(read, written))
         return
     alternatives = set(_alternatives(kind))
-    texts = {one for one in alternatives if one is str or (isinstance(one, type) and issubclass(one, Enum))}
+    text_types = {one for one in alternatives if one is str or (isinstance(one, type) and issubclass(one, Enum))}
     if isinstance(written, list) != isinstance(read, list):
         return
     if isinstance(written, list):
-        numbers = not texts and any(isinstance(one, str) for one in written)
-        for one in written if numbers else ():
+        is_number_list = not text_types and any(isinstance(one, str) for one in written)
+        for one in written if is_number_list else ():
             _refuse_other_base(name, one, source)
-        plain = texts and len(read) == len(written) and all(isinstance(one, str) for one in written)
-        if plain and None not in read:
+        is_text_list = text_types and len(read) == len(written) and all(isinstance(one, str) for one in written)
+        if is_text_list and None not in read:
             OmegaConf.update(new, name, written)
     elif isinstance(written, str) and read is not None and not isinstance(read, str):
-        if texts:
+        if text_types:
             OmegaConf.update(new, name, written)
         elif isinstance(read, (int, float)):
             _refuse_other_base(name, written, source)
 
 
 def _entries_as_written(read: Any, written: Any) -> Any:
-    """A value of any type with texts as they are written; numbers stay under `weight`, and nulls."""
+    """Value of an untyped setting with its texts as written. Two things stay as YAML read them: null, and the number
+    `weight` of an entry of `data.train`."""
     if isinstance(read, list) and isinstance(written, list) and len(read) == len(written):
         return [_entries_as_written(*pair) for pair in zip(read, written, strict=True)]
     if isinstance(read, dict) and isinstance(written, dict) and read.keys() == written.keys():

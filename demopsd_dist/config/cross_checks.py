@@ -1,4 +1,4 @@
-"""Checks that span several settings, or that a range cannot express. A user's value is refused, never changed."""
+"""Checks that span several settings, or that a range cannot express. They refuse a value and change none."""
 
 from __future__ import annotations
 
@@ -265,9 +265,11 @@ def _check_engine_capacity(config: Config) -> None:
     """Check that an engine can run its longest sequence and its widest batch."""
     rollout, longest = config.rollout, longest_sequence_tokens(config)
     if not rollout.gpus_per_worker and rollout.max_batch_tokens < longest:
+        longer = (config.evaluation.max_response_tokens or 0) > rollout.max_response_tokens
         raise ConfigError(
             f"rollout.max_batch_tokens={rollout.max_batch_tokens} is below rollout.max_prompt_tokens + "
-            f"rollout.max_response_tokens = {longest}: a CPU engine cannot cut a prompt. Set it to {longest} or more."
+            f"{'evaluation' if longer else 'rollout'}.max_response_tokens = {longest}: a CPU engine cannot cut a "
+            f"prompt. Set it to {longest} or more."
         )
     if not rollout.gpus_per_worker and rollout.kv_cache_gib != int(rollout.kv_cache_gib):
         raise ConfigError(

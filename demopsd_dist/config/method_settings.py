@@ -62,8 +62,9 @@ class Variant(Enum):
 class ClippedRatio(Enum):
     """Probability ratio that GRPO clips."""
 
-    learner = "learner"  # the learner's now over before the batch's first update; the engine's is truncated apart
-    engine = "engine"  # the learner's now over the rollout engine's
+    # new over old probability, both the learner's; the learner-to-engine ratio is a truncated weight beside it
+    learner = "learner"
+    engine = "engine"  # the learner's new probability over the rollout engine's
 
 
 class Divergence(Enum):
@@ -95,8 +96,8 @@ class TeacherMethodConfig:
     aggregation: Aggregation = Aggregation.token_mean
     """`token_mean`, `sequence_mean` or `max_length`: averaging of the loss."""
     sampling_rounds: int = setting(1, above=0)
-    """Largest number of sampling rounds in a step; rounds of fresh questions are sampled until the teacher has
-    something to show in `prompts_per_step` groups. 1 has no second round."""
+    """Largest number of sampling rounds in a step; fresh questions are sampled until `prompts_per_step` groups have a
+    response with a privileged context. 1 has no second round."""
 
 
 @dataclass
@@ -104,7 +105,7 @@ class DistillationConfig(TeacherMethodConfig):
     """Settings common to the built-in methods with a teacher."""
 
     importance_clip: float = setting(2.0, at_least=1)
-    """Upper bound of the learner-to-rollout probability ratio of a token."""
+    """Upper bound of the learner-to-engine probability ratio of a token."""
 
 
 @dataclass
@@ -128,10 +129,11 @@ class DemoPSDConfig(DistillationConfig):
     mean_alpha: float = setting(0.06, above=0, at_most=1)
     """Mean alpha of each step with `gate: fitted`, which then needs no gate_sensitivity; below alpha_max."""
     kl_budget_nats: float = setting(0.004, above=0, unit="nats")
-    """Largest mean over a response of KL(target|reference) with `gate: budget`; alpha_max must leave room for it."""
+    """Largest mean over a response of KL(target|reference) with `gate: budget`. A response that needs an alpha above
+    alpha_max gets alpha_max, and exceeds the budget."""
     floor: float = setting(1e-8, at_least=1e-30, at_most=0.01)
-    """Smallest probability of an atom in teacher and reference. Over more than 101 atoms it is 101 / atoms of this, so
-    that the floors of a whole vocabulary do not add up."""
+    """Smallest probability of an atom in teacher and reference. With A > 101 atoms it is floor * 101 / A, so that the
+    floors of a whole vocabulary do not add up."""
 
 
 @dataclass
@@ -207,11 +209,11 @@ class MixedConfig:
     distillation: Distillation = Distillation.sdpo
     """`demopsd` or `sdpo`: distillation term."""
     weight: float = setting(0.5, at_least=0, at_most=1)
-    """Weight w of the distillation with `routing: none`; the policy gradient has 1 - w. A response that the teacher has
-    nothing to show for is learned from by the policy gradient alone, with weight 1 - w."""
+    """Weight w of the distillation with `routing: none`; the policy gradient has 1 - w. A response without a
+    privileged context has the policy gradient alone, with weight 1 - w."""
     routing: Routing = Routing.none
     """`none` or `success`: `success` gives right responses to the policy gradient and wrong ones to distillation,
-    each with weight 1, as SRPO does; wrong ones that the teacher has nothing to show for have the policy gradient."""
+    each with weight 1, as SRPO does; wrong ones without a privileged context have the policy gradient."""
     entropy_weighting: bool = False
     """Multiply a token's distillation by exp(-H) with H the teacher's entropy, so that an unsure teacher counts
     less."""
@@ -254,8 +256,8 @@ def check_methods(config: Config) -> None:
         )
     if demopsd.gate is Gate.fitted and demopsd.mean_alpha >= demopsd.alpha_max:
         raise ConfigError(
-            f"demopsd.mean_alpha={demopsd.mean_alpha:g} with demopsd.alpha_max={demopsd.alpha_max:g}: no gate has its "
-            "bound as its mean. Set mean_alpha below alpha_max."
+            f"demopsd.mean_alpha={demopsd.mean_alpha:g} with demopsd.alpha_max={demopsd.alpha_max:g}: the mean "
+            "of alpha is always below its upper bound. Set mean_alpha below alpha_max."
         )
     if config.method is MethodName.mixed:
         _check_mixed(config)

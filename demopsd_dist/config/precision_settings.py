@@ -1,5 +1,5 @@
 """Precision of each role, the bounds of rounding that belong to it, and checks of what a precision, an offloaded
-optimizer or a process group of weights needs."""
+optimizer or a process group that publishes weights needs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class LogpBounds:
     """Bounds of the differences between engine and learner in a token's log-probability, nats.
 
     Attributes:
-        largest: of any token.
-        typical: of the median over the tokens of the canary prompt, or of a step.
+        largest: bound of the difference at any token.
+        typical: bound of the median over the tokens of the canary prompt, or of a step.
     """
 
     largest: float
@@ -25,8 +25,8 @@ class LogpBounds:
 
 
 BOUNDS = {Precision.float32: LogpBounds(1e-3, 1e-3), Precision.bfloat16: LogpBounds(3.0, 0.2)}
-"""Bounds by precision. Those of bfloat16 are twice the largest difference, and the largest median of a prompt,
-that `benchmarks.precision` measures on a model of 135 million parameters."""
+"""Bounds by precision. For bfloat16 they are twice the values that `benchmarks.precision` measures on a model of 135
+million parameters: a largest difference of 1.5 nats, and a largest median over a prompt of 0.1."""
 
 
 def teacher_precision(config: Config) -> Precision:
@@ -58,11 +58,14 @@ def check_precision(config: Config) -> None:
     largest = config.weights.max_logp_diff
     if largest is not None and largest < 0.05:
         raise ConfigError(
-            f"weights.max_logp_diff={largest:g} is below what bfloat16 rounding alone gives. Leave it out (null), "
-            "which takes the bound of bfloat16, or set model.precision=float32."
+            f"weights.max_logp_diff={largest:g} is below 0.05 nats, which bfloat16 rounding alone exceeds. Leave it "
+            "out (null), which takes the bound of bfloat16, or set model.precision=float32."
         )
     if config.learner.zero_stage == 0:
-        raise ConfigError("learner.zero_stage=0 cannot add up bfloat16 gradients in float32. Set it to 1, 2 or 3.")
+        raise ConfigError(
+            "model.precision=bfloat16 with learner.zero_stage=0: gradients would not be added up in float32. Set "
+            "learner.zero_stage to 1, 2 or 3, or model.precision=float32."
+        )
 
 
 def check_offload(learner: LearnerConfig) -> None:
@@ -87,27 +90,24 @@ def check_offload(learner: LearnerConfig) -> None:
 
 
 def check_transport(config: Config) -> None:
-    """Check that a process group of weights can have learners and rollout workers as its members.
+    """Check that learners and rollout workers can form one process group that publishes weights.
 
     Raises:
-        ConfigError: as for `refuse_mixed_devices`.
+        ConfigError: `weights.transport=collective`, and they are neither all on CPU nor all with one GPU a process.
     """
     if config.weights.transport is Transport.collective:
         learner, rollout = config.learner.gpus_per_worker, config.rollout.gpus_per_worker
-        refuse_mixed_devices({"learner": learner, "rollout": rollout})
+        publishes_on_gpus({"learner": learner, "rollout": rollout})
 
 
-def refuse_mixed_devices(gpus: Mapping[str, float]) -> bool:
-    """Check that the roles of a process group of weights are all on CPU, or have a GPU for each process.
+def publishes_on_gpus(gpus: Mapping[str, float]) -> bool:
+    """True if the process group that publishes weights is on GPUs, False if on CPU.
 
     Args:
-        gpus: `gpus_per_worker` of each role.
-
-    Returns:
-        True if they are on GPUs.
+        gpus: `gpus_per_worker` of each role in it.
 
     Raises:
-        ConfigError: neither is so.
+        ConfigError: some of these roles are on CPU and others not, or a process shares a GPU.
     """
     if set(gpus.values()) not in ({0}, {1}):
         shares = ", ".join(f"{role}.gpus_per_worker={share:g}" for role, share in gpus.items())

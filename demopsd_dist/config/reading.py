@@ -46,7 +46,9 @@ DEPTH = 20  # deepest nesting of brackets and indentation; the schema itself has
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read the defaults, then the YAML file, then `key=value` words, and check the result.
 
-    A file's `base: other.yaml`, relative to the file, is read before the file itself.
+    A file's `base: other.yaml`, relative to the file, is read before the file itself. Two shorthands are replaced:
+    `method=my_package.MyMethod` by `method=own` with `own.objective`, and `model.precision=auto` of the embedded model
+    by `float32`.
 
     Args:
         path: a YAML file, or the name of a shipped config such as `demo` (`config_path`).
@@ -67,7 +69,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     config = OmegaConf.to_object(_merged(tree, given))
     assert isinstance(config, Config)
     if config.model.path == MINISCI and config.model.precision is Precision.auto:
-        config.model.precision = Precision.float32  # so small a model has it on any hardware
+        config.model.precision = Precision.float32  # the embedded model is small enough for it on any hardware
     for word in overrides:
         section = word.partition(".")[0]
         if section in MethodName.__members__ and section not in method_sections(config):
@@ -236,10 +238,9 @@ def _known_open_keys() -> frozenset[str]:
 def _keys(node: type, prefix: str = "") -> Iterator[str]:
     """Keys of the schema, of sections too, with dots."""
     for item in fields(node):
-        kind = item.default_factory if item.default_factory is not None else None
         yield prefix + item.name
-        if is_dataclass(kind):
-            yield from _keys(kind, f"{prefix}{item.name}.")
+        if is_dataclass(item.default_factory):
+            yield from _keys(item.default_factory, f"{prefix}{item.name}.")
 
 
 def _open_keys(node: type, prefix: str = "") -> Iterator[str]:

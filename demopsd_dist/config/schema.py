@@ -135,12 +135,12 @@ class WeightsConfig:
     bucket_mib: int = setting(64, above=0, unit="MiB")
     """Approximate size of the buckets into which published weights are packed."""
     max_logp_diff: float | None = setting(None, above=0, unit="nats")
-    """Largest allowed difference between engine and learner in the log-probability of a token, measured on a fixed
-    probe at every publish and on sampled tokens at every step. A larger one stops the run: the engine is not sampling
-    from the weights just published. null takes the bound of model.precision (docs/weights.md)."""
+    """Largest allowed difference between engine and learner in the log-probability of a token, measured on the
+    canary prompt at every publish and on sampled tokens at every step. A larger one stops the run: the engine is not
+    sampling from the weights just published. null takes the bound of model.precision (docs/weights.md)."""
     typical_logp_diff: float | None = setting(None, above=0, unit="nats")
-    """Largest allowed median of those differences, over the tokens of the probe or of a step: it finds errors that the
-    bound of the largest difference leaves room for. null takes the bound of model.precision, or none where
+    """Largest allowed median of those differences, over the tokens of the canary prompt or of a step: it finds errors
+    that the bound of the largest difference leaves room for. null takes the bound of model.precision, or none where
     max_logp_diff is set."""
 
 

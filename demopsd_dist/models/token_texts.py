@@ -34,7 +34,8 @@ class TokenTexts:
         return [self._token_text(int(token)) for token in ids]
 
     def texts_of_sequence(self, ids: Tokens) -> list[str]:
-        """Text of each token of a sequence. A character of several tokens is at the first; the others are empty."""
+        """Text of each token of a sequence. Adjacent tokens that hold parts of characters are decoded together:
+        their text is at the first of them, the others are empty."""
         texts = self.texts_of_tokens(ids)
         start = 0
         while start < len(texts):
@@ -42,8 +43,8 @@ class TokenTexts:
             while end < len(texts) and _UNKNOWN in texts[end]:
                 end += 1
             if end - start > 1:
-                character = self.text(ids[start:end])
-                texts[start:end] = [character, *[""] * (end - start - 1)]
+                decoded = self.text(ids[start:end])
+                texts[start:end] = [decoded, *[""] * (end - start - 1)]
             start = max(end, start + 1)
         return texts
 

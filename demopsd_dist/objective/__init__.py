@@ -22,7 +22,7 @@ from demopsd_dist.objective.divergence import (
 )
 from demopsd_dist.objective.fused import SLICE_TOKENS, TokenSlice, fused_loss
 from demopsd_dist.objective.grpo import GRPO
-from demopsd_dist.objective.leakage import information, leakage_terms, ordering_terms
+from demopsd_dist.objective.leakage import leakage_terms, mutual_information, ordering_terms
 from demopsd_dist.objective.logit_transform import LogitTransform, OutputHead
 from demopsd_dist.objective.method import Loss, Objective, TokenLoss, TokenViews, reduced, statistic, token_weight
 from demopsd_dist.objective.mixed import Mixed, gated, with_gated
@@ -58,9 +58,9 @@ __all__ = [
     "fused_loss",
     "gated",
     "generalised_kl",
-    "information",
     "leakage_terms",
     "mixed_logits",
+    "mutual_information",
     "ordering_terms",
     "reduced",
     "skewed_jsd_terms",

@@ -1,4 +1,4 @@
-"""Leakage of the privileged context into the target: measures that are free at every step, and mutual information.
+"""Leakage of the privileged context into the target: measures without an extra forward, and mutual information.
 
 p student, s reference, r teacher, q target; Delta = log r - log s; all over the same atoms. Entropies and divergences
 over top-k atoms and a tail bucket are at most those over the vocabulary (data processing).
@@ -85,7 +85,7 @@ def support_terms(student_BTA: Tensor, teacher_BTA: Tensor | None, has_tail: boo
 
 
 @torch.no_grad()
-def information(contexts_logp_MTA: Tensor) -> Tensor:
+def mutual_information(contexts_logp_MTA: Tensor) -> Tensor:
     """Mutual information of the next token and the choice of one of M contexts, (T,), nats: mean_i KL(q_i | mean q).
 
     Exact for the uniform choice among these M. As an estimate for the whole population of contexts it is low: it grows

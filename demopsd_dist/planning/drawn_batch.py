@@ -21,12 +21,18 @@ SAME_FOR_ALL = -1  # the data set's solution or the bare answer, which all respo
 
 @dataclass(frozen=True)
 class DrawnResponse:
-    """A response of known length and unknown text."""
+    """A response of known length and unknown text.
+
+    Attributes:
+        solution_id: label of the solution in the teacher's prompt; responses with the same label share its tokens. It
+            is the index of the sibling shown, or `SAME_FOR_ALL`, or the response's own index where each has a solution
+            of its own or the method shows none. None if the response is no training example.
+    """
 
     group: int
     sample: int
     tokens: int
-    solution: int | None  # the sibling that the teacher sees, or `SAME_FOR_ALL`; None if it is no training example
+    solution_id: int | None
 
 
 @dataclass(frozen=True)
@@ -47,14 +53,14 @@ class DrawnBatch:
 @lru_cache(maxsize=64)
 def draw_responses(workload: Workload) -> tuple[DrawnResponse, ...]:
     """Draw all responses of a step, group after group."""
-    random_of = random.Random(0)
+    generator = random.Random(0)
     lengths = draw_lengths(workload.traffic, workload.samples, workload.max_response_tokens)
     drawn = []
     for group in range(workload.prompts):
-        right = [i for i in range(workload.group_size) if random_of.random() < workload.traffic.right_fraction]
+        right = [i for i in range(workload.group_size) if generator.random() < workload.traffic.right_fraction]
         for sample in range(workload.group_size):
             others = [i for i in right if i != sample]
-            solution = random_of.choice(others) if others else None
+            solution = generator.choice(others) if others else None
             source = SolutionSource(workload.solution_source)
             if source is SolutionSource.other_question:  # one of its own for each response, also without siblings
                 solution = sample
@@ -80,7 +86,7 @@ def draw_lengths(traffic: Traffic, count: int, longest: int) -> list[int]:
 
 def learned_responses(workload: Workload) -> list[DrawnResponse]:
     """Responses that are training examples."""
-    return [response for response in draw_responses(workload) if response.solution is not None]
+    return [response for response in draw_responses(workload) if response.solution_id is not None]
 
 
 @dataclass(frozen=True)
@@ -89,18 +95,18 @@ class DrawnLayout(RowLayout[DrawnResponse]):
     the beginning of the response."""
 
     workload: Workload
-    solution: int  # the solution's tokens in a row; 0 in the student's rows
+    solution_tokens: int  # in a row; 0 in the student's rows
 
     def _cut(self, group: list[DrawnResponse], bound: int) -> list[Row[DrawnResponse]]:
         prompt = round(self.workload.traffic.prompt_tokens)
         rows: list[Row[DrawnResponse]] = []
         before: DrawnResponse | None = None
-        for item in sorted(group, key=lambda item: (self.solution and item.solution, item.sample)):
-            total = prompt + self.solution + item.tokens - 1  # the last token is predicted, and is no input
+        for item in sorted(group, key=lambda item: (self.solution_tokens and item.solution_id, item.sample)):
+            total = prompt + self.solution_tokens + item.tokens - 1  # the last token is predicted, and is no input
             shared = prompt
-            if before is not None and (not self.solution or before.solution == item.solution):
+            if before is not None and (not self.solution_tokens or before.solution_id == item.solution_id):
                 alike = round(self.workload.traffic.shared_fraction * min(item.tokens, before.tokens))
-                shared += self.solution + min(alike, item.tokens - 1)
+                shared += self.solution_tokens + min(alike, item.tokens - 1)
             before = item
             if rows and rows[-1].tokens + total - shared <= bound:
                 rows[-1] = Row((*rows[-1].items, item), rows[-1].tokens + total - shared)

@@ -61,11 +61,16 @@ ROWS = {
 
 @dataclass(frozen=True)
 class DigestDifference:
-    """A tensor with digests that differ from the recorded ones. `rows` are their names in the order of the record."""
+    """A tensor with digests that differ from the recorded ones.
+
+    Attributes:
+        rows: responses, parameters or ranks whose digests differ, in the order of the record.
+        row_count: number of the tensor's rows.
+    """
 
     tensor: str
     rows: tuple[str, ...]
-    row_count: int  # number of the tensor's rows
+    row_count: int
 
     def __str__(self) -> str:
         kind = ROWS.get(self.tensor, "response")
@@ -78,9 +83,9 @@ class DigestDifference:
         )
 
 
-def hasher_of(kind: str, row_shape: Sequence[int]) -> xxhash.xxh3_128:
+def hasher_of(dtype: str, row_shape: Sequence[int]) -> xxhash.xxh3_128:
     """Hasher for the bytes of values (N, *row_shape) of this NumPy type; the values may be added in pieces."""
-    return xxhash.xxh3_128(f"{kind} {list(row_shape)}".encode())
+    return xxhash.xxh3_128(f"{dtype} {list(row_shape)}".encode())
 
 
 def digest_of(values: NDArray) -> str:

@@ -55,7 +55,7 @@ class DropReason(Enum):
     """Reason that a sample was not trained."""
 
     no_example = "no example"  # its group gives it no training example
-    no_reward = "no mark"  # the user's own reward failed on it, and reward_errors is drop
+    no_reward = "no reward"  # the user's own reward failed on it, and reward_errors is drop
     late = "late"  # not finished within rollout.late_group_s
     not_needed = "not needed"  # its step had enough other groups with a signal
 

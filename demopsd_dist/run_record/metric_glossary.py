@@ -51,7 +51,7 @@ METRIC_GROUPS: dict[str, tuple[str, list[Metric]]] = {
             Metric(
                 "rollout/groups_learnable_fraction",
                 "fraction",
-                "questions that the method can learn from: the teacher has something to show; for grpo, rewards "
+                "questions that the method can learn from: a response has a privileged context; for grpo, rewards "
                 "differ; for mixed, either",
             ),
             Metric("rollout/learned_fraction", "fraction", "responses that are training examples of the step"),

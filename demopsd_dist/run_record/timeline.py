@@ -110,21 +110,17 @@ class Track:
 
 def nested_rows(spans: Iterable[Span]) -> list[list[Span]]:
     """Spans in rows that a viewer can show: two spans of a row are disjoint or nested, never partly overlapping."""
-    rows: list[tuple[list[Span], list[float]]] = []  # of a row its spans, and the ends of those that enclose the last
+    rows: list[tuple[list[Span], list[float]]] = []  # spans of a row, and the ends of those that are still open in it
     for span in sorted(spans, key=lambda s: (s.start_s, -s.end_s)):
-        row, ends = next((row for row in rows if _fits(row[1], span)), ([], []))
+        for _, ends in rows:
+            while ends and ends[-1] <= span.start_s:
+                ends.pop()
+        row, ends = next((row for row in rows if not row[1] or span.end_s <= row[1][-1]), ([], []))
         if not row:
             rows.append((row, ends))
         row.append(span)
         ends.append(span.end_s)
     return [row for row, _ in rows]
-
-
-def _fits(ends: list[float], span: Span) -> bool:
-    """True if the span is nested in the open spans of the row. Ends before its start are removed."""
-    while ends and ends[-1] <= span.start_s:
-        ends.pop()
-    return not ends or span.end_s <= ends[-1]
 
 
 def trace_events(tracks: Iterable[Track], step: int, start_s: float, end_s: float) -> dict[str, Any]:

@@ -70,7 +70,7 @@ async def drop_stragglers(
 def signal_of(run: Run, step: int) -> Callable[[RewardedGroup], bool]:
     """The rule by which the method can learn from a group of a step.
 
-    A method with a teacher can where there is something to show to it for one response at least, one with a policy
+    A method with a teacher can where one response at least has a privileged context, one with a policy
     gradient where the rewards differ, a mixed loss where a response has one of the two and a weight for it.
     """
     if not run.method.shows_solutions:

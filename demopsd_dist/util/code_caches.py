@@ -55,7 +55,7 @@ def private_folder() -> Path:
         raise ConfigError(
             f"{folder} must be a folder of yours that nobody else can enter. Remove it, or set RAY_TMPDIR."
         )
-    _refuse_replaceable(folder)
+    _refuse_replaceable(folder, "set RAY_TMPDIR to a folder of yours")
     return folder
 
 
@@ -143,19 +143,23 @@ def _refuse_writable_by_others(variable: str, folder: Path) -> None:
             f"{variable}={folder} holds code that the run loads, and must be a folder of yours that nobody else can "
             f"write to. Unset it, or: chmod go-w {folder}"
         )
-    _refuse_replaceable(folder)
+    _refuse_replaceable(folder, f"unset {variable}")
 
 
-def _refuse_replaceable(folder: Path) -> None:
-    """Refuse a folder below one in which every user may rename and replace what others own.
+def _refuse_replaceable(folder: Path, other_fix: str) -> None:
+    """Refuse a folder if one of its parents is writable for every user and lacks the sticky bit: any user could then
+    put another folder in its place.
+
+    Args:
+        other_fix: what the user can do instead of setting the bit.
 
     Raises:
-        ConfigError: as described.
+        ConfigError: names the parent and both fixes.
     """
     for parent in folder.resolve().parents:
         mode = parent.stat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             raise ConfigError(
                 f"{folder}: any user can replace it, as {parent} is writable for all without the sticky bit. "
-                f"Set the bit (chmod +t {parent}), or set RAY_TMPDIR to a folder of yours."
+                f"Set the bit (chmod +t {parent}), or {other_fix}."
             )

@@ -50,7 +50,7 @@ class WeightSyncError(DemoPSDError):
 
 
 class BrokenGroupError(DemoPSDError):
-    """A transfer through a process group of weights failed or took too long: a member has died, hangs or cannot be
+    """A transfer through a publishing group failed or took too long: a member has died, hangs or cannot be
     reached. The group cannot be used again."""
 
 

@@ -34,8 +34,8 @@ def is_built(folder: Path) -> bool:
 
 
 def is_current(folder: Path) -> bool:
-    """Whether the folder has a compiled extension that ninja would not build again. It would after another version of
-    torch or of ninja itself; then every learner would compile at each start."""
+    """True if the folder has a compiled extension that ninja would not build again. After a change of the version of
+    torch or ninja it would, and every learner would compile at each start."""
     for build in folder.glob("*/build.ninja"):
         command = ["ninja", "-n", "-C", str(build.parent)]
         try:
@@ -97,7 +97,8 @@ def ensure_extensions(folder: Path, say: Callable[[str], None], compile_extensio
 
 @contextmanager
 def own_extensions(built: Path) -> Iterator[None]:
-    """Let this process load extensions from a copy of its own.
+    """Let this process load extensions from a copy of its own, and put this environment's programs first in PATH, also
+    after the block.
 
     Loading takes a lock file in the folder, even if there is nothing to compile; a process that is killed meanwhile
     leaves it there, and every later one would wait for it until its start times out.

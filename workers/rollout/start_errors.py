@@ -18,14 +18,16 @@ def engine_start_error(rank: int, error: Exception) -> DemoPSDError:
         return error
     full_text = "".join(traceback.format_exception(error))
     return EngineStartError(
-        f"rollout {rank}: vLLM cannot start an engine: {type(error).__name__}: {last_line(str(error))}", rank, full_text
+        f"rollout {rank}: vLLM cannot start an engine: {type(error).__name__}: {reason_line(str(error))}",
+        rank,
+        full_text,
     )
 
 
-def last_line(message: str) -> str:
+def reason_line(message: str) -> str:
     """The last line of a message that gives a reason.
 
-    Example: `last_line("1 validation error\\n  Value error, no such dtype [type=value_error, input_value=...]\\n"
+    Example: `reason_line("1 validation error\\n  Value error, no such dtype [type=value_error, input_value=...]\\n"
     "    For further information visit ...")` gives `"Value error, no such dtype"`.
     """
     lines = [_VALUES.sub("", line).strip() for line in message.splitlines()]

@@ -104,7 +104,7 @@ class BucketEngine(WeightTransferEngine[BucketInit, BucketUpdate]):
             raise
 
     def join_group(self, meeting: GroupMeeting, rank: int, address: str) -> None:
-        """Join a process group of weights in place of the last one, as a child process of an engine.
+        """Join a publishing group in place of the last one, as a child process of an engine.
 
         Raises:
             BrokenGroupError: the others did not join in time.
@@ -211,7 +211,7 @@ class EngineProcessExtension:
     weight_transfer_engine: Any
 
     def join_weight_group(self, meeting: GroupMeeting, first_rank: int, address: str) -> None:
-        """Join a process group of weights: `BucketEngine.join_group`."""
+        """Join a publishing group: `BucketEngine.join_group`."""
         self.weight_transfer_engine.join_group(meeting, first_rank + self.rank, address)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from demopsd_dist.util.errors import BrokenGroupError, WeightSyncError
 from workers.weights.buckets import Bucket, BucketRef, InBroadcast
 from workers.weights.checkpoint_format import CheckpointViews
-from workers.weights.process_group import GROUP_OF_WEIGHTS, GroupMeeting
+from workers.weights.process_group import PUBLISHING_GROUP, GroupMeeting
 from workers.weights.transports import SharedMemoryOutbox
 
 
@@ -43,7 +43,7 @@ class EngineLoading:
             self._load_in_processes(buckets, views)
 
     def join_group(self, meeting: GroupMeeting, first_rank: int, address: str) -> None:
-        """Let each child process of the engine join a process group of weights, with ranks from `first_rank`.
+        """Let each child process of the engine join a publishing group, with ranks from `first_rank`.
 
         Raises:
             BrokenGroupError: the others did not join in time.
@@ -88,6 +88,6 @@ def left_to_processes(bucket_ref: BucketRef) -> Bucket:
 
 
 def _error_of_a_process(name: str, error: RuntimeError) -> WeightSyncError | BrokenGroupError:
-    if GROUP_OF_WEIGHTS in str(error):
+    if PUBLISHING_GROUP in str(error):
         return BrokenGroupError(f"{name}: {str(error).splitlines()[0]}")
     return WeightSyncError(f"{name} could not load weights: {error}")

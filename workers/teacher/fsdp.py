@@ -41,8 +41,9 @@ def join_mesh(device: torch.device, rank: int, ranks: int, shards: int, meeting_
 
 
 def load_sharded_model(folder: Path, mesh: DeviceMesh, precision: Precision) -> ResponseModel:
-    """Load this worker's rows of a model on its device. At most one layer is in memory with all its rows, except that a
-    float32 folder loaded in bfloat16 is whole in main memory for a moment.
+    """Load this worker's rows of a model on its device. At most one layer at a time is in memory with all its rows. Two
+    kinds of model are whole in main memory for a moment: a float32 folder loaded in bfloat16, and one with buffers in
+    half precision loaded in float32.
 
     Raises:
         ConfigError: transformers does not know the model's layers.
@@ -69,7 +70,9 @@ def load_sharded_model(folder: Path, mesh: DeviceMesh, precision: Precision) -> 
 
 
 def _load_for_sharding(folder: Path, precision: Precision) -> Any:
-    """Load a model whose layers are still to be cast to float32, or one in bfloat16."""
+    """Load a model for sharding. For float32 it stays in the precision of its files, memory-mapped, and the caller
+    casts layer by layer; one with buffers in half precision is loaded in float32 at once, as a later cast keeps their
+    rounding."""
     if precision is not Precision.float32:
         return load_causal_lm(folder, precision)
     causal = load_causal_lm(folder, None)
@@ -100,7 +103,8 @@ def tensors_of(model: ResponseModel) -> dict[str, Tensor]:
 
 
 def local_row_range(parameter: Tensor) -> slice | EllipsisType:
-    """Range of the full tensor's rows that this worker holds; empty if there are fewer rows than workers."""
+    """Range of the full tensor's rows that this worker holds; it selects no row on a worker beyond the last one. `...`
+    (all) for a parameter that is not sharded."""
     if (mesh := _mesh_of(parameter)) is None:
         return ...
     rows_per_rank = -(-parameter.shape[0] // mesh.size())

@@ -1,4 +1,4 @@
-"""The driver's end of a process group of weights: who is in it, and forming it anew when that changes."""
+"""The driver's end of a publishing group: who is in it, and forming it anew when that changes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from demopsd_dist.config import Config, refuse_mixed_devices
+from demopsd_dist.config import Config, publishes_on_gpus
 from demopsd_dist.util.errors import BrokenGroupError, WorkerError
 from workers.actor_group import ActorGroup, gather_root_cause
 from workers.actor_handle import Handle, Ref
 from workers.cluster.placement import processes_per_worker
 from workers.learner.worker import LearnerWorker
-from workers.weights.process_group import GROUP_OF_WEIGHTS, SENDER, GroupMeeting
+from workers.weights.process_group import PUBLISHING_GROUP, SENDER, GroupMeeting
 from workers.weights.receiver import Receiver
 
 ANSWER_S = 10.0  # for an answer after a limit of the members themselves
@@ -33,14 +33,14 @@ class WeightGroup:
         others would itself count as hung."""
         return min(self._config.limits.call_s, self._config.limits.silence_s)
 
-    def refuse_mixed_devices(self, receivers: Sequence[ActorGroup[Receiver]]) -> bool:
+    def publishes_on_gpus(self, receivers: Sequence[ActorGroup[Receiver]]) -> bool:
         """Check that all members hold the weights on GPUs of their own, or none does; True if they do.
 
         Raises:
             ConfigError: neither is so.
         """
         roles = ["learner", *(group.role for group in receivers if len(group))]
-        return refuse_mixed_devices({role: getattr(self._config, role).gpus_per_worker for role in roles})
+        return publishes_on_gpus({role: getattr(self._config, role).gpus_per_worker for role in roles})
 
     def dissolve(self) -> None:
         """Forget the group, which is broken; the next one is formed anew."""
@@ -57,7 +57,7 @@ class WeightGroup:
         if members == self._members:
             return
         self._members = {}
-        on_gpus = self.refuse_mixed_devices(receivers)
+        on_gpus = self.publishes_on_gpus(receivers)
         first_ranks, size = self._ranks(members)
         self._formed += 1
         name = f"weights-{self._formed}"
@@ -80,7 +80,7 @@ class WeightGroup:
                 ),
             )
         except WorkerError as error:
-            raise BrokenGroupError(f"the {GROUP_OF_WEIGHTS} {name} could not be formed: {error}") from None
+            raise BrokenGroupError(f"the {PUBLISHING_GROUP} {name} could not be formed: {error}") from None
         self._members = members
 
     def _ranks(self, members: Mapping[tuple[str, int], Any]) -> tuple[dict[tuple[str, int], int], int]:

@@ -26,7 +26,7 @@ from demopsd_dist.util.environment_variable import environment_variable
 from demopsd_dist.util.errors import BrokenGroupError
 from workers.weights.arrival_memory import ArrivalMemory
 
-GROUP_OF_WEIGHTS = "process group of weights"  # part of every message of a `BrokenGroupError`
+PUBLISHING_GROUP = "publishing group"  # part of every message of a `BrokenGroupError`
 POLL_S = 0.0005
 SENDER = 0  # rank of learner 0 in every group
 
@@ -174,7 +174,7 @@ class GroupMember:
             self.close()
         detail = "" if error is None else f": {_first_sentence(error)}"
         return BrokenGroupError(
-            f"the process group of weights {self._meeting.name} ({self._meeting.size} processes, rank {self._rank} "
+            f"the publishing group {self._meeting.name} ({self._meeting.size} processes, rank {self._rank} "
             f"here) {what}{detail}"
         )
 

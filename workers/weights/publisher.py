@@ -107,7 +107,7 @@ class WeightPublisher:
         self.transport = choose_transport(self._transport_setting, self.plan.node, nodes)
         self._group = WeightGroup(self._learners, self._config)
         if self.transport is Transport.collective:
-            self._group.refuse_mixed_devices(receivers)
+            self._group.publishes_on_gpus(receivers)
         self.segment, *_ = await self._learners.each(
             lambda worker, _: worker(LearnerWorker.open_outbox, self.transport),
             within_s=within_s,

@@ -17,7 +17,7 @@ from workers.cluster.spans import Traced
 from workers.weights.buckets import Ack, Bucket, BucketRef, InBroadcast, SharedSegment, verify_bucket
 from workers.weights.checkpoint_format import CheckpointViews
 from workers.weights.collective import AHEAD, receive_bucket
-from workers.weights.process_group import GROUP_OF_WEIGHTS, GroupMeeting, GroupMember
+from workers.weights.process_group import PUBLISHING_GROUP, GroupMeeting, GroupMember
 from workers.weights.transports import MappedSegments, PublishPlan
 
 
@@ -61,7 +61,7 @@ class Receiver(Traced):
             self._segments.add(segment)
 
     def join_group(self, meeting: GroupMeeting, rank: int) -> None:
-        """Join a process group of weights in place of the last one.
+        """Join a publishing group in place of the last one.
 
         Args:
             rank: of this process; or of the first of the engine's processes, if it has several.
@@ -142,7 +142,7 @@ class Receiver(Traced):
                 raise
             cause = str(getattr(error, "cause", error)).splitlines()[0]
             raise BrokenGroupError(
-                f"{self._name} waits for bucket {index}, which the {GROUP_OF_WEIGHTS} does not bring: {cause}"
+                f"{self._name} waits for bucket {index}, which the {PUBLISHING_GROUP} does not bring: {cause}"
             ) from None
 
     def _bucket(self, bucket_ref: BucketRef) -> Bucket:

@@ -42,7 +42,7 @@ class Sender(Traced):
         return self._outbox.segment
 
     def open_group(self, name: str, size: int, within_s: float, on_gpus: bool) -> GroupMeeting:
-        """Leave the last process group of weights, and open a meeting for a new one, of `size` processes."""
+        """Leave the last publishing group, and open a meeting for a new one, of `size` processes."""
         self._collective.close()
         meeting, self._store = open_meeting(name, self._address, size, within_s, on_gpus=on_gpus)
         return meeting

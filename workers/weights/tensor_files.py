@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint on disk: an error of the disk, or a value that is not finite, is named with its file."""
+"""Tensors of a checkpoint: writing a file, with its path in the error; refusing values that are not finite."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Comparison of two answers by math-verify, imported by the process of the reward `math` alone.
 
-math-verify's own time-outs are off: they end a comparison by an exception that it then catches, as "not the same".
+math-verify's own time limits are off: it catches their exception itself, and then answers "not the same".
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MEMORY_BYTES = 2 << 30
 """Memory that a comparison may take beyond that of the process at its start."""
 _DELIMITERS = ("$", r"\(", r"\[", r"\boxed")
 
-logging.getLogger("math_verify").setLevel(logging.ERROR)  # a line for each time-out that is off, and for each failure
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it logs each comparison that has no limit, and each failure
 
 
 class ComparisonTimeout(BaseException):
@@ -35,8 +35,8 @@ def compare(request: str, question: Question) -> float:
     """1.0 where math-verify takes the answer for the question's expected one.
 
     Args:
-        request: JSON with `answer`, and `limit_s`, the limit of processor time in seconds, which other processes do
-            not change.
+        request: JSON with `answer` and `limit_s`, the time limit in seconds of processor time, which a busy machine
+            does not shorten.
 
     Raises:
         NoRewardError: the comparison takes longer.
@@ -47,7 +47,9 @@ def compare(request: str, question: Question) -> float:
         with _time_limit(values["limit_s"]):
             return float(same_by_value(values["answer"], question.answer))
     except ComparisonTimeout:
-        raise NoRewardError(f"by comparing no longer than {values['limit_s']:g} s.") from None
+        raise NoRewardError(
+            f"by comparing for more than limits.math_s={values['limit_s']:g} s of processor time."
+        ) from None
 
 
 def same_by_value(answer: str, expected: str) -> bool:
@@ -81,7 +83,7 @@ def _time_limit(limit_s: float) -> Iterator[None]:
 
 @cache
 def _limit_memory() -> None:
-    """Bound the memory of this process, so that a number of billions of digits is an error of one comparison."""
+    """Bound the memory of this process: a number with billions of digits then fails one comparison, not the machine."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit, hard = pages * resource.getpagesize() + MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

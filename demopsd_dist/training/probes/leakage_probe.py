@@ -1,9 +1,9 @@
 """The leakage probe: the information that teacher and target carry about *which* solution was shown.
 
 One response is scored under M solutions in turn; the mutual information of its next token and the solution follows
-from the M distributions (`objective.information`). There are two families of solutions. Different correct siblings all
-hold the same answer. Bare answers (`<answer>X</answer>`, or the form of the chosen reward), one of them right, show
-leakage of the answer itself, which siblings cannot show.
+from the M distributions (`objective.mutual_information`). There are two families of solutions. Different correct
+siblings all hold the same answer. Bare answers (`<answer>X</answer>`, or the form of the chosen reward), one of them
+right, show leakage of the answer itself, which siblings cannot show.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import ScoredExample
 from demopsd_dist.data.rewards import AnswerForm, answer_form
 from demopsd_dist.methods import MethodSpec, at_step, objective_of
-from demopsd_dist.objective import Objective, TokenViews, gated, information, target_of
+from demopsd_dist.objective import Objective, TokenViews, gated, mutual_information, target_of
 from demopsd_dist.training.roles import Teacher
 
 
@@ -128,7 +128,7 @@ def _information(objective: Objective, contexts: Sequence[ScoredExample]) -> tup
         alpha_N = inner.trajectory_alpha(reference_MTA.flatten(0, 1), teacher_MTA.flatten(0, 1), lengths)
         alpha_MT = None if alpha_N is None else alpha_N.view(teacher_MTA.shape[:2])
     target_MTA = target_of(objective, TokenViews(reference_MTA, reference_MTA, teacher_MTA, alpha_BT=alpha_MT))
-    return information(teacher_MTA), information(teacher_MTA if target_MTA is None else target_MTA)
+    return mutual_information(teacher_MTA), mutual_information(teacher_MTA if target_MTA is None else target_MTA)
 
 
 def _tensor(values) -> Tensor:

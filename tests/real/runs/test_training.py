@@ -137,8 +137,8 @@ def test_a_few_real_steps(roles: RealRoles, spares: Spares, task: Task, tmp_path
     wrong = asyncio.run(roles.actors.check_export(MODEL_DIR))  # loads, but is not the trained model
     assert ["computes another model from it" in problem for problem in wrong.problems] == [True, True]
     check = asyncio.run(roles.actors.check_export(student))  # and engine 0 has the student again
-    assert (check.problems, set(check.nats)) == ((), {"transformers", "vLLM"})
-    assert max(check.nats.values()) <= 2e-5
+    assert (check.problems, set(check.logp_diff_nats)) == ((), {"transformers", "vLLM"})
+    assert max(check.logp_diff_nats.values()) <= 2e-5
     rollouts = sampled(roles, task)
     assert {rollout.oldest_version for rollout in rollouts} == {3}
     moved = 0.0

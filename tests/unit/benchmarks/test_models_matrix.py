@@ -11,7 +11,7 @@ import pytest
 from benchmarks.models.__main__ import NAME, due, main, read_rows
 from benchmarks.models.half_reward import half_reward
 from benchmarks.models.models_page import report
-from benchmarks.models.train_row import EXPORT_NATS, Outcome, judged, last_line
+from benchmarks.models.train_row import EXPORT_NATS, Outcome, first_and_last_line, judged
 from benchmarks.models.zoo import ZOO
 from demopsd_dist.data.records import Question
 
@@ -62,8 +62,8 @@ def test_about_half_of_all_responses_are_right() -> None:
     assert 150 < sum(rewards) < 250
 
 
-def test_a_traceback_is_shortened_to_its_first_and_last_line() -> None:
-    assert last_line("rollout 0 failed on vLLM engine.\n  File x\nValueError: no") == (
+def test_a_traceback_is_shortened_to_its_first_and_first_and_last_line() -> None:
+    assert first_and_last_line("rollout 0 failed on vLLM engine.\n  File x\nValueError: no") == (
         "rollout 0 failed on vLLM engine. ValueError: no"
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from demopsd_dist.config import Config, Transport, load, refuse_mixed_devices, to_yaml
+from demopsd_dist.config import Config, Transport, load, publishes_on_gpus, to_yaml
 from demopsd_dist.config.cross_checks import check_layout_has_records
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.minisci import MODEL_DIR
@@ -297,7 +297,7 @@ def test_a_process_group_of_weights_is_of_one_kind_of_device() -> None:
         with pytest.raises(ConfigError, match=message) as caught:
             load(DEMO, [*shares, "rollout.gpu_memory_fraction=0.4", collective])
         assert "\n" not in str(caught.value)
-    assert refuse_mixed_devices({"learner": 1, "rollout": 1, "teacher": 1})
-    assert not refuse_mixed_devices({"learner": 0, "rollout": 0})
+    assert publishes_on_gpus({"learner": 1, "rollout": 1, "teacher": 1})
+    assert not publishes_on_gpus({"learner": 0, "rollout": 0})
     with pytest.raises(ConfigError, match=r"rollout.gpus_per_worker=1, teacher.gpus_per_worker=0"):
-        refuse_mixed_devices({"learner": 1, "rollout": 1, "teacher": 0})
+        publishes_on_gpus({"learner": 1, "rollout": 1, "teacher": 0})

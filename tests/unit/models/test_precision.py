@@ -97,5 +97,7 @@ def test_bounds_follow_the_precision() -> None:
 
 
 def test_a_bound_below_rounding_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"max_logp_diff=0\.001 is below what bfloat16 rounding alone gives\. Leave"):
+    with pytest.raises(
+        ConfigError, match=r"max_logp_diff=0\.001 is below 0\.05 nats, which bfloat16 rounding alone exceeds\. Leave"
+    ):
         config_of("model.precision=bfloat16", "weights.max_logp_diff=0.001")

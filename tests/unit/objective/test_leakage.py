@@ -19,7 +19,7 @@ from demopsd_dist.data.records import ScoredExample
 from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.methods import resolve_method
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
-from demopsd_dist.objective import DemoPSD, barycenter, demopsd_loss, information, leakage_terms, ordering_terms
+from demopsd_dist.objective import DemoPSD, barycenter, demopsd_loss, leakage_terms, mutual_information, ordering_terms
 from demopsd_dist.testing import StandInTeacher, World
 from demopsd_dist.training.probes import leakage_probe
 from tests.unit.run_record.sample_rows import prompt, rollout
@@ -70,21 +70,21 @@ def test_a_violated_order_of_entropies_is_reported() -> None:
 def test_information_by_hand() -> None:
     """Two contexts that never agree have information ln 2; equal ones have none."""
     apart = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]], dtype=torch.float64).clamp(min=1e-300).log()
-    assert information(apart).item() == pytest.approx(math.log(2))
+    assert mutual_information(apart).item() == pytest.approx(math.log(2))
     same = draw(0, 1.0, 1, T).expand(5, T, V)
-    assert information(same).abs().max() < 1e-12
+    assert mutual_information(same).abs().max() < 1e-12
     with pytest.raises(ValueError, match="over 1 context is not defined; give at least 2"):
-        information(same[:1])
+        mutual_information(same[:1])
 
 
 def test_information_of_a_sample_of_contexts_is_low_and_grows_with_m() -> None:
     population = draw(0, 2.0, 64, 1)
-    of_population = information(population).item()
+    of_population = mutual_information(population).item()
     random = torch.Generator().manual_seed(0)
 
     def estimate(m: int) -> float:
         picks = (torch.randperm(64, generator=random)[:m] for _ in range(400))
-        return sum(information(population[pick]).item() for pick in picks) / 400
+        return sum(mutual_information(population[pick]).item() for pick in picks) / 400
 
     estimates = [estimate(m) for m in (2, 4, 8, 16)]
     assert estimates == sorted(estimates)

@@ -31,7 +31,7 @@ def tokens_of(workload: Workload, response: DrawnResponse, solution: int) -> Tok
     alike = round(workload.traffic.shared_fraction * response.tokens)
     pieces = [
         np.full(round(workload.traffic.prompt_tokens), 1),
-        np.full(solution, 10 + (response.solution or 0)),
+        np.full(solution, 10 + (response.solution_id or 0)),
         np.full(alike, 100),
         np.full(response.tokens - alike, 200 + response.sample),
     ]
@@ -75,7 +75,7 @@ def test_a_response_is_learned_from_if_a_sibling_is_right() -> None:
     workload = example_workload("rollout.prompts_per_step=200", traffic=replace(ALIKE, right_fraction=0.2))
     share = len(learned_responses(workload)) / workload.samples
     assert share == pytest.approx(1 - 0.8**7, abs=0.03)  # any of the seven others
-    assert all(item.solution != item.sample for item in learned_responses(workload))
+    assert all(item.solution_id != item.sample for item in learned_responses(workload))
     assert not learned_responses(example_workload(traffic=replace(ALIKE, right_fraction=0.0)))
 
 

@@ -10,7 +10,7 @@ import pytest
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.util.errors import ConfigError, EngineStartError
 from launch._training_run import start_errors_in
-from workers.rollout.start_errors import engine_start_error, last_line
+from workers.rollout.start_errors import engine_start_error, reason_line
 
 PYDANTIC = (
     "1 validation error for ModelConfig\n"
@@ -30,7 +30,7 @@ PYDANTIC = (
     ],
 )
 def test_the_last_line_gives_the_reason(message: str, line: str) -> None:
-    assert last_line(message) == line
+    assert reason_line(message) == line
 
 
 def test_the_full_text_is_in_a_file_that_the_error_names(tmp_path: Path) -> None:

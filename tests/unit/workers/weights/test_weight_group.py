@@ -1,4 +1,4 @@
-"""A process group of weights between real processes: bytes arrive, faults are noticed, and nobody waits for long."""
+"""A publishing group between real processes: bytes arrive, faults are noticed, and nobody waits for long."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from workers.weights.buckets import (
 )
 from workers.weights.collective import CollectiveOutbox, receive_bucket
 from workers.weights.device_digest import CHUNK_WORDS, word_sums
-from workers.weights.process_group import GROUP_OF_WEIGHTS, SENDER, GroupMeeting, GroupMember, open_meeting
+from workers.weights.process_group import PUBLISHING_GROUP, SENDER, GroupMeeting, GroupMember, open_meeting
 
 HERE = "127.0.0.1"
 LIMIT_S = 4.0
@@ -215,7 +215,7 @@ def test_a_lost_bucket_ends_the_wait(peers: list[Peer]) -> None:
         peers[0].start("receive", headers_of(0, buckets))
         send_all(outbox, 0, buckets, left_out=2)
         message = broken_within(LIMIT_S + SOON_S, peers[0].result)
-    assert f"the {GROUP_OF_WEIGHTS} test-" in message
+    assert f"the {PUBLISHING_GROUP} test-" in message
 
 
 def test_a_receiver_killed_in_mid_broadcast_is_noticed_at_once(peers: list[Peer]) -> None:
@@ -260,7 +260,7 @@ def test_a_group_that_is_not_complete_is_given_up(peers: list[Peer]) -> None:
     meeting, store = open_meeting("incomplete", HERE, 3, 1.5, on_gpus=False)
     peers[0].start("join", meeting, 1)
     message = broken_within(1.5 + SOON_S, lambda: GroupMember(meeting, SENDER, HERE, store))
-    assert message.startswith("the process group of weights incomplete (3 processes, rank 0 here) could not be joined")
+    assert message.startswith("the publishing group incomplete (3 processes, rank 0 here) could not be joined")
     broken_within(1.5 + SOON_S, peers[0].result)
 
 
