@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 import yaml
 
+from demopsd_dist.config.as_written import is_null_or_quoted, quoted
 from demopsd_dist.util.die_with_parent import die_with_parent
 from demopsd_dist.util.errors import CollapseError, ConfigError, DemoPSDError
 
@@ -131,8 +132,12 @@ def _config_path(config: str | Path | Mapping[str, Any]) -> Iterator[str]:
 
 
 def _as_word(value: object) -> str:
-    """Value of a setting as the command line takes it: text as it is, all else as JSON."""
-    return str(value) if isinstance(value, str | Path) else json.dumps(value)
+    """Value of a setting as the command line takes it: text as it is, or quoted where it would be read as null or as
+    quoted itself; all else as JSON."""
+    if not isinstance(value, str | Path):
+        return json.dumps(value)
+    text = str(value)
+    return quoted(text) if is_null_or_quoted(text) else text
 
 
 def _run_to_its_end(command: list[str], show_output: bool) -> tuple[int, list[str]]:

@@ -49,7 +49,7 @@ def scale(folder: RunFolder, workers: int) -> int:
     limits = load(folder.config).limits
     request_id = uuid.uuid4().hex
     replace_text(request_file(folder), json.dumps({"id": request_id, "workers": workers}) + "\n")
-    deadline = time.monotonic() + max(limits.start_s, limits.call_s)
+    deadline = time.monotonic() + limits.start_s + limits.call_s
     while time.monotonic() < deadline:
         answer = read_message(answer_file(folder))
         if answer is not None and answer.get("id") == request_id:

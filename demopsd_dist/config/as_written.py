@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from demopsd_dist.util.errors import ConfigError
 
+_STREAM_TOKENS = (yaml.StreamStartToken, yaml.StreamEndToken)
 _OTHER_BASE = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 
 
@@ -43,6 +44,57 @@ def restore_texts(new: Any, text: str, schema: type, source: str, key: str = "")
     for name, value in _leaves(written):
         if name in kinds:
             _restore(new, name, reads.get(name), value, kinds[name], source)
+
+
+def override_as_yaml(key: str, value: str, schema: type, source: str) -> str:
+    """YAML of the value of an override. The value of a text setting is taken as it is, with its spaces, line breaks and
+    `#`, unless it is quoted or null; that of another setting is YAML already.
+
+    Args:
+        schema: dataclass of all settings.
+        source: the override, for messages.
+
+    Raises:
+        ConfigError: YAML would drop a part of the value as a comment.
+    """
+    kind = _kinds_by_name(schema).get(key)
+    flow = value.lstrip()[:1] in ("[", "{")
+    is_text = (str in _alternatives(kind) and get_origin(kind) is not list) or (kind is Any and not flow)
+    if is_text and not is_null_or_quoted(value):
+        return quoted(value)
+    if comment := _comment_in(value):
+        raise ConfigError(f"{source}: YAML takes {comment!r} as a comment. Leave it out, or quote the value.")
+    return value
+
+
+def quoted(text: str) -> str:
+    """YAML of a text, in double quotes, on one line and in ASCII."""
+    return '"' + "".join(c if " " <= c <= "~" and c not in '"\\' else f"\\U{ord(c):08x}" for c in text) + '"'
+
+
+def is_null_or_quoted(value: str) -> bool:
+    """True for a value that is read as null, or is one quoted text."""
+    if value.strip() in ("", "~", "null", "Null", "NULL"):
+        return True
+    if value.strip()[0] not in "'\"":
+        return False
+    try:
+        tokens = [token for token in yaml.scan(value) if not isinstance(token, _STREAM_TOKENS)]
+    except yaml.YAMLError:
+        return False
+    return len(tokens) == 1 and isinstance(tokens[0], yaml.ScalarToken) and not tokens[0].plain
+
+
+def _comment_in(value: str) -> str:
+    """The part of a YAML value after its last token that is not space; empty if there is none."""
+    if "#" not in value:
+        return ""
+    try:
+        ends = (token.end_mark.index for token in yaml.scan(value) if not isinstance(token, _STREAM_TOKENS))
+        end = max(ends, default=0)
+    except yaml.YAMLError:
+        return ""
+    return value[end:].strip()
 
 
 def _restore(new: DictConfig, name: str, read: Any, written: Any, kind: Any, source: str) -> None:

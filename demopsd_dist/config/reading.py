@@ -16,7 +16,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from demopsd_dist.config.as_written import restore_texts
+from demopsd_dist.config.as_written import override_as_yaml, restore_texts
 from demopsd_dist.config.cross_checks import check
 from demopsd_dist.config.data_settings import MINISCI
 from demopsd_dist.config.method_settings import MethodName
@@ -63,7 +63,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         if not re.match(r"[A-Za-z_][\w.]*=", word):
             raise ConfigError(f"{word!r} is not of the form key=value, for example learner.zero_stage=3.")
         key, _, value = word.partition("=")
-        new = _parsed(value, partial(OmegaConf.from_dotlist, [word]), word)
+        value = override_as_yaml(key, value, Config, word)
+        new = _parsed(value, partial(OmegaConf.from_dotlist, [f"{key}={value}"]), word)
         restore_texts(new, value, Config, word, key)
         given.append((_with_known_keys(new, word), word))
     config = OmegaConf.to_object(_merged(tree, given))

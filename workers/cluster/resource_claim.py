@@ -19,6 +19,10 @@ from workers.cluster.placement import Bundle
 W = TypeVar("W")
 
 
+class ClaimTimeoutError(WorkerError):
+    """The cluster has not granted a claim in time. The claim stands, and may be granted later."""
+
+
 class ResourceClaim:
     """Resources claimed together: all bundles are granted, or none."""
 
@@ -34,7 +38,7 @@ class ResourceClaim:
         """Wait until the claim is granted.
 
         Raises:
-            WorkerError: the cluster did not grant it in time.
+            ClaimTimeoutError: the cluster did not grant it in time.
             ConfigError: it granted a node that has other code.
         """
         if self._group is None:
@@ -47,7 +51,7 @@ class ResourceClaim:
                 f"{b.role} {b.rank} ({b.cpus:g} CPU, {b.gpus} GPU" + f", {b.nodes}" * bool(b.nodes) + ")"
                 for b in self._bundles
             )
-            raise WorkerError(
+            raise ClaimTimeoutError(
                 f"the cluster did not place {wanted} within limits.start_s={within_s:g} s; it has "
                 f"{ray.available_resources()} free."
             )

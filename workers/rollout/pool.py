@@ -18,17 +18,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from demopsd_dist.config import Config
-from demopsd_dist.util.errors import LostWorkerError, WorkerError
+from demopsd_dist.util.errors import ConfigError, LostWorkerError, WorkerError
 from workers.actor_group import ActorGroup
 from workers.actor_handle import Handle, R, Ref
 from workers.cluster.placement import rollout_bundle
-from workers.cluster.resource_claim import ResourceClaim
+from workers.cluster.resource_claim import ClaimTimeoutError, ResourceClaim
 from workers.rollout.dispatch import AdmissionQueue, EngineMemoryLock, RolloutWorkers, SyncNewWorker
 from workers.rollout.worker import RolloutWorker, environment
 
@@ -130,6 +130,9 @@ class RolloutPool:
             self._say(
                 f"starts with {len(self.group)} of {wanted} rollout workers; the rest join when resources are free"
             )
+            for rank, member in self._members.items():
+                if rank not in self.group and member.start is not None:
+                    member.start = asyncio.ensure_future(self._keep_starting(rank, member.start, joins=True))
 
     def _left_of_start_s(self) -> float:
         """Seconds in which the first engines must serve. No time passes before
@@ -187,7 +190,7 @@ class RolloutPool:
         elif not self._give_up(rank):
             self._say(f"warning: {error} It is replaced, and its work done again.")
             self._replaced += 1
-            member.start = asyncio.ensure_future(self._replace(rank))
+            member.start = asyncio.ensure_future(self._keep_starting(rank, self._start_member(rank)))
 
     async def resize(self, workers: int) -> None:
         """Add missing workers, or remove the last ones once their running sequences have ended.
@@ -196,7 +199,8 @@ class RolloutPool:
         can add them.
 
         Raises:
-            WorkerError: resources were not granted, or an engine did not start.
+            WorkerError: resources were not granted, or an engine did not start; or fewer workers serve
+                `limits.start_s` later, since others of the run still wait for theirs.
             ConfigError: a node has other code.
         """
         staying = [rank for rank, member in sorted(self._members.items()) if not member.leaving]
@@ -214,6 +218,14 @@ class RolloutPool:
                 raise failed[min(failed)]
         else:
             await asyncio.gather(*(self._leave(rank) for rank in staying[workers:]))
+        waiting = [member.start for rank, member in self._members.items() if rank not in self.group and member.start]
+        if waiting:
+            await asyncio.wait(waiting, timeout=self._config.limits.start_s)
+        if len(self.group) < workers:
+            raise WorkerError(
+                f"{workers - len(self.group)} rollout workers of the run have not started within limits.start_s="
+                f"{self._config.limits.start_s:g} s. They join when they can."
+            )
 
     def metrics(self) -> dict[str, float]:
         """Number of serving workers, and of replacements since the start."""
@@ -278,22 +290,48 @@ class RolloutPool:
             new_worker.kill()
             raise
 
-    async def _replace(self, rank: int) -> None:
-        began = time.monotonic()
+    async def _keep_starting(self, rank: int, attempt: Awaitable[None], joins: bool = False) -> None:
+        """Start a worker until it serves, or has failed too often.
+
+        Args:
+            attempt: its first start.
+            joins: the run has started without it: it waits for its resources without a limit, and the run goes on
+                where it is refused.
+        """
+        began, is_waiting = time.monotonic(), False
         while True:
             try:
-                await self._start_member(rank)
+                await attempt
             except WorkerError as error:
-                self._members[rank].failures.append(str(error))
-                if self._give_up(rank):
-                    return
-                self._say(f"warning: rollout {rank} could not be replaced, and is tried again: {error}")
+                if joins and isinstance(error, ClaimTimeoutError):
+                    if not is_waiting:
+                        self._say(f"rollout {rank} goes on waiting for its resources: {error}")
+                    is_waiting = True
+                else:
+                    self._members[rank].failures.append(str(error))
+                    if self._give_up(rank):
+                        return
+                    failed = "started" if joins else "replaced"
+                    self._say(f"warning: rollout {rank} could not be {failed}, and is tried again: {error}")
+            except ConfigError as error:
+                self._refuse(rank, error, joins)
+                return
             except Exception as error:  # a retry cannot fix it: wrong weights, for example
                 self.queue.fail(error)
                 return
             else:
-                self._say(f"rollout {rank} is back after {time.monotonic() - began:.1f} s")
+                verb = "has joined" if joins else "is back"
+                self._say(f"rollout {rank} {verb} after {time.monotonic() - began:.1f} s")
                 return
+            attempt = self._start_member(rank)
+
+    def _refuse(self, rank: int, error: ConfigError, joins: bool) -> None:
+        """Go on without a worker whose node cannot be used, if the run has started without it; else fail the run."""
+        if joins:
+            self._say(f"warning: rollout {rank} cannot join, and the run goes on without it: {error}")
+            self._forget(rank)
+        else:
+            self.queue.fail(error)
 
     def _give_up(self, rank: int) -> bool:
         """Drop the worker if it failed more than `limits.restarts` times; fail the run if too few workers are left."""

@@ -1,7 +1,7 @@
 """Multiple choice as it is published: MMLU, MMLU-Pro, ARC and others with options in a field of their own.
 
-The options are in `choices` or `options`: a list, `{"text": [...], "label": [...]}`, or a mapping of letters to texts.
-The answer is the index of an option (from 0), or its label or letter.
+The options are in `choices` or `options`: a list, `{"text": [...], "label": [...]}`, or a mapping of letters to texts;
+or in fields `A`, `B` and so on, as C-Eval has them. The answer is the index of an option (from 0), its label or letter.
 """
 
 from __future__ import annotations
@@ -14,20 +14,37 @@ from demopsd_dist.data.sources.items import ParsedQuestion, RefusedRecord, Sourc
 from demopsd_dist.util.errors import DataError
 
 OPTIONS = ("choices", "options")
+MORE_OF_A_QUESTION = (
+    *("context", "passage", "article", "paragraph", "story", "premise", "background", "support", "document", "table"),
+    *("image", "images", "image_1", "audio", "video"),
+)
+"""Fields of known data sets (SQuAD, RACE, DROP, SciQ, MMMU and others) without which a question has no answer."""
 _ANSWERS = ("answerKey", "answer", "answer_idx", "label", "answer_index")
 
 
 def recognises(values: dict[str, Any]) -> bool:
-    """True where a record has a question and options in a field of their own."""
-    return "question" in values and any(isinstance(values.get(name), (list, dict)) for name in OPTIONS)
+    """True where a record has a question and options in fields of their own."""
+    has_options = any(isinstance(values.get(name), (list, dict)) for name in OPTIONS) or bool(lettered(values))
+    return "question" in values and has_options
 
 
-def parse(record: SourceRecord) -> ParsedQuestion | RefusedRecord:
+def lettered(values: dict[str, Any]) -> list[str]:
+    """Names of the fields `A`, `B` and so on that hold options; empty where there are fewer than two."""
+    names = [name for name in multiple_choice.LETTERS if values.get(name) not in (None, "")]
+    return names if names[:2] == ["A", "B"] else []
+
+
+def parse(record: SourceRecord, is_chosen: bool = True) -> ParsedQuestion | RefusedRecord:
     """Question of a record.
+
+    Args:
+        is_chosen: the user has set `data.format=choices`, and takes the question without a text that belongs to it.
 
     Raises:
         DataError: question, options or answer are missing, or a field has the wrong type.
     """
+    if not is_chosen:
+        refuse_more_of_the_question(record, "data.format=choices takes the question without it")
     text = record.required_text("question", "prompt")
     labels, options = _labelled_options(record)
     if not 2 <= len(options) <= len(multiple_choice.LETTERS):
@@ -37,7 +54,7 @@ def parse(record: SourceRecord) -> ParsedQuestion | RefusedRecord:
     given = [name for name in _ANSWERS if record.values.get(name) not in (None, "")]
     if not given:
         raise DataError(f"{record.where}: {record.absence(_ANSWERS, advice='Add it')}")
-    chosen = {_index(record.values[name], labels) for name in given}
+    chosen = {_index(record.value(name), labels) for name in given}
     if None in chosen:
         return RefusedRecord("the answer is not among the choices")
     if len(chosen) > 1:
@@ -59,19 +76,42 @@ def _labelled_options(record: SourceRecord) -> tuple[list[str], list[str]]:
     name = next((name for name in OPTIONS if isinstance(record.values.get(name), (list, dict))), None)
     if name is None and (text := next((one for one in OPTIONS if isinstance(record.values.get(one), str)), None)):
         raise DataError(f"{record.where}: {text!r} is text, not a list of options. Write a list, or remove the record.")
-    if name is None:
+    letters = lettered(record.values)
+    if name is None and not letters:
         raise DataError(f"{record.where}: {record.absence(OPTIONS, advice='Add a list of the options')}")
-    value = record.values[name]
+    value = {letter: record.value(letter) for letter in letters} if name is None else record.value(name)
     if isinstance(value, dict) and isinstance(value.get("text"), list):
         texts, labels = value["text"], [str(label) for label in value.get("label") or multiple_choice.LETTERS]
     elif isinstance(value, dict):
-        texts, labels = [text for text in value.values() if text is not None], [str(label) for label in value]
+        filled = {str(label): text for label, text in value.items() if text is not None}
+        texts, labels = (
+            list(filled.values()),
+            list(filled),
+        )  # Parquet fills labels that a record does not have with null
     else:
         texts, labels = value, list(multiple_choice.LETTERS)
     named = {f"{name}[{index}]": text for index, text in enumerate(texts)}
     entries = SourceRecord(named, record.where, record.source, record.number)
     options = [entries.required_text(entry).strip() for entry in named]
     return labels[: len(options)], options
+
+
+def refuse_more_of_the_question(record: SourceRecord, otherwise: str) -> None:
+    """Refuse a record with a text or an image that belongs to its question and would be left out.
+
+    Args:
+        otherwise: setting that leaves it out, and says so.
+
+    Raises:
+        DataError: names the field.
+    """
+    for name in MORE_OF_A_QUESTION:
+        value = record.values.get(name)
+        if value not in (None, [], {}) and not (isinstance(value, str) and not value.strip()):
+            raise DataError(
+                f"{record.where}: {name!r} seems to belong to the question, and would be left out. Put all of the "
+                f"question into one field and name it in data.fields.text; {otherwise}."
+            )
 
 
 def _index(answer: Any, labels: list[str]) -> int | None:

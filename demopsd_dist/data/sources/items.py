@@ -25,12 +25,32 @@ class SourceRecord:
     """One record as published.
 
     Example: `SourceRecord({"prompt": "1+1?", "answer": "2"}, "data.train=mine.jsonl, line 3", "mine", 3)`
+
+    Attributes:
+        where: place of the record in its source, for messages.
+        source: name of the source, the first part of the question's id.
+        number: line or row, from 1.
+        read: names of the fields that have been read so far.
     """
 
     values: dict[str, Any]
-    where: str  # place of the record in its source, for messages
-    source: str  # name of the source, the first part of the question's id
-    number: int  # line or row, from 1
+    where: str
+    source: str
+    number: int
+    read: set[str] = field(default_factory=set, compare=False, repr=False)
+
+    def unread(self) -> list[str]:
+        """Names of the fields that hold something and have not been read."""
+        blank: tuple[object, ...] = (None, "", [], {})
+        filled = {name: value.strip() if isinstance(value, str) else value for name, value in self.values.items()}
+        return [name for name, value in filled.items() if name not in self.read and value not in blank]
+
+    def value(self, name: str) -> Any:
+        """Value of a field, which then counts as read; None where it is missing. `a.b` means field b inside a."""
+        value = nested_value(self.values, name)
+        if value is not None:
+            self.read.add(name if name in self.values else name.partition(".")[0])
+        return value
 
     def id(self, record_id: object = None) -> str:
         """Question id: the source, and the record's id if it has one, or its number."""
@@ -39,7 +59,7 @@ class SourceRecord:
     def first_value(self, *names: str) -> tuple[str, Any] | None:
         """Name and value of the first of these fields that is there and not blank; None where none is."""
         for name in names:
-            value = _nested_value(self.values, name)
+            value = self.value(name)
             if value is not None and not (isinstance(value, str) and not value.strip()):
                 return name, value
         return None
@@ -59,7 +79,7 @@ class SourceRecord:
 
     def absence(self, names: Sequence[str], advice: str = "Add it, name its field in data.fields") -> str:
         """Sentence about fields of which none has a value: the empty one, or that there is none, and the others."""
-        texts = {name: value for name in names if isinstance(value := _nested_value(self.values, name), str)}
+        texts = {name: value for name in names if isinstance(value := nested_value(self.values, name), str)}
         if empty := [name for name, text in texts.items() if not text.strip()]:
             return f"{_either(empty)} is empty. Write its text, or remove the record."
         own = [escape_control_chars(str(name), max_chars=40) for name in self.values][:MAX_NAMES]
@@ -90,7 +110,7 @@ class SourceRecord:
 
     def _text(self, names: Sequence[str], *, required: bool) -> str | None:
         for name in names:
-            value = _nested_value(self.values, name)
+            value = self.value(name)
             if value is None:
                 continue
             text = self._checked_text(name, value)
@@ -152,6 +172,7 @@ class LoadedSource:
         places: place of each question's record by the question's id, for messages.
         withheld: ids of questions whose text no message may show.
         first_refused: place in its file of the first record that was refused for each reason.
+        unread: fields that are no part of a question, with the number of records in which they hold something.
     """
 
     questions: list[Question]
@@ -159,10 +180,20 @@ class LoadedSource:
     places: dict[str, str] = field(default_factory=dict)
     withheld: frozenset[str] = frozenset()
     first_refused: dict[str, str] = field(default_factory=dict)
+    unread: Counter[str] = field(default_factory=Counter)
 
     @property
     def records(self) -> int:
         return len(self.questions) + self.refused.total()
+
+    def unread_summary(self) -> str:
+        """The fields that are no part of a question, most frequent first, at most `MAX_NAMES` of them."""
+        listed = [
+            f"{escape_control_chars(str(name), max_chars=40)} ({count:,} records)"
+            for name, count in self.unread.most_common(MAX_NAMES)
+        ]
+        others = [f"{len(self.unread) - MAX_NAMES} others"] if len(self.unread) > MAX_NAMES else []
+        return ", ".join([*listed, *others])
 
     def refusal_summary(self) -> str:
         """The reasons with their counts and the place of the first record of each, most frequent first, at most
@@ -179,9 +210,9 @@ def _either(names: Sequence[str]) -> str:
     return " or ".join(map(repr, names))
 
 
-def _nested_value(values: dict[str, Any], name: str) -> Any:
+def nested_value(values: dict[str, Any], name: str) -> Any:
     if name in values or "." not in name:
         return values.get(name)
     head, _, rest = name.partition(".")
     inner = values.get(head)
-    return _nested_value(inner, rest) if isinstance(inner, dict) else None
+    return nested_value(inner, rest) if isinstance(inner, dict) else None

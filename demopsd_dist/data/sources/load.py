@@ -24,7 +24,7 @@ from demopsd_dist.data.records import Question
 from demopsd_dist.data.sources import choices, gpqa, own_records, sciknoweval
 from demopsd_dist.data.sources.files import read_records
 from demopsd_dist.data.sources.gym_tasks import GYM, gym_questions
-from demopsd_dist.data.sources.items import LoadedSource, ParsedQuestion, RefusedRecord, SourceRecord
+from demopsd_dist.data.sources.items import LoadedSource, ParsedQuestion, RefusedRecord, SourceRecord, nested_value
 from demopsd_dist.data.sources.selection import (
     DuplicateQuestions,
     find_duplicates,
@@ -73,6 +73,11 @@ class LoadedData:
             f"left out {loaded.refused.total()} of {loaded.records} {split} records: {loaded.refusal_summary()}"
             for split, loaded in self.splits.items()
             if loaded.refused
+        ]
+        lines += [
+            f"fields of {split} records that are not read: {loaded.unread_summary()}"
+            for split, loaded in self.splits.items()
+            if loaded.unread
         ]
         dropped = "; dropped from train" if self._dropped else ""
         return lines + [f"{duplicates.summary()}{dropped}" for duplicates in self.duplicates]
@@ -144,8 +149,26 @@ def load_source(data: DataConfig, split: Split, source: str) -> LoadedSource:
     if first is None:
         raise DataError(f"data.{split}={source} holds no record. Name a source with one record per line or row.")
     parse = question_parser(first, data)
-    items = (_with_data_settings(parse(record), record.where, data) for record in chain([first], records))
-    return _filter_and_count(items, data, split)
+    unread: Counter[str] = Counter()
+    unseen = {name: part for part, name in asdict(data.fields).items() if name is not None}
+
+    def parsed() -> Iterator[ParsedQuestion | RefusedRecord]:
+        for record in chain([first], records):
+            item = parse(record)
+            unread.update(record.unread())
+            for name in [name for name in unseen if nested_value(record.values, name) is not None]:
+                del unseen[name]
+            yield _with_data_settings(item, record.where, data)
+
+    loaded = _filter_and_count(parsed(), data, split)
+    if unseen and split == "train":
+        name, part = next(iter(unseen.items()))
+        listed = ", ".join(map(str, first.values))
+        raise DataError(
+            f"data.fields.{part}={name}: no record of {source} has this field; those of the first are {listed}. "
+            "Correct the name."
+        )
+    return loaded if parse in (sciknoweval.parse, gpqa.parse) else replace(loaded, unread=unread)
 
 
 def load_split(data: DataConfig, split: Split) -> LoadedSource:
@@ -179,11 +202,13 @@ def _load_sets(data: DataConfig, sets: Sequence[TrainSet]) -> LoadedSource:
     places: dict[str, str] = {}
     withheld: set[str] = set()
     first_refused: dict[str, str] = {}
+    unread: Counter[str] = Counter()
     for index, one in enumerate(sets):
         own = replace(data, train=one.path, format=one.format, fields=one.fields, system=one.system, suffix=one.suffix)
         loaded = load_source(own, "train", one.path)
         _refuse_empty(loaded, f"data.train[{index}].path={one.path}")
         refused += loaded.refused
+        unread += loaded.unread
         for reason, place in loaded.first_refused.items():
             first_refused.setdefault(reason, f"{one.label} {place}".rstrip())
         for question in loaded.questions:
@@ -193,7 +218,7 @@ def _load_sets(data: DataConfig, sets: Sequence[TrainSet]) -> LoadedSource:
             places[questions[-1].id] = loaded.places.get(question.id, "")
             if question.id in loaded.withheld:
                 withheld.add(questions[-1].id)
-    return LoadedSource(questions, refused, places, frozenset(withheld), first_refused)
+    return LoadedSource(questions, refused, places, frozenset(withheld), first_refused, unread)
 
 
 def _holds_out_test(data: DataConfig) -> bool:
@@ -253,11 +278,10 @@ def _minisci_questions(data: DataConfig, split: Split, source: str) -> Iterator[
 def question_parser(first: SourceRecord, data: DataConfig) -> Parse:
     """Parser of a source's format: `data.format`, or the format that its first record looks like."""
     names = set(first.values)
-    mapped = {name for name in asdict(data.fields).values() if name is not None}
     chosen = data.format
     if chosen is Format.auto:
-        # A user who names the fields in `data.fields` has records of their own, even if the names look like others'.
-        if mapped and {name.partition(".")[0] for name in mapped} <= names:
+        # A user who names fields of this record has a layout of their own, even if it looks like a published one.
+        if {name.partition(".")[0] for name in asdict(data.fields).values() if name is not None} & names:
             chosen = Format.records
         elif sciknoweval.recognises(names):
             chosen = Format.sciknoweval
@@ -265,7 +289,11 @@ def question_parser(first: SourceRecord, data: DataConfig) -> Parse:
             chosen = Format.gpqa
         elif choices.recognises(first.values):
             chosen = Format.choices
-    published = {Format.sciknoweval: sciknoweval.parse, Format.gpqa: gpqa.parse, Format.choices: choices.parse}
+    published: dict[Format, Parse] = {
+        Format.sciknoweval: sciknoweval.parse,
+        Format.gpqa: gpqa.parse,
+        Format.choices: partial(choices.parse, is_chosen=data.format is Format.choices),
+    }
     return published[chosen] if chosen in published else partial(own_records.parse, names=data.fields)
 
 
@@ -279,7 +307,7 @@ def _hold_out_test(data: DataConfig, loaded: LoadedSource) -> tuple[LoadedSource
         )
     held_out = Counter({HELD_OUT: len(test)})
     return replace(loaded, questions=train, refused=loaded.refused + held_out), replace(
-        loaded, questions=test, refused=Counter()
+        loaded, questions=test, refused=Counter(), unread=Counter()
     )
 
 

@@ -8,6 +8,8 @@ found by the default names below, or by the names that `data.fields` sets. The n
 
 from __future__ import annotations
 
+import re
+
 from demopsd_dist.config import FieldNames
 from demopsd_dist.data.records import Question
 from demopsd_dist.data.sources import choices
@@ -27,6 +29,12 @@ DEFAULT_FIELD_NAMES = {
     "type": ("type", "kind"),
 }
 
+_NUMBERED_OPTION = re.compile(
+    r"(?P<stem>(?:opt?|options?|choices?|answers?|alternatives?|candidates?|endings?|distractors?|sol)[_ -]?)"
+    r"([a-jA-J]|\d)"
+)
+"""Names of fields that hold an option each, such as `opa`, `option_1` and `distractor2`."""
+
 
 def parse(record: SourceRecord, names: FieldNames) -> ParsedQuestion:
     """Parse a record into a question.
@@ -42,6 +50,8 @@ def parse(record: SourceRecord, names: FieldNames) -> ParsedQuestion:
 
     if names.text is None:
         _refuse_options(record)
+        choices.refuse_more_of_the_question(record, "data.fields.text with the question's field takes it without")
+        _refuse_two_parts(record)
     chat = _question(record, names_of("text"))
     answer, solution = _answer_and_solution(record, names_of("answer"), names_of("solution"), chat.reply)
     system = record.optional_text(*names_of("system"))
@@ -66,11 +76,36 @@ def parse(record: SourceRecord, names: FieldNames) -> ParsedQuestion:
 def _refuse_options(record: SourceRecord) -> None:
     """Refuse a record whose options would be left out of the question."""
     for name in choices.OPTIONS:
-        if isinstance(options := record.values.get(name), (list, dict)) and options:
+        if isinstance(options := record.values.get(name), (list, dict, str)) and options:
             raise DataError(
-                f"{record.where}: the record has options in {name!r}, which data.format=records leaves out. Set "
-                "data.format=choices, or name the field of the whole question in data.fields.text."
+                f"{record.where}: the record has options in {name!r}, which data.format=records leaves out. "
+                + ("Write them as a list" if isinstance(options, str) else "Set data.format=choices")
+                + ", or name the field of the whole question in data.fields.text."
             )
+    if letters := choices.lettered(record.values):
+        raise DataError(
+            f"{record.where}: the record has options in {', '.join(letters)}, which data.format=records leaves out. "
+            "Set data.format=choices, or name the field of the whole question in data.fields.text."
+        )
+    families: dict[str, list[str]] = {}
+    for name, value in record.values.items():
+        if value not in (None, "") and (match := _NUMBERED_OPTION.fullmatch(name)):
+            families.setdefault(match["stem"], []).append(name)
+    if several := next((family for family in families.values() if len(family) > 1), None):
+        raise DataError(
+            f"{record.where}: the record has options in {', '.join(several)}, which data.format=records leaves out. "
+            "Write them as a list in 'choices', or name the field of the whole question in data.fields.text."
+        )
+
+
+def _refuse_two_parts(record: SourceRecord) -> None:
+    """Refuse a record in Alpaca's layout, whose question is an instruction and its input."""
+    filled = [name for name in ("instruction", "input") if str(record.values.get(name) or "").strip()]
+    if len(filled) == 2 and not any(record.first_value(name) for name in ("prompt", "question", "problem")):
+        raise DataError(
+            f"{record.where}: the question is in two fields, 'instruction' and 'input'. Put both into one field and "
+            "name it in data.fields.text."
+        )
 
 
 def _question(record: SourceRecord, names: tuple[str, ...]) -> Conversation:
