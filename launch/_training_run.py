@@ -60,6 +60,7 @@ def run(
         write_inputs(start.folder, inputs)
     with start.folder.locked(), open_log(start.folder, config.steps, sinks=open_sinks(config, start.folder)) as log:
         log.skipped = {str(split): count for split, count in skipped.items()}
+        log.withheld = {str(split) for split, loaded in data.splits.items() if loaded.withheld}
         log_inputs(log, config, data)
         for line in [*notes, *checked, *example_lines(config, task, data, show_whole)]:
             log.note(line)

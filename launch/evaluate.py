@@ -22,6 +22,7 @@ from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.data.sources import load_split
 from demopsd_dist.models.model_folder import model_folder
 from demopsd_dist.models.precision import resolve_precision
+from demopsd_dist.run_record.folder import replace_text
 from demopsd_dist.util.errors import DataError, EngineStartError
 from demopsd_dist.util.fitted_lines import print_fitted, terminal_width
 from launch._command_line import command_parser, count_gpus, exit_code_of, require, user_path
@@ -66,8 +67,8 @@ def evaluate_and_print(arguments: argparse.Namespace) -> int:
         print_fitted([f"left out {loaded.refused.total()} of {loaded.records} records: {loaded.refusal_summary()}"])
     if config.ray_address is None:
         check_fits(config, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus(), wanted=rollout_bundles(config))
-    if arguments.out is not None and not arguments.out.parent.is_dir():
-        raise DataError(f"--out {arguments.out}: there is no folder {arguments.out.parent}. Create it first.")
+    if arguments.out is not None:
+        check_writable(arguments.out)
     require("ray", "vllm")
     with fenced():
         from launch._data_shown import own_answer_lines
@@ -81,8 +82,22 @@ def evaluate_and_print(arguments: argparse.Namespace) -> int:
     print_fitted(format_result(results["test"], terminal_width()).splitlines())
     if arguments.out is not None:
         records = {split: asdict(result) for split, result in results.items()}
-        arguments.out.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+        replace_text(arguments.out, json.dumps(records, indent=2) + "\n")
     return 0
+
+
+def check_writable(path: Path) -> None:
+    """Check, before an evaluation that may take hours, that its results can be written.
+
+    Raises:
+        DataError: the path is a folder, or its own folder is missing or cannot be written.
+    """
+    if path.is_dir():
+        raise DataError(f"--out {path} is a folder. Name a file in it.")
+    if not path.parent.is_dir():
+        raise DataError(f"--out {path}: there is no folder {path.parent}. Create it first.")
+    if not os.access(path.parent, os.W_OK):
+        raise DataError(f"--out {path}: the folder {path.parent} cannot be written. Name another file.")
 
 
 async def evaluate_with_ray(config: Config, folder: Path, task: Task) -> dict[str, Evaluation]:

@@ -11,13 +11,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from demopsd_dist.config import MINISCI, SPLIT, Config, config_path, load
+from demopsd_dist.config import MINISCI, SPLIT, Config, config_path, load, train_sets
+from demopsd_dist.data.sources.gym_tasks import GYM
 from demopsd_dist.util.code_digest import ROOT
 from demopsd_dist.util.errors import ConfigError
 from demopsd_dist.util.fitted_lines import print_fitted
@@ -117,14 +119,28 @@ def refuse_relative_paths(config: Config) -> None:
     Raises:
         ConfigError: a path of the settings is relative.
     """
-    paths = {"output_dir": config.output_dir, "model.path": config.model.path}
-    paths |= {f"data.{split}": source for split in ("train", "test", "ood") if (source := getattr(config.data, split))}
+    data, sets = config.data, train_sets(config.data)
+    train = {f"data.train[{index}].path": one.path for index, one in enumerate(sets)} or {"data.train": data.train}
+    sources = {**train, "data.test": data.test, "data.ood": data.ood}
+    paths = {"output_dir": config.output_dir, "model.path": config.model.path, **sources}
     for key, value in paths.items():
-        if value not in (MINISCI, SPLIT) and not value.startswith("hf:") and not Path(value).is_absolute():
+        path = value and _path_in(value)
+        if path and not Path(path).is_absolute():
             raise ConfigError(
                 f"{key}={value} is relative, and a job runs in a folder that the cluster removes. Give the absolute "
                 "path, on storage that every node sees."
             )
+
+
+def _path_in(source: str) -> str | None:
+    """Path of a source that is a file or a local folder; None for a generator or a data set of the hub."""
+    kind, _, rest = source.partition(":")
+    if kind in (MINISCI, GYM, SPLIT):
+        return None
+    if kind == "hf":
+        folder = re.split("[:@]", rest)[0]
+        return folder if Path(folder).is_dir() else None
+    return source
 
 
 def print_status(jobs: JobClient, name: str) -> int:

@@ -20,7 +20,10 @@ def model_folder(config: Config) -> Path:
             the model's context; heads that do not divide by `rollout.tensor_parallel`.
     """
     folder = MODEL_DIR if config.model.path == MINISCI else Path(config.model.path)
-    _check_files(config, folder)
+    try:
+        _check_files(config, folder)
+    except OSError as error:
+        raise ConfigError(f"model.path={folder} cannot be read ({error.strerror}). Correct it.") from None
     settings = language_settings(_read_settings(folder / "config.json"))
     _check_attention(config, folder, settings)
     _check_lengths(config, settings.get("max_position_embeddings"))
@@ -52,6 +55,8 @@ def _check_files(config: Config, folder: Path) -> None:
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}). Make it readable.") from None
     except ValueError:
         settings = None
     if not isinstance(settings, dict):

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from demopsd_dist.util.errors import ConfigError
+from demopsd_dist.util.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -157,15 +157,40 @@ def _shapes_of_new_model(folder: Path) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in revert_weight_conversion(model, tensors).items()}
 
 
+LFS_POINTER = b"version https://git-lfs"  # what Git leaves in place of a file
+
+
 def shapes_in_files(folder: Path) -> dict[str, list[int]]:
-    """Shapes by name in all files of weights."""
-    from safetensors import safe_open
+    """Shapes by name in all files of weights.
+
+    Raises:
+        ConfigError: a file is no safetensors file, such as the pointer that Git leaves without LFS.
+    """
+    from safetensors import SafetensorError, safe_open
 
     shapes: dict[str, list[int]] = {}
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="numpy") as file:
-            shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            reason = one_line(str(error))
+            raise ConfigError(f"{path} is no readable safetensors file ({reason}). {_fix(path)}") from None
     return shapes
+
+
+def _fix(path: Path) -> str:
+    """Sentence about how to get a file of weights that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError:
+        is_pointer = False
+    if is_pointer:
+        return (
+            "It is a pointer of Git LFS. Run `git lfs pull` in that folder, or `hf download NAME --local-dir FOLDER`."
+        )
+    return "Download the model again."
 
 
 def parameters_in_files(folder: Path) -> int:

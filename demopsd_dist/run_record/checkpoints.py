@@ -41,7 +41,7 @@ class Checkpoint:
         return int(match[1])
 
     def state(self) -> dict[str, Any]:
-        """The driver's state: step, samples, rollbacks, ledger position and settings."""
+        """The driver's state: step, samples, ledger position and settings."""
         return json.loads((self.path / STATE).read_text(encoding="utf-8"))
 
     def digest(self) -> str:

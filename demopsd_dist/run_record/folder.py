@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -18,6 +19,10 @@ from demopsd_dist.util.errors import ConfigError, RunFolderError
 CONFIG = "config.yaml"
 
 
+class LockError(RunFolderError):
+    """A file system keeps no file locks."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Folder with `config.yaml`, `inputs.json`, `metrics.jsonl`, `samples/`, `ledger.sqlite`, `checkpoints/`,
@@ -28,8 +33,14 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: Config) -> RunFolder:
-        """Create `output_dir/name`, or the first free `name-2`, `name-3`, ...: an earlier run is never overwritten."""
+        """Create `output_dir/name`, or the first free `name-2`, `name-3`, ...: an earlier run is never overwritten.
+
+        Raises:
+            ConfigError: the folder cannot be made, written or locked.
+        """
         parent = Path(config.output_dir)
+        if not parent.is_dir() and os.path.lexists(parent):
+            raise ConfigError(f"output_dir={parent} is a file, or a link to a folder that is not there. Name a folder.")
         candidates = [config.name] + [f"{config.name}-{i}" for i in range(2, 10_000)]
         for name in candidates:
             try:
@@ -41,8 +52,12 @@ class RunFolder:
             folder = cls(parent / name)
             try:
                 replace_text(folder.config, to_yaml(config))
+                with folder.locked():
+                    pass
             except RunFolderError as error:
                 shutil.rmtree(folder.path, ignore_errors=True)
+                if isinstance(error, LockError):
+                    raise ConfigError(f"output_dir={parent}: {error}") from None
                 cause = error.__context__.strerror if isinstance(error.__context__, OSError) else error
                 raise ConfigError(
                     f"output_dir={parent}: cannot write the settings of the run there ({cause}). Free disk space, or "
@@ -69,12 +84,18 @@ class RunFolder:
         Raises:
             ConfigError: another process holds the lock.
             RunFolderError: the folder cannot be written.
+            LockError: its file system keeps no locks.
         """
         with open_to_append(self._lock) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise ConfigError(f"{self.path} is in use by a running process. Stop that run first.") from None
+            except OSError as error:
+                raise LockError(
+                    f"the file system of {self.path} keeps no file locks ({error.strerror}), so that two processes "
+                    "could run in one folder. Mount it with locks (Lustre: flock), or name another folder."
+                ) from None
             yield
 
     def in_use(self) -> bool:

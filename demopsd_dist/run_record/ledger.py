@@ -39,6 +39,9 @@ APPEND_ONLY = "".join(
     for verb in ("UPDATE", "DELETE")
 )
 
+WENT_BACK = "went back"
+"""Beginning of the reason of a life that began because the alarm sent the run back."""
+
 
 class LedgerEvent(Enum):
     """Events of a sample, in the order in which they happen."""
@@ -96,6 +99,12 @@ class Ledger:
         self._waiting.clear()  # events of the life before, of steps that are undone
         self._life += 1
         self._write("INSERT INTO lives VALUES (?, ?, ?, ?)", [(self._life, from_step, why, time.time())])
+
+    @property
+    def rollbacks(self) -> int:
+        """Number of lives that began because the alarm sent the run back."""
+        (count,) = self._file.execute("SELECT count(*) FROM lives WHERE why LIKE ?", [f"{WENT_BACK}%"]).fetchone()
+        return int(count)
 
     def issued(self, step: int, prompts: Sequence[Prompt], samples: int) -> None:
         """Record that `samples` samples of each prompt are about to be requested; on disk at return."""

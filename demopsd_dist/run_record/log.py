@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
@@ -98,6 +98,7 @@ class RunLog:
         self.evaluations: dict[str, list[Evaluation]] = {}
         self.totals = StepTotals()
         self.skipped: Mapping[str, int] = {}
+        self.withheld: Collection[str] = ()  # splits whose texts no line may show
         self._noted: set[str] = set()
         self._total_steps = total_steps
         self._file = open_to_append(folder.metrics)
@@ -224,7 +225,9 @@ class RunLog:
         self.note(f"{split:>5} after step {step}: {format_evaluation(result)}")
         if result.mean.average < 0.1 and not split.startswith("early/"):
             self.note(
-                "      example: "
+                "      example: not shown, as this data set's items must not be republished"
+                if split in self.withheld
+                else "      example: "
                 + "  ".join(f"{key} {escape_control_chars(text[-200:])}" for key, text in result.example.items())
             )
 

@@ -20,7 +20,6 @@ async def save(run: Run, state: RunState) -> None:
         "step": state.step,
         "samples": state.samples,
         "ledger_position": run.ledger.position,
-        "rollbacks": run.alarm.rollbacks,
         "config": to_yaml(run.cfg),
     }
     with run.log.timed("checkpoint"):
@@ -71,9 +70,13 @@ async def restore(run: Run, checkpoint: Checkpoint | None) -> RunState:
         content = checkpoint.state()
         refuse_other_run(run.log.folder, checkpoint, content)
         state = RunState(content["step"], content["samples"])
-        run.alarm.rollbacks = max(run.alarm.rollbacks, content["rollbacks"])
         await run.roles.learners.load(checkpoint.path / "learner")
         await run.roles.teacher.load(checkpoint.path / "teacher")
+    # a run that was killed after a rollback has no checkpoint that knows of it, but a life in its ledger
+    run.alarm.go_back(state.step, run.ledger.rollbacks)
+    if run.alarm.rollbacks:
+        factor = run.alarm.learning_rate_factor
+        run.log.note(f"rollbacks so far: {run.alarm.rollbacks}; the learning rate is multiplied by {factor:g}")
     run.checkpoints.undo_after(state.step)
     run.log.roll_back(state.step)
     return state

@@ -92,6 +92,11 @@ class CollapseMonitor:
         self.rollbacks += 1
         return CollapseVerdict(AlarmAction.rollback, message, since)
 
+    def go_back(self, step: int, rollbacks: int) -> None:
+        """Forget the steps after this one, and count at least that many rollbacks."""
+        self._outside = {name: [one for one in steps if one <= step] for name, steps in self._outside.items()}
+        self.rollbacks = max(self.rollbacks, rollbacks)
+
     @property
     def learning_rate_factor(self) -> float:
         """Factor on the configured learning rate, after the rollbacks so far."""

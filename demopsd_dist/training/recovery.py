@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from demopsd_dist.run_record.ledger import WENT_BACK
 from demopsd_dist.training.checkpointing import restore
 from demopsd_dist.training.loop import train
 from demopsd_dist.training.run import Run, RunState
@@ -39,7 +40,7 @@ async def train_with_recovery(run: Run, state: RunState, why: str) -> RunState:
                 ) from None
             why, lost = f"lost: {error}", True
         except GoBackError as error:
-            why, lost, before_step = f"went back: {error}", True, error.first_bad_step
+            why, lost, before_step = f"{WENT_BACK}: {error}", True, error.first_bad_step
         run.log.note(f"warning: {why} Learners and teacher are restarted.")
 
 

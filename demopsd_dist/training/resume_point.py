@@ -56,7 +56,7 @@ def find_resume_point(
         folder = RunFolder(at)
     else:
         checkpoint = checkpoint_at(at)
-        folder = RunFolder(at.parents[1])
+        folder = RunFolder(at.resolve().parents[1])
     before = load(folder.config)
     conflicts = changes_of_training(before, config)
     if conflicts and not allow_config_change:

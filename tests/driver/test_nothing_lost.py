@@ -300,3 +300,34 @@ def test_a_collapse_takes_the_run_back_with_a_smaller_learning_rate(tmp_path: Pa
     again = RecordedRun(tmp_path / "again", task, *words)
     with pytest.raises(CollapseError, match=r"gone back alarm.max_rollbacks=2 times"):
         again.go(fault=collapse_above(0.0, again))
+
+
+def test_a_run_that_is_killed_after_a_rollback_keeps_its_smaller_learning_rate(tmp_path: Path, task: Task) -> None:
+    """The checkpoint that it resumes from was written before the rollback."""
+
+    async def collapse_then_killed(stage: str, step: int, report: Any) -> None:
+        if stage == "record" and len(run.learning_rate_factors) > 6:
+            raise KeyboardInterrupt
+        if stage == "record" and step >= 5:
+            report.metrics["rollout/reward_mean"] = 0.0
+
+    words = ("alarm.reward=[0.01, null]", "alarm.after_steps=2", "alarm.action=rollback", "alarm.max_rollbacks=1")
+    run = RecordedRun(tmp_path, task, *words)
+    with pytest.raises(KeyboardInterrupt):
+        run.go(fault=collapse_then_killed)
+    assert run.learning_rate_factors == [1.0] * 6 + [0.5]
+    assert run.go(resume=True).step == 8
+    assert run.learning_rate_factors[7:] == [0.5] * 5
+    assert "rollbacks so far: 1; the learning rate is multiplied by 0.5" in run.console.getvalue()
+
+
+def test_steps_that_are_undone_do_not_count_as_outside_a_band(tmp_path: Path, task: Task) -> None:
+    """Steps 4 and 5 have too small a reward, the learner is lost, and step 4 is the first in a row again."""
+
+    async def low_until_lost(stage: str, step: int, report: Any) -> None:
+        if stage == "record" and step in (4, 5) and len(run.learning_rate_factors) <= 6:
+            report.metrics["rollout/reward_mean"] = 0.0
+
+    words = ("alarm.reward=[0.01, null]", "alarm.after_steps=3", "alarm.action=stop")
+    run = RecordedRun(tmp_path, task, *words)
+    assert run.go(fault=low_until_lost, lost_at_steps=[6]).step == 8

@@ -49,7 +49,9 @@ def test_settings_may_be_of_any_kind(tmp_path: Path) -> None:
         "data.only_levels": ["L3", "no"],
         "deterministic": True,
         "name": "007",
-        "data.train": tmp_path / "no such file.jsonl",
+        "data.suffix": " End with ####.",
+        "data.system": "'quoted'",
+        "data.train": tmp_path / "no such #1 file.jsonl",
     }
-    with pytest.raises(ConfigError, match=r"no such file\.jsonl: there is no such file"):
+    with pytest.raises(ConfigError, match=r"no such #1 file\.jsonl: there is no such file"):
         train("demo", settings, show_output=False)

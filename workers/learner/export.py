@@ -46,6 +46,8 @@ def export_model(
     """Write weights and configuration on rank 0, with the companion files of the model's folder; adapters also by
     themselves, in a subfolder. A collective.
 
+    The folder is complete as soon as it is there: an earlier export in it is replaced as a whole.
+
     Args:
         model_folder: the folder that the model was loaded from.
         base_groups: the model's own parameters and persistent buffers, in groups that fit into memory.
@@ -55,12 +57,16 @@ def export_model(
     adapter_weights = _full_copies([trained], {}, config.learner.zero_stage, rank) if adapters else {}
     if rank:
         return
-    _save(model, weights, folder)
-    copy_companions(model_folder, folder)
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    _save(model, weights, unfinished)
+    copy_companions(model_folder, unfinished)
     if adapter_weights:
-        save_adapters(folder / "adapter", adapter_weights, config.model)
-    for path in folder.rglob("*.*"):  # safetensors makes its files readable for the owner alone
+        save_adapters(unfinished / "adapter", adapter_weights, config.model)
+    for path in unfinished.rglob("*.*"):  # safetensors makes its files readable for the owner alone
         path.chmod(0o666 & ~_umask())
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
 
 
 def _save(model: Any, weights: dict[str, Tensor], folder: Path) -> None:

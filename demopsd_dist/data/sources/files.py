@@ -214,6 +214,10 @@ def _read_hub(source: str, where: str, split: str) -> Iterator[SourceRecord]:
 
         datasets.disable_progress_bars()
         saved = any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json"))
+        if saved and match["subset"]:
+            raise DataError(
+                f"{where}: a folder that `save_to_disk` wrote has no subsets. Leave :{match['subset']} out."
+            )
         loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, match["subset"])
         if isinstance(loaded, datasets.DatasetDict):
             chosen = match["split"] or (next(iter(loaded)) if len(loaded) == 1 else split)
@@ -221,6 +225,11 @@ def _read_hub(source: str, where: str, split: str) -> Iterator[SourceRecord]:
                 splits = ", ".join(map(str, loaded))
                 raise DataError(f"{where}: there is no split {chosen}; it has {splits}. Name one: {source}@{splits}.")
             return loaded[chosen]
+        if match["split"] not in (None, str(loaded.split)):
+            raise DataError(
+                f"{where}: the folder holds one set of records, whose split is {loaded.split or 'not named'}. Leave "
+                f"@{match['split']} out, or save all splits as a DatasetDict."
+            )
         return loaded
 
     return _loaded_rows(

@@ -73,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, help="folder to write; must not exist")
-    parser.add_argument("--precision", choices=[one.value for one in Precision], default="bfloat16")
+    parser.add_argument(
+        "--precision", choices=[one.value for one in Precision if one is not Precision.auto], default="bfloat16"
+    )
     parser.add_argument("--install", action="store_true", help="install missing packages with pip")
     arguments = parser.parse_args(argv)
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from demopsd_dist.config import Config, WandbMode, load, to_yaml
-from demopsd_dist.config.as_written import setting_kinds
+from demopsd_dist.config.as_written import quoted, setting_kinds
 from demopsd_dist.config.other_trainers import ALIASES, SECTION_VALUES
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.util.errors import ConfigError
@@ -24,6 +24,35 @@ def test_text_stays_as_it_is_written(tmp_path: Path, text: str) -> None:
     assert (config.name, config.data.only_levels) == (text, ["L3", text])
     (tmp_path / "again.yaml").write_text(to_yaml(config))
     assert load(tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " End with #### and the number.",
+        "\n\nAnswer in \\boxed{}.",
+        "Let's think. ",
+        "x\n\ny",
+        "Answer: X",
+        "'tis",
+        "{a",
+        "- a",
+        "&a *b !c",
+        "\u2028 水 \N{GRINNING FACE} \x7f",
+    ],
+)
+def test_the_text_of_an_override_is_taken_whole(text: str) -> None:
+    """Without quotes, and within them as from Python."""
+    assert load(DEMO, [f"data.suffix={text}"]).data.suffix == text
+    assert load(DEMO, [f"data.suffix={quoted(text)}"]).data.suffix == text
+    if not text.startswith("{"):  # a list of training sets that does not end
+        assert load(DEMO, [f"data.train={text}", "data.test=split"]).data.train == text
+
+
+@pytest.mark.parametrize("word", ["steps=10 # few", "data.only_levels=[L3] #L4", "rollout.engine={block_size: 64} #"])
+def test_a_comment_in_an_override_is_refused(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"YAML takes '#.*' as a comment\. Leave it out, or quote the value"):
+        load(DEMO, [word])
 
 
 def test_words_of_a_choice_and_null_and_numbers_keep_their_meaning() -> None:

@@ -15,11 +15,11 @@ from demopsd_dist.planning.plan_text import KNOWN_ERROR
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.training.evaluate import Evaluation
-from demopsd_dist.util.errors import ConfigError
+from demopsd_dist.util.errors import ConfigError, DataError
 from launch import __main__ as front_door
 from launch import doctor, plan, train
 from launch._settings_shown import settings_lines
-from launch.evaluate import format_result
+from launch.evaluate import check_writable, format_result
 
 ROOT = Path(__file__).parents[3]
 DEMO = str(ROOT / "configs" / "demo.yaml")
@@ -45,6 +45,17 @@ def test_a_plan_fits_and_loses_no_word(width: int, capsys: Captured, monkeypatch
     command = ["plan", NODE, "--gpus", "8xh100", "--hours", "12", "--price", "2"]
     whole = words_at(None, command, capsys, monkeypatch)
     assert sorted(words_at(width, command, capsys, monkeypatch)) == sorted(whole)
+
+
+def test_results_of_an_evaluation_are_checked_before_it(tmp_path: Path) -> None:
+    check_writable(tmp_path / "results.json")
+    for path, message in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "a" / "b", "there is no folder"),
+        (Path("/proc/x"), ""),
+    ):
+        with pytest.raises(DataError, match=message):
+            check_writable(path)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

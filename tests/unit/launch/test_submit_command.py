@@ -27,6 +27,9 @@ def test_the_head_runs_training_with_the_same_words() -> None:
     words = "output_dir=/data/runs 'rollout.nodes=role=in(a,b)' ray_address=auto --resume"
     command = sent(DEMO, "output_dir=/data/runs", "rollout.nodes=role=in(a,b)", "--resume")
     assert command == f"exec {sys.executable} -m launch.train configs/demo.yaml {words}"
+    sources = ["data.train=[{path: /a.jsonl}, {path: minisci}]", "data.test=minisci:validation", "data.ood=hf:a/b@c"]
+    assert "minisci:validation" in sent(DEMO, "output_dir=/r", *sources)
+    assert "gym:chain_sum" in sent(DEMO, "output_dir=/r", "data.train=gym:chain_sum", "data.test=split")
     assert sent(DEMO, "output_dir=/r", "--python=/opt/python").startswith("exec /opt/python -m launch.train ")
 
 
@@ -38,6 +41,8 @@ def test_the_head_runs_training_with_the_same_words() -> None:
             "output_dir=runs is relative, and a job runs in a folder that the cluster removes. Give the absolute path",
         ),
         (["output_dir=/r", "data.train=train.jsonl"], "data.train=train.jsonl is relative"),
+        (["output_dir=/r", "data.train=[{path: /a.jsonl}, {path: b.jsonl}]"], r"data.train\[1\].path=b.jsonl is relat"),
+        (["output_dir=/r", "data.test=hf:configs@test"], "data.test=hf:configs@test is relative"),
         (["output_dir=/r", "model.path=models/m"], "model.path=models/m is relative"),
         (["output_dir=/r", "ray_address=head:6379"], "ray_address=head:6379: a job joins the cluster"),
         (["output_dir=/r", "step=3"], "steps"),

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from demopsd_dist.config import load
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.models.model_checks import check_model
+from demopsd_dist.models.precision import resolve_precision
 from demopsd_dist.models.whole_model import check_whole_model
 from demopsd_dist.util.errors import ConfigError
 from tests.unit.models.small_folders import CONFIGS, change_tensors, small_folder
@@ -30,6 +31,17 @@ def refusal(folder: Path) -> str:
     assert "\n" not in message
     assert f"model.path={folder}" in message
     return message
+
+
+def test_a_pointer_of_git_lfs_is_named_before_the_precision_is_chosen(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    small_folder(folder, "qwen3")
+    config = load(DEMO, [f"model.path={folder}"])
+    (weights,) = folder.glob("*.safetensors")
+    for content, fix in ((b"version https://git-lfs.github.com/spec/v1\noid", "`git lfs pull`"), (b"x" * 99, "again")):
+        weights.write_bytes(content)
+        with pytest.raises(ConfigError, match=rf"{weights} is no readable safetensors file \(.*\)\. .*{fix}"):
+            resolve_precision(config, folder)
 
 
 def without(*names: str) -> Damage:

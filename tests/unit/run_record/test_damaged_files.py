@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import sqlite3
@@ -21,7 +23,7 @@ from demopsd_dist.run_record import samples
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.ledger import Ledger
 from demopsd_dist.run_record.log import RunLog
-from demopsd_dist.util.errors import CheckpointError, DataError, RunFolderError
+from demopsd_dist.util.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from launch import watch
 from launch._training_run import write_final_report
 from tests.unit.run_record.sample_rows import prompt
@@ -55,8 +57,36 @@ def test_metrics_on_a_full_disk(folder: RunFolder) -> None:
         log.write_step(1, dict(STEP))
 
 
+def test_an_output_folder_that_is_a_file_or_a_broken_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    (tmp_path / "file").write_text("")
+    for name in ("link", "file"):
+        with pytest.raises(ConfigError, match=rf"output_dir={tmp_path / name} is a file, or a link to a folder that"):
+            RunFolder.create(load(DEMO, [f"output_dir={tmp_path / name}"]))
+
+
+def test_a_file_system_without_locks_is_not_taken_for_a_running_process(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Lustre does it that is mounted without `flock`; a folder made there is removed again."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    with folder.locked():
+        assert folder.in_use()
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(RunFolderError, match=r"keeps no file locks \(Function not implemented\)"):
+        folder.in_use()
+    parent = folder.path.parent / "other"
+    with pytest.raises(ConfigError, match=rf"output_dir={parent}: the file system .* keeps no file locks"):
+        RunFolder.create(load(DEMO, [f"output_dir={parent}"]))
+    assert list(parent.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", ".lock"])
 def test_a_run_folder_that_cannot_be_written_at_the_start(folder: RunFolder, name: str) -> None:
+    (folder.path / name).unlink(missing_ok=True)
     (folder.path / name).mkdir()
     with pytest.raises(RunFolderError, match=f"{name} cannot be written"), folder.locked():
         log_of(folder)

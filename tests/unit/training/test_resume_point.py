@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from demopsd_dist.config import load
+from demopsd_dist.run_record.checkpoints import Checkpoints
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.run_inputs import write_inputs
 from demopsd_dist.training.resume_point import find_resume_point
@@ -29,6 +31,22 @@ def test_a_resume_on_other_inputs_is_refused_like_a_changed_setting(tmp_path: Pa
         find_resume_point(config, other, None, allow_config_change=False)
     allowed = find_resume_point(config, other, None, allow_config_change=True)
     assert dict(allowed.changed) == {changed: (INPUTS[changed], "1:cc")}
+
+
+def test_a_checkpoint_may_be_named_from_inside_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load(DEMO, [f"output_dir={tmp_path}"])
+    folder = RunFolder.create(config)
+
+    async def write() -> None:
+        async with Checkpoints(folder.checkpoints, keep=1).writing(20, {}):
+            pass
+
+    asyncio.run(write())
+    monkeypatch.chdir(folder.checkpoints)
+    start = find_resume_point(config, {}, Path("step-000020"), allow_config_change=False)
+    assert start.folder.path == folder.path
+    assert start.checkpoint is not None
+    assert start.checkpoint.step == 20
 
 
 def test_changed_settings_are_refused_before_changed_inputs(tmp_path: Path) -> None:

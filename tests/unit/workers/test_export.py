@@ -56,6 +56,19 @@ def test_companions_are_copied_byte_for_byte(tmp_path: Path) -> None:
     assert [path for path in expected if (source / path).read_bytes() != (folder / path).read_bytes()] == []
 
 
+def test_an_earlier_export_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    source, folder = tmp_path / "model", tmp_path / "student"
+    small_folder(source, "qwen3")
+    for _ in range(2):
+        exported(source, folder)
+        assert not (folder / "adapter").exists()
+        (folder / "adapter").mkdir()  # as of an export with adapters
+        (folder / "model-00002-of-00002.safetensors").write_bytes(b"")
+    exported(source, folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "student"]
+    assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
+
+
 def test_no_sampling_defaults_are_invented(tmp_path: Path) -> None:
     source = tmp_path / "model"
     small_folder(source, "qwen3")

@@ -14,7 +14,7 @@ import pytest
 from demopsd_dist.config import DataConfig, FieldNames, Format
 from demopsd_dist.data.prompts import PromptBuilder
 from demopsd_dist.data.records import Question
-from demopsd_dist.data.sources import LoadedSource, load_source
+from demopsd_dist.data.sources import LoadedSource, load_data, load_source
 from demopsd_dist.minisci.tokenizer import byte_tokenizer
 from demopsd_dist.util.errors import DataError
 
@@ -106,6 +106,8 @@ OPTIONS = ["oxygen", "nitrogen", "argon"]
         {"choices": {"text": OPTIONS, "label": ["1", "2", "3"]}, "answerKey": "2"},
         {"options": dict(zip("ABC", OPTIONS, strict=True)), "answer_idx": "B"},
         {"choices": OPTIONS, "label": 1},
+        {**dict(zip("ABC", OPTIONS, strict=True)), "answer": "B"},
+        {"options": {"A": "oxygen", "B": None, "C": "nitrogen", "D": "argon"}, "answer": "C"},
     ],
 )
 def test_published_multiple_choice(tmp_path: Path, record: dict) -> None:
@@ -155,6 +157,13 @@ def test_multiple_choice_that_cannot_be_read_is_counted(tmp_path: Path) -> None:
         ({"prompt": ["a"], "answer": 1}, r"'prompt\[0\]' must be a message with a role"),
         ({"prompt": CHAT, "system": "Other.", "answer": 1}, r"'system' and the chat have different system messages"),
         ({"question": "q", "options": OPTIONS}, r"line 1: the record has no 'answerKey' or 'answer'"),
+        ({"question": "q", "choices": "['a', 'b']", "answer": 1}, r"options in 'choices'.*Write them as a list"),
+        ({"prompt": "q", "A": "a", "B": "b", "answer": "A"}, r"has options in A, B, .*Set data\.format=choices"),
+        ({"question": "q", "opa": "a", "opb": "b", "answer": 1}, r"options in opa, opb, .*as a list in 'choices'"),
+        ({"problem": "q", "option_1": "a", "option_2": "b", "answer": 1}, r"options in option_1, option_2"),
+        ({"article": "Long.", "question": "q", "options": OPTIONS, "answer": "B"}, r"'article' seems to belong to"),
+        ({"context": "Long.", "question": "q", "answer": "B"}, r"'context' seems to belong to .*data\.fields\.text"),
+        ({"instruction": "Add.", "input": "1 2", "answer": "3"}, r"in two fields, 'instruction' and 'input'"),
     ],
 )
 def test_a_record_that_is_not_understood_is_refused_with_the_remedy(
@@ -162,6 +171,36 @@ def test_a_record_that_is_not_understood_is_refused_with_the_remedy(
 ) -> None:
     with pytest.raises(DataError, match=message):
         loaded(tmp_path, record)
+
+
+def test_fields_that_are_no_part_of_a_question_are_counted(tmp_path: Path) -> None:
+    records = [
+        {"question": "1+1?", "answer": 2, "note": "x", "empty": " ", "id": 1},
+        {"question": "1+2?", "answer": 3, "note": "y", "hint": ["z"], "id": 2},
+    ]
+    found = loaded(tmp_path, *records)
+    assert found.unread == Counter({"note": 2, "hint": 1})
+    data = load_data(DataConfig(train=str(tmp_path / "set.jsonl"), test="minisci", ood=None))
+    assert "fields of train records that are not read: note (2 records), hint (1 records)" in data.notes()
+    mapped = DataConfig(fields=FieldNames(text="question", solution="note"))
+    assert loaded(tmp_path, *records, data=mapped).unread == Counter({"hint": 1})
+    context = {"context": "Long.", "question": "q", "answer": "B"}
+    assert loaded(tmp_path, context, data=DataConfig(fields=FieldNames(text="question"))).unread == {"context": 1}
+    choice = {"context": "Long.", "question": "q", "options": OPTIONS, "answer": "B"}
+    assert loaded(tmp_path, choice, data=DataConfig(format=Format.choices)).unread == {"context": 1}
+
+
+def test_a_named_field_that_no_training_record_has_is_refused(tmp_path: Path) -> None:
+    record = {"question": "q", "answer": "B", "worked": "since"}
+    data = DataConfig(fields=FieldNames(solution="worked", field="topic"))
+    with pytest.raises(DataError, match=r"data\.fields\.field=topic: no record of .*; those of the first are question"):
+        loaded(tmp_path, record, data=data)
+    assert loaded(tmp_path, record, record | {"topic": "air"}, data=data).questions[1].field == "air"
+    with pytest.raises(DataError, match=r"options in 'choices', which data\.format=records leaves out"):
+        loaded(tmp_path, record | {"choices": OPTIONS}, data=data)
+    path = tmp_path / "set.jsonl"
+    path.write_text(json.dumps({"question": "q", "answer": "B"}))
+    assert load_source(data, "ood", str(path)).questions[0].solution is None, "ood is another data set"
 
 
 def test_named_fields_and_formats_overrule(tmp_path: Path) -> None:

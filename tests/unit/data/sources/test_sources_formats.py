@@ -225,6 +225,9 @@ def test_parquet_and_hub_data_sets(tmp_path: Path) -> None:
     assert len(load_source(DataConfig(), "test", f"hf:{tmp_path / 'both'}@train").questions) == 2
     with pytest.raises(DataError, match="there is no split dev; it has train, test"):
         load_source(DataConfig(), "test", f"hf:{tmp_path / 'both'}@dev")
+    for named, message in (("saved@test", "holds one set of records"), ("both:main@train", "has no subsets")):
+        with pytest.raises(DataError, match=message):
+            load_source(DataConfig(), "test", f"hf:{tmp_path / named}")
     with pytest.raises(DataError, match="is not of the form hf:owner/name"):
         load_source(DataConfig(), "test", "hf:")
     (tmp_path / "bad.parquet").write_bytes(b"no parquet")

@@ -20,7 +20,7 @@ from demopsd_dist.util.errors import ConfigError, WorkerError
 from workers.cluster.resource_claim import ClaimTimeoutError, ResourceClaim
 from workers.rollout.pool import RolloutPool
 
-DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
+DEMO = Path(__file__).parents[4] / "configs" / "demo.yaml"
 START_S = 0.2
 
 
