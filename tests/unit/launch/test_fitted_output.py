@@ -49,11 +49,7 @@ def test_a_plan_fits_and_loses_no_word(width: int, capsys: Captured, monkeypatch
 
 def test_results_of_an_evaluation_are_checked_before_it(tmp_path: Path) -> None:
     check_writable(tmp_path / "results.json")
-    for path, message in (
-        (tmp_path, "is a folder"),
-        (tmp_path / "a" / "b", "there is no folder"),
-        (Path("/proc/x"), ""),
-    ):
+    for path, message in ((tmp_path, "is a folder"), (tmp_path / "a" / "b", "there is no folder")):
         with pytest.raises(DataError, match=message):
             check_writable(path)
 
