@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -140,11 +141,12 @@ def test_the_lines_of_a_run_fit_the_terminal(width: int, tmp_path: Path, capsys:
     assert " ".join(shown[:-1]).split() == line.split()
 
 
-@pytest.mark.parametrize("width", [*WIDTHS, None])
-def test_the_table_of_an_evaluation_fits(width: int | None) -> None:
-    fields = ("biology", "chemistry", "materials", "physics", "mathematics")
-    accuracy = AccuracyEstimate(0.585, 0.54, 0.63, {name: 0.5 + i / 100 for i, name in enumerate(fields)})
-    result = Evaluation(
+FIELDS = ("biology", "chemistry", "materials", "physics", "mathematics")
+
+
+def result_of_an_evaluation(mean: float = 0.585) -> Evaluation:
+    accuracy = AccuracyEstimate(mean, 0.54, 0.63, {name: 0.5 + i / 100 for i, name in enumerate(FIELDS)})
+    return Evaluation(
         mean=accuracy,
         majority=accuracy,
         passes={1: accuracy, 2: accuracy},
@@ -157,11 +159,27 @@ def test_the_table_of_an_evaluation_fits(width: int | None) -> None:
         behaviour={},
         questions=192,
         samples=8,
-        example={},
+        example={"question": "Secret?", "response": "yes"},
     )
+
+
+def test_the_log_of_a_low_accuracy_quotes_no_item_that_must_not_be_republished(tmp_path: Path) -> None:
+    text = StringIO()
+    with RunLog(RunFolder.create(load(DEMO, [f"output_dir={tmp_path}"])), 9, Console(file=text, width=1000)) as log:
+        log.write_evaluation(3, "test", result_of_an_evaluation(0.01))
+        assert text.getvalue().count("Secret?") == 1
+        log.withheld = {"ood"}
+        log.write_evaluation(3, "ood", result_of_an_evaluation(0.01))
+    assert text.getvalue().count("Secret?") == 1
+    assert "example: not shown, as this data set's items must not be republished" in text.getvalue()
+
+
+@pytest.mark.parametrize("width", [*WIDTHS, None])
+def test_the_table_of_an_evaluation_fits(width: int | None) -> None:
+    result = result_of_an_evaluation()
     text = format_result(result, width)
     table = text.partition("response tokens")[0].splitlines()
     assert width is None or all(len(line) <= width for line in table)
-    assert all(text.count(f" {name}") == 1 for name in fields)
+    assert all(text.count(f" {name}") == 1 for name in FIELDS)
     assert text.count("54.0%") == 4 + 4, "a row of each accuracy for the last field, and four lower bounds"
     assert sum(line.startswith("mean@8") for line in table) == {60: 3, 80: 2, 120: 1, 200: 1, None: 1}[width]
