@@ -86,17 +86,22 @@ class ChatTemplate:
         parts = self.parts(turns)
         if history and system is not None and self.fold_system:  # into the first of the user's messages
             turns, history = {"user": text}, [("user", f"{system}\n\n{history[0][1]}"), *history[1:]]
-        try:
-            chat = self.rendered(turns, parts, history=history)
-        except Exception as error:
-            raise self.refusal(f"its chat template cannot render a question: {reason(error)}") from None
-        for one in (text, system or "", *(said for _, said in history)):
-            if one.strip() not in chat:
-                raise self.refusal(
-                    f"its chat template leaves out or changes a text that begins with {one.strip()[:_SHOWN_CHARS]!r}. "
-                    "Take out what the template reads as a command, or mend the template"
-                )
-        return chat
+        texts = (text, system or "", *(said for _, said in history))
+        problem = ""
+        for roles in [parts | {"assistant"}, parts] if history and parts else [parts]:
+            try:
+                chat = self.rendered(turns, roles, history=history)
+            except Exception as error:
+                problem = f"its chat template cannot render a question: {reason(error)}"
+                continue
+            lost = next((one for one in texts if one.strip() not in chat), None)
+            if lost is None:
+                return chat
+            problem = (
+                f"its chat template leaves out or changes a text that begins with {lost.strip()[:_SHOWN_CHARS]!r}. "
+                "Take out what the template reads as a command, or mend the template"
+            )
+        raise self.refusal(problem)
 
     def turns(self, text: str, system: str | None) -> Turns:
         """Texts by role."""

@@ -7,6 +7,7 @@ which the reward marks the expected answer wrong can never be answered right.
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,8 +24,12 @@ OWN_REWARD_RECORDS = 8
 """Number of records of a data set on which a reward of the user's own is called."""
 MOST = 0.5
 """Share of wrong records above which a run with a built-in reward is refused."""
-ASKED = {"answer": "<answer>", "boxed": "\\boxed", "gsm8k": "####"}
-"""Mark of each form in a prompt that asks for it."""
+ASKED = {
+    "answer": re.compile("<answer>"),
+    "boxed": re.compile(r"\\boxed(?!\s?\{[^{}\n]{0,200}[0-9=+\\][^{}\n]{0,200}\}\s?[-+*/^=<>?!])"),
+    "gsm8k": re.compile(r"(?<!#)####(?!#)(?![ \t]+\S[^\n]*\n\s*\S)|(?<=[^\s#])[ \t\"'`(]*####"),
+}
+"""Mark of each form in a prompt that asks for it: no box that is part of a formula, and no heading of Markdown."""
 _ANY_FORM = ("answer", "boxed", "gsm8k", "letter")
 _ALONE = "Name the field of the answer alone in data.fields.answer."
 _QUOTED_CHARS = 80
@@ -102,7 +107,7 @@ def is_built_in(reward: Reward) -> bool:
 def asked_forms(question: Question) -> list[str]:
     """Names of the forms that a question asks for in its texts."""
     text = "\n".join([question.system or "", *(said for _, said in question.history), question.text])
-    return [name for name, mark in ASKED.items() if mark in text]
+    return [name for name, mark in ASKED.items() if mark.search(text)]
 
 
 def _is_plain_letter(question: Question, reward: Reward) -> bool:
@@ -145,7 +150,7 @@ def likely_fix(reward: Reward, wrong: Sequence[WrongRecord]) -> str:
     """The setting that would mark most of these records right, as a sentence."""
     tried = [record.question for record in wrong[:_TRIED]]
     asked = any(asked_forms(question) for question in tried)
-    holds_form = sum(any(mark in question.answer for mark in ASKED.values()) for question in tried)
+    holds_form = sum(any(mark.search(question.answer) for mark in ASKED.values()) for question in tried)
     if holds_form > MOST * len(tried):
         return _ALONE
     for name in ("answer", "boxed", "gsm8k", "letter"):

@@ -13,7 +13,7 @@ from demopsd_dist.data.rewards import Reward
 from demopsd_dist.data.sources.files import read_records
 from demopsd_dist.data.sources.items import RefusedRecord, SourceRecord
 from demopsd_dist.data.sources.load import question_parser
-from demopsd_dist.data.thinking import THINK_CLOSE, THINK_OPEN, opens_thought
+from demopsd_dist.data.thinking import THINK_OPEN, opens_thought, without_marks
 from demopsd_dist.util.errors import DataError
 
 RESPONSE = "response"
@@ -98,7 +98,7 @@ def _reason(result: RewardResult, read: str | None, response: str, reward: Rewar
         return "wrong"
     if read is not None:
         return "wrong: another answer"
-    outside = response.replace(THINK_OPEN, "").replace(THINK_CLOSE, "")
+    outside = without_marks(response)
     if outside != response and reward.extract(outside) is not None:
         return "wrong: an answer inside the thought alone"
     return f"wrong: no answer that reward={reward.name} reads"

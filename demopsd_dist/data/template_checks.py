@@ -78,13 +78,20 @@ def _answered_chats(template: ChatTemplate, *, has_system: bool) -> Iterator[str
 
 def _ends_at_the_answer(template: ChatTemplate, has_system: bool) -> bool:
     """True where the generation prompt changes the text; or where nothing but white space stands between a prompt and
-    the answer in a chat that has one, as in templates whose user's turn ends with `[/INST]`."""
+    the answer in a chat that has one, as in templates whose user's turn ends with `[/INST]`. Some of these write the
+    system text only where the last message is the user's: they are checked without it, if both prompts end alike."""
     turns = template.turns(QUESTION, SYSTEM if has_system else None)
     prompt = template.rendered(turns, template.parts(turns))
     if prompt != template.rendered(turns, template.parts(turns), generation_prompt=False):
         return True
     chats = _answered_chats(template, has_system=has_system)
-    return any(chat.partition(ANSWER)[0].rstrip() == prompt.rstrip() for chat in chats)
+    if any(chat.partition(ANSWER)[0].rstrip() == prompt.rstrip() for chat in chats):
+        return True
+    if "system" not in turns:
+        return False
+    alone = template.turns(QUESTION, None)
+    end = template.rendered(alone, template.parts(alone)).rpartition(QUESTION)[2]
+    return end == prompt.rpartition(QUESTION)[2] and _ends_at_the_answer(template, has_system=False)
 
 
 def _check_kwargs(template: ChatTemplate) -> None:

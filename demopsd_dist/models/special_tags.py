@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from demopsd_dist.data.chat_template import ChatTemplate
 from demopsd_dist.data.template_checks import frame
+from demopsd_dist.data.thinking import THOUGHT_MARKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,7 +24,7 @@ class ResponseTexts:
     """Texts of responses, with the special tokens that are part of the text.
 
     Left out are the tokenizer's named tokens (begin, end, padding, unknown) and what its chat template frames turns
-    with; pairs `<name>`, `</name>` are tags and stay, and so do all others.
+    with; pairs `<name>`, `</name>` are tags and stay, and so do the marks of a thought and all others.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -31,7 +32,8 @@ class ResponseTexts:
         special = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
         named = {token for token in tokenizer.special_tokens_map.values() if isinstance(token, str)}
         framing = _frame_of(tokenizer)
-        control = {token for token in special if token in named or (token in framing and not _is_tag(token, special))}
+        kept = {token for token in special if _is_tag(token, special) or token in THOUGHT_MARKS}
+        control = {token for token in special if token in named or (token in framing and token not in kept)}
         self.left_out = {special[token] for token in control}
         self.tags = set(special.values()) - self.left_out
 

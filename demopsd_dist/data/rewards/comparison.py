@@ -6,20 +6,20 @@ import re
 import unicodedata
 from fractions import Fraction
 
-from demopsd_dist.data.rewards.extraction import drop_invisible, lone_letter
+from demopsd_dist.data.rewards.extraction import COMMAND_WRAPPINGS, drop_invisible, lone_letter
 from demopsd_dist.data.rewards.latex_spelling import plain_spelling
 from demopsd_dist.data.rewards.letter_case import same_but_for_case
 
 ANSWER_CHARS = 10_000
 """Length of the longest answer that is brought into a normal form."""
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
-_DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212"), "-")
+_DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"), "-")
 _WRAPPINGS = (  # around any answer
     *(("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")),
     *(("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ("`", "`")),
     *(('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’")),
 )
-_COMMANDS = tuple(f"\\{name}{{" for name in ("boxed", "fbox", "text", "textbf", "mathrm", "mathbf"))
+_COMMANDS = tuple(left for left, _ in COMMAND_WRAPPINGS)
 _AROUND_WORDS = (("(", ")"), ("[", "]"), ("{", "}"))
 _AROUND_NUMBERS = (("(", ")"), ("{", "}"))
 _LAYERS = 8
@@ -30,6 +30,9 @@ _VALUE = re.compile(rf"({_NUMBER})(?:/({_NUMBER}))?|([+-]?)\\frac\{{({_NUMBER})\
 _NUMBER_CHARS = 40
 _EXCLAMATION = re.compile(r"[^0-9=+*/^\\]*[^\W\d_]{2}!")
 _ASSIGNMENT = re.compile(r"((?:[^\W\d_]|\\[a-zA-Z]{1,20})(?:_(?:\w|\{\w{1,10}\}))?)? ?= ?([^=]+)")
+
+_SMILES = re.compile(r"[BCNOPS]=(?:[BCNOPSFI\[]|Cl|Br|[cnos][0-9])[A-Za-z0-9@+\-\[\]()=#/\\%.]*")
+"""A molecule whose first bond is double, such as `O=C(O)C`, which assigns nothing."""
 
 
 def same_answer(answer: str, expected: str) -> bool:
@@ -71,6 +74,12 @@ def same_answer(answer: str, expected: str) -> bool:
     if left is not None and right is not None:
         return left == right
     return bool(answer) and same_but_for_case(answer, expected)
+
+
+def plain_value(answer: str) -> Fraction | None:
+    """Value of an answer that is a number or a fraction of two numbers, as `same_answer` reads it; None for another."""
+    answer = answer.strip()
+    return None if len(answer) > ANSWER_CHARS else _value(_plain(_normalize(answer), keep_factorial=True))
 
 
 def _normalize(text: str) -> str:
@@ -135,7 +144,7 @@ def _without_end(text: str, keep_factorial: bool) -> str | None:
 
 def _without_assignment(answer: str, expected: str) -> tuple[str, str]:
     """The two answers without "=" or "x =" before them, unless they assign to different variables."""
-    matches = _ASSIGNMENT.fullmatch(answer), _ASSIGNMENT.fullmatch(expected)
+    matches = [None if _SMILES.fullmatch(text) else _ASSIGNMENT.fullmatch(text) for text in (answer, expected)]
     names = {match.group(1) for match in matches if match and match.group(1)}
     if len(names) > 1:
         return answer, expected

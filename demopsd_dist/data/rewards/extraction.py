@@ -28,9 +28,19 @@ _CLAIM = re.compile(
     re.IGNORECASE,
 )
 _PLAIN_NUMBER = re.compile(
-    r"(?:(?<![\w)\]}.])[-+\u2212])?(?:(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])|[0-9]+)(?:\.[0-9]+)?"
+    r"(?:(?<![\w)\]}.])[-+]\$?)?"
+    r"(?:(?:(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])|[0-9]+)(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+)"
 )
+_PLAIN_CHARACTERS = {0xFF10 + digit: str(digit) for digit in range(10)} | dict(
+    zip(map(ord, "\uff0e\uff0c\uff0b\uff0d\u2010\u2011\u2012\u2013\u2212"), ".,+------", strict=True)
+)
+"""Full-width digits and signs, and the dashes that stand for a minus sign."""
+_SPACE_IN_NUMBER = re.compile(r"(?<=[0-9])\\[,!] ?(?=[0-9]{3}(?![0-9]))")
 _FIRST_LETTER = re.compile(r"[^\w]*([A-Z])(?!\w)")
+COMMAND_WRAPPINGS = tuple(
+    (f"\\{name}{{", "}") for name in ("boxed", "fbox", "text", "textbf", "textit", "textrm", "mbox", "mathrm", "mathbf")
+)
+"""LaTeX commands around an answer that change how it looks alone."""
 _WRAPPINGS = (
     ("**", "**"),
     ("__", "__"),
@@ -44,12 +54,10 @@ _WRAPPINGS = (
     ('"', '"'),
     ("'", "'"),
     ("“", "”"),
+    ("‘", "’"),
     (r"\(", r"\)"),
-    (r"\boxed{", "}"),
-    (r"\text{", "}"),
-    (r"\textbf{", "}"),
-    (r"\mathrm{", "}"),
-    (r"\mathbf{", "}"),
+    (r"\[", r"\]"),
+    *COMMAND_WRAPPINGS,
 )
 _LAYERS = 8
 
@@ -155,11 +163,13 @@ def extract_formula(response: str) -> str | None:
 def extract_last_number(response: str) -> str | None:
     """The last number of a response, after its last `####` if that is followed by one; None where there is none.
 
-    Commas between groups of three digits belong to it, and a sign that follows no letter, digit or bracket.
+    Commas between groups of three digits belong to it (also as `10{,}000` or `10\\,000`), and a sign that follows no
+    letter, digit or bracket. Full-width digits are plain ones, and dashes before a number are minus signs.
 
     Example: `extract_last_number("4 trays of 6 are 24 rolls, $1,024 in all.")` gives `"1,024"`.
     """
-    response = strip_thinking(response)
+    response = strip_thinking(response).translate(_PLAIN_CHARACTERS).replace("{,}", ",").replace("\\$", "$")
+    response = _SPACE_IN_NUMBER.sub("", response)
     return _last_number(response.rpartition("####")[2]) or _last_number(response)
 
 
@@ -168,14 +178,14 @@ def _last_number(text: str) -> str | None:
     end = max(map(text.rfind, "0123456789")) + 1
     start = max(0, end - TAIL_CHARS)
     numbers = list(_PLAIN_NUMBER.finditer(text, start, end))
-    return None if not numbers or (start and numbers[-1].start() == start) else numbers[-1].group()
+    return None if not numbers or (start and numbers[-1].start() == start) else numbers[-1].group().replace("$", "")
 
 
 def lone_letter(text: str) -> str | None:
     r"""The letter, A to Z in either case, that remains of a text without wrapping and closing punctuation, else None.
 
-    Wrapping is `( )`, `[ ]`, `{ }`, quotes, `*`, `_`, backticks, `$`, `\( \)`, `\boxed{}`, `\text{}`, `\textbf{}`,
-    `\mathrm{}`, `\mathbf{}`; it must be there on both sides, but for `B)`. Closing punctuation is `.`, `!` and `。`.
+    Wrapping is `( )`, `[ ]`, `{ }`, quotes, `*`, `_`, backticks, `$`, `\( \)`, `\[ \]` and a command of
+    `COMMAND_WRAPPINGS`; it must be there on both sides, but for `B)`. Closing punctuation is `.`, `!` and `。`.
 
     Example: "**(B)**." gives "B"; "B: 12 m", "B+", "(B" and "A or B" give None.
     """

@@ -33,14 +33,20 @@ def _replacements() -> dict[str, str]:
 
 _COMMANDS = _replacements() | dict.fromkeys(("dfrac", "tfrac", "cfrac"), "\\frac ")
 _COMMAND = re.compile(r"\\([A-Za-z]+) ?")
-_STYLE = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|operatorname|mbox) ?\{([^{}]*)\}")
+_STYLE = re.compile(
+    r"(\\[A-Za-z]+)?\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|operatorname|mbox) ?\{([^{}]*)\}"
+)
 _THIN_SPACE_IN_NUMBER = re.compile(r"(?<=[0-9])\\, ?(?=[0-9]{3}(?![0-9]))")
 _SPACES = re.compile(r"\\[,;: ]|\\quad(?![A-Za-z])|~")
 _BARE_ARGUMENT = re.compile(r"(\\sqrt|\\frac(?:\{[^{}]*\})?) ?([0-9A-Za-zα-ωΑ-Ω])")
 _EMPTY_DELIMITER = re.compile(r"\\(?:left|right) ?\.")
 _NEGATIVE_FRACTION = re.compile(r"(^|[(\[,=])\\frac\{-")
-_SCRIPT = re.compile(r"([\^_])\{(-?[0-9]+|[A-Za-zα-ωΑ-Ω°])\}(?![0-9A-Za-z])")
+_SCRIPT = re.compile(r"([\^_])\{(-?[0-9]+|[A-Za-zα-ωΑ-Ω°])\}(?![0-9])")
 _AROUND = re.compile(r" ?([,;:=+\-*/^_<>|()\[\]{}°·×÷±≤≥≠≈→∪∩∞πθ]) ?")
+_CELL_END = re.compile(r" ?(&|\\\\|\\end(?=\{)) ?")
+_ROOT = re.compile(r"√ ?(?:\(([^()]*)\)|([0-9]+(?:\.[0-9]+)?|[A-Za-zα-ωΑ-Ω]))")
+_POWER_OF_TEN = re.compile(r"(?<=[0-9]) ?[xX] ?(?=10\^)")
+_SET = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _TIMES = re.compile(r"(?<=[0-9])[·*](?=[0-9])")
 _GROUPED = re.compile(r"(?<![0-9.,^])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])")
 _BRACKET = re.compile(r"[(\[{]")
@@ -55,8 +61,12 @@ def plain_spelling(text: str) -> str:
 
     Example: `plain_spelling(r"\left( \dfrac12, 10{,}000 \right)")` gives `r"(\frac{1}{2},10,000)"`.
     """
+    text = _ROOT.sub(lambda match: f"\\sqrt{{{match[1] or match[2]}}}", text)
     if "\\" in text or "{" in text:
         text = _plain_commands(text)
+    if match := _SET.fullmatch(text):
+        text = f"\\{{{match[1]}\\}}"
+    text = _POWER_OF_TEN.sub("×", text)
     if not _BRACKET.search(text):
         text = _GROUPED.sub(lambda match: match.group().replace(",", ""), text)
     text = _SCRIPT.sub(r"\1\2", _AROUND.sub(r"\1", text)).replace("^°", "°")
@@ -64,9 +74,11 @@ def plain_spelling(text: str) -> str:
 
 
 def _plain_commands(text: str) -> str:
+    text = _CELL_END.sub(r"\1", text)
     text = text.replace("{,}", ",").replace("\\!", "").replace("\\%", "%").replace("\\$", "$")
     text = _SPACES.sub(" ", _THIN_SPACE_IN_NUMBER.sub("", text))
-    text = _STYLE.sub(r"\1", _EMPTY_DELIMITER.sub("", text))
+    # a space after a command before it, which would else be one word with the text
+    text = _STYLE.sub(lambda match: f"{match[1]} {match[2]}" if match[1] else match[2], _EMPTY_DELIMITER.sub("", text))
     text = _COMMAND.sub(lambda match: _COMMANDS.get(match.group(1), match.group()), text)
     text = " ".join(text.split())
     for _ in range(2):  # the first argument of a fraction, then the second

@@ -17,7 +17,7 @@ _ELEMENT_SYMBOLS = """
     Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl
     Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og
 """
-_PREFIXABLE = "m g s A K mol cd Hz N Pa J W C V F S Wb T H lm lx Bq Gy Sv kat L eV bar cal Wh Ah Nm Da B bit Ω rad t"
+_PREFIXABLE = "m g s A K mol cd Hz N Pa J W C V F S Wb T H lm lx Bq Gy Sv kat L eV bar cal Wh Ah Nm Da B b bit Ω rad t"
 _UNPREFIXABLE = "M mM μM nM pM G h in ft min Å mmHg"
 _ELEMENTS = frozenset(_ELEMENT_SYMBOLS.split())
 _UNITS = frozenset(_PREFIXABLE.split())
@@ -28,6 +28,7 @@ _PART = re.compile(r"\\[A-Za-z]+|[0-9][0-9.]*(?:[eE][+-]?[0-9]+)?|[^\W\d_][^\W_]
 _SIGN = re.compile(r"[0-9=+*/^_<>|()\\]")
 _GREEK = re.compile("[\u0370-\u03ff]")
 _SHORT = 3  # letters of the longest name of a quantity, such as ΔH
+_RING = re.compile(r"[bcnops]([0-9])[bcnops()=#\[\]@+\-/\\A-Z]*\1")  # of aromatic atoms in a SMILES formula
 _NEVER = frozenset({"no", "ph"})  # read as formulas or units in other cases, but written in any
 
 
@@ -37,6 +38,8 @@ def same_but_for_case(left: str, right: str) -> bool:
         return False
     if left == right or left.casefold() in _NEVER:
         return True
+    if _RING.search(left) or _RING.search(right):
+        return False
     parts = list(zip(_PART.findall(left), _PART.findall(right), strict=False))
     formula = bool(_SIGN.search(left))
     return all(one == other or _same_part(one, other, formula, alone=len(parts) == 1) for one, other in parts)
@@ -51,7 +54,7 @@ def _same_part(left: str, right: str, formula: bool, alone: bool) -> bool:
     """
     if left.startswith("\\") or (len(left) <= _SHORT and _GREEK.findall(left) != _GREEK.findall(right)):
         return False
-    if left[0].isdigit() or left.casefold() == "ph":
+    if left[0].isdigit() or left.casefold() == "ph" or (left.casefold() in _NEVER and not formula):
         return True
     if len(left) == 1:
         return not formula
@@ -66,6 +69,8 @@ def _meanings(part: str, may_be_unit: bool) -> set[str]:
     atoms = _ATOM.findall(letters)
     if "".join(atoms) == letters and _ELEMENTS.issuperset(atoms):
         meanings.add(letters)
+    if letters in ("KB", "Kb"):  # the usual spelling of a thousand bytes or bits
+        letters = letters.replace("K", "k")
     unit = letters[:-1] + "L" if letters.endswith("l") and letters[:-1] in _PREFIXES else letters
     if may_be_unit and (unit in _BARE_UNITS or any(unit[:n] in _PREFIXES and unit[n:] in _UNITS for n in (0, 1, 2))):
         meanings.add(f"unit {unit}")

@@ -69,6 +69,9 @@ class OwnReward:
             raise NoRewardError(f"by giving no reward within limits.reward_s={self._call_s:g} s.") from None
         except (EOFError, OSError):
             raise NoRewardError(f"by ending its process, exit code {self._stop_process()}.") from None
+        except BaseException:  # interrupted: its reply would be taken for that of the next response
+            self._stop_process()
+            raise
         if "failed" in reply:
             raise NoRewardError(reply["failed"])
         return RewardResult(reply["reward"], reply["feedback"])
@@ -96,6 +99,9 @@ class OwnReward:
             refusal = f"reward={self._name}: importing it took longer than limits.start_s={self._start_s:g} s."
         except (EOFError, OSError):
             refusal = f"reward={self._name}: importing it ended its process, exit code {self._stop_process()}."
+        except BaseException:
+            self._stop_process()
+            raise
         if refusal:
             self._stop_process()
             raise ConfigError(refusal)
@@ -168,7 +174,7 @@ def call_reward(
     try:
         value = function(response, question)
         return value if isinstance(value, RewardResult) else RewardResult(value)
-    except NoRewardError:
+    except (NoRewardError, KeyboardInterrupt):
         raise
     except BaseException as error:  # SystemExit too
         raise NoRewardError(f"{_source_line(error)} with {type(error).__name__}: {_brief(error)}") from error

@@ -178,7 +178,7 @@ def _parsed(
     task: GymTask, index: int, entry: dict[str, Any], category: str, where: str, seen: set[str]
 ) -> ParsedQuestion | RefusedRecord:
     if not isinstance(entry["answer"], str) or not entry["answer"].strip():
-        return RefusedRecord(f"{task.name}: no expected answer")
+        return RefusedRecord(f"{task.name}: its generator gives no expected answer")
     text = " ".join(entry["question"].split())
     if text in seen:
         return RefusedRecord(f"{task.name}: repeats an earlier question")

@@ -26,6 +26,18 @@ def test_the_form_is_the_one_that_any_text_of_the_prompt_asks_for() -> None:
     assert asked_forms(question("1", system=IN_A_BOX)) == ["boxed"]
     assert asked_forms(question("1", history=(("user", AFTER_MARK), ("assistant", "1")))) == ["gsm8k"]
     assert asked_forms(question("1")) == []
+    for text in ("End with #### X.", "Form:\n#### 42", "#### <answer>", "Think.\nThen write ####"):
+        assert "gsm8k" in asked_forms(question("1", text)), text
+    assert asked_forms(question("1", "Write \\boxed{42} at the end.")) == ["boxed"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["#### Task\nWhat is 1+1?", "##### Part\nWhat is 1+1?", "What is in it: \\boxed{3}+1?", "Is \\boxed{x=2} > 1?"],
+)
+def test_a_heading_or_a_box_in_a_formula_asks_for_no_form(text: str) -> None:
+    assert asked_forms(question("2", text)) == []
+    assert not check_own_answers([question("2", text)], resolve_reward("answer")).wrong
 
 
 @pytest.mark.parametrize("reward", ["answer", "boxed", "gsm8k", "auto"])

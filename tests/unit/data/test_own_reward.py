@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -210,3 +211,19 @@ def test_dropping_is_for_rewards_that_can_fail() -> None:
     with pytest.raises(ConfigError, match=r"limits.reward_s=0.0 must be greater than 0"):
         load(DEMO, ["limits.reward_s=0"])
     assert load(DEMO, ["reward_errors=drop", "reward=my.own"]).limits.reward_s == 60
+
+
+def test_an_interrupt_ends_the_call_and_later_rewards_are_those_of_their_own_responses(
+    own: Callable[..., Reward],
+) -> None:
+    reward = own(errors=RewardErrors.drop)
+    handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            reward.result_of("sleep", QUESTION)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    assert reward("right", QUESTION) == RewardResult(1.0)
+    assert reward("x" * 1000, QUESTION) == RewardResult(1e-4)

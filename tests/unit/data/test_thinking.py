@@ -53,6 +53,24 @@ def test_a_cut_thought_is_no_answer_and_no_solution() -> None:
     assert shown(rewarded) == {}
 
 
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [
+        ("[THINK]", "[/THINK]"),
+        ("<|channel>thought\n", "<channel|>"),
+        ("<|START_THINKING|>", "<|END_THINKING|>"),
+        ("<seed:think>", "</seed:think>"),
+        ("◁think▷", "◁/think▷"),
+    ],
+)
+def test_thoughts_of_other_models_are_thoughts(opening: str, closing: str) -> None:
+    thought = f"{opening}maybe <answer>6</answer>"
+    assert strip_thinking(f"{thought}{closing}<answer>5</answer>") == "<answer>5</answer>"
+    assert strip_thinking(thought) == ""
+    assert strip_thinking(f"<think>unopened{closing}It is 5.") == "It is 5."
+    assert group(thought, f"{thought}{closing}<answer>5</answer>").rewards == [0.0, 1.0]
+
+
 def test_an_answer_inside_the_thought_alone_is_none() -> None:
     rewarded = group("<think>maybe <answer>5</answer>?</think> I can not say", "<think>x</think><answer>6</answer>")
     assert rewarded.rewards == [0.0, 0.0]

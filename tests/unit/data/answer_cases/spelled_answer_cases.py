@@ -3,6 +3,7 @@ r"""Pairs of a given and an expected answer in other wrappings, spellings and ca
 from __future__ import annotations
 
 WRAPPED: list[tuple[str, str]] = [
+    *((wrapped, "B") for wrapped in (r"\[B\]", "‘B’", r"\fbox{B}", r"\textit{B}", r"\textrm{B}", r"\mbox{B}")),
     *((wrapped, "12") for wrapped in ("$12$", r"\(12\)", r"\[12\]", "$$12$$", r"\boxed{12}", "**12**", "*12*", "`12`")),
     *(
         (wrapped, "12")
@@ -45,6 +46,22 @@ WRAPPED: list[tuple[str, str]] = [
 ]
 
 SPELLED: list[tuple[str, str]] = [
+    (r"25^\circ\text{C}", "25 °C"),
+    (r"5\,\mu\text{m}", "5 μm"),
+    (r"12\,\text{N}\cdot\text{m}", "12 N·m"),
+    (r"2\pi\text{m}", "2πm"),
+    (r"\Delta\mathrm{H}", "ΔH"),
+    (r"10\,\Omega\cdot\mathrm{m}", "10 Ω·m"),
+    ("3 x 10^8", "3×10^8"),
+    ("3x10^8", r"3\times 10^{8}"),
+    ("√2", r"\sqrt{2}"),
+    ("2√3", r"2\sqrt3"),
+    ("√(x+1)", r"\sqrt{x + 1}"),
+    ("3x^2y", "3x^{2}y"),
+    (r"10^{3}m", "10^3m"),
+    ("{1,2}", r"\{1, 2\}"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"),
+    ("—5", "-5"),
     (r"\dfrac12", r"\frac{1}{2}"),
     (r"\frac12", r"\frac{1}{2}"),
     (r"\tfrac{1}{2}", r"\frac{1}{2}"),
@@ -106,6 +123,9 @@ CASE_FOLDED: list[tuple[str, str]] = [
     ("Coin", "COIN"),
     ("Yes", "yes"),
     ("NO", "No"),
+    ("NO SOLUTION", "No solution"),
+    ("8 KB", "8 kB"),
+    ("co2", "CO2"),
     ("A cat", "a cat"),
     ("a, c", "A, C"),
     ("12 KG", "12 kg"),
@@ -120,6 +140,17 @@ CASE_FOLDED: list[tuple[str, str]] = [
 ]
 
 STAY_DIFFERENT: list[tuple[str, str]] = [
+    # molecules
+    ("C(O)c1ccccc1", "O=C(O)c1ccccc1"),
+    ("CC", "C=CC"),
+    ("CC", "O=CC"),
+    ("C1CCCCC1", "c1ccccc1"),
+    ("N2 + NO", "N2 + No"),
+    # bits and bytes
+    ("8 Mb", "8 MB"),
+    ("8 kb", "8 kB"),
+    ("8 Kb", "8 KB"),
+    ("x^{2}3", "x^23"),
     # wrappings
     ("12", "5!"),
     ("5", "5!"),

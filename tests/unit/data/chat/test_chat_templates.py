@@ -107,6 +107,26 @@ def test_a_template_that_trims_or_needs_no_generation_prompt_is_served() -> None
     assert prompt(builder(INST)) == "[SYS]Answer in <answer> tags.[/SYS][INST] How fast? [/INST]"
 
 
+def test_a_system_text_that_stands_at_the_last_question_alone_is_served() -> None:
+    """As Mistral 7B v0.3 and Nemo have it: a chat with an answer has lost the text."""
+    first = "{% if loop.last and messages[0]['role']=='system' %}{{ messages[0]['content'] }}\n\n{% endif %}"
+    late = INST.replace("[INST] ", f"[INST] {first}")
+    late = late.replace("[SYS]{{ m['content'] }}[/SYS]", "")
+    assert prompt(builder(late)) == "[INST] Answer in <answer> tags.\n\nHow fast? [/INST]"
+
+
+def test_earlier_turns_as_lists_of_parts_are_served() -> None:
+    history = (("user", "1+1?"), ("assistant", "It is two."))
+    question = Question("q", "How fast?", "5", "physics", history=history)
+    texts = []
+    for template in (PARTS, PLAIN):
+        built = builder(template)
+        built.check([question])
+        texts.append(built.tokenizer.decode(built.student(question).tokens))
+    assert texts[0] == texts[1]
+    assert "It is two." in texts[0]
+
+
 def test_a_text_that_the_template_changes_is_refused_at_its_prompt() -> None:
     built = builder(PLAIN.replace("{{ m['content'] }}", "{{ m['content'].replace('/no_think', '') }}"))
     built.check([QUESTION])

@@ -78,6 +78,24 @@ def test_a_partial_score_is_the_tasks_own() -> None:
     assert 0 < result.reward < 1
 
 
+@pytest.mark.parametrize(
+    ("task", "answer", "score"),
+    [
+        ("lcm?max_numbers=2&max_value=90", "{value:,}", 1.0),
+        ("lcm?max_numbers=2&max_value=90", "**{value}**", 1.0),
+        ("gcd?max_numbers=2", "1{value}", 0.0),
+        ("leg_counting", "-{value}", 0.0),
+        ("leg_counting", "{value}.5", 0.0),
+    ],
+)
+def test_another_spelling_is_right_and_another_number_wrong(task: str, answer: str, score: float) -> None:
+    """The library's default scorer gives 0.5 for 15 where 5 is expected, and for 1,260 where 1260 is."""
+    every = load_split(DataConfig(train=f"gym:{task}{'&' if '?' in task else '?'}size=40"), "train").questions
+    question = max(every, key=lambda one: int(one.answer))
+    given = answer.format(value=int(question.answer))
+    assert resolve_reward("answer")(f"<answer>{given}</answer>", question) == RewardResult(score)
+
+
 def test_an_answer_that_cannot_be_scored_is_wrong_and_counted() -> None:
     question = load_split(DataConfig(train="gym:chain_sum?size=1"), "train").questions[0]
     other = Question(question.id, question.text, "-1", question.field, task=question.task)
