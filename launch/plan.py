@@ -121,8 +121,9 @@ def check_ranges(arguments: argparse.Namespace, config: Config) -> None:
         ConfigError: a number is out of its range.
     """
     rollout, endless = config.rollout, float("inf")
+    if arguments.hours is not None and not 0 < arguments.hours < endless:
+        raise ConfigError(f"--hours {arguments.hours:g} must be above 0.")
     for name, value, highest in (
-        ("--hours", arguments.hours, endless),
         ("--price", arguments.price, endless),
         ("--right", arguments.right, 1.0),
         ("--prompt-tokens", arguments.prompt_tokens, rollout.max_prompt_tokens),

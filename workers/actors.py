@@ -127,7 +127,7 @@ class LearnersAndTeacher:
         self._learners.kill()
         self._teacher.kill()
         await self._start_core()
-        await self._publisher.restart()
+        await self._publisher.start()
 
     async def _start_actors(self) -> None:
         await self._start_core()

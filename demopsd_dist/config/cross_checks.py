@@ -318,6 +318,13 @@ def _check_steps(config: Config) -> None:
             f"learner.schedule={learner.schedule.value} begins after learner.warmup_steps={learner.warmup_steps}, and "
             f"steps={config.steps}. Raise steps or lower learner.warmup_steps."
         )
+    has_one = config.steps == learner.warmup_steps + 1 and not learner.final_learning_rate_fraction
+    if learner.schedule is not Schedule.constant and has_one:
+        raise ConfigError(
+            f"learner.schedule={learner.schedule.value} has one step, steps={config.steps} after "
+            f"learner.warmup_steps={learner.warmup_steps}, with a learning rate of 0. Set learner.schedule=constant, "
+            "or raise steps."
+        )
     for step in config.profile.steps:
         if step > config.steps:
             raise ConfigError(f"profile.steps={step} must be between 1 and {config.steps}, the last of steps.")

@@ -254,9 +254,11 @@ def check_methods(config: Config) -> None:
             f"demopsd.gate={demopsd.gate.value} looks at a whole step or response before the student's forward, and "
             "demopsd.reference=live is that forward. Set demopsd.reference to ema or frozen."
         )
-    if demopsd.gate is Gate.fitted and demopsd.mean_alpha >= demopsd.alpha_max:
+    final = demopsd.alpha_max if demopsd.alpha_max_final is None else demopsd.alpha_max_final
+    key, bound = min(("alpha_max", demopsd.alpha_max), ("alpha_max_final", final), key=lambda pair: pair[1])
+    if demopsd.gate is Gate.fitted and demopsd.mean_alpha >= bound:
         raise ConfigError(
-            f"demopsd.mean_alpha={demopsd.mean_alpha:g} with demopsd.alpha_max={demopsd.alpha_max:g}: the mean "
+            f"demopsd.mean_alpha={demopsd.mean_alpha:g} with demopsd.{key}={bound:g}: the mean "
             "of alpha is always below its upper bound. Set mean_alpha below alpha_max."
         )
     if config.method is MethodName.mixed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from demopsd_dist.planning.drawn_batch import DrawnBatch, learner_batches, teacher_batches
@@ -203,7 +203,13 @@ def shortfalls(workload: Workload, split: Split, cluster: DeviceCluster, footpri
     reasons = _tensor_parallel_shortfalls(workload, cluster)
     claimed = sum(counts.values())
     if split.shared:
-        return reasons + _shared_device_shortfalls(workload, cluster, footprints, counts)
+        alone = [one for one in footprints if one.role in split.alone]
+        together = [one for one in footprints if one.role not in split.alone]
+        return [
+            *reasons,
+            *(_own_device_shortfalls(workload, cluster.device, alone) if alone else []),
+            *_shared_device_shortfalls(workload, _shared_devices(cluster, split, counts), together, counts),
+        ]
     if claimed > cluster.size:
         reasons.append(f"the roles claim {claimed} devices; there are {cluster.size}.")
     return reasons + _own_device_shortfalls(workload, cluster.device, footprints)
@@ -215,9 +221,19 @@ def fitting_memory(workload: Workload, split: Split, cluster: DeviceCluster, foo
     if not split.shared:
         largest = max(footprints, key=lambda one: one.gib)
         return f"the largest worker, {largest.role}, takes {largest.gib:.1f} of {device.memory_gib:.1f} GiB"
-    need = max(gib for *_, gib in _shared_device_needs(workload, cluster, footprints, _processes(workload, split)))
+    counts = _processes(workload, split)
+    together = [one for one in footprints if one.role not in split.alone]
+    needs = _shared_device_needs(workload, _shared_devices(cluster, split, counts), together, counts)
+    need = max(gib for *_, gib in needs)
     where = "the machine" if device.shared else f"one {device.name}"
-    return f"all roles together take {need:.1f} of the {device.memory_gib:.1f} GiB of {where}"
+    roles = "all roles" if len(together) == len(footprints) else " and ".join(one.role for one in together)
+    return f"{roles} together take {need:.1f} of the {device.memory_gib:.1f} GiB of {where}"
+
+
+def _shared_devices(cluster: DeviceCluster, split: Split, counts: Mapping[str, int]) -> DeviceCluster:
+    """The devices that are left for the roles that share, at least one."""
+    own = sum(counts[role] for role in split.alone)
+    return replace(cluster, nodes=1, per_node=max(1, cluster.size - own)) if own else cluster
 
 
 def _processes(workload: Workload, split: Split) -> dict[str, int]:

@@ -154,6 +154,7 @@ def overlapped_step_s(seconds: Mapping[str, float], done: Sequence[float], ahead
     """
     groups = min(SIMULATED_GROUPS, len(done))
     thinned = [done[(i + 1) * len(done) // groups - 1] for i in range(groups)]
+    ahead = min(ahead, STEPS - WARMUP_STEPS - 2)  # further ahead the times are the same
     run = SimulatedRun(seconds, thinned, ahead, waits)
     run.simulate()
     counted = run.published[WARMUP_STEPS : STEPS - ahead]  # the last steps have no batch beside them

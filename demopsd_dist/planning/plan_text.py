@@ -124,6 +124,10 @@ def command_line_overrides(plan: RunPlan, configured: RunPlan) -> str:
     ]
     if split.teacher:
         overrides.insert(1, f"teacher.num_workers={split.teacher}")
+    if configured.split.shared and not split.shared:  # fractions of a GPU, or CPU cores
+        roles = ("rollout", *(["teacher"] if split.teacher else []), "learner")
+        overrides += [f"{role}.gpus_per_worker=1" for role in roles]
+        overrides += ["rollout.sleep=false"] * configured.workload.engines_sleep
     for key, value, before in (
         ("rollout.tensor_parallel", plan.workload.tensor_parallel, configured.workload.tensor_parallel),
         ("teacher.shards", split.teacher_shards, configured.split.teacher_shards),

@@ -115,6 +115,7 @@ class Split:
     learner_threads: int = 1
     shared: bool = False  # the roles take turns on the same devices
     teacher_shards: int = 1  # teacher workers that share a copy of the weights
+    alone: tuple[str, ...] = ()  # roles whose workers have a GPU each, although others share
 
     def label(self, tensor_parallel: int = 1) -> str:
         """`2 rollout TP-4, 8 teacher by 2, 4 learner, ahead 1`"""
@@ -194,10 +195,11 @@ def split_of(config: Config, workload: Workload) -> Split:
         teacher=teacher.num_workers if workload.teacher_copies else 0,
         learner=learner.num_workers,
         ahead=rollout.ahead,
-        rollout_threads=rollout.threads,
-        teacher_threads=teacher.threads,
-        learner_threads=learner.threads,
+        rollout_threads=1 if rollout.gpus_per_worker else rollout.threads,
+        teacher_threads=1 if teacher.gpus_per_worker else teacher.threads,
+        learner_threads=1 if learner.gpus_per_worker else learner.threads,
         shared=any(claim < 1 for claim in claims),
+        alone=tuple(name for name, claim in zip(("rollout", "teacher", "learner"), claims, strict=True) if claim >= 1),
         teacher_shards=teacher.shards,
     )
 

@@ -50,9 +50,12 @@ def token_block(rows: Sequence[Row]) -> str:
         "candidate": np.array(candidate, np.uint32),
         "version": np.array([version for row in rows for version in row["versions"]], np.uint32),
     }
-    scales = {}
+    scales, lowest = {}, {}
     for name in MEASURES:
-        values = np.concatenate([np.abs(_measure(row, name)) for row in rows])
+        sign = -1.0 if name == "rollout_logp" else 1.0  # shown as the surprisal
+        values = np.nan_to_num(sign * np.concatenate([_measure(row, name) for row in rows]))
+        lowest[name] = float(values.min(initial=0.0))  # below 0 for a loss with a negative advantage
+        values -= lowest[name]
         scales[name] = float(values.max(initial=0.0)) / _SCALE_MAX or 1.0
         arrays[name] = _rounded(values / scales[name])
     for name in VIEWS:
@@ -65,6 +68,7 @@ def token_block(rows: Sequence[Row]) -> str:
         "lengths": [len(row["token_ids"]) for row in rows],
         "recorded": [[name for name in (*MEASURES, *VIEWS) if _has(row, name)] for row in rows],
         "scales": scales,
+        "lowest": lowest,
     }
     return encode_block(header, arrays)
 

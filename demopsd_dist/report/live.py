@@ -70,6 +70,7 @@ class LivePage:
                 except DataError:
                     if not self._written[0]:
                         raise
+                    self._not_before = time.monotonic() + _PAUSES * (time.monotonic() - started)
             return self._written[1]
 
 
@@ -86,8 +87,9 @@ def serve_page(folder: Path, port: int = 0) -> Iterator[str]:
     live = LivePage(folder)
     try:
         server = ThreadingHTTPServer((HOST, port), partial(_Handler, live))
-    except OSError as error:
-        raise ConfigError(f"--port {port}: {error.strerror}. Choose another port, or 0 for a free one.") from None
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no port has this number"
+        raise ConfigError(f"--port {port}: {reason}. Choose another port, or 0 for a free one.") from None
     server.daemon_threads = True
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -115,16 +115,24 @@ def _rows(run: RunFiles) -> Iterator[Row]:
     """Sample rows of the run: all, or an evenly spaced selection of as many as a page may hold."""
     rows, tokens = (sum(counts) for counts in zip(*map(samples.count_rows_and_tokens, run.sample_files), strict=True))
     file_every, row_every = thinning(len(run.sample_files), rows, tokens)
-    for path in run.sample_files[::file_every]:
-        yield from samples.read(path)[::row_every]
+    read = (row for path in run.sample_files[::file_every] for row in samples.read(path))
+    for index, row in enumerate(read):
+        if is_kept(index, row_every):
+            yield row
 
 
-def thinning(files: int, rows: int, tokens: int) -> tuple[int, int]:
-    """Strides over files and over the rows of a file that keep the page within `MAX_SAMPLES` and `MAX_TOKENS`."""
+def thinning(files: int, rows: int, tokens: int) -> tuple[int, float]:
+    """Stride over files, and the rows of those files from which one is kept, 1.5 for two of three, that keep the page
+    within `MAX_SAMPLES` and `MAX_TOKENS`."""
     share = max(rows / MAX_SAMPLES, tokens / MAX_TOKENS, 1.0)
     file_every = min(int(share), files)
     read = math.ceil(files / file_every)
-    return file_every, math.ceil(share * read / files)
+    return file_every, share * read / files
+
+
+def is_kept(index: int, row_every: float) -> bool:
+    """True for one of `row_every` rows, evenly spaced; the first is kept."""
+    return math.ceil(index / row_every) * row_every < index + 1
 
 
 def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:

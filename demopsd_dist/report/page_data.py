@@ -14,27 +14,58 @@ from demopsd_dist.run_record import metric_glossary
 from demopsd_dist.run_record.samples import Row
 from demopsd_dist.util.printable import escape_control_chars
 
-MAX_POINTS = 2000  # most points of a chart's curve
+MAX_POINTS = 2000  # most points of the curve of a metric that each step has
+SPARSE_POINTS = 500  # most points of one that some steps have
 _PREVIEW_CHARACTERS = 160
 _TOP_TOKENS = 24
 _OWN_SETTINGS = {"name", "output_dir"}  # differ between any two runs
 
 
 def run_data(run: RunFiles) -> dict[str, Any]:
-    """Settings, metrics and evaluations of a run; of a long run evenly spaced steps."""
+    """Settings, metrics and evaluations of a run. Curves of a long run have evenly spaced steps and the last one;
+    totals are those of all steps."""
+    values: dict[str, list[float]] = defaultdict(list)
+    at: dict[str, list[int]] = defaultdict(list)
+    for index, step in enumerate(run.steps):
+        for name, value in step.items():
+            if name != "step" and _is_number(value):
+                at[name].append(index)
+                if math.isfinite(value):
+                    values[name].append(float(value))
     every = -(-len(run.steps) // MAX_POINTS) or 1
-    steps = run.steps[::every]
-    names = sorted({name for step in steps for name in step if name != "step" and _is_number(step[name])})
+    chosen = _chosen_steps(len(run.steps), every, at.values())
+    steps = [run.steps[index] for index in chosen]
     return {
         "name": escape_control_chars(run.name, max_chars=80),
         "config": {key: setting_text(value) for key, value in run.config.items()},
         "summary": _tree(run.summary),
         "done": bool(run.summary),
         "every": every,
+        "steps": len(run.steps),
+        "totals": {name: _totals(numbers) for name, numbers in sorted(values.items()) if numbers},
         "step": [step["step"] for step in steps],
-        "metrics": {name: [number(step.get(name)) for step in steps] for name in names},
+        "metrics": {name: [number(step.get(name)) for step in steps] for name in sorted(at)},
         "evaluations": [_evaluation(line) for line in run.evaluations],
     }
+
+
+def _chosen_steps(steps: int, every: int, at: Iterable[Sequence[int]]) -> list[int]:
+    """Indices of the steps that are shown: every so many, the last, and those of metrics that only some steps have.
+
+    Args:
+        at: indices of the steps that have each metric.
+    """
+    chosen = {*range(0, steps, every), *range(steps - 1, steps)} - {-1}
+    for indices in at:
+        if len(indices) < steps:
+            chosen.update(indices[:: -(-len(indices) // SPARSE_POINTS)])
+    return sorted(chosen)
+
+
+def _totals(numbers: Sequence[float]) -> dict[str, float | int | None]:
+    """Sum, extremes, last value and number of the values of a metric."""
+    reduced = {"sum": sum(numbers), "min": min(numbers), "max": max(numbers), "last": numbers[-1]}
+    return {name: number(value) for name, value in reduced.items()} | {"count": len(numbers)}
 
 
 def meanings(runs: Iterable[dict[str, Any]]) -> dict[str, dict[str, str]]:

@@ -74,9 +74,11 @@ class Coalescer(Generic[T, R]):
         self._running: asyncio.Task[None] | None = None
 
     def add(self, item: T) -> None:
-        """Add an item, and start a call if none is running."""
+        """Add an item, and start a call if none is running. The error of a call that has failed is raised."""
         self._waiting.append(item)
-        if self._running is None or (self._running.done() and self._running.exception() is None):
+        if self._running is not None and self._running.done():
+            self._running.result()
+        if self._running is None or self._running.done():
             self._running = asyncio.ensure_future(self._run())
 
     async def results(self) -> list[R]:
@@ -87,8 +89,8 @@ class Coalescer(Generic[T, R]):
 
     def cancel(self) -> None:
         """Cancel the call that is running."""
-        if self._running is not None:
-            self._running.cancel()
+        if self._running is not None and not self._running.cancel() and not self._running.cancelled():
+            self._running.exception()  # retrieved, as it comes with the error that has ended the step
 
     async def _run(self) -> None:
         await asyncio.sleep(0)  # items added in the same turn of the event loop share a call

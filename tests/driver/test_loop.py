@@ -341,6 +341,21 @@ def test_items_that_arrive_during_a_call_share_the_next_call() -> None:
         asyncio.run(queue([13, 1]))
 
 
+def test_a_failed_call_ends_the_batch_at_the_next_item() -> None:
+    async def work(items: list[int]) -> int:
+        raise RuntimeError("lost")
+
+    async def run() -> None:
+        coalescer = Coalescer(work)
+        coalescer.add(1)
+        await asyncio.sleep(0.005)
+        with pytest.raises(RuntimeError, match="lost"):
+            coalescer.add(2)
+        coalescer.cancel()
+
+    asyncio.run(run())
+
+
 def test_a_collapse_is_reported_or_ends_the_run(tmp_path: Path, task: Task) -> None:
     """No response is right: the reward stays below its band."""
     words = ("steps=5", "alarm.reward=[0.1, null]", "alarm.after_steps=2")

@@ -69,6 +69,45 @@ def test_roles_that_share_a_gpu_fit_together(capsys: pytest.CaptureFixture[str])
     assert re.search(r"DOES NOT FIT: together .* GiB per l40s; it has 45\.0", output)
 
 
+def test_the_settings_of_the_fastest_split_can_be_used_in_place_of_shares(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a config with fractions of a GPU, planned on several: the printed overrides are accepted."""
+    shared = str(DEMO.with_name("one_gpu.yaml"))
+    assert main([shared, "--gpus", "4xh100"]) == 0
+    (line,) = re.findall(r"Settings of the fastest split: (.*?): ", " ".join(capsys.readouterr().out.splitlines()))
+    words = [word for word in line.split() if re.match(r"[a-z_]+\.[a-z_]+=", word)]
+    assert {"rollout.gpus_per_worker=1", "teacher.gpus_per_worker=1", "learner.gpus_per_worker=1"} <= set(words)
+    config = load(shared, words)
+    assert not config.rollout.sleep
+    assert config.rollout.num_workers + config.teacher.num_workers + config.learner.num_workers == 4
+
+
+def test_a_role_with_a_gpu_of_its_own_leaves_the_others_less(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rollout on one GPU, teacher and learner in halves of the other: that one is what must hold both."""
+    words = ["model.path=models/Qwen3-4B", "learner.num_workers=1", "rollout.num_workers=1", "teacher.num_workers=1"]
+    shares = ["teacher.gpus_per_worker=0.5", "learner.gpus_per_worker=0.5", "rollout.gpus_per_worker=1"]
+    main([NODE, "--gpus", "2xh100", *words, *shares])
+    output = " ".join(capsys.readouterr().out.split())
+    assert re.search(
+        r"DOES NOT FIT: together 1 x teacher [\d.]+ \+ 1 x learner [\d.]+ need [\d.]+ GiB per h100", output
+    )
+
+
+def test_threads_are_no_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    outputs = []
+    for threads in ([], ["rollout.threads=2", "learner.threads=4", "teacher.threads=2"]):
+        assert main([NODE, "--gpus", "8xh100", *threads]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("words", [["rollout.ahead=15"], ["rollout.ahead=40"]])
+def test_a_plan_of_a_run_far_ahead(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([NODE, "--gpus", "8xh100", *words]) == 0
+    assert f"ahead {words[0].partition('=')[2]}" in capsys.readouterr().out
+    assert main([NODE, "--gpus", "8xh100", "--hours", "0", "--price", "2"]) == 2
+    assert "--hours 0 must be above 0." in capsys.readouterr().err
+
+
 def test_a_config_that_does_not_fit_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([NODE, "--gpus", "8xh100", "rollout.tensor_parallel=8"]) == 1, "no split fits it"
     assert main([NODE, "--gpus", "8xl40s", "learner.zero_stage=1", "learner.activation_checkpointing=false"]) == 1

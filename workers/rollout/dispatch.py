@@ -25,6 +25,9 @@ class AdmissionQueue:
 
     Args:
         capacity: sequences that one engine runs at a time.
+
+    Attributes:
+        released: number of requests that have ended so far.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -33,6 +36,7 @@ class AdmissionQueue:
         self._open: set[int] = set()
         self._requests: deque[tuple[int, asyncio.Future[int]]] = deque()
         self._failure: Exception | None = None
+        self.released = 0
 
     def open(self, worker: int) -> None:
         """Start to admit requests to the worker."""
@@ -67,6 +71,7 @@ class AdmissionQueue:
     def release(self, worker: int, sequences: int) -> None:
         """Give back the capacity of sequences that have ended."""
         self._running[worker] -= sequences
+        self.released += 1
         self._serve()
 
     @property

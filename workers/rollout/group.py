@@ -28,7 +28,8 @@ class RolloutGroup:
         """Yield each prompt's responses as soon as they are complete, with the prompt's index.
 
         Raises:
-            WorkerError: nothing came within `limits.call_s`; a prompt failed `limits.attempts` times; or no worker is
+            WorkerError: no request of this stream, nor of another before it in the queue, ended within `limits.call_s`;
+                a prompt failed `limits.attempts` times; or no worker is
                 left.
         """
         call_s = self._config.limits.call_s
@@ -36,11 +37,12 @@ class RolloutGroup:
             asyncio.ensure_future(self._sample([prompts[i] for i in indices], sampling)): indices
             for indices in self._requests(len(prompts))
         }
-        waiting = set(requests)
+        waiting, released = set(requests), self._pool.queue.released
         try:
             while waiting:
                 done, waiting = await asyncio.wait(waiting, timeout=call_s, return_when=asyncio.FIRST_COMPLETED)
-                if not done:
+                is_idle, released = released == self._pool.queue.released, self._pool.queue.released
+                if not done and is_idle:
                     raise WorkerError(
                         f"rollout {self._pool.queue.busy} finished none of {len(waiting)} groups of "
                         f"{sampling.samples} responses within limits.call_s={call_s:g} s."

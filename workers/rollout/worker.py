@@ -147,7 +147,10 @@ class RolloutWorker(Receiver):
         return _request_seed(self._config.seed, self.rank, time.time_ns()) & LARGEST
 
     async def progress(self) -> int:
-        """Count of engine steps and received publishes so far; it grows while the worker makes progress."""
+        """Count of engine steps and received publishes so far; it grows while the worker makes progress, or waits for a
+        publish, which has a limit of its own."""
+        if not self._accepting.is_set():
+            self._progress += 1
         return self._progress
 
     async def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Rollout]]:

@@ -143,6 +143,10 @@ class TeacherWorker(Receiver, Rank):
         self.version, self._averaged = version, (-1, set())
         return self.ack(version)
 
+    def mark_version(self, version: int) -> None:
+        """Set the version of unchanged weights, after a step without an optimizer update."""
+        self.version = version
+
     def _rate(self, source: WeightSource, version: int, averaged: bool) -> float:
         """Update rate of a tensor of a copy. 0 for the EMA if it already includes this version, which a resumed run
         publishes again, or if this tensor does."""

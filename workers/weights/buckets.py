@@ -30,11 +30,16 @@ BucketBytes = Bytes | torch.Tensor  # a tensor of bytes where they lie on a GPU
 
 @dataclass(frozen=True)
 class SharedSegment:
-    """Shared memory, by a file descriptor of the process that owns it; processes of the same node can map it."""
+    """Shared memory, by a file descriptor of the process that owns it; processes of the same node can map it.
+
+    Attributes:
+        number: of this memory; a process uses the number of a closed descriptor again.
+    """
 
     pid: int
     descriptor: int
     size: int
+    number: int = 0
 
 
 @dataclass(frozen=True)

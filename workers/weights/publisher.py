@@ -87,12 +87,17 @@ class WeightPublisher:
         rollouts.sync_new_worker = self.sync_new_worker
 
     async def start(self) -> None:
-        """Get the bucket plan from the learners, choose the transport, and attach the receivers. Rollout workers that
-        have been lost are left out: the pool replaces them, and their replacements are attached when they join.
+        """Get the bucket plan from the learners, choose the transport, and attach the receivers; again after the
+        learners were replaced. Rollout workers that have been lost are left out: the pool replaces them, and their
+        replacements are attached when they join.
 
         Raises:
             ConfigError: `weights.transport` cannot reach all receivers.
         """
+        async with self._lock:  # a worker that joins meanwhile waits
+            await self._start()
+
+    async def _start(self) -> None:
         within_s = self._config.limits.start_s
         self._canaries.forget()
         self._last = None
@@ -119,11 +124,6 @@ class WeightPublisher:
         self._starts += 1
         self._canary = canary_tokens(self.plan.vocabulary_size, self._config.rollout.max_prompt_tokens)
 
-    async def restart(self) -> None:
-        """Start again after the learners were replaced."""
-        async with self._lock:
-            await self.start()
-
     async def _attach(self, group: ActorGroup[Receiver]) -> None:
         plan, segment = self.plan, self.segment
         await group.each(
@@ -139,8 +139,9 @@ class WeightPublisher:
             WeightSyncError: a bucket arrived damaged or incomplete, or the engine does not use the weights.
             ConfigError: it is on another node, where `weights.transport=shared_memory` does not reach.
         """
-        if not hasattr(self, "plan"):  # before `start`
-            return serve()
+        async with self._lock:
+            if not self._starts:  # `start` will attach it
+                return serve()
         while True:
             starts = self._starts
             try:
@@ -172,7 +173,8 @@ class WeightPublisher:
 
     async def _catch_up(self, new_worker: RolloutWorkers, last: LastPublish) -> None:
         """Send the last publish to a worker that joins."""
-        call_s, what = self._config.limits.call_s, f"weights version {last.sent_version}"
+        limits, what = self._config.limits, f"weights version {last.sent_version}"
+        call_s = min(limits.call_s, 2 * limits.silence_s)  # a worker that hangs must not hold up the run for longer
         if self.transport is Transport.collective:
             await self._group.form([new_worker])
         gathering, bucket_refs = self._start_again(last, last.version)
@@ -251,8 +253,13 @@ class WeightPublisher:
                 if self._rollouts.memory.held_by_learners:
                     await self._reach([self._rollouts.group], lambda: self._resend(last, version))
                 self._last = replace(last, version=version)
-                await self._call_rollouts(
-                    lambda worker: worker(RolloutWorker.mark_version, version), f"setting weights version {version}"
+                what = f"setting weights version {version}"
+                await self._call_rollouts(lambda worker: worker(RolloutWorker.mark_version, version), what)
+                # its average would otherwise move again at the next start from a checkpoint of this step
+                await self._teacher.each(
+                    lambda worker, _: worker(TeacherWorker.mark_version, version),
+                    within_s=self._config.limits.call_s,
+                    what=what,
                 )
             else:
                 await self._publish(version)
@@ -318,7 +325,7 @@ class WeightPublisher:
 
     async def _publish(self, version: int) -> None:
         if self._transport_setting is Transport.object_store is not self.transport:
-            await self.start()
+            await self._start()
         self._last = None  # the new publish overwrites its buckets
         await self._reach([self._rollouts.group, self._teacher], lambda: self._send(version))
 

@@ -57,7 +57,9 @@ class Receiver(Traced):
         self.checkpoint_views = plan.checkpoint_views
         self._tensor_names = plan.names
         self._leave_group()
-        if segment is not None:
+        if segment is None:
+            self._segments.clear()
+        else:
             self._segments.add(segment)
 
     def join_group(self, meeting: GroupMeeting, rank: int) -> None:

@@ -11,7 +11,7 @@ from workers.cluster.spans import Traced
 from workers.weights.buckets import SharedSegment
 from workers.weights.collective import CollectiveOutbox
 from workers.weights.process_group import SENDER, GroupMeeting, GroupMember, open_meeting
-from workers.weights.transports import Outbox, PublishPlan, create_outbox
+from workers.weights.transports import Outbox, PublishPlan, SharedMemoryOutbox, create_outbox
 
 
 class Sender(Traced):
@@ -36,7 +36,7 @@ class Sender(Traced):
         """
         if self.rank:
             return None
-        if isinstance(old := getattr(self, "_outbox", None), CollectiveOutbox):
+        if isinstance(old := getattr(self, "_outbox", None), CollectiveOutbox | SharedMemoryOutbox):
             old.close()
         self._outbox = create_outbox(transport, self.plan().sizes)
         return self._outbox.segment

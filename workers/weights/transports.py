@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -98,10 +99,14 @@ class SharedMemoryOutbox:
     def __init__(self, sizes: Sequence[int]) -> None:
         self._starts = np.cumsum([0, *(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE for size in sizes)]).tolist()
         descriptor = os.memfd_create("demopsd-weights", os.MFD_CLOEXEC)
-        self.segment = SharedSegment(os.getpid(), descriptor, self._starts[-1])
+        self.segment = SharedSegment(os.getpid(), descriptor, self._starts[-1], time.monotonic_ns())
         os.ftruncate(descriptor, self.segment.size)
         pages = mmap.mmap(descriptor, self.segment.size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
         self._pages = np.frombuffer(pages, np.uint8)
+
+    def close(self) -> None:
+        """Give the memory back once no receiver has it mapped."""
+        os.close(self.segment.descriptor)
 
     def buffer(self, index: int) -> Bytes:
         """The bucket's slice of the shared memory."""
@@ -146,13 +151,16 @@ class MappedSegments:
         self._mapped: dict[SharedSegment, Bytes] = {}
 
     def add(self, segment: SharedSegment) -> None:
-        """Map a segment, and unmap those whose owner has ended.
+        """Map a segment, and unmap all others: a sender has one at a time.
 
         Raises:
             LostStateError: as for `map_segment`.
         """
-        self._mapped = {old: pages for old, pages in self._mapped.items() if os.path.exists(f"/proc/{old.pid}")}
-        self._mapped[segment] = map_segment(segment)
+        self._mapped = {segment: map_segment(segment)}
+
+    def clear(self) -> None:
+        """Unmap all segments."""
+        self._mapped = {}
 
     def bucket(self, bucket_ref: BucketRef) -> Bucket:
         """Bucket at the reference's location; its segment is mapped if it is not yet."""

@@ -28,8 +28,10 @@ const mean = (values) => {
   const numbers = values.filter(isNumber);
   return numbers.length ? sum(numbers) / numbers.length : null;
 };
-const last = (values) => values.findLast(isNumber) ?? null;
-const largest = (values) => values.reduce((maximum, value) => (isNumber(value) && value > maximum ? value : maximum), -Infinity);
+
+// Sum, extremes, last value and number of a metric's values over all steps, also those that no curve shows.
+const totalsOf = (run, name) => run.totals[name] ?? { sum: 0, min: null, max: null, last: null, count: 0 };
+const meanOf = (run, name) => (totalsOf(run, name).count ? totalsOf(run, name).sum / totalsOf(run, name).count : null);
 
 // Three significant digits: 0.0249, 1.3e-5, 2,032.
 function short(value) {

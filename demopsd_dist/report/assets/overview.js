@@ -34,9 +34,9 @@ const TILES = [
   ["Entropy", (run) => changeTile(evaluationsOf(run, "test").map((line) => line.entropy_nats), "nats a token, on test questions")],
   ["Disagreement", (run) => changeTile(run.metrics["demopsd/disagreement_mean_nats"], "nats, mean over tokens")],
   ["Alpha", (run) => changeTile(run.metrics["demopsd/alpha_mean"], `mean over tokens, at most ${run.config["demopsd.alpha_max"] ?? "?"}`)],
-  ["Leakage ratio", (run) => ({ value: percent(mean(run.metrics["leakage/ratio"] ?? []), 0), note: `KL to the reference: ${TARGET} over teacher` })],
-  ["Speed", (run) => ({ value: `${short(mean(run.metrics["perf/samples_per_s"] ?? []))}/s`, note: "sampled responses a second, mean over steps" })],
-  ["Step time", (run) => ({ value: seconds(mean(run.metrics["perf/step_s"] ?? [])), note: "mean over steps" })],
+  ["Leakage ratio", (run) => ({ value: percent(meanOf(run, "leakage/ratio"), 0), note: `KL to the reference: ${TARGET} over teacher` })],
+  ["Speed", (run) => ({ value: `${short(meanOf(run, "perf/samples_per_s"))}/s`, note: "sampled responses a second, mean over steps" })],
+  ["Step time", (run) => ({ value: seconds(meanOf(run, "perf/step_s")), note: "mean over steps" })],
 ];
 
 function accuracyTile(run, split) {
@@ -82,8 +82,8 @@ const STAGES = {
 };
 
 function stageSums(run) {
-  const spentIn = (name) => sum(run.metrics[`time/${name}_s`] ?? []);
-  const total = sum(run.metrics["perf/step_s"] ?? []);
+  const spentIn = (name) => totalsOf(run, `time/${name}_s`).sum;
+  const total = totalsOf(run, "perf/step_s").sum;
   const outer = OUTER.map((name) => [name, spentIn(name)]).filter(([, spent]) => spent > 0);
   return { total, outer: [...outer, ["other", Math.max(total - sum(outer.map(([, spent]) => spent)), 0)]], inner: INNER.map((name) => [name, spentIn(name)]).filter(([, spent]) => spent > 0) };
 }
@@ -134,11 +134,11 @@ function speedChart() {
 function workersCard() {
   const rows = RUNS.flatMap((run) => {
     const prefix = MANY ? `${run.name}, ` : "";
-    const speeds = workerNames(run).map((name) => [`${prefix}rollout ${name.match(/\d+/)[0]}`, run.metrics[name]]);
-    const teacher = run.metrics["teacher/tokens_per_s"];
-    return [...speeds, ...(teacher ? [[`${prefix}teacher, all`, teacher]] : [])].map(([name, values]) => {
-      const numbers = values.filter(isNumber);
-      return [name, short(mean(numbers)), short(Math.min(...numbers)), short(numbers.at(-1)), String(numbers.length)];
+    const named = workerNames(run).map((name) => [`${prefix}rollout ${name.match(/\d+/)[0]}`, name]);
+    if (run.totals["teacher/tokens_per_s"]) named.push([`${prefix}teacher, all`, "teacher/tokens_per_s"]);
+    return named.map(([label, name]) => {
+      const totals = totalsOf(run, name);
+      return [label, short(meanOf(run, name)), short(totals.min), short(totals.last), String(totals.count)];
     });
   });
   if (!rows.length) return null;
@@ -162,21 +162,20 @@ function healthCard() {
 
 function healthOf(run) {
   const lines = [];
-  const valuesOf = (name) => run.metrics[name] ?? [];
-  const worst = largest(valuesOf("mismatch/logp_diff_max"));
+  const worst = totalsOf(run, "mismatch/logp_diff_max").max ?? -Infinity;
   const allowed = Number(run.config["weights.max_logp_diff"] ?? NaN);
   if (worst > -Infinity) lines.push([!(worst > allowed), `Engine/learner mismatch of log-probabilities: at most ${short(worst)} nats, limit ${short(allowed)}.`]);
-  const oldest = largest(valuesOf("policy/age_steps_max"));
+  const oldest = totalsOf(run, "policy/age_steps_max").max ?? -Infinity;
   if (oldest > -Infinity) lines.push([!(oldest > Number(run.config["rollout.ahead"])), `Largest staleness: ${plural(oldest, "step")}, limit ${run.config["rollout.ahead"]}.`]);
-  const unlearned = run.step.filter((_, i) => !isNumber(valuesOf("learner/loss")[i])).length;
-  lines.push([unlearned === 0, `Steps without a training signal: ${unlearned} of ${run.step.length}.`]);
-  const truncated = mean(valuesOf("rollout/truncated_fraction"));
+  const unlearned = run.steps - totalsOf(run, "learner/loss").count;
+  lines.push([unlearned === 0, `Steps without a training signal: ${unlearned} of ${run.steps}.`]);
+  const truncated = meanOf(run, "rollout/truncated_fraction");
   if (truncated !== null) lines.push([truncated < 0.05, `Truncated responses: ${percent(truncated)}.`]);
-  const replaced = last(valuesOf("rollout/workers_replaced"));
-  if (replaced !== null) lines.push([replaced === 0, `Replaced rollout workers: ${replaced}; running: ${last(valuesOf("rollout/workers")) ?? "?"}.`]);
-  const failed = sum(valuesOf("rollout/reward_errors"));
-  if (valuesOf("rollout/reward_errors").length) lines.push([failed === 0, `Responses whose reward failed: ${failed}.`]);
-  const speeds = workerNames(run).map((name) => mean(run.metrics[name]));
+  const replaced = totalsOf(run, "rollout/workers_replaced").last;
+  if (replaced !== null) lines.push([replaced === 0, `Replaced rollout workers: ${replaced}; running: ${totalsOf(run, "rollout/workers").last ?? "?"}.`]);
+  const failed = totalsOf(run, "rollout/reward_errors").sum;
+  if (run.totals["rollout/reward_errors"]) lines.push([failed === 0, `Responses whose reward failed: ${failed}.`]);
+  const speeds = workerNames(run).map((name) => meanOf(run, name));
   if (speeds.length > 1) {
     const slow = Math.min(...speeds) / Math.max(...speeds);
     lines.push([slow > 0.5, `Throughput of the slowest rollout worker: ${percent(slow, 0)} of the fastest.`]);

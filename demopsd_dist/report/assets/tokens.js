@@ -15,7 +15,7 @@ function sampleOf(tokens, index) {
   const length = tokens.lengths[index];
   const recorded = new Set(tokens.recorded[index]);
   const width = tokens.candidates;
-  const column = (name) => (recorded.has(name) ? (i) => tokens[name][start + i] * tokens.scales[name] : () => null);
+  const column = (name) => (recorded.has(name) ? (i) => tokens[name][start + i] * tokens.scales[name] + tokens.lowest[name] : () => null);
   const surprise = column("rollout_logp");
   const values = { alpha: column("alpha"), disagreement: column("disagreement"), entropy: column("entropy"), loss: column("loss"), surprise };
   const views = VIEWS.filter((name) => recorded.has(name));
@@ -144,7 +144,7 @@ function sampleHead(run, entry, texts) {
     { class: "sample-head" },
     el("p", { class: "facts" }, el("span", { class: right ? "badge right" : "badge wrong" }, `${right ? "✓ right" : "✗ wrong"} · reward ${short(entry.reward)}`), ...facts.map((fact) => el("span", {}, fact))),
     el("p", { class: "question" }, ...visibleLines(texts.question)),
-    el("p", { class: "facts" }, el("span", {}, "expected ", el("b", {}, entry.expected)), entry.learned ? null : el("span", {}, "not learned from: no privileged context in its group")),
+    el("p", { class: "facts" }, el("span", {}, "expected ", el("b", {}, entry.expected)), entry.learned ? null : el("span", {}, `not learned from: ${run.config.method === "grpo" ? "the rewards of its group are equal" : "no privileged context, or its group was not needed"}`)),
     texts.feedback ? el("p", { class: "facts" }, el("span", {}, `feedback: ${texts.feedback}`)) : null,
   );
 }
@@ -201,7 +201,7 @@ function candidateTable(run, sample, rows) {
 // Summary of the table in words.
 function summaryOf(sample, rows, i) {
   const top = (name) => rows.reduce((best, row) => (row[name] > best[name] ? row : best));
-  if (!sample.views.includes("teacher")) return "This method has no teacher.";
+  if (!sample.views.includes("teacher")) return "No teacher has scored this response.";
   const base = sample.views.includes("reference") ? "reference" : "student";
   const [without, withSolution] = [top(base), top("teacher")];
   const d = sample.values.disagreement(i);

@@ -92,6 +92,18 @@ def published(roles: RealRoles) -> Iterator[RealRoles]:
     roles.publish()
 
 
+def test_a_version_of_unchanged_weights_is_the_teachers_too(published: RealRoles) -> None:
+    """A checkpoint of such a step would otherwise let the average move twice after a resume."""
+    teacher = published.actors.groups["teacher"]
+    before = inside(teacher, 0, lambda worker: worker.version)
+    try:
+        asyncio.run(published.roles.weights.publish(before + 1, changed=False))
+        assert inside(teacher, 0, lambda worker: worker.version) == before + 1
+        assert inside(published.actors.groups["rollout"], 0, lambda worker: worker.version) == before + 1
+    finally:
+        asyncio.run(published.roles.weights.publish(before, changed=False))
+
+
 @pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.1.self_attn.k_proj.weight"])
 def test_a_tensor_left_out(published: RealRoles, name: str) -> None:
     """vLLM fuses the second with two others, and would take these for the whole."""

@@ -122,6 +122,10 @@ def test_the_bound_of_alpha_follows_its_schedule() -> None:
         (["demopsd.gate=budget", "demopsd.reference=live"], "demopsd.gate=budget looks at a whole step or response"),
         (["demopsd.gate=fitted", "demopsd.reference=live"], "demopsd.gate=fitted looks at a whole step or response"),
         (["demopsd.gate=fitted", "demopsd.mean_alpha=0.2"], "demopsd.mean_alpha=0.2 with demopsd.alpha_max=0.15"),
+        (
+            ["demopsd.gate=fitted", "demopsd.mean_alpha=0.06", "demopsd.alpha_max_final=0.02"],
+            "demopsd.mean_alpha=0.06 with demopsd.alpha_max_final=0.02",
+        ),
     ],
 )
 def test_gates_that_cannot_work_are_refused(words: list[str], message: str) -> None:
