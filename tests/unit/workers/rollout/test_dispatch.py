@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from demopsd_dist.config import load
+from demopsd_dist.data.records import Rollout
+from demopsd_dist.training.roles import Sampling
 from demopsd_dist.util.errors import WorkerError
+from tests.unit.run_record.sample_rows import prompt, rollout
 from workers.rollout.dispatch import AdmissionQueue, EngineMemoryLock
+from workers.rollout.group import RolloutGroup
+
+DEMO = Path(__file__).parents[4] / "configs" / "demo.yaml"
 
 
 def open_queue(workers: int, capacity: int) -> AdmissionQueue:
@@ -129,3 +139,33 @@ def test_learners_wait_for_an_engine_within_their_time_limit() -> None:
             await asyncio.wait_for(memory.acquire(within_s=0.01), 10)
 
     asyncio.run(run())
+
+
+class SlowPool:
+    """A pool of one engine that takes its time for each prompt, or never ends."""
+
+    def __init__(self, takes_s: float) -> None:
+        self.queue = open_queue(1, capacity=1)
+        self._takes_s = takes_s
+
+    async def call(self, rank: int, call: Callable[[Any], Any], *, what: str) -> list[list[Rollout]]:
+        await asyncio.sleep(self._takes_s)
+        return [[rollout(prompt(what.rpartition(" ")[2]))]]
+
+    def report_success(self, rank: int) -> None:
+        pass
+
+
+def test_a_batch_that_waits_behind_another_is_not_taken_for_stuck() -> None:
+    """Both batches take three times `limits.call_s`, and a response comes within it."""
+    config = load(DEMO, ["limits.call_s=0.2"])
+    sampling = Sampling(1, 1.0, 1.0, 8, "0")
+
+    async def run(takes_s: float) -> list[int]:
+        group = RolloutGroup(cast(Any, SlowPool(takes_s)), config)
+        batches = [[prompt(f"{name}{i}") for i in range(4)] for name in "ab"]
+        return [len(rollouts) for rollouts in await asyncio.gather(*(group.sample(one, sampling) for one in batches))]
+
+    assert asyncio.run(run(0.15)) == [4, 4]
+    with pytest.raises(WorkerError, match=r"finished none of 4 groups of 1 responses within limits\.call_s=0\.2 s"):
+        asyncio.run(run(60.0))
