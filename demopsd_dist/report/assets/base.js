@@ -24,10 +24,6 @@ const byId = (id) => document.getElementById(id);
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 const sum = (values) => values.reduce((total, value) => total + (value ?? 0), 0);
-const mean = (values) => {
-  const numbers = values.filter(isNumber);
-  return numbers.length ? sum(numbers) / numbers.length : null;
-};
 
 // Sum, extremes, last value and number of a metric's values over all steps, also those that no curve shows.
 const totalsOf = (run, name) => run.totals[name] ?? { sum: 0, min: null, max: null, last: null, count: 0 };
