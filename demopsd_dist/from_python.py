@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import yaml
 
-from demopsd_dist.config.as_written import is_null_or_quoted, quoted
+from demopsd_dist.config.as_written import is_quoted, quoted
 from demopsd_dist.util.die_with_parent import die_with_parent
 from demopsd_dist.util.errors import CollapseError, ConfigError, DemoPSDError
 
@@ -132,12 +132,12 @@ def _config_path(config: str | Path | Mapping[str, Any]) -> Iterator[str]:
 
 
 def _as_word(value: object) -> str:
-    """Value of a setting as the command line takes it: text as it is, or quoted where it would be read as null or as
-    quoted itself; all else as JSON."""
+    """Value of a setting as the command line takes it: text as it is, in quotes where it has quotes of its own;
+    all else as JSON. None, an empty text and `null` are null."""
     if not isinstance(value, str | Path):
         return json.dumps(value)
     text = str(value)
-    return quoted(text) if is_null_or_quoted(text) else text
+    return quoted(text) if is_quoted(text) else text
 
 
 def _run_to_its_end(command: list[str], show_output: bool) -> tuple[int, list[str]]:

@@ -82,7 +82,11 @@ def evaluate_and_print(arguments: argparse.Namespace) -> int:
     print_fitted(format_result(results["test"], terminal_width()).splitlines())
     if arguments.out is not None:
         records = {split: asdict(result) for split, result in results.items()}
-        replace_text(arguments.out, json.dumps(records, indent=2) + "\n")
+        text = json.dumps(records, indent=2) + "\n"
+        if arguments.out.exists() and not arguments.out.is_file():
+            arguments.out.write_text(text, encoding="utf-8")  # a device or a pipe
+        else:
+            replace_text(arguments.out.resolve(), text)
     return 0
 
 
@@ -94,6 +98,9 @@ def check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise DataError(f"--out {path} is a folder. Name a file in it.")
+    if path.exists() and not path.is_file():
+        return
+    path = path.resolve()
     if not path.parent.is_dir():
         raise DataError(f"--out {path}: there is no folder {path.parent}. Create it first.")
     if not os.access(path.parent, os.W_OK):

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from demopsd_dist.util.errors import ConfigError
 
+_NULLS = ("", "~", "null", "Null", "NULL")
 _STREAM_TOKENS = (yaml.StreamStartToken, yaml.StreamEndToken)
 _OTHER_BASE = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 
@@ -60,7 +61,7 @@ def override_as_yaml(key: str, value: str, schema: type, source: str) -> str:
     kind = _kinds_by_name(schema).get(key)
     flow = value.lstrip()[:1] in ("[", "{")
     is_text = (str in _alternatives(kind) and get_origin(kind) is not list) or (kind is Any and not flow)
-    if is_text and not is_null_or_quoted(value):
+    if is_text and value.strip() not in _NULLS and not is_quoted(value):
         return quoted(value)
     if comment := _comment_in(value):
         raise ConfigError(f"{source}: YAML takes {comment!r} as a comment. Leave it out, or quote the value.")
@@ -72,11 +73,9 @@ def quoted(text: str) -> str:
     return '"' + "".join(c if " " <= c <= "~" and c not in '"\\' else f"\\U{ord(c):08x}" for c in text) + '"'
 
 
-def is_null_or_quoted(value: str) -> bool:
-    """True for a value that is read as null, or is one quoted text."""
-    if value.strip() in ("", "~", "null", "Null", "NULL"):
-        return True
-    if value.strip()[0] not in "'\"":
+def is_quoted(value: str) -> bool:
+    """True for a value that YAML reads as one quoted text."""
+    if value.strip()[:1] not in ("'", '"'):
         return False
     try:
         tokens = [token for token in yaml.scan(value) if not isinstance(token, _STREAM_TOKENS)]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 QUESTION = "Convert 6 km/h to {m/s},\n  <b>'exactly'</b> & \"briefly\":\n\nis it $\\frac{5}{3}$ or 100% of it?"
 SYSTEM = "You are a careful Checker of <units>.\nPut {it} in \"quotes\" & 'these'."
 """Texts for the checks, with all that a template might escape, fold or strip."""
+_PART = "'type': 'text'"  # of a list of parts that a template writes as it is
 _SHOWN_CHARS = 60
 
 Roles = frozenset[str]
@@ -88,15 +89,16 @@ class ChatTemplate:
             turns, history = {"user": text}, [("user", f"{system}\n\n{history[0][1]}"), *history[1:]]
         texts = (text, system or "", *(said for _, said in history))
         problem = ""
-        for roles in [parts | {"assistant"}, parts] if history and parts else [parts]:
+        for roles in [parts, parts | {"assistant"}] if history and parts else [parts]:
             try:
                 chat = self.rendered(turns, roles, history=history)
             except Exception as error:
                 problem = f"its chat template cannot render a question: {reason(error)}"
                 continue
             lost = next((one for one in texts if one.strip() not in chat), None)
-            if lost is None:
+            if lost is None and _PART not in chat:
                 return chat
+            lost = texts[0] if lost is None else lost  # a list was written as it is, with the text in it
             problem = (
                 f"its chat template leaves out or changes a text that begins with {lost.strip()[:_SHOWN_CHARS]!r}. "
                 "Take out what the template reads as a command, or mend the template"

@@ -26,8 +26,10 @@ MOST = 0.5
 """Share of wrong records above which a run with a built-in reward is refused."""
 ASKED = {
     "answer": re.compile("<answer>"),
-    "boxed": re.compile(r"\\boxed(?!\s?\{[^{}\n]{0,200}[0-9=+\\][^{}\n]{0,200}\}\s?[-+*/^=<>?!])"),
-    "gsm8k": re.compile(r"(?<!#)####(?!#)(?![ \t]+\S[^\n]*\n\s*\S)|(?<=[^\s#])[ \t\"'`(]*####"),
+    "boxed": re.compile(r"\\boxed(?!\s?\{[^{}\n]{1,200}\}(?:-|\s?[+*/^=<>]\s?)[\w\\(])"),
+    "gsm8k": re.compile(
+        r"(?<!#)####(?!#)(?!(?<![^\n]####)[ \t]+(?![^\n]*[Aa]nswer)[A-Za-z][A-Za-z ,:'-]{0,80}\n\s*\S)"
+    ),
 }
 """Mark of each form in a prompt that asks for it: no box that is part of a formula, and no heading of Markdown."""
 _ANY_FORM = ("answer", "boxed", "gsm8k", "letter")
@@ -106,8 +108,8 @@ def is_built_in(reward: Reward) -> bool:
 
 def asked_forms(question: Question) -> list[str]:
     """Names of the forms that a question asks for in its texts."""
-    text = "\n".join([question.system or "", *(said for _, said in question.history), question.text])
-    return [name for name, mark in ASKED.items() if mark.search(text)]
+    texts = [question.system or "", *(said for _, said in question.history), question.text]
+    return [name for name, mark in ASKED.items() if any(mark.search(text) for text in texts)]
 
 
 def _is_plain_letter(question: Question, reward: Reward) -> bool:

@@ -205,6 +205,10 @@ def shortfalls(workload: Workload, split: Split, cluster: DeviceCluster, footpri
     if split.shared:
         alone = [one for one in footprints if one.role in split.alone]
         together = [one for one in footprints if one.role not in split.alone]
+        own = sum(counts[one.role] for one in alone)
+        if own + bool(together) > cluster.size:
+            roles = " and ".join(one.role for one in alone)
+            reasons.append(f"{roles} claim {own} devices beside those that are shared; there are {cluster.size}.")
         return [
             *reasons,
             *(_own_device_shortfalls(workload, cluster.device, alone) if alone else []),

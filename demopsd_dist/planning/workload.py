@@ -189,7 +189,9 @@ def workload_of(config: Config, shape: ModelShape, traffic: Traffic) -> Workload
 def split_of(config: Config, workload: Workload) -> Split:
     """Split that the config requests. Roles share devices on CPU, and where a GPU is claimed in fractions."""
     rollout, teacher, learner = config.rollout, config.teacher, config.learner
-    claims = (rollout.gpus_per_worker, teacher.gpus_per_worker, learner.gpus_per_worker)
+    claims = {"rollout": rollout.gpus_per_worker, "learner": learner.gpus_per_worker}
+    if workload.teacher_copies:
+        claims["teacher"] = teacher.gpus_per_worker
     return Split(
         rollout=rollout.num_workers,
         teacher=teacher.num_workers if workload.teacher_copies else 0,
@@ -198,8 +200,8 @@ def split_of(config: Config, workload: Workload) -> Split:
         rollout_threads=1 if rollout.gpus_per_worker else rollout.threads,
         teacher_threads=1 if teacher.gpus_per_worker else teacher.threads,
         learner_threads=1 if learner.gpus_per_worker else learner.threads,
-        shared=any(claim < 1 for claim in claims),
-        alone=tuple(name for name, claim in zip(("rollout", "teacher", "learner"), claims, strict=True) if claim >= 1),
+        shared=any(claim < 1 for claim in claims.values()),
+        alone=tuple(role for role, claim in claims.items() if claim >= 1),
         teacher_shards=teacher.shards,
     )
 

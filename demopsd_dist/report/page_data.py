@@ -57,7 +57,7 @@ def _chosen_steps(steps: int, every: int, at: Iterable[Sequence[int]]) -> list[i
     """
     chosen = {*range(0, steps, every), *range(steps - 1, steps)} - {-1}
     for indices in at:
-        if len(indices) < steps:
+        if len(indices) < min(steps, SPARSE_POINTS * every):
             chosen.update(indices[:: -(-len(indices) // SPARSE_POINTS)])
     return sorted(chosen)
 

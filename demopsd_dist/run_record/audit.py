@@ -114,7 +114,8 @@ def _sample_faults(ledger: sqlite3.Connection) -> list[AuditFault]:
         rows = ledger.execute(f"SELECT step, prompt, sample FROM ends WHERE {where} ORDER BY step, prompt, sample")
         return [f"{prompt}#{sample} of step {step}" for step, prompt, sample in rows]
 
-    reasons = ", ".join(f"'{reason.value}'" for reason in DropReason)
+    known = [*(reason.value for reason in DropReason), "no mark"]  # the last one as older ledgers say `no reward`
+    reasons = ", ".join(f"'{reason}'" for reason in known)
     unexplained = f"dropped > 0 AND coalesce(reason, '') NOT IN ({reasons})"
     late = f"reason IS '{DropReason.late.value}'"
     return _faults(

@@ -38,7 +38,8 @@ async def train_with_recovery(run: Run, state: RunState, why: str) -> RunState:
                     f"learners or teacher were lost {len(losses)} times without a step beyond {furthest_step} "
                     f"(limits.restarts={run.cfg.limits.restarts}): " + "  ".join(losses)
                 ) from None
-            why, lost = f"lost: {error}", True
+            # a restart that fails belongs to its own cause: the ledger counts the lives after a rollback
+            why, lost = f"{why}; then lost: {error}" if lost else f"lost: {error}", True
         except GoBackError as error:
             why, lost, before_step = f"{WENT_BACK}: {error}", True, error.first_bad_step
         run.log.note(f"warning: {why} Learners and teacher are restarted.")

@@ -25,12 +25,13 @@ class RunStart:
 
     def lines(self, config: Config) -> list[str]:
         """Lines of a dry run: which run is continued, after which step, and the settings that have changed."""
-        saved = Checkpoints(self.folder.checkpoints, config.checkpoint.keep).all()
-        checkpoint = self.checkpoint or next(iter(saved), None)
+        damaged: list[str] = []
+        saved = Checkpoints(self.folder.checkpoints, config.checkpoint.keep)
+        checkpoint = self.checkpoint or saved.newest_good(damaged.append)
         where = "from its start, as it has no checkpoint" if checkpoint is None else f"from {checkpoint.path}"
         after = 0 if checkpoint is None else checkpoint.step
         first = f"continues {self.folder.path} {where}: {after} of {config.steps} steps are done"
-        return [first, *(f"changed {key}: {old} -> {new}" for key, (old, new) in self.changed.items())]
+        return [*damaged, first, *(f"changed {key}: {old} -> {new}" for key, (old, new) in self.changed.items())]
 
 
 def find_resume_point(

@@ -203,7 +203,8 @@ class RolloutPool:
                 `limits.start_s` later, since others of the run still wait for theirs.
             ConfigError: a node has other code.
         """
-        staying = [rank for rank, member in sorted(self._members.items()) if not member.leaving]
+        members = sorted(self._members, key=lambda rank: (rank not in self.group, rank))  # those that serve stay
+        staying = [rank for rank in members if not self._members[rank].leaving]
         self._needed = min(self._needed, workers)
         if workers > len(staying):
             added = self._add(workers - len(staying))
@@ -218,13 +219,17 @@ class RolloutPool:
                 raise failed[min(failed)]
         else:
             await asyncio.gather(*(self._leave(rank) for rank in staying[workers:]))
-        waiting = [member.start for rank, member in self._members.items() if rank not in self.group and member.start]
-        if waiting:
-            await asyncio.wait(waiting, timeout=self._config.limits.start_s)
-        if len(self.group) < workers:
+        deadline = time.monotonic() + self._config.limits.start_s
+        while len(self.group) < workers and (left_s := deadline - time.monotonic()) > 0:
+            starts = [member.start for rank, member in self._members.items() if rank not in self.group and member.start]
+            if not starts:
+                break
+            await asyncio.wait(starts, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        if (missing := workers - len(self.group)) > 0:
+            waiting = len(self._members) - len(self.group)
             raise WorkerError(
-                f"{workers - len(self.group)} rollout workers of the run have not started within limits.start_s="
-                f"{self._config.limits.start_s:g} s. They join when they can."
+                f"{missing} rollout workers of the run have not started within limits.start_s="
+                f"{self._config.limits.start_s:g} s; {waiting} of them still wait, and join when they can."
             )
 
     def metrics(self) -> dict[str, float]:

@@ -45,6 +45,10 @@ RolloutCall = Callable[[Handle[RolloutWorker]], Ref[R]]
 GatherCall = Callable[[Handle[LearnerWorker], int], Ref[BucketRef | None]]  # of the bucket of an index
 
 
+SLOWEST_BYTES_PER_S = 10e6
+"""Rate at which a joining worker receives weights at least, by the slowest network."""
+
+
 @dataclass(frozen=True)
 class LastPublish:
     """The last publish, whose buckets can still be fetched, or gathered again where they were broadcast. `version` is
@@ -174,7 +178,9 @@ class WeightPublisher:
     async def _catch_up(self, new_worker: RolloutWorkers, last: LastPublish) -> None:
         """Send the last publish to a worker that joins."""
         limits, what = self._config.limits, f"weights version {last.sent_version}"
-        call_s = min(limits.call_s, 2 * limits.silence_s)  # a worker that hangs must not hold up the run for longer
+        call_s = limits.call_s
+        # a worker that hangs must not hold up the run for longer
+        within_s = min(call_s, 2 * limits.silence_s + sum(self.plan.sizes) / SLOWEST_BYTES_PER_S)
         if self.transport is Transport.collective:
             await self._group.form([new_worker])
         gathering, bucket_refs = self._start_again(last, last.version)
@@ -182,7 +188,7 @@ class WeightPublisher:
             self._learners.collect(gathering, within_s=call_s, what=what),
             new_worker.each(
                 lambda worker, _: worker(RolloutWorker.receive, last.sent_version, bucket_refs, self._canary),
-                within_s=call_s,
+                within_s=within_s,
                 what=f"ack of {what}",
             ),
         )

@@ -31,7 +31,8 @@ _NUMBER_CHARS = 40
 _EXCLAMATION = re.compile(r"[^0-9=+*/^\\]*[^\W\d_]{2}!")
 _ASSIGNMENT = re.compile(r"((?:[^\W\d_]|\\[a-zA-Z]{1,20})(?:_(?:\w|\{\w{1,10}\}))?)? ?= ?([^=]+)")
 
-_SMILES = re.compile(r"[BCNOPS]=(?:[BCNOPSFI\[]|Cl|Br|[cnos][0-9])[A-Za-z0-9@+\-\[\]()=#/\\%.]*")
+_ATOM = r"(?:Cl|Br|[BCNOPSFI]|[bcnops](?=[0-9])|\[[^\[\]]{1,20}\])"
+_SMILES = re.compile(rf"[BCNOPS]={_ATOM}(?:{_ATOM}|[bcnops=#()/\\%0-9])*")
 """A molecule whose first bond is double, such as `O=C(O)C`, which assigns nothing."""
 
 

@@ -17,12 +17,13 @@ _ELEMENT_SYMBOLS = """
     Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl
     Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og
 """
-_PREFIXABLE = "m g s A K mol cd Hz N Pa J W C V F S Wb T H lm lx Bq Gy Sv kat L eV bar cal Wh Ah Nm Da B b bit Ω rad t"
+_PREFIXABLE = "m g s A K mol cd Hz N Pa J W C V F S Wb T H lm lx Bq Gy Sv kat L eV bar cal Wh Ah Nm Da B bit Ω rad t"
 _UNPREFIXABLE = "M mM μM nM pM G h in ft min Å mmHg"
 _ELEMENTS = frozenset(_ELEMENT_SYMBOLS.split())
 _UNITS = frozenset(_PREFIXABLE.split())
 _BARE_UNITS = frozenset(_UNPREFIXABLE.split())
 _PREFIXES = frozenset(["", *"YZEPTGMkhdcmµμunpfa", "da"])
+_BITS = frozenset(f"{prefix}b" for prefix in "kMGTP")
 _ATOM = re.compile(r"[A-Z][a-z]?")
 _PART = re.compile(r"\\[A-Za-z]+|[0-9][0-9.]*(?:[eE][+-]?[0-9]+)?|[^\W\d_][^\W_]*|[^\w\s]")
 _SIGN = re.compile(r"[0-9=+*/^_<>|()\\]")
@@ -72,6 +73,8 @@ def _meanings(part: str, may_be_unit: bool) -> set[str]:
     if letters in ("KB", "Kb"):  # the usual spelling of a thousand bytes or bits
         letters = letters.replace("K", "k")
     unit = letters[:-1] + "L" if letters.endswith("l") and letters[:-1] in _PREFIXES else letters
+    if may_be_unit and letters in _BITS:
+        meanings.add(f"unit {letters}")
     if may_be_unit and (unit in _BARE_UNITS or any(unit[:n] in _PREFIXES and unit[n:] in _UNITS for n in (0, 1, 2))):
         meanings.add(f"unit {unit}")
     return meanings

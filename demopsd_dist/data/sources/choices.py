@@ -29,9 +29,11 @@ def recognises(values: dict[str, Any]) -> bool:
 
 
 def lettered(values: dict[str, Any]) -> list[str]:
-    """Names of the fields `A`, `B` and so on that hold options; empty where there are fewer than two."""
+    """Names of the fields `A`, `B` and so on that hold options; empty where there are fewer than two, or the answer is
+    not one of these letters."""
     names = [name for name in multiple_choice.LETTERS if values.get(name) not in (None, "")]
-    return names if names[:2] == ["A", "B"] else []
+    answers = {str(values[name]).strip() for name in _ANSWERS if values.get(name) not in (None, "")}
+    return names if names[:2] == ["A", "B"] and answers & set(names) else []
 
 
 def parse(record: SourceRecord, is_chosen: bool = True) -> ParsedQuestion | RefusedRecord:
@@ -105,9 +107,11 @@ def refuse_more_of_the_question(record: SourceRecord, otherwise: str) -> None:
     Raises:
         DataError: names the field.
     """
+    whole = "\n".join(value for value in record.values.values() if isinstance(value, str))
     for name in MORE_OF_A_QUESTION:
         value = record.values.get(name)
-        if value not in (None, [], {}) and not (isinstance(value, str) and not value.strip()):
+        is_elsewhere = isinstance(value, str) and whole.count(value.strip()) > 1
+        if value not in (None, [], {}, "") and not isinstance(value, (int, float)) and not is_elsewhere:
             raise DataError(
                 f"{record.where}: {name!r} seems to belong to the question, and would be left out. Put all of the "
                 f"question into one field and name it in data.fields.text; {otherwise}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -173,6 +173,7 @@ class LoadedSource:
         withheld: ids of questions whose text no message may show.
         first_refused: place in its file of the first record that was refused for each reason.
         unread: fields that are no part of a question, with the number of records in which they hold something.
+        unseen: refusal of each field that the user has named and that no record has.
     """
 
     questions: list[Question]
@@ -181,6 +182,7 @@ class LoadedSource:
     withheld: frozenset[str] = frozenset()
     first_refused: dict[str, str] = field(default_factory=dict)
     unread: Counter[str] = field(default_factory=Counter)
+    unseen: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def records(self) -> int:
@@ -208,6 +210,15 @@ class LoadedSource:
 
 def _either(names: Sequence[str]) -> str:
     return " or ".join(map(repr, names))
+
+
+def has_field(values: dict[str, Any], name: str) -> bool:
+    """True where a record has the field, also if it holds nothing; of `a.b` also where `a` holds nothing."""
+    if name in values or "." not in name:
+        return name in values
+    head, _, rest = name.partition(".")
+    inner = values.get(head)
+    return has_field(inner, rest) if isinstance(inner, dict) else head in values and inner is None
 
 
 def nested_value(values: dict[str, Any], name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -24,7 +24,7 @@ from demopsd_dist.data.records import Question
 from demopsd_dist.data.sources import choices, gpqa, own_records, sciknoweval
 from demopsd_dist.data.sources.files import read_records
 from demopsd_dist.data.sources.gym_tasks import GYM, gym_questions
-from demopsd_dist.data.sources.items import LoadedSource, ParsedQuestion, RefusedRecord, SourceRecord, nested_value
+from demopsd_dist.data.sources.items import LoadedSource, ParsedQuestion, RefusedRecord, SourceRecord, has_field
 from demopsd_dist.data.sources.selection import (
     DuplicateQuestions,
     find_duplicates,
@@ -148,7 +148,7 @@ def load_source(data: DataConfig, split: Split, source: str) -> LoadedSource:
     first = next(records, None)
     if first is None:
         raise DataError(f"data.{split}={source} holds no record. Name a source with one record per line or row.")
-    parse = question_parser(first, data)
+    parse = question_parser(first, data, is_train=split == "train")
     unread: Counter[str] = Counter()
     unseen = {name: part for part, name in asdict(data.fields).items() if name is not None}
 
@@ -156,18 +156,20 @@ def load_source(data: DataConfig, split: Split, source: str) -> LoadedSource:
         for record in chain([first], records):
             item = parse(record)
             unread.update(record.unread())
-            for name in [name for name in unseen if nested_value(record.values, name) is not None]:
+            for name in [name for name in unseen if has_field(record.values, name)]:
                 del unseen[name]
             yield _with_data_settings(item, record.where, data)
 
     loaded = _filter_and_count(parsed(), data, split)
-    if unseen and split == "train":
-        name, part = next(iter(unseen.items()))
-        listed = ", ".join(map(str, first.values))
-        raise DataError(
-            f"data.fields.{part}={name}: no record of {source} has this field; those of the first are {listed}. "
+    listed = ", ".join(map(str, first.values))
+    loaded = replace(
+        loaded,
+        unseen={
+            name: f"data.fields.{part}={name}: no record of {source} has this field; those of the first are {listed}. "
             "Correct the name."
-        )
+            for name, part in unseen.items()
+        },
+    )
     return loaded if parse in (sciknoweval.parse, gpqa.parse) else replace(loaded, unread=unread)
 
 
@@ -184,7 +186,20 @@ def load_split(data: DataConfig, split: Split) -> LoadedSource:
         return LoadedSource([])
     loaded = load_source(data, split, source)
     _refuse_empty(loaded, f"data.{split}={source}")
+    if split == "train":
+        _refuse_unseen([loaded])
     return loaded
+
+
+def _refuse_unseen(sets: Sequence[LoadedSource]) -> None:
+    """Refuse a field that the user has named and that none of these sets has.
+
+    Raises:
+        DataError: names the field.
+    """
+    for name, message in sets[0].unseen.items():
+        if all(name in one.unseen for one in sets):
+            raise DataError(message)
 
 
 def set_label(question: Question) -> str:
@@ -203,10 +218,13 @@ def _load_sets(data: DataConfig, sets: Sequence[TrainSet]) -> LoadedSource:
     withheld: set[str] = set()
     first_refused: dict[str, str] = {}
     unread: Counter[str] = Counter()
+    by_fields: dict[str, list[LoadedSource]] = defaultdict(list)  # sets whose fields have the same names
     for index, one in enumerate(sets):
         own = replace(data, train=one.path, format=one.format, fields=one.fields, system=one.system, suffix=one.suffix)
         loaded = load_source(own, "train", one.path)
         _refuse_empty(loaded, f"data.train[{index}].path={one.path}")
+        if one.path.partition(":")[0] not in (MINISCI, GYM):
+            by_fields[repr(one.fields)].append(loaded)
         refused += loaded.refused
         unread += loaded.unread
         for reason, place in loaded.first_refused.items():
@@ -218,6 +236,8 @@ def _load_sets(data: DataConfig, sets: Sequence[TrainSet]) -> LoadedSource:
             places[questions[-1].id] = loaded.places.get(question.id, "")
             if question.id in loaded.withheld:
                 withheld.add(questions[-1].id)
+    for alike in by_fields.values():
+        _refuse_unseen(alike)
     return LoadedSource(questions, refused, places, frozenset(withheld), first_refused, unread)
 
 
@@ -275,13 +295,19 @@ def _minisci_questions(data: DataConfig, split: Split, source: str) -> Iterator[
         raise DataError(f"data.minisci_{which}_size={size}: {error}") from None
 
 
-def question_parser(first: SourceRecord, data: DataConfig) -> Parse:
-    """Parser of a source's format: `data.format`, or the format that its first record looks like."""
+def question_parser(first: SourceRecord, data: DataConfig, is_train: bool = True) -> Parse:
+    """Parser of a source's format: `data.format`, or the format that its first record looks like.
+
+    Args:
+        is_train: `data.fields` is for this source; test and ood may be other data sets, with a layout of their own.
+    """
     names = set(first.values)
     chosen = data.format
     if chosen is Format.auto:
         # A user who names fields of this record has a layout of their own, even if it looks like a published one.
-        if {name.partition(".")[0] for name in asdict(data.fields).values() if name is not None} & names:
+        named = {name.partition(".")[0] for name in asdict(data.fields).values() if name is not None}
+        has_text = data.fields.text is not None and has_field(first.values, data.fields.text)
+        if named & names and (is_train or has_text or named <= names):
             chosen = Format.records
         elif sciknoweval.recognises(names):
             chosen = Format.sciknoweval

@@ -30,7 +30,7 @@ DEFAULT_FIELD_NAMES = {
 }
 
 _NUMBERED_OPTION = re.compile(
-    r"(?P<stem>(?:opt?|options?|choices?|answers?|alternatives?|candidates?|endings?|distractors?|sol)[_ -]?)"
+    r"(?P<stem>(?:opt?|options?|choices?|alternatives?|candidates?|endings?|distractors?|sol)[_ -]?)"
     r"([a-jA-J]|\d)"
 )
 """Names of fields that hold an option each, such as `opa`, `option_1` and `distractor2`."""
@@ -76,7 +76,9 @@ def parse(record: SourceRecord, names: FieldNames) -> ParsedQuestion:
 def _refuse_options(record: SourceRecord) -> None:
     """Refuse a record whose options would be left out of the question."""
     for name in choices.OPTIONS:
-        if isinstance(options := record.values.get(name), (list, dict, str)) and options:
+        options = record.values.get(name)
+        is_elsewhere = isinstance(options, str) and _is_in_another_text(options, record, name)
+        if isinstance(options, (list, dict, str)) and options and not is_elsewhere:
             raise DataError(
                 f"{record.where}: the record has options in {name!r}, which data.format=records leaves out. "
                 + ("Write them as a list" if isinstance(options, str) else "Set data.format=choices")
@@ -96,6 +98,12 @@ def _refuse_options(record: SourceRecord) -> None:
             f"{record.where}: the record has options in {', '.join(several)}, which data.format=records leaves out. "
             "Write them as a list in 'choices', or name the field of the whole question in data.fields.text."
         )
+
+
+def _is_in_another_text(text: str, record: SourceRecord, name: str) -> bool:
+    """True where another field of the record holds the text too, as a question that is already whole."""
+    others = (value for other, value in record.values.items() if other != name and isinstance(value, str))
+    return any(text.strip() in other for other in others)
 
 
 def _refuse_two_parts(record: SourceRecord) -> None:

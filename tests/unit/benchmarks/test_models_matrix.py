@@ -62,7 +62,7 @@ def test_about_half_of_all_responses_are_right() -> None:
     assert 150 < sum(rewards) < 250
 
 
-def test_a_traceback_is_shortened_to_its_first_and_first_and_last_line() -> None:
+def test_a_traceback_is_shortened_to_its_first_and_last_line() -> None:
     assert first_and_last_line("rollout 0 failed on vLLM engine.\n  File x\nValueError: no") == (
         "rollout 0 failed on vLLM engine. ValueError: no"
     )

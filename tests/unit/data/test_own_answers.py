@@ -26,9 +26,24 @@ def test_the_form_is_the_one_that_any_text_of_the_prompt_asks_for() -> None:
     assert asked_forms(question("1", system=IN_A_BOX)) == ["boxed"]
     assert asked_forms(question("1", history=(("user", AFTER_MARK), ("assistant", "1")))) == ["gsm8k"]
     assert asked_forms(question("1")) == []
-    for text in ("End with #### X.", "Form:\n#### 42", "#### <answer>", "Think.\nThen write ####"):
-        assert "gsm8k" in asked_forms(question("1", text)), text
-    assert asked_forms(question("1", "Write \\boxed{42} at the end.")) == ["boxed"]
+    asking = (
+        "End with #### X.",
+        "Form:\n#### 42",
+        "#### <number>",
+        "Think.\nThen write ####",
+        "#### <n>\n\nQuestion: 1+1?",
+    )
+    for text in (*asking, "2\n#### 2\n\nQ: 1+1?", "#### your answer\nGo on."):
+        assert asked_forms(question("1", text)) == ["gsm8k"], text
+        assert asked_forms(question("1", system=text)) == ["gsm8k"], text
+    for text in (
+        "\\boxed{42} at the end.",
+        "\\boxed{5}?",
+        "\\boxed{x=5}!",
+        "\\boxed{123} - and nothing else",
+        "\\boxed{}",
+    ):
+        assert asked_forms(question("1", text)) == ["boxed"], text
 
 
 @pytest.mark.parametrize(

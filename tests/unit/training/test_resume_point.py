@@ -16,6 +16,18 @@ from demopsd_dist.util.errors import ConfigError
 from launch import train
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
+
+
+def write_checkpoint(folder: RunFolder, step: int) -> None:
+    """Write a whole checkpoint without content."""
+
+    async def write() -> None:
+        async with Checkpoints(folder.checkpoints, keep=1).writing(step, {}):
+            pass
+
+    asyncio.run(write())
+
+
 INPUTS = {"data.train": "64:aa", "model.path/config.json": "9:bb"}
 
 
@@ -37,11 +49,7 @@ def test_a_checkpoint_may_be_named_from_inside_its_folder(tmp_path: Path, monkey
     config = load(DEMO, [f"output_dir={tmp_path}"])
     folder = RunFolder.create(config)
 
-    async def write() -> None:
-        async with Checkpoints(folder.checkpoints, keep=1).writing(20, {}):
-            pass
-
-    asyncio.run(write())
+    write_checkpoint(folder, 20)
     monkeypatch.chdir(folder.checkpoints)
     start = find_resume_point(config, {}, Path("step-000020"), allow_config_change=False)
     assert start.folder.path == folder.path
@@ -83,8 +91,11 @@ def test_a_dry_run_names_the_run_and_the_checkpoint_it_would_continue(
     assert train.main(words) == 2
     assert "there is no run named demo" in capsys.readouterr().err
     folder = RunFolder.create(load(DEMO, words[1:2]))
-    (folder.checkpoints / "step-000007").mkdir(parents=True)
+    write_checkpoint(folder, 7)
+    (folder.checkpoints / "step-000009").mkdir()
     assert train.main(words) == 0
-    assert f"# continues {folder.path} from {folder.checkpoints / 'step-000007'}: 7 of 40" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert f"# warning: {folder.checkpoints / 'step-000009'} is damaged and skipped" in output
+    assert f"# continues {folder.path} from {folder.checkpoints / 'step-000007'}: 7 of 40" in output
     assert train.main([*words, "learner.learning_rate=1e-9"]) == 2
     assert "other settings" in capsys.readouterr().err

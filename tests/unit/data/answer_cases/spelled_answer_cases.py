@@ -3,6 +3,8 @@ r"""Pairs of a given and an expected answer in other wrappings, spellings and ca
 from __future__ import annotations
 
 WRAPPED: list[tuple[str, str]] = [
+    *((f"{name}{formula}", formula) for name in ("P=", "P = ") for formula in ("IV", "F/A", "C1+C2")),
+    ("B=F/IL", "F/IL"),
     *((wrapped, "B") for wrapped in (r"\[B\]", "‘B’", r"\fbox{B}", r"\textit{B}", r"\textrm{B}", r"\mbox{B}")),
     *((wrapped, "12") for wrapped in ("$12$", r"\(12\)", r"\[12\]", "$$12$$", r"\boxed{12}", "**12**", "*12*", "`12`")),
     *(
@@ -125,6 +127,9 @@ CASE_FOLDED: list[tuple[str, str]] = [
     ("NO", "No"),
     ("NO SOLUTION", "No solution"),
     ("8 KB", "8 kB"),
+    ("20 db", "20 dB"),
+    ("pb2+", "Pb2+"),
+    ("207pb", "207Pb"),
     ("co2", "CO2"),
     ("A cat", "a cat"),
     ("a, c", "A, C"),

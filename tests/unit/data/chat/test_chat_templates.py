@@ -119,12 +119,16 @@ def test_earlier_turns_as_lists_of_parts_are_served() -> None:
     history = (("user", "1+1?"), ("assistant", "It is two."))
     question = Question("q", "How fast?", "5", "physics", history=history)
     texts = []
-    for template in (PARTS, PLAIN):
+    mixed = PLAIN.replace(
+        "{{ m['content'] }}", "{{ m['content'][0]['text'] if m['role']!='assistant' else m['content'] | trim }}"
+    )
+    for template in (PARTS, PLAIN, mixed):
         built = builder(template)
         built.check([question])
         texts.append(built.tokenizer.decode(built.student(question).tokens))
-    assert texts[0] == texts[1]
+    assert texts[0] == texts[1] == texts[2]
     assert "It is two." in texts[0]
+    assert "type" not in texts[0]
 
 
 def test_a_text_that_the_template_changes_is_refused_at_its_prompt() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,14 +194,36 @@ def test_fields_that_are_no_part_of_a_question_are_counted(tmp_path: Path) -> No
 def test_a_named_field_that_no_training_record_has_is_refused(tmp_path: Path) -> None:
     record = {"question": "q", "answer": "B", "worked": "since"}
     data = DataConfig(fields=FieldNames(solution="worked", field="topic"))
+    path = tmp_path / "set.jsonl"
+    data = replace(data, train=str(path), test="minisci", ood=None)
+    loaded(tmp_path, record)
     with pytest.raises(DataError, match=r"data\.fields\.field=topic: no record of .*; those of the first are question"):
-        loaded(tmp_path, record, data=data)
+        load_data(data)
+    loaded(tmp_path, record | {"topic": None})
+    assert load_data(data).questions["train"][0].field == "all", "the field is there, and empty"
+    (tmp_path / "other.jsonl").write_text(json.dumps({"question": "p", "answer": "A", "topic": "air"}))
+    both = [{"path": str(path)}, {"path": str(tmp_path / "other.jsonl")}]
+    loaded(tmp_path, record)
+    assert load_data(replace(data, train=both)).questions["train"][1].field == "air", "one of the sets has it"
     assert loaded(tmp_path, record, record | {"topic": "air"}, data=data).questions[1].field == "air"
     with pytest.raises(DataError, match=r"options in 'choices', which data\.format=records leaves out"):
         loaded(tmp_path, record | {"choices": OPTIONS}, data=data)
-    path = tmp_path / "set.jsonl"
     path.write_text(json.dumps({"question": "q", "answer": "B"}))
     assert load_source(data, "ood", str(path)).questions[0].solution is None, "ood is another data set"
+    mine = DataConfig(fields=FieldNames(text="problem", answer="answer"))
+    path.write_text(json.dumps({"question": "q", "choices": OPTIONS, "answer": 1}))
+    assert load_source(mine, "ood", str(path)).questions[0].answer == "B", "and may be a published one"
+
+
+def test_fields_that_only_look_like_options_or_context_are_no_reason_to_refuse(tmp_path: Path) -> None:
+    for record in (
+        {"question": "What is A mod B?", "A": 3, "B": 2, "answer": 1},
+        {"prompt": "Tom has 3. How many?", "context": "Tom has 3.", "answer": 1},
+        {"question": "q", "support": 12, "table": False, "answer": 1},
+        {"question": "q", "answer_1": "1", "answer_2": "one", "answer": 1},
+        {"prompt": "Which? a) x b) y", "options": "a) x b) y", "answer": "1"},
+    ):
+        assert one(tmp_path, **record).answer == "1"
 
 
 def test_named_fields_and_formats_overrule(tmp_path: Path) -> None:

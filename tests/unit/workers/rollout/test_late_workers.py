@@ -21,7 +21,7 @@ from workers.cluster.resource_claim import ClaimTimeoutError, ResourceClaim
 from workers.rollout.pool import RolloutPool
 
 DEMO = Path(__file__).parents[4] / "configs" / "demo.yaml"
-START_S = 0.2
+START_S = 0.8
 
 
 class DelayedClaim(ResourceClaim):
@@ -118,6 +118,20 @@ def test_a_request_for_workers_that_still_wait_is_not_answered_as_done() -> None
         assert serving(pool) == [0, 1, 2, 3]
         await pool.resize(1)
         assert serving(pool) == [0]
+
+    asyncio.run(check())
+
+
+def test_fewer_workers_are_those_that_serve() -> None:
+    async def check() -> None:
+        pool = PoolOnPaper([], {})
+        await pool.start()
+        for rank in (2, 3):
+            pool.granted[rank].set()
+        await until(lambda: serving(pool) == [0, 2, 3])
+        await pool.resize(3)
+        assert serving(pool) == [0, 2, 3]
+        assert pool.claims[1].is_released
 
     asyncio.run(check())
 
