@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.common.intervals import half_width
+from benchmarks.experiment.run_outcomes import outcome_lines
 from benchmarks.experiment.run_records import Record
 
 Table = dict[str, list[Record]]
@@ -189,6 +190,8 @@ def markdown(table: Table, columns: dict[str, Column], rates: dict[str, str], co
                 paired = difference(table, arm, compared_with, columns[name])
                 cells.append(_difference_cell(*paired, scale, digits) if paired else "–")
             lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    if outcomes := outcome_lines(table):
+        lines += ["", *outcomes]
     return "\n".join(lines) + "\n"
 
 

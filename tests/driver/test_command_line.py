@@ -70,6 +70,8 @@ def test_wrong_input(words: str, message: str, runs: Path, broken: Path, capsys:
 def test_a_run_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str], runs: Path) -> None:
     (tmp_path / "file").write_text("")
     assert main(["configs/demo.yaml", f"output_dir={tmp_path / 'file'}"]) == 2
+    assert "is a file, or a link to a folder that is not there" in capsys.readouterr().err
+    assert main(["configs/demo.yaml", f"output_dir={tmp_path / 'file' / 'runs'}"]) == 2
     assert "cannot make a run folder there" in capsys.readouterr().err
 
 

@@ -25,7 +25,7 @@ from demopsd_dist.run_record.ledger import DropReason
 from demopsd_dist.run_record.log import RunLog
 from demopsd_dist.run_record.sinks import open_sinks
 from demopsd_dist.testing import StandInLearners, World, stand_in_roles
-from demopsd_dist.training.pipelining import Coalescer, open_prefetch_queue
+from demopsd_dist.training.pipelining import open_prefetch_queue
 from demopsd_dist.training.recovery import train_with_recovery
 from demopsd_dist.training.run import RunState, Task
 from demopsd_dist.training.step_prompts import prompts_of_step
@@ -313,47 +313,6 @@ def test_a_late_group_is_dropped_and_counted(task: Task, tmp_path: Path) -> None
     for ids, batch, line in zip(requested, run.batches, run.log_of_steps(), strict=True):
         assert late not in {item.prompt.id for item in batch.items}
         assert line["rollout/groups"] == 10 - (late in ids)
-
-
-def test_items_that_arrive_during_a_call_share_the_next_call() -> None:
-    """One call at a time; results are in the order of the calls; errors are raised."""
-    calls: list[list[int]] = []
-
-    async def work(items: list[int]) -> int:
-        calls.append(items)
-        await asyncio.sleep(0.02)
-        if 13 in items:
-            raise RuntimeError("unlucky")
-        return sum(items)
-
-    async def queue(items: list[int]) -> list[int]:
-        coalescer = Coalescer(work)
-        for item in items:
-            coalescer.add(item)
-            await asyncio.sleep(0.005)
-        return await coalescer.results()
-
-    results = asyncio.run(queue(list(range(12))))
-    assert sum(results) == sum(range(12))
-    assert [item for items in calls for item in items] == list(range(12))
-    assert 1 < len(calls) < 12
-    with pytest.raises(RuntimeError, match="unlucky"):
-        asyncio.run(queue([13, 1]))
-
-
-def test_a_failed_call_ends_the_batch_at_the_next_item() -> None:
-    async def work(items: list[int]) -> int:
-        raise RuntimeError("lost")
-
-    async def run() -> None:
-        coalescer = Coalescer(work)
-        coalescer.add(1)
-        await asyncio.sleep(0.005)
-        with pytest.raises(RuntimeError, match="lost"):
-            coalescer.add(2)
-        coalescer.cancel()
-
-    asyncio.run(run())
 
 
 def test_a_collapse_is_reported_or_ends_the_run(tmp_path: Path, task: Task) -> None:

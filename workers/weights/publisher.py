@@ -22,7 +22,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from demopsd_dist.config import Config, Transport, logp_bounds
@@ -43,10 +42,7 @@ from workers.weights.transports import PublishPlan, choose_transport
 
 RolloutCall = Callable[[Handle[RolloutWorker]], Ref[R]]
 GatherCall = Callable[[Handle[LearnerWorker], int], Ref[BucketRef | None]]  # of the bucket of an index
-
-
-SLOWEST_BYTES_PER_S = 10e6
-"""Rate at which a joining worker receives weights at least, by the slowest network."""
+SLOWEST_BYTES_PER_S = 10e6  # at which a worker that joins receives weights, by the slowest network
 
 
 @dataclass(frozen=True)
@@ -178,14 +174,12 @@ class WeightPublisher:
     async def _catch_up(self, new_worker: RolloutWorkers, last: LastPublish) -> None:
         """Send the last publish to a worker that joins."""
         limits, what = self._config.limits, f"weights version {last.sent_version}"
-        call_s = limits.call_s
-        # a worker that hangs must not hold up the run for longer
-        within_s = min(call_s, 2 * limits.silence_s + sum(self.plan.sizes) / SLOWEST_BYTES_PER_S)
+        within_s = min(limits.call_s, 2 * limits.silence_s + sum(self.plan.sizes) / SLOWEST_BYTES_PER_S)  # or it hangs
         if self.transport is Transport.collective:
             await self._group.form([new_worker])
         gathering, bucket_refs = self._start_again(last, last.version)
         gathered, acks = await gather_root_cause(
-            self._learners.collect(gathering, within_s=call_s, what=what),
+            self._learners.collect(gathering, within_s=limits.call_s, what=what),
             new_worker.each(
                 lambda worker, _: worker(RolloutWorker.receive, last.sent_version, bucket_refs, self._canary),
                 within_s=within_s,
@@ -197,7 +191,7 @@ class WeightPublisher:
         if last.version != last.sent_version:
             await new_worker.each(
                 lambda worker, _: worker(RolloutWorker.mark_version, last.version),
-                within_s=call_s,
+                within_s=limits.call_s,
                 what=f"setting weights version {last.version}",
             )
 
@@ -220,8 +214,11 @@ class WeightPublisher:
     def _start_gathering(self, gather: GatherCall) -> tuple[list[PendingCall[Any]], list[Ref[Any]]]:
         """Start to gather each bucket on all learners. Only rank 0 sends: the references are to the results of its
         calls, which the receivers fetch."""
-        buckets = range(len(self.plan.buckets))
-        by_bucket = [self._learners.start(partial(_gather, gather, index)) for index in buckets]
+
+        def gather_bucket(index: int) -> list[PendingCall[BucketRef | None]]:
+            return self._learners.start(lambda worker, _: gather(worker, index))
+
+        by_bucket = [gather_bucket(index) for index in range(len(self.plan.buckets))]
         return [call for calls in by_bucket for call in calls], [calls[SENDER].ref for calls in by_bucket]
 
     def _finish_sending(self) -> list[PendingCall[None]]:
@@ -399,9 +396,5 @@ def _successes(answers: dict[int, R | LostWorkerError | BrokenGroupError]) -> di
     }
 
 
-def _gather(gather: GatherCall, index: int, worker: Handle[LearnerWorker], _: int) -> Ref[BucketRef | None]:
-    return gather(worker, index)
-
-
-def _digests(bucket_refs: Sequence[BucketRef]) -> list[str]:
-    return [bucket_ref.header.digest for bucket_ref in bucket_refs]
+def _digests(refs: Sequence[BucketRef]) -> list[str]:
+    return [ref.header.digest for ref in refs]

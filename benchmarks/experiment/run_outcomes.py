@@ -1,0 +1,88 @@
+"""Outcomes of long runs by rules that were written down before the runs: collapsed, narrowed, forgets, leaks.
+
+The rules are those of docs/experiment.md. They apply to runs that were evaluated several times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from benchmarks.experiment.run_records import Record
+
+FALL, UNREADABLE, REPEATED = 0.10, 0.10, 0.5
+"""Fall of test mean@k from the run's best, share of responses without an answer, and share of repeated 4-grams, each of
+which is a collapse."""
+NARROWED, FORGOTTEN, LEAKED = 0.03, 0.03, 0.05
+"""Falls of test pass@k and of out-of-distribution mean@k, and rise of the early-answer probe."""
+FORGETS_SINCE_STEP = 50
+Outcome = Callable[[Record, Record], bool]
+
+
+def evaluations_of(record: Record, split: str) -> list[Record]:
+    """Evaluations of a split during a run, in order."""
+    return [row for row in record.get("evaluations", []) if row["split"] == split]
+
+
+def has_collapsed(record: Record, base: Record) -> bool:
+    """Whether test mean@k has fallen by `FALL` from the run's best or below its start, or responses have no answer or
+    repeat themselves."""
+    rows = evaluations_of(record, "test")
+    best, last = max(row["mean"] for row in rows), rows[-1]
+    repeated = record["curves"].get("rollout/repeated_fraction", [0.0])[-1]
+    has_fallen = best - last["mean"] >= FALL or last["mean"] < rows[0]["mean"]
+    return has_fallen or last["unparsed"] > UNREADABLE or repeated > REPEATED
+
+
+def has_narrowed(record: Record, base: Record) -> bool:
+    """Whether test pass@k is lower than at the start."""
+    rows = evaluations_of(record, "test")
+    return rows[0]["pass"] - rows[-1]["pass"] >= NARROWED
+
+
+def has_forgotten(record: Record, base: Record) -> bool:
+    """Whether out-of-distribution mean@k is lower than after `FORGETS_SINCE_STEP` steps."""
+    rows = evaluations_of(record, "ood")
+    early = next((row for row in rows if row["step"] == FORGETS_SINCE_STEP), None)
+    return early is not None and early["mean"] - rows[-1]["mean"] > FORGOTTEN
+
+
+def has_leaked(record: Record, base: Record) -> bool:
+    """Whether the early-answer probe on test questions is higher than that of the base run with the same seed."""
+    splits = [one["summary"]["evaluation"].get("early/test") for one in (record, base)]
+    return None not in splits and splits[0]["mean"]["average"] - splits[1]["mean"]["average"] > LEAKED
+
+
+OUTCOMES: Mapping[str, Outcome] = {
+    "collapsed": has_collapsed,
+    "narrowed": has_narrowed,
+    "forgets": has_forgotten,
+    "leaks": has_leaked,
+}
+
+
+def outcome_lines(table: Mapping[str, Sequence[Record]]) -> list[str]:
+    """Lines of the page: how many of an arm's seeds have each outcome; none where runs have one or two evaluations.
+
+    Args:
+        table: records of each arm, and of `base`, the model before training with each seed.
+    """
+    bases = {record["summary"]["seed"]: record for record in table.get("base", [])}
+    runs = {
+        arm: [(record, bases[seed]) for record in records if (seed := record["summary"]["seed"]) in bases]
+        for arm, records in table.items()
+        if arm != "base" and len(evaluations_of(records[0], "test")) > 2
+    }
+    if not any(runs.values()):
+        return []
+    lines = [
+        "## Outcomes",
+        "",
+        "Seeds of each arm, by the rules of docs/experiment.md; an arm has an outcome if two of three seeds do.",
+        "",
+        "| arm | " + " | ".join(OUTCOMES) + " |",
+        "|---" * (len(OUTCOMES) + 1) + "|",
+    ]
+    for arm, pairs in runs.items():
+        counts = [sum(outcome(record, base) for record, base in pairs) for outcome in OUTCOMES.values()]
+        lines.append(f"| {arm} | " + " | ".join(f"{count} of {len(pairs)}" for count in counts) + " |")
+    return lines
