@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -218,6 +219,7 @@ def test_an_interrupt_ends_the_call_and_later_rewards_are_those_of_their_own_res
 ) -> None:
     reward = own(errors=RewardErrors.drop)
     handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    gc.disable()  # an interrupt during a callback of the collector is lost
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.3)
         with pytest.raises(KeyboardInterrupt):
@@ -225,5 +227,6 @@ def test_an_interrupt_ends_the_call_and_later_rewards_are_those_of_their_own_res
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
+        gc.enable()
     assert reward("right", QUESTION) == RewardResult(1.0)
     assert reward("x" * 1000, QUESTION) == RewardResult(1e-4)
