@@ -77,10 +77,7 @@ def is_quoted(value: str) -> bool:
     """True for a value that YAML reads as one quoted text."""
     if value.strip()[:1] not in ("'", '"'):
         return False
-    try:
-        tokens = [token for token in yaml.scan(value) if not isinstance(token, _STREAM_TOKENS)]
-    except yaml.YAMLError:
-        return False
+    tokens = _tokens(value)
     return len(tokens) == 1 and isinstance(tokens[0], yaml.ScalarToken) and not tokens[0].plain
 
 
@@ -88,12 +85,16 @@ def _comment_in(value: str) -> str:
     """The part of a YAML value after its last token that is not space; empty if there is none."""
     if "#" not in value:
         return ""
+    tokens = _tokens(value)
+    return value[max(token.end_mark.index for token in tokens) :].strip() if tokens else ""
+
+
+def _tokens(value: str) -> list[yaml.Token]:
+    """Tokens of a YAML value, without those of the stream; none where it cannot be read."""
     try:
-        ends = (token.end_mark.index for token in yaml.scan(value) if not isinstance(token, _STREAM_TOKENS))
-        end = max(ends, default=0)
+        return [token for token in yaml.scan(value) if not isinstance(token, _STREAM_TOKENS)]
     except yaml.YAMLError:
-        return ""
-    return value[end:].strip()
+        return []
 
 
 def _restore(new: DictConfig, name: str, read: Any, written: Any, kind: Any, source: str) -> None:

@@ -70,7 +70,7 @@ def test_roles_that_share_a_gpu_fit_together(capsys: pytest.CaptureFixture[str])
 
 
 def test_the_settings_of_the_fastest_split_can_be_used_in_place_of_shares(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a config with fractions of a GPU, planned on several: the printed overrides are accepted."""
+    """Overrides that the plan prints for several GPUs are accepted over a config with fractions of one GPU."""
     shared = str(DEMO.with_name("one_gpu.yaml"))
     assert main([shared, "--gpus", "4xh100"]) == 0
     (line,) = re.findall(r"Settings of the fastest split: (.*?): ", " ".join(capsys.readouterr().out.splitlines()))

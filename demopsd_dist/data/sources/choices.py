@@ -85,17 +85,22 @@ def _labelled_options(record: SourceRecord) -> tuple[list[str], list[str]]:
     if isinstance(value, dict) and isinstance(value.get("text"), list):
         texts, labels = value["text"], [str(label) for label in value.get("label") or multiple_choice.LETTERS]
     elif isinstance(value, dict):
+        # Parquet fills labels that a record does not have with null
         filled = {str(label): text for label, text in value.items() if text is not None}
-        texts, labels = (
-            list(filled.values()),
-            list(filled),
-        )  # Parquet fills labels that a record does not have with null
+        texts, labels = list(filled.values()), list(filled)
     else:
         texts, labels = value, list(multiple_choice.LETTERS)
     named = {f"{name}[{index}]": text for index, text in enumerate(texts)}
     entries = SourceRecord(named, record.where, record.source, record.number)
     options = [entries.required_text(entry).strip() for entry in named]
     return labels[: len(options)], options
+
+
+def is_in_another_text(record: SourceRecord, name: str) -> bool:
+    """True where a field is a text that another field of the record holds too, as a question that is already whole."""
+    text = record.values[name]
+    others = (value for other, value in record.values.items() if other != name and isinstance(value, str))
+    return isinstance(text, str) and any(text.strip() in other for other in others)
 
 
 def refuse_more_of_the_question(record: SourceRecord, otherwise: str) -> None:
@@ -107,11 +112,11 @@ def refuse_more_of_the_question(record: SourceRecord, otherwise: str) -> None:
     Raises:
         DataError: names the field.
     """
-    whole = "\n".join(value for value in record.values.values() if isinstance(value, str))
     for name in MORE_OF_A_QUESTION:
         value = record.values.get(name)
-        is_elsewhere = isinstance(value, str) and whole.count(value.strip()) > 1
-        if value not in (None, [], {}, "") and not isinstance(value, (int, float)) and not is_elsewhere:
+        if value in (None, [], {}, "") or isinstance(value, (int, float)):
+            continue
+        if not is_in_another_text(record, name):
             raise DataError(
                 f"{record.where}: {name!r} seems to belong to the question, and would be left out. Put all of the "
                 f"question into one field and name it in data.fields.text; {otherwise}."

@@ -42,8 +42,8 @@ class SourceRecord:
     def unread(self) -> list[str]:
         """Names of the fields that hold something and have not been read."""
         blank: tuple[object, ...] = (None, "", [], {})
-        filled = {name: value.strip() if isinstance(value, str) else value for name, value in self.values.items()}
-        return [name for name, value in filled.items() if name not in self.read and value not in blank]
+        unread = ((name, value) for name, value in self.values.items() if name not in self.read)
+        return [name for name, value in unread if (value.strip() if isinstance(value, str) else value) not in blank]
 
     def value(self, name: str) -> Any:
         """Value of a field, which then counts as read; None where it is missing. `a.b` means field b inside a."""

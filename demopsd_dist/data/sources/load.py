@@ -162,15 +162,16 @@ def load_source(data: DataConfig, split: Split, source: str) -> LoadedSource:
 
     loaded = _filter_and_count(parsed(), data, split)
     listed = ", ".join(map(str, first.values))
-    loaded = replace(
+    is_published = parse in (sciknoweval.parse, gpqa.parse)
+    return replace(
         loaded,
+        unread=Counter() if is_published else unread,
         unseen={
             name: f"data.fields.{part}={name}: no record of {source} has this field; those of the first are {listed}. "
             "Correct the name."
             for name, part in unseen.items()
         },
     )
-    return loaded if parse in (sciknoweval.parse, gpqa.parse) else replace(loaded, unread=unread)
 
 
 def load_split(data: DataConfig, split: Split) -> LoadedSource:

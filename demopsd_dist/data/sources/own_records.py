@@ -77,8 +77,7 @@ def _refuse_options(record: SourceRecord) -> None:
     """Refuse a record whose options would be left out of the question."""
     for name in choices.OPTIONS:
         options = record.values.get(name)
-        is_elsewhere = isinstance(options, str) and _is_in_another_text(options, record, name)
-        if isinstance(options, (list, dict, str)) and options and not is_elsewhere:
+        if isinstance(options, (list, dict, str)) and options and not choices.is_in_another_text(record, name):
             raise DataError(
                 f"{record.where}: the record has options in {name!r}, which data.format=records leaves out. "
                 + ("Write them as a list" if isinstance(options, str) else "Set data.format=choices")
@@ -98,12 +97,6 @@ def _refuse_options(record: SourceRecord) -> None:
             f"{record.where}: the record has options in {', '.join(several)}, which data.format=records leaves out. "
             "Write them as a list in 'choices', or name the field of the whole question in data.fields.text."
         )
-
-
-def _is_in_another_text(text: str, record: SourceRecord, name: str) -> bool:
-    """True where another field of the record holds the text too, as a question that is already whole."""
-    others = (value for other, value in record.values.items() if other != name and isinstance(value, str))
-    return any(text.strip() in other for other in others)
 
 
 def _refuse_two_parts(record: SourceRecord) -> None:

@@ -40,7 +40,7 @@ def test_a_page_stays_within_its_bounds_and_uses_them(files: int, rows: int, tok
 
 
 def test_totals_and_rare_metrics_of_a_long_run_are_whole() -> None:
-    """Of 10,000 steps a fifth is shown; sums, extremes, rare metrics and the last step are those of all."""
+    """Curves show a fifth of 10,000 steps; sums, extremes, rare metrics and the last step are those of all steps."""
     steps = [{"step": i, "time/learn_s": 10.0, "mismatch/logp_diff_max": 1e-5} for i in range(1, 10_001)]
     steps[7_777]["mismatch/logp_diff_max"] = 0.9
     steps[42]["learner/loss"] = float("nan")
