@@ -42,7 +42,6 @@ def check(config: Config) -> None:
     _check_worker_counts(config)
     _check_shared_gpus(config)
     _check_engine_capacity(config)
-    _check_early_answers(config)
     _check_determinism(config)
     check_precision(config)
     check_offload(config.learner)
@@ -280,15 +279,6 @@ def _check_engine_capacity(config: Config) -> None:
         raise ConfigError(
             f"rollout.max_batch_tokens={rollout.max_batch_tokens} is below rollout.max_batch_sequences="
             f"{rollout.max_batch_sequences}, each of which decodes a token at once. Raise it or lower the other."
-        )
-
-
-def _check_early_answers(config: Config) -> None:
-    """Check that the reward reads the form in which early answers begin."""
-    if config.evaluation.early_answer_samples and config.reward in ("boxed", "letter"):
-        raise ConfigError(
-            f"evaluation.early_answer_samples={config.evaluation.early_answer_samples} begins responses by <answer>; "
-            f"reward={config.reward} reads another form. Set it to 0, or reward to answer or auto."
         )
 
 

@@ -161,8 +161,9 @@ class EvaluationConfig:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Values that replace those of model.chat_template_kwargs in the prompts of evaluations."""
     early_answer_samples: int = setting(0, at_least=0)
-    """Number of responses to each question that begin with `<answer>`, on the test questions and on as many training
-    questions: they measure what the student knows without reasoning. Only for models that answer in that form."""
+    """Number of responses to each question that begin as an answer does in the form of `reward`, such as `<answer>` or
+    `####`, on the test questions and on as many training questions: they measure what the student knows without
+    reasoning."""
 
 
 @dataclass

@@ -72,15 +72,17 @@ def sign_fractions(responses: Sequence[str]) -> dict[str, float]:
     }
 
 
-def early_answer_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    """The same questions with a response that begins with `<answer>`, which leaves no space for reasoning.
+def early_answer_prompts(
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, opening: str = ANSWER_OPEN
+) -> list[Prompt]:
+    """The same questions with a response that begins with `opening`, which leaves no space for reasoning.
 
     It counts as outside of a thought that the chat template has opened.
 
     Accuracy at these is the early-answer probe, an unbiased estimate of the probability that the student gives the
     right answer at once. A rise over the base model on *training* questions alone means memorized answers.
     """
-    answer_tokens = np.asarray(tokenizer(ANSWER_OPEN, add_special_tokens=False)["input_ids"], dtype=np.int32)
+    answer_tokens = np.asarray(tokenizer(opening, add_special_tokens=False)["input_ids"], dtype=np.int32)
     return [
         replace(prompt, tokens=np.concatenate([prompt.tokens, answer_tokens]), opens_thought=False)
         for prompt in prompts

@@ -7,13 +7,18 @@ from dataclasses import dataclass, replace
 
 from demopsd_dist.config import Config
 from demopsd_dist.data.accuracy import AnswerGroup
-from demopsd_dist.data.leakage_signs import ANSWER_OPEN, early_answer_prompts
+from demopsd_dist.data.leakage_signs import early_answer_prompts
 from demopsd_dist.data.records import Prompt
+from demopsd_dist.data.rewards import answer_form
 from demopsd_dist.run_record import samples
 from demopsd_dist.training.evaluate import evaluate
 from demopsd_dist.training.roles import Sampling
 from demopsd_dist.training.run import Run, RunState, Task
 from demopsd_dist.training.step_prompts import evaluation_sampling
+
+UNCLOSED_ANSWER_TOKENS = 8
+"""Longest early answer in a form that nothing closes, such as `#### 12`: more would leave space for reasoning after its
+beginning."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,13 @@ def evaluation_splits(cfg: Config, task: Task) -> Iterator[EvaluationSplit]:
     sampling = evaluation_sampling(cfg)
     splits = [EvaluationSplit("test", task.test, sampling), EvaluationSplit("ood", task.ood, sampling)]
     if early := cfg.evaluation.early_answer_samples:
+        form = answer_form(cfg.reward)
+        limit = sampling.max_response_tokens
+        early_sampling = replace(
+            sampling, samples=early, max_response_tokens=limit if form.after else min(limit, UNCLOSED_ANSWER_TOKENS)
+        )
         train = [task.prompts.evaluation(prompt.question) for prompt in task.train[: len(task.test)]]
         for name, prompts in (("test", task.test), ("train", train)):
-            forced = early_answer_prompts(prompts, task.prompts.tokenizer)
-            splits.append(EvaluationSplit(f"early/{name}", forced, replace(sampling, samples=early), ANSWER_OPEN))
+            forced = early_answer_prompts(prompts, task.prompts.tokenizer, form.opening)
+            splits.append(EvaluationSplit(f"early/{name}", forced, early_sampling, form.opening))
     return (split for split in splits if split.prompts)

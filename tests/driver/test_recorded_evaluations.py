@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from demopsd_dist.config import load
 from demopsd_dist.run_record import samples
 from demopsd_dist.run_record.folder import RunFolder
+from demopsd_dist.training.evaluation_splits import evaluation_splits
 from demopsd_dist.training.run import Task
-from tests.driver.test_loop import DriverRun
+from tests.driver.test_loop import DEMO, DriverRun
 from tests.driver.test_loop import task as task  # a fixture
 
 
@@ -32,3 +36,15 @@ def test_responses_of_evaluations_are_recorded(tmp_path: Path, task: Task) -> No
     assert [path.stem for path in samples.files(folder)] == names[:2]
     DriverRun(tmp_path / "none", task, "steps=0", "samples.evaluation_questions=0")
     assert not RunFolder(tmp_path / "none" / "demo").evaluations.exists()
+
+
+@pytest.mark.parametrize(("reward", "opening", "longest"), [("boxed", "\\boxed{", 128), ("gsm8k", "####", 8)])
+def test_an_early_answer_in_the_form_of_the_reward(task: Task, reward: str, opening: str, longest: int) -> None:
+    words = [f"reward={reward}", "evaluation.early_answer_samples=2", "rollout.max_response_tokens=128"]
+    splits = {split.name: split for split in evaluation_splits(load(DEMO, words), task)}
+    assert list(splits) == ["test", "ood", "early/test", "early/train"]
+    for name, split in splits.items():
+        is_early = name.startswith("early/")
+        assert split.response_prefix == (opening if is_early else "")
+        assert split.sampling.max_response_tokens == (longest if is_early else 128)
+        assert split.sampling.samples == (2 if is_early else load(DEMO, words).evaluation.samples)

@@ -34,6 +34,10 @@ class AnswerForm:
     """The notation of an answer in a response: a function that extracts it, and the text around a bare answer.
 
     Example: `ANSWER_FORMS["boxed"].write("12")` gives `r"\\boxed{12}"`.
+
+    Attributes:
+        before: text before a bare answer.
+        after: text that closes it; empty where the answer lasts to the end of the response.
     """
 
     extract: Callable[[str], str | None]
@@ -42,6 +46,12 @@ class AnswerForm:
 
     def write(self, answer: str) -> str:
         return f"{self.before}{answer}{self.after}"
+
+    @property
+    def opening(self) -> str:
+        """Text that a response begins with to answer at once. It has no space at its end, which belongs to the token of
+        the answer."""
+        return self.before.rstrip()
 
 
 ANSWER_FORMS = {

@@ -127,11 +127,6 @@ def test_a_layout_for_one_split_or_texts_for_tasks_are_no_error() -> None:
     check_layout_has_records(load(DEMO, ["data.train=[{path: a.jsonl}]", "data.suffix=x"]).data)
 
 
-def test_an_early_answer_needs_a_reward_that_reads_it() -> None:
-    with pytest.raises(ConfigError, match="begins responses by <answer>; reward=boxed reads another form"):
-        load(DEMO, ["evaluation.early_answer_samples=2", "reward=boxed"])
-
-
 def test_an_offloaded_optimizer_needs_shards() -> None:
     words = ["learner.offload=optimizer", "learner.gpus_per_worker=1", "learner.num_workers=1"]
     load(DEMO, words)

@@ -15,6 +15,7 @@ from demopsd_dist.data.leakage_signs import (
 )
 from demopsd_dist.data.prompts import PRIVILEGED_TEMPLATE, SOLUTION_TEMPLATE, PromptBuilder
 from demopsd_dist.data.records import Question
+from demopsd_dist.data.rewards import ANSWER_FORMS
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.minisci.tasks import solution_text, work_out
 
@@ -83,3 +84,12 @@ def test_an_early_answer_prompt_ends_with_the_answer_tag() -> None:
     (forced,) = early_answer_prompts([prompt], tokenizer)
     assert tokenizer.decode(forced.tokens) == tokenizer.decode(prompt.tokens) + "<answer>"
     assert forced.question == prompt.question
+
+
+@pytest.mark.parametrize("name", ANSWER_FORMS)
+def test_an_early_answer_begins_in_the_form_of_its_reward(name: str) -> None:
+    form = ANSWER_FORMS[name]
+    assert form.opening == form.opening.strip()
+    answer = "A" if name == "letter" else "12"
+    space = form.before[len(form.opening) :]
+    assert form.extract(form.opening + space + answer + form.after) == answer
