@@ -63,6 +63,7 @@ class Experiment:
         base: config file, relative to the experiment's file.
         parallel: runs at the same time.
         compared_with: arm that is subtracted from the other arms.
+        leaks_compared_with: arm, or `base`, whose early-answer probe an arm that leaks exceeds.
         settings: overrides of all runs.
     """
 
@@ -70,6 +71,7 @@ class Experiment:
     seeds: list[int] = field(default_factory=list)
     parallel: int = 1
     compared_with: str = "demopsd"
+    leaks_compared_with: str = "base"
     settings: list[str] = field(default_factory=list)
     tuning: Tuning = field(default_factory=Tuning)
     final: FinalRuns = field(default_factory=FinalRuns)
@@ -90,10 +92,9 @@ def read_experiment(path: Path, words: Sequence[str]) -> Experiment:
     except (OmegaConfBaseException, OSError) as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
     assert isinstance(experiment, Experiment)
-    if experiment.compared_with not in experiment.arms:
-        raise ConfigError(
-            f"{path}: compared_with={experiment.compared_with} is not an arm: {', '.join(experiment.arms)}."
-        )
+    for key, arms in (("compared_with", {*experiment.arms}), ("leaks_compared_with", {"base", *experiment.arms})):
+        if (name := getattr(experiment, key)) not in arms:
+            raise ConfigError(f"{path}: {key}={name} is not an arm: {', '.join(experiment.arms)}.")
     for name, arm in experiment.arms.items():
         for other in arm.references:
             if other not in experiment.arms:

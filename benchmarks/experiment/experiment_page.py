@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.common.intervals import half_width
+from benchmarks.experiment.experiment_file import Experiment
 from benchmarks.experiment.run_outcomes import outcome_lines
 from benchmarks.experiment.run_records import Record
 
@@ -139,7 +140,7 @@ def seeds_of(table: Table) -> list[int]:
     return sorted({record["summary"]["seed"] for records in table.values() for record in records})
 
 
-def write_report(table: Table, rates: dict[str, str], compared_with: str, grid: Sequence[float], out: Path) -> None:
+def write_report(table: Table, rates: dict[str, str], experiment: Experiment, out: Path) -> None:
     """Write `seeds-0-1-2.md`, `.csv` and `.png`, named by the seeds: other seeds have files beside these."""
     columns = columns_of(table)
     stem = "seeds-" + "-".join(map(str, seeds_of(table)))
@@ -150,12 +151,13 @@ def write_report(table: Table, rates: dict[str, str], compared_with: str, grid: 
             for record in records:
                 values = ["" if (value := column(record)) is None else f"{value:.6g}" for column in columns.values()]
                 writer.writerow([arm, record["summary"]["seed"], rates.get(arm, ""), *values])
-    (out / f"{stem}.md").write_text(markdown(table, columns, rates, compared_with, grid))
+    (out / f"{stem}.md").write_text(markdown(table, columns, rates, experiment))
     plot(table, columns, out / f"{stem}.png")
 
 
-def markdown(table: Table, columns: dict[str, Column], rates: dict[str, str], compared_with: str, grid: Any) -> str:
+def markdown(table: Table, columns: dict[str, Column], rates: dict[str, str], experiment: Experiment) -> str:
     """The table of all arms, and their differences from one arm."""
+    compared_with, grid = experiment.compared_with, experiment.tuning.learning_rates
     first = next(iter(table.values()))
     test = _test_split(first[0])
     seeds = seeds_of(table)
@@ -190,7 +192,7 @@ def markdown(table: Table, columns: dict[str, Column], rates: dict[str, str], co
                 paired = difference(table, arm, compared_with, columns[name])
                 cells.append(_difference_cell(*paired, scale, digits) if paired else "–")
             lines.append(f"| {arm} | " + " | ".join(cells) + " |")
-    if outcomes := outcome_lines(table):
+    if outcomes := outcome_lines(table, experiment.leaks_compared_with):
         lines += ["", *outcomes]
     return "\n".join(lines) + "\n"
 

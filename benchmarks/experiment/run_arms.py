@@ -255,7 +255,7 @@ def run_experiment(experiment: Experiment, base: Path, out: Path, table_only: bo
     }
     table = {name: rows for name, rows in table.items() if rows}
     rates = {name: f"{load(base, [*common, *own]).learner.learning_rate:g}" for name, own in words.items()}
-    write_report(table, rates, experiment.compared_with, experiment.tuning.learning_rates, out)
+    write_report(table, rates, experiment, out)
     print(f"table and plots in {out}")
 
 

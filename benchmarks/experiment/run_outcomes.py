@@ -23,7 +23,7 @@ def evaluations_of(record: Record, split: str) -> list[Record]:
     return [row for row in record.get("evaluations", []) if row["split"] == split]
 
 
-def has_collapsed(record: Record, base: Record) -> bool:
+def has_collapsed(record: Record, other: Record) -> bool:
     """Whether test mean@k has fallen by `FALL` from the run's best or below its start, or responses have no answer or
     repeat themselves."""
     rows = evaluations_of(record, "test")
@@ -33,22 +33,22 @@ def has_collapsed(record: Record, base: Record) -> bool:
     return has_fallen or last["unparsed"] > UNREADABLE or repeated > REPEATED
 
 
-def has_narrowed(record: Record, base: Record) -> bool:
+def has_narrowed(record: Record, other: Record) -> bool:
     """Whether test pass@k is lower than at the start."""
     rows = evaluations_of(record, "test")
     return rows[0]["pass"] - rows[-1]["pass"] >= NARROWED
 
 
-def has_forgotten(record: Record, base: Record) -> bool:
+def has_forgotten(record: Record, other: Record) -> bool:
     """Whether out-of-distribution mean@k is lower than after `FORGETS_SINCE_STEP` steps."""
     rows = evaluations_of(record, "ood")
     early = next((row for row in rows if row["step"] == FORGETS_SINCE_STEP), None)
     return early is not None and early["mean"] - rows[-1]["mean"] > FORGOTTEN
 
 
-def has_leaked(record: Record, base: Record) -> bool:
-    """Whether the early-answer probe on test questions is higher than that of the base run with the same seed."""
-    splits = [one["summary"]["evaluation"].get("early/test") for one in (record, base)]
+def has_leaked(record: Record, other: Record) -> bool:
+    """Whether the early-answer probe on test questions is higher than that of the run it is compared with."""
+    splits = [one["summary"]["evaluation"].get("early/test") for one in (record, other)]
     return None not in splits and splits[0]["mean"]["average"] - splits[1]["mean"]["average"] > LEAKED
 
 
@@ -60,15 +60,16 @@ OUTCOMES: Mapping[str, Outcome] = {
 }
 
 
-def outcome_lines(table: Mapping[str, Sequence[Record]]) -> list[str]:
+def outcome_lines(table: Mapping[str, Sequence[Record]], leaks_compared_with: str) -> list[str]:
     """Lines of the page: how many of an arm's seeds have each outcome; none where runs have one or two evaluations.
 
     Args:
         table: records of each arm, and of `base`, the model before training with each seed.
+        leaks_compared_with: arm whose run with the same seed has the early-answer probe without a leak.
     """
-    bases = {record["summary"]["seed"]: record for record in table.get("base", [])}
+    others = {record["summary"]["seed"]: record for record in table.get(leaks_compared_with, [])}
     runs = {
-        arm: [(record, bases[seed]) for record in records if (seed := record["summary"]["seed"]) in bases]
+        arm: [(record, others[seed]) for record in records if (seed := record["summary"]["seed"]) in others]
         for arm, records in table.items()
         if arm != "base" and len(evaluations_of(records[0], "test")) > 2
     }
@@ -77,12 +78,13 @@ def outcome_lines(table: Mapping[str, Sequence[Record]]) -> list[str]:
     lines = [
         "## Outcomes",
         "",
-        "Seeds of each arm, by the rules of docs/experiment.md; an arm has an outcome if two of three seeds do.",
+        "Seeds of each arm, by the rules of docs/experiment.md; an arm has an outcome if most of its seeds do. Whether an "
+        f"arm leaks is by comparison with {leaks_compared_with}.",
         "",
         "| arm | " + " | ".join(OUTCOMES) + " |",
         "|---" * (len(OUTCOMES) + 1) + "|",
     ]
     for arm, pairs in runs.items():
-        counts = [sum(outcome(record, base) for record, base in pairs) for outcome in OUTCOMES.values()]
+        counts = [sum(outcome(record, other) for record, other in pairs) for outcome in OUTCOMES.values()]
         lines.append(f"| {arm} | " + " | ".join(f"{count} of {len(pairs)}" for count in counts) + " |")
     return lines

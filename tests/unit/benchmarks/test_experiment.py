@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.common.intervals import half_width
-from benchmarks.experiment.experiment_file import Experiment, read_experiment
+from benchmarks.experiment.experiment_file import Experiment, Tuning, read_experiment
 from benchmarks.experiment.experiment_page import write_report
 from benchmarks.experiment.run_arms import ArmRun, ExperimentRunner, run_experiment, tune
 from demopsd_dist.config import load
@@ -77,6 +77,7 @@ def test_a_recorded_run_is_not_run_again_and_not_taken_for_another(tmp_path: Pat
     ("word", "message"),
     [
         ("compared_with=nobody", "compared_with=nobody is not an arm: grpo,"),
+        ("leaks_compared_with=nobody", "leaks_compared_with=nobody is not an arm: grpo,"),
         ("arms.grpo.learning_rate_of=nobody", "arm grpo refers to nobody"),
         ("sedes=[1]", "sedes"),
     ],
@@ -117,7 +118,8 @@ def test_the_report_pairs_seeds_and_leaves_out_missing_values(tmp_path: Path) ->
             record(seed, 0.52 + seed / 10, teacher_leakage_nats=0.2, target_leakage_nats=0.1) for seed in (0, 1, 2)
         ],
     }
-    write_report(table, {"sdpo": "0.0002", "demopsd": "0.0004"}, "demopsd", [2e-4, 4e-4], tmp_path)
+    experiment = Experiment(tuning=Tuning(learning_rates=[2e-4, 4e-4]))
+    write_report(table, {"sdpo": "0.0002", "demopsd": "0.0004"}, experiment, tmp_path)
     text = (tmp_path / "seeds-0-1-2.md").read_text()
     assert "| sdpo | **-2.0 ± 0.0** | **-2.0 ± 0.0** | **-2.0 ± 0.0** | +0.0000 ± 0.0000 |" in text
     assert "| sdpo | 0.0002 | 60.0% ± 24.8 |" in text, "wide over seeds, narrow when paired by seed"
@@ -134,7 +136,7 @@ def test_an_experiment_without_early_answers_or_a_second_split_has_a_report(tmp_
         for each in records:
             evaluation = each["summary"]["evaluation"]
             each["summary"]["evaluation"] = {"test": evaluation["test"]}
-    write_report(table, {}, "demopsd", [], tmp_path)
+    write_report(table, {}, Experiment(), tmp_path)
     text = (tmp_path / "seeds-0-1-2.md").read_text()
     assert "| base | +0.0 ± 0.0 | +0.0 ± 0.0 | – | +0.0000 ± 0.0000 |" in text
     assert {row["ood mean@k"] for row in csv.DictReader((tmp_path / "seeds-0-1-2.csv").open())} == {""}

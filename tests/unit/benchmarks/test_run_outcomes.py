@@ -55,8 +55,16 @@ def test_the_page_counts_the_seeds_of_each_arm() -> None:
         "opsd": [run(0, ood=0.2), run(1, ood=0.2, early=0.3)],
         "grpo": [run(1), run(2, mean=0.3)],  # of seed 2 there is no base run
     }
-    lines = outcome_lines(table)
+    lines = outcome_lines(table, "base")
     assert "| opsd | 0 of 2 | 0 of 2 | 2 of 2 | 1 of 2 |" in lines
     assert "| grpo | 0 of 1 | 0 of 1 | 0 of 1 | 0 of 1 |" in lines
     short = {arm: [each | {"evaluations": each["evaluations"][:4]} for each in rows] for arm, rows in table.items()}
-    assert outcome_lines(short) == []
+    assert outcome_lines(short, "base") == []
+
+
+def test_leaks_are_counted_by_comparison_with_an_arm_of_the_same_seed() -> None:
+    table = {"base": [run(0), run(1)], "opsd": [run(0, early=0.3), run(1, early=0.3)], "grpo": [run(0, early=0.26)]}
+    assert "| opsd | 0 of 2 | 0 of 2 | 0 of 2 | 2 of 2 |" in outcome_lines(table, "base")
+    compared = outcome_lines(table, "grpo")
+    assert "| opsd | 0 of 1 | 0 of 1 | 0 of 1 | 0 of 1 |" in compared, "0.04 above grpo; of seed 1 there is no grpo run"
+    assert "| grpo | 0 of 1 | 0 of 1 | 0 of 1 | 0 of 1 |" in compared
