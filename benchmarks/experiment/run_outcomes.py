@@ -78,8 +78,8 @@ def outcome_lines(table: Mapping[str, Sequence[Record]], leaks_compared_with: st
     lines = [
         "## Outcomes",
         "",
-        "Seeds of each arm, by the rules of docs/experiment.md; an arm has an outcome if most of its seeds do. Whether an "
-        f"arm leaks is by comparison with {leaks_compared_with}.",
+        "Seeds of each arm, by the rules of docs/experiment.md; an arm has an outcome if most of its seeds do. Whether "
+        f"an arm leaks is by comparison with {leaks_compared_with}.",
         "",
         "| arm | " + " | ".join(OUTCOMES) + " |",
         "|---" * (len(OUTCOMES) + 1) + "|",
