@@ -4,12 +4,14 @@ Self-distillation needs tasks that the model solves sometimes, and more often wh
 this samples validation questions (their seed is no run's) with the student's prompt, then with the teacher's, which
 shows a right response to the same question or, where there was none, the expected answer in the form of the reward. A
 task is suitable if the model is right in 20 to 50 % of its responses, and by 30 points more often with a solution.
+`--set` changes a setting for all of them, such as the temperature.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -128,13 +130,18 @@ def measured(spec: str, config: Config, folder: Path, group: RolloutGroup, quest
     )
 
 
-def report(rows: Sequence[TaskAccuracy], config: Config) -> list[str]:
-    """Lines of the page."""
+def report(rows: Sequence[TaskAccuracy], config: Config, words: Sequence[str] = ()) -> list[str]:
+    """Lines of the page.
+
+    Args:
+        words: settings of the command line.
+    """
     settings = config.rollout
+    options = "".join(f" --set {shlex.quote(word)}" for word in words)
     lines = [
         "# Tasks for a small model",
         "",
-        f"`python -m benchmarks.tasks`: {config.model.path}, {settings.group_size} responses of at most "
+        f"`python -m benchmarks.tasks{options}`: {config.model.path}, {settings.group_size} responses of at most "
         f"{settings.max_response_tokens} tokens at temperature {settings.temperature:g} to each validation question, "
         "mean reward with the student's prompt and with a solution in it. Suitable: "
         f"{RIGHT[0]:.0%} to {RIGHT[1]:.0%} alone, and {LIFT:.0%} more with a solution.",
@@ -156,8 +163,10 @@ def main() -> None:
     parser.add_argument("tasks", nargs="*", default=CANDIDATES, metavar="task?settings", help="default: a list")
     parser.add_argument("--questions", type=int, default=24, help="questions of a task")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="a setting of the config")
+    parser.add_argument("--name", default="gym-tasks-cpu", help="name of the results' files")
     arguments = parser.parse_args()
-    config = load(CONFIG, WORDS)
+    config = load(CONFIG, [*WORDS, *arguments.set])
     folder = model_folder(config)
     config, _ = resolve_precision(config, folder)
     rows: list[TaskAccuracy] = []
@@ -171,7 +180,7 @@ def main() -> None:
                 row = rows[-1]
                 print(f"{row.alone:6.1%} {row.with_solution:6.1%} {row.seconds:5.0f} s  {row.task}", flush=True)
                 result = {"tasks": [asdict(one) for one in rows], **provenance(config)}
-                save(arguments.out, "gym-tasks-cpu", result, report(rows, config))
+                save(arguments.out, arguments.name, result, report(rows, config, arguments.set))
         finally:
             actors.stop()
 
