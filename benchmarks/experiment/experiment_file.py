@@ -18,12 +18,14 @@ class Arm:
 
     Attributes:
         settings: overrides of the run's config.
+        seeds: those of the experiment's seeds that the arm is run with; empty for all.
         alpha_max_is_mean_alpha_of: arm whose best tuning run's mean alpha is this arm's `demopsd.alpha_max`.
         learning_rate_of: arm whose learning rate this arm takes instead of tuning its own.
         learning_rate_times_one_minus_mean_alpha_of: arm whose mean alpha scales that rate by 1 - alpha.
     """
 
     settings: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
     alpha_max_is_mean_alpha_of: str | None = None
     learning_rate_of: str | None = None
     learning_rate_times_one_minus_mean_alpha_of: str | None = None
@@ -63,7 +65,7 @@ class Experiment:
         base: config file, relative to the experiment's file.
         parallel: runs at the same time.
         compared_with: arm that is subtracted from the other arms.
-        leaks_compared_with: arm, or `base`, whose early-answer probe an arm that leaks exceeds.
+        leaks_compared_with: arm, or `base`, whose early-answer probe an arm that leaks exceeds by `leak_margin`.
         settings: overrides of all runs.
     """
 
@@ -72,6 +74,7 @@ class Experiment:
     parallel: int = 1
     compared_with: str = "demopsd"
     leaks_compared_with: str = "base"
+    leak_margin: float = 0.05
     settings: list[str] = field(default_factory=list)
     tuning: Tuning = field(default_factory=Tuning)
     final: FinalRuns = field(default_factory=FinalRuns)

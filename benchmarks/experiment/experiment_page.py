@@ -192,7 +192,7 @@ def markdown(table: Table, columns: dict[str, Column], rates: dict[str, str], ex
                 paired = difference(table, arm, compared_with, columns[name])
                 cells.append(_difference_cell(*paired, scale, digits) if paired else "–")
             lines.append(f"| {arm} | " + " | ".join(cells) + " |")
-    if outcomes := outcome_lines(table, experiment.leaks_compared_with):
+    if outcomes := outcome_lines(table, experiment.leaks_compared_with, experiment.leak_margin):
         lines += ["", *outcomes]
     return "\n".join(lines) + "\n"
 

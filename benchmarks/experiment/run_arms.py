@@ -19,12 +19,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks.experiment.experiment_file import Experiment, read_experiment
 from benchmarks.experiment.experiment_page import write_report
 from benchmarks.experiment.run_records import Record, RunRecords
 from demopsd_dist.config import load, to_yaml
+from demopsd_dist.run_record import samples
+from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.util.errors import ConfigError, DemoPSDError
 from launch._command_line import exit_code_of
 from launch._processes import fenced
@@ -152,7 +155,14 @@ def results_of(folder: Path) -> dict[str, Any]:
         "summary": summary,
         "curves": {key: values for key, values in curves.items() if values},
         "evaluations": evaluations,
+        "by_question": {split: question_means(folder, split) for split in ("test", "ood")},
     }
+
+
+def question_means(folder: Path, split: str) -> list[float]:
+    """Mean reward of each question whose responses the last evaluation recorded (`samples.evaluation_questions`)."""
+    paths = sorted(path for path in samples.files(RunFolder(folder).evaluations) if path.stem.endswith(f"-{split}"))
+    return [round(fmean(row["rewards"]), 5) for row in samples.read(paths[-1])] if paths else []
 
 
 def evaluation_row(line: dict[str, Any]) -> dict[str, Any]:
@@ -247,6 +257,7 @@ def run_experiment(experiment: Experiment, base: Path, out: Path, table_only: bo
         ArmRun(f"{name}-seed{seed}", (*common, *own, f"seed={seed}"))
         for seed in experiment.seeds
         for name, own in words.items()
+        if seed in (experiment.arms[name].seeds or experiment.seeds)
     ]
     records = runner.recorded(runs) if table_only else runner.complete(runs)
     table = {

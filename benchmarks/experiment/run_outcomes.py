@@ -12,10 +12,10 @@ from benchmarks.experiment.run_records import Record
 FALL, UNREADABLE, REPEATED = 0.10, 0.10, 0.5
 """Fall of test mean@k from the run's best, share of responses without an answer, and share of repeated 4-grams, each of
 which is a collapse."""
-NARROWED, FORGOTTEN, LEAKED = 0.03, 0.03, 0.05
-"""Falls of test pass@k and of out-of-distribution mean@k, and rise of the early-answer probe."""
+NARROWED, FORGOTTEN = 0.03, 0.03
+"""Falls of test pass@k and of out-of-distribution mean@k."""
 FORGETS_SINCE_STEP = 50
-Outcome = Callable[[Record, Record], bool]
+Outcome = Callable[[Record], bool]
 
 
 def evaluations_of(record: Record, split: str) -> list[Record]:
@@ -23,7 +23,7 @@ def evaluations_of(record: Record, split: str) -> list[Record]:
     return [row for row in record.get("evaluations", []) if row["split"] == split]
 
 
-def has_collapsed(record: Record, other: Record) -> bool:
+def has_collapsed(record: Record) -> bool:
     """Whether test mean@k has fallen by `FALL` from the run's best or below its start, or responses have no answer or
     repeat themselves."""
     rows = evaluations_of(record, "test")
@@ -33,58 +33,60 @@ def has_collapsed(record: Record, other: Record) -> bool:
     return has_fallen or last["unparsed"] > UNREADABLE or repeated > REPEATED
 
 
-def has_narrowed(record: Record, other: Record) -> bool:
+def has_narrowed(record: Record) -> bool:
     """Whether test pass@k is lower than at the start."""
     rows = evaluations_of(record, "test")
     return rows[0]["pass"] - rows[-1]["pass"] >= NARROWED
 
 
-def has_forgotten(record: Record, other: Record) -> bool:
+def has_forgotten(record: Record) -> bool:
     """Whether out-of-distribution mean@k is lower than after `FORGETS_SINCE_STEP` steps."""
     rows = evaluations_of(record, "ood")
     early = next((row for row in rows if row["step"] == FORGETS_SINCE_STEP), None)
     return early is not None and early["mean"] - rows[-1]["mean"] > FORGOTTEN
 
 
-def has_leaked(record: Record, other: Record) -> bool:
-    """Whether the early-answer probe on test questions is higher than that of the run it is compared with."""
+def has_leaked(record: Record, other: Record, margin: float) -> bool:
+    """Whether the early-answer probe on test questions is higher by `margin` than that of the other run."""
     splits = [one["summary"]["evaluation"].get("early/test") for one in (record, other)]
-    return None not in splits and splits[0]["mean"]["average"] - splits[1]["mean"]["average"] > LEAKED
+    return None not in splits and splits[0]["mean"]["average"] - splits[1]["mean"]["average"] > margin
 
 
 OUTCOMES: Mapping[str, Outcome] = {
     "collapsed": has_collapsed,
     "narrowed": has_narrowed,
     "forgets": has_forgotten,
-    "leaks": has_leaked,
 }
 
 
-def outcome_lines(table: Mapping[str, Sequence[Record]], leaks_compared_with: str) -> list[str]:
+def outcome_lines(table: Mapping[str, Sequence[Record]], leaks_compared_with: str, leak_margin: float) -> list[str]:
     """Lines of the page: how many of an arm's seeds have each outcome; none where runs have one or two evaluations.
 
     Args:
         table: records of each arm, and of `base`, the model before training with each seed.
         leaks_compared_with: arm whose run with the same seed has the early-answer probe without a leak.
+        leak_margin: rise of the probe over that run's that counts as a leak.
     """
     others = {record["summary"]["seed"]: record for record in table.get(leaks_compared_with, [])}
-    runs = {
-        arm: [(record, others[seed]) for record in records if (seed := record["summary"]["seed"]) in others]
-        for arm, records in table.items()
-        if arm != "base" and len(evaluations_of(records[0], "test")) > 2
+    arms = {
+        arm: records for arm, records in table.items() if arm != "base" and len(evaluations_of(records[0], "test")) > 2
     }
-    if not any(runs.values()):
+    if not arms:
         return []
+    names = (*OUTCOMES, "leaks")
     lines = [
         "## Outcomes",
         "",
-        "Seeds of each arm, by the rules of docs/experiment.md; an arm has an outcome if most of its seeds do. Whether "
-        f"an arm leaks is by comparison with {leaks_compared_with}.",
+        "Seeds of each arm, by the rules of docs/experiment.md; an arm has an outcome if most of its seeds do. A run "
+        f"leaks if its early-answer probe exceeds that of {leaks_compared_with} by more than {leak_margin:.0%}.",
         "",
-        "| arm | " + " | ".join(OUTCOMES) + " |",
-        "|---" * (len(OUTCOMES) + 1) + "|",
+        "| arm | " + " | ".join(names) + " |",
+        "|---" * (len(names) + 1) + "|",
     ]
-    for arm, pairs in runs.items():
-        counts = [sum(outcome(record, other) for record, other in pairs) for outcome in OUTCOMES.values()]
-        lines.append(f"| {arm} | " + " | ".join(f"{count} of {len(pairs)}" for count in counts) + " |")
+    for arm, records in arms.items():
+        cells = [f"{sum(map(outcome, records))} of {len(records)}" for outcome in OUTCOMES.values()]
+        pairs = [(record, others[seed]) for record in records if (seed := record["summary"]["seed"]) in others]
+        leaks = sum(has_leaked(record, other, leak_margin) for record, other in pairs)
+        cells.append("–" if arm == leaks_compared_with else f"{leaks} of {len(pairs)}")
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return lines

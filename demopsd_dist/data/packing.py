@@ -74,8 +74,8 @@ def assign_rows(items: Sequence[T], layout: RowLayout[T], dp_size: int) -> list[
     """Rows by rank: the longest goes to the rank with the fewest tokens so far. Every item is assigned exactly once."""
     rows = layout.rows(items)
     max_tokens = sum(row.tokens for row in rows) // (2 * dp_size)
-    if any(row.tokens > max_tokens for row in rows):
-        rows = layout.rows(items, max_tokens)  # shorter ones balance better
+    if dp_size > 1 and any(row.tokens > max_tokens for row in rows):
+        rows = layout.rows(items, max_tokens)  # shorter ones balance better, and repeat prompts
     ranks: list[list[Row[T]]] = [[] for _ in range(dp_size)]
     tokens = [0] * dp_size
     for row in sorted(rows, key=lambda row: row.tokens, reverse=True):

@@ -22,6 +22,7 @@ from demopsd_dist.training.schedule import learning_rate
 from demopsd_dist.util.errors import NonFiniteLossError
 from workers.cluster.ranks import MeetingPoint, Rank
 from workers.cluster.spans import traced
+from workers.cpu_environment import cpu_environment
 from workers.forward import (
     ResponseModel,
     load_causal_lm,
@@ -58,7 +59,7 @@ def environment(config: Config) -> dict[str, str]:
     """Environment variables of a learner's process."""
     if config.learner.gpus_per_worker:
         return {}
-    return {"OMP_NUM_THREADS": str(config.learner.threads), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    return cpu_environment(config.learner.threads) | {"DS_ACCELERATOR": "cpu"}
 
 
 class LearnerWorker(StudentForwards, Sender, Rank):
@@ -106,7 +107,12 @@ class LearnerWorker(StudentForwards, Sender, Rank):
 
         model = ResponseModel(causal)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        optimizer = torch.optim.AdamW(
+            trained,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=True if self._device.type == "cpu" else None,  # on CPU torch's choice would be a loop of many passes
+        )
         if settings.zero_stage == 0:
             optimizer.register_step_pre_hook(self._clip)
         self._engine, *_ = deepspeed.initialize(

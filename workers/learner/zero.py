@@ -16,6 +16,8 @@ from workers.learner.extensions import ensure_extensions, extensions_folder, own
 from workers.learner.lora import Adapters, merge_adapters
 from workers.weights.tensor_groups import NamedTensors
 
+CPU_BUCKET_ELEMENTS = 1 << 22
+
 
 def join_process_group(settings: LearnerConfig, rank: int, meeting_point: MeetingPoint) -> None:
     """Set up DeepSpeed's process group with the other learner ranks."""
@@ -48,7 +50,12 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "managed_gradient_accumulation": False,
         # At stage 0 DeepSpeed clips but does not return the norm, so there the learner clips.
         "gradient_clipping": config.learner.max_grad_norm if config.learner.zero_stage else 0.0,
-        "zero_optimization": {"stage": config.learner.zero_stage, "overlap_comm": False, **_offloaded(config.learner)},
+        "zero_optimization": {
+            "stage": config.learner.zero_stage,
+            "overlap_comm": False,
+            **_buckets(config.learner),
+            **_offloaded(config.learner),
+        },
         "zero_allow_untested_optimizer": True,
         # Of an offloaded optimizer: torch's AdamW runs on CPU as well, and keeps the arithmetic of all other runs.
         "zero_force_ds_cpu_optimizer": False,
@@ -57,6 +64,12 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
+
+
+def _buckets(learner: LearnerConfig) -> dict[str, Any]:
+    """Part of ZeRO's settings that bounds its buffer of gradients: DeepSpeed's own of 2 GB is written once a step, and
+    on CPU comes fresh from the system each time."""
+    return {} if learner.gpus_per_worker else {"reduce_bucket_size": CPU_BUCKET_ELEMENTS}
 
 
 def _offloaded(learner: LearnerConfig) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from demopsd_dist.models.text_config import layers_with_a_state, text_config_of
 from demopsd_dist.training.roles import Sampling
 from demopsd_dist.util.errors import WeightSyncError, WorkerError
 from workers.actor_handle import Ref
+from workers.cpu_environment import cpu_environment
 from workers.rollout.start_errors import engine_start_error
 from workers.rollout.weight_loading import EngineLoading, left_to_processes
 from workers.weights.buckets import Ack, Bucket, BucketRef
@@ -40,12 +41,11 @@ def environment(config: Config) -> dict[str, str]:
     common = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     if config.rollout.gpus_per_worker:
         return common
-    return common | {
+    on_cpu = {
         "VLLM_CPU_KVCACHE_SPACE": f"{config.rollout.kv_cache_gib:g}",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(config.rollout.threads),
-        "CUDA_VISIBLE_DEVICES": "",
     }
+    return common | cpu_environment(config.rollout.threads) | on_cpu
 
 
 class RolloutWorker(Receiver):

@@ -21,6 +21,7 @@ from demopsd_dist.objective import coarsen, mixed_logits
 from demopsd_dist.util.errors import CheckpointError
 from workers.cluster.ranks import MeetingPoint, Rank, meet_on
 from workers.cluster.spans import traced
+from workers.cpu_environment import cpu_environment
 from workers.forward import (
     HEAD_CHUNK_TOKENS,
     PaddedBatch,
@@ -46,7 +47,7 @@ def environment(config: Config) -> dict[str, str]:
         return {}
     # With shards, malloc returns a gathered layer's memory to the system as soon as it is freed.
     malloc = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)} if config.teacher.shards > 1 else {}
-    return {"OMP_NUM_THREADS": str(config.teacher.threads), "CUDA_VISIBLE_DEVICES": "", **malloc}
+    return cpu_environment(config.teacher.threads) | malloc
 
 
 class TeacherWorker(Receiver, Rank):
