@@ -66,6 +66,7 @@ class Experiment:
         parallel: runs at the same time.
         compared_with: arm that is subtracted from the other arms.
         leaks_compared_with: arm, or `base`, whose early-answer probe an arm that leaks exceeds by `leak_margin`.
+        dose: alpha_max of the arms that differ in it alone, 0 for one without a gate; they have a table of their own.
         settings: overrides of all runs.
     """
 
@@ -75,6 +76,7 @@ class Experiment:
     compared_with: str = "demopsd"
     leaks_compared_with: str = "base"
     leak_margin: float = 0.05
+    dose: dict[str, float] = field(default_factory=dict)
     settings: list[str] = field(default_factory=list)
     tuning: Tuning = field(default_factory=Tuning)
     final: FinalRuns = field(default_factory=FinalRuns)
@@ -98,6 +100,8 @@ def read_experiment(path: Path, words: Sequence[str]) -> Experiment:
     for key, arms in (("compared_with", {*experiment.arms}), ("leaks_compared_with", {"base", *experiment.arms})):
         if (name := getattr(experiment, key)) not in arms:
             raise ConfigError(f"{path}: {key}={name} is not an arm: {', '.join(experiment.arms)}.")
+    if unknown := [name for name in experiment.dose if name not in experiment.arms]:
+        raise ConfigError(f"{path}: dose has {unknown[0]}, which is not an arm: {', '.join(experiment.arms)}.")
     for name, arm in experiment.arms.items():
         for other in arm.references:
             if other not in experiment.arms:

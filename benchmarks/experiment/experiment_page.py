@@ -135,6 +135,20 @@ def difference(table: Table, arm: str, other: str, column: Column) -> tuple[floa
     return (fmean(differences), half_width(differences)) if differences else None
 
 
+def question_difference(table: Table, arm: str, other: str, split: str) -> tuple[float, float] | None:
+    """Mean of arm minus other where they share one seed, test question by test question, and its half-width. None where
+    they share more seeds, or a record has no values of questions."""
+    others = {record["summary"]["seed"]: record for record in table.get(other, [])}
+    pairs = [(record, others[seed]) for record in table[arm] if (seed := record["summary"]["seed"]) in others]
+    if len(pairs) != 1:
+        return None
+    ours, theirs = (record.get("by_question", {}).get(split, []) for record in pairs[0])
+    if not ours or len(ours) != len(theirs):
+        return None
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    return fmean(differences), half_width(differences)
+
+
 def seeds_of(table: Table) -> list[int]:
     """Seeds of all records, in order."""
     return sorted({record["summary"]["seed"] for records in table.values() for record in records})
@@ -182,6 +196,11 @@ def markdown(table: Table, columns: dict[str, Column], rates: dict[str, str], ex
         "Accuracies in percentage points, with the 95 % interval of paired differences; **bold** where it excludes 0. "
         f"Of the {len(COMPARED) * (len(table) - 1)} figures here one in twenty would be bold by chance alone.",
         "",
+        *(
+            ["Mean@k of an arm with one seed is paired by question, which says nothing about other seeds.", ""]
+            if any(len(records) == 1 for records in table.values())
+            else []
+        ),
         "| arm | test | test pass@k | ood | entropy, nats |",
         "|---|---|---|---|---|",
     ]
@@ -190,6 +209,9 @@ def markdown(table: Table, columns: dict[str, Column], rates: dict[str, str], ex
             cells = []
             for name, scale, digits in COMPARED:
                 paired = difference(table, arm, compared_with, columns[name])
+                split = name.removesuffix(" mean@k")
+                if split != name and (by_question := question_difference(table, arm, compared_with, split)):
+                    paired = by_question
                 cells.append(_difference_cell(*paired, scale, digits) if paired else "–")
             lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     if outcomes := outcome_lines(table, experiment.leaks_compared_with, experiment.leak_margin):
@@ -198,6 +220,8 @@ def markdown(table: Table, columns: dict[str, Column], rates: dict[str, str], ex
 
 
 def _difference_cell(mean: float, half: float, scale: float, digits: int) -> str:
+    if half == float("inf"):  # of one seed
+        return f"{mean * scale:+.{digits}f}"
     text = f"{mean * scale:+.{digits}f} ± {half * scale:.{digits}f}"
     return f"**{text}**" if abs(mean) > half else text
 

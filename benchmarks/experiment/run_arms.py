@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.experiment.dose_page import write_dose
 from benchmarks.experiment.experiment_file import Experiment, read_experiment
 from benchmarks.experiment.experiment_page import write_report
 from benchmarks.experiment.run_records import Record, RunRecords
@@ -267,6 +268,7 @@ def run_experiment(experiment: Experiment, base: Path, out: Path, table_only: bo
     table = {name: rows for name, rows in table.items() if rows}
     rates = {name: f"{load(base, [*common, *own]).learner.learning_rate:g}" for name, own in words.items()}
     write_report(table, rates, experiment, out)
+    write_dose(table, experiment.dose, out)
     print(f"table and plots in {out}")
 
 

@@ -87,6 +87,6 @@ def outcome_lines(table: Mapping[str, Sequence[Record]], leaks_compared_with: st
         cells = [f"{sum(map(outcome, records))} of {len(records)}" for outcome in OUTCOMES.values()]
         pairs = [(record, others[seed]) for record in records if (seed := record["summary"]["seed"]) in others]
         leaks = sum(has_leaked(record, other, leak_margin) for record, other in pairs)
-        cells.append("–" if arm == leaks_compared_with else f"{leaks} of {len(pairs)}")
+        cells.append(f"{leaks} of {len(pairs)}" if pairs and arm != leaks_compared_with else "–")
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return lines

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.common.intervals import half_width
+from benchmarks.experiment.dose_page import write_dose
 from benchmarks.experiment.experiment_file import Experiment, Tuning, read_experiment
 from benchmarks.experiment.experiment_page import write_report
 from benchmarks.experiment.run_arms import ArmRun, ExperimentRunner, run_experiment, tune
@@ -79,6 +80,7 @@ def test_a_recorded_run_is_not_run_again_and_not_taken_for_another(tmp_path: Pat
     ("word", "message"),
     [
         ("compared_with=nobody", "compared_with=nobody is not an arm: grpo,"),
+        ("dose={nobody: 1}", "dose has nobody, which is not an arm: grpo,"),
         ("leaks_compared_with=nobody", "leaks_compared_with=nobody is not an arm: grpo,"),
         ("arms.grpo.learning_rate_of=nobody", "arm grpo refers to nobody"),
         ("sedes=[1]", "sedes"),
@@ -176,8 +178,42 @@ def test_a_table_of_the_runs_so_far(tmp_path: Path, capsys: pytest.CaptureFixtur
     )
     text = (tmp_path / "seeds-0-1.md").read_text()
     assert "Fewer seeds so far: grpo 1." in text
-    assert "| grpo | +30.0 ± inf | +30.0 ± inf |" in text, "0.9 against 0.6, of seed 1"
+    assert "| grpo | +30.0 | +30.0 |" in text, "0.9 against 0.6, of seed 1"
     with (tmp_path / "seeds-0-1.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["test fall from it"] for row in rows] == ["0.2"] * 3
     assert (tmp_path / "seeds-0-1.png").stat().st_size > 10_000
+
+
+def test_arms_of_one_seed_are_paired_by_question(tmp_path: Path) -> None:
+    table = {arm: [record(0, 0.3)] for arm in ("base", "sdpo", "demopsd")}
+    table["demopsd"][0]["by_question"] = {"test": [0.0, 0.5, 0.5, 1.0]}
+    table["sdpo"][0]["by_question"] = {"test": [0.25, 0.5, 0.75, 1.0]}
+    write_report(table, {}, Experiment(), tmp_path)
+    text = (tmp_path / "seeds-0.md").read_text()
+    assert "| sdpo | +12.5 ± 23.0 | +0.0 | +0.0 | +0.0000 |" in text
+    assert "| base | +0.0 | +0.0 | +0.0 | +0.0000 |" in text
+    assert "inf" not in text
+    several = {arm: [record(seed, 0.3) for seed in (0, 1)] for arm in ("base", "demopsd")}
+    write_report(several, {}, Experiment(), tmp_path)
+    assert "paired by question" not in (tmp_path / "seeds-0-1.md").read_text()
+
+
+def test_the_dose_has_the_seeds_that_all_its_arms_have(tmp_path: Path) -> None:
+    table = {
+        "demopsd": [record(seed, accuracy, alpha_mean=0.02) for seed, accuracy in ((0, 0.4), (1, 0.8))],
+        "sdpo": [record(seed, accuracy) for seed, accuracy in ((0, 0.3), (1, 0.9))],
+        "half": [record(0, 0.6, alpha_mean=0.07)],
+    }
+    write_dose(table, {"half": 0.5, "demopsd": 0.15, "sdpo": 0.0, "absent": 1.0}, tmp_path)
+    rows = [line.split(" | ")[:4] for line in (tmp_path / "dose.md").read_text().splitlines()[-3:]]
+    assert rows == [
+        ["| 0", "sdpo", "–", "30.0%"],
+        ["| 0.15", "demopsd", "0.02", "40.0%"],
+        ["| 0.5", "half", "0.07", "60.0%"],
+    ]
+    assert (tmp_path / "dose.png").stat().st_size > 0
+    (tmp_path / "dose.md").unlink()
+    write_dose(table, {"demopsd": 0.15, "absent": 1.0}, tmp_path)
+    write_dose({"a": [record(0, 0.3)], "b": [record(1, 0.3)]}, {"a": 0.0, "b": 0.5}, tmp_path)
+    assert not (tmp_path / "dose.md").exists()
