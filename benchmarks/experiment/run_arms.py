@@ -253,13 +253,13 @@ def run_experiment(experiment: Experiment, base: Path, out: Path, table_only: bo
     runner = ExperimentRunner(experiment, base, out, table_only)
     _, words = tune(runner)
     common = (*experiment.settings, *experiment.final.settings)
-    runs = [ArmRun(f"base-seed{seed}", (*common, "steps=0", f"seed={seed}")) for seed in experiment.seeds]
-    runs += [
+    runs = [
         ArmRun(f"{name}-seed{seed}", (*common, *own, f"seed={seed}"))
         for seed in experiment.seeds
         for name, own in words.items()
         if seed in (experiment.arms[name].seeds or experiment.seeds)
     ]
+    runs += [ArmRun(f"base-seed{seed}", (*common, "steps=0", f"seed={seed}")) for seed in experiment.seeds]
     records = runner.recorded(runs) if table_only else runner.complete(runs)
     table = {
         name: [records[run] for seed in experiment.seeds if (run := f"{name}-seed{seed}") in records]
