@@ -152,6 +152,14 @@ def test_every_sample_is_in_one_shard_and_ranks_have_equal_micro_batches(
     assert max(loads) - min(loads) <= max(map(nodes, rows), default=0)
 
 
+def test_rows_are_cut_to_balance_ranks_and_never_for_one() -> None:
+    """Four responses of 10 tokens to a prompt of 50: one row, or for two ranks rows that repeat the prompt."""
+    items = [scored("q", 50, 10) for _ in range(4)]
+    (rank,) = packed(items, 1, 300, 200).shards
+    assert [[len(row) for row in micro] for micro in rank] == [[4]]
+    assert [sum(len(row) for micro in rank for row in micro) for rank in packed(items, 2, 300, 200).shards] == [2, 2]
+
+
 def nodes(row: Sequence[ScoredExample]) -> int:
     return len(build_prefix_tree([item.example.student_input for item in row]).tokens_L)
 
