@@ -123,7 +123,7 @@ async def evaluate_with_ray(config: Config, folder: Path, task: Task) -> dict[st
             print(error.full_text, file=sys.stderr)  # an evaluation has no run folder for the text
             raise
         return {
-            split.name: await evaluate(rollouts, split.prompts, split.sampling, task.reward, split.response_prefix)
+            split.name: await evaluate(rollouts, split.prompts, split.sampling, task.reward, split.form)
             for split in evaluation_splits(config, task)
         }
     finally:

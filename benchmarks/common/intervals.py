@@ -23,6 +23,15 @@ def half_width(values: Sequence[float]) -> float:
     return student_t(len(values) - 1) * stdev(values) / len(values) ** 0.5
 
 
+def half_width_of_average(groups: Sequence[Sequence[float]]) -> float:
+    """Half-width of the 95 % interval of the average of the groups' means, each counting once. Infinite if a group has
+    one value."""
+    if min(map(len, groups)) < 2:
+        return float("inf")
+    error = sum(variance(values) / len(values) for values in groups) ** 0.5 / len(groups)
+    return student_t(sum(len(values) - 1 for values in groups)) * error
+
+
 @dataclass(frozen=True)
 class RatioInterval:
     """Ratio of two means, with its 95 % interval."""

@@ -24,7 +24,8 @@ PLOTTED = ("test mean@k", "ood mean@k", "entropy, nats", "I(answer), target, nat
 
 
 def write_dose(table: Table, doses: Mapping[str, float], out: Path) -> None:
-    """Write `dose.md` and `dose.png`: means over the seeds that all these arms have. Nothing if two of them share none.
+    """Write `dose-seed-0.md` and `.png`, named by the seeds that all these arms have: means over them, or nothing where
+    they share none.
 
     Args:
         doses: alpha_max of each arm; 0 for one without a gate.
@@ -47,8 +48,7 @@ def write_dose(table: Table, doses: Mapping[str, float], out: Path) -> None:
     lines = [
         "# The dose of alpha",
         "",
-        f"Means over seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}. With one seed, "
-        "differences of a few points are noise.",
+        "One seed: differences of a few points are noise." if len(seeds) == 1 else f"Means over {len(seeds)} seeds.",
         "",
         "| alpha at most | arm | " + " | ".join(COLUMNS) + " |",
         "|---" * (len(COLUMNS) + 2) + "|",
@@ -57,8 +57,9 @@ def write_dose(table: Table, doses: Mapping[str, float], out: Path) -> None:
             for dose, arm, values in rows
         ),
     ]
-    (out / "dose.md").write_text("\n".join(lines) + "\n")
-    plot_dose([(dose, values) for dose, _, values in rows], out / "dose.png")
+    stem = f"dose-seed{'s' if len(seeds) > 1 else ''}-" + "-".join(map(str, sorted(seeds)))
+    (out / f"{stem}.md").write_text("\n".join(lines) + "\n")
+    plot_dose([(dose, values) for dose, _, values in rows], out / f"{stem}.png")
 
 
 def plot_dose(rows: list[tuple[float, dict[str, float | None]]], path: Path) -> None:

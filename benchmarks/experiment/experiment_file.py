@@ -65,7 +65,8 @@ class Experiment:
         base: config file, relative to the experiment's file.
         parallel: runs at the same time.
         compared_with: arm that is subtracted from the other arms.
-        leaks_compared_with: arm, or `base`, whose early-answer probe an arm that leaks exceeds by `leak_margin`.
+        leaks_compared_with: arm, or `base`: a run leaks if its early-answer probe is more than `leak_margin` above
+            that of this arm's run with the same seed.
         dose: alpha_max of the arms that differ in it alone, 0 for one without a gate; they have a table of their own.
         settings: overrides of all runs.
     """

@@ -8,13 +8,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.common.intervals import half_width
+from benchmarks.common.intervals import half_width, half_width_of_average
 from benchmarks.experiment.experiment_file import Experiment
 from benchmarks.experiment.run_outcomes import outcome_lines
 from benchmarks.experiment.run_records import Record
 
 Table = dict[str, list[Record]]
-"""Records of each arm, one a seed, with the same seeds for all arms."""
+"""Records of each arm, one a seed; an arm may have fewer seeds than others."""
 Column = Callable[[Record], float | None]
 """Value of a record in one column; None where the experiment did not measure it."""
 
@@ -136,17 +136,21 @@ def difference(table: Table, arm: str, other: str, column: Column) -> tuple[floa
 
 
 def question_difference(table: Table, arm: str, other: str, split: str) -> tuple[float, float] | None:
-    """Mean of arm minus other where they share one seed, test question by test question, and its half-width. None where
-    they share more seeds, or a record has no values of questions."""
+    """Mean of arm minus other where they share one seed, question by question and averaged over the fields as mean@k
+    is, and its half-width. None where they share more seeds, or not all questions of the split are in the records."""
     others = {record["summary"]["seed"]: record for record in table.get(other, [])}
     pairs = [(record, others[seed]) for record in table[arm] if (seed := record["summary"]["seed"]) in others]
     if len(pairs) != 1:
         return None
     ours, theirs = (record.get("by_question", {}).get(split, []) for record in pairs[0])
-    if not ours or len(ours) != len(theirs):
+    evaluation = pairs[0][0]["summary"]["evaluation"].get(split)
+    if evaluation is None or not len(ours) == len(theirs) == evaluation["questions"]:
         return None
-    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    return fmean(differences), half_width(differences)
+    differences: dict[str, list[float]] = {}
+    for (field, mean), (_, other_mean) in zip(ours, theirs, strict=True):
+        differences.setdefault(field, []).append(mean - other_mean)
+    of_fields = list(differences.values())
+    return fmean(map(fmean, of_fields)), half_width_of_average(of_fields)
 
 
 def seeds_of(table: Table) -> list[int]:
@@ -175,7 +179,8 @@ def markdown(table: Table, columns: dict[str, Column], rates: dict[str, str], ex
     first = next(iter(table.values()))
     test = _test_split(first[0])
     seeds = seeds_of(table)
-    fewer = [f"{arm} {len(records)}" for arm, records in table.items() if len(records) < len(seeds)]
+    planned = {arm: len(experiment.arms[arm].seeds or seeds) for arm in table if arm in experiment.arms}
+    fewer = [f"{arm} {len(records)}" for arm, records in table.items() if len(records) < planned.get(arm, len(seeds))]
     chosen = (
         f"Each arm's learning rate was chosen among {', '.join(f'{rate:g}' for rate in grid)} on validation questions, "
         "with another seed."
@@ -193,30 +198,41 @@ def markdown(table: Table, columns: dict[str, Column], rates: dict[str, str], ex
         "",
         f"## Difference from {compared_with}, seed by seed",
         "",
-        "Accuracies in percentage points, with the 95 % interval of paired differences; **bold** where it excludes 0. "
-        f"Of the {len(COMPARED) * (len(table) - 1)} figures here one in twenty would be bold by chance alone.",
-        "",
-        *(
-            ["Mean@k of an arm with one seed is paired by question, which says nothing about other seeds.", ""]
-            if any(len(records) == 1 for records in table.values())
-            else []
-        ),
-        "| arm | test | test pass@k | ood | entropy, nats |",
-        "|---|---|---|---|---|",
+        *_differences(table, columns, compared_with),
     ]
-    for arm in table:
-        if arm != compared_with:
-            cells = []
-            for name, scale, digits in COMPARED:
-                paired = difference(table, arm, compared_with, columns[name])
-                split = name.removesuffix(" mean@k")
-                if split != name and (by_question := question_difference(table, arm, compared_with, split)):
-                    paired = by_question
-                cells.append(_difference_cell(*paired, scale, digits) if paired else "–")
-            lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     if outcomes := outcome_lines(table, experiment.leaks_compared_with, experiment.leak_margin):
         lines += ["", *outcomes]
     return "\n".join(lines) + "\n"
+
+
+def _differences(table: Table, columns: dict[str, Column], compared_with: str) -> list[str]:
+    """Rows of the arms with their differences from one, and the text above them."""
+    rows, intervals, by_question = [], 0, False
+    for arm in table:
+        if arm == compared_with:
+            continue
+        cells = []
+        for name, scale, digits in COMPARED:
+            paired = difference(table, arm, compared_with, columns[name])
+            split = name.removesuffix(" mean@k")
+            if split != name and (of_questions := question_difference(table, arm, compared_with, split)):
+                paired, by_question = of_questions, True
+            intervals += paired is not None and paired[1] < float("inf")
+            cells.append(_difference_cell(*paired, scale, digits) if paired else "–")
+        rows.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return [
+        "Accuracies in percentage points, with the 95 % interval of paired differences; **bold** where it excludes 0. "
+        f"Of the {intervals} intervals here one in twenty would be bold by chance alone."
+        + (
+            " Arms that share one seed have their mean@k paired by question, which says nothing about other seeds."
+            if by_question
+            else ""
+        ),
+        "",
+        "| arm | test | test pass@k | ood | entropy, nats |",
+        "|---|---|---|---|---|",
+        *rows,
+    ]
 
 
 def _difference_cell(mean: float, half: float, scale: float, digits: int) -> str:

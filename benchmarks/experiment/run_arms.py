@@ -160,10 +160,12 @@ def results_of(folder: Path) -> dict[str, Any]:
     }
 
 
-def question_means(folder: Path, split: str) -> list[float]:
-    """Mean reward of each question whose responses the last evaluation recorded (`samples.evaluation_questions`)."""
+def question_means(folder: Path, split: str) -> list[list[Any]]:
+    """Field and mean reward of each question whose responses the last evaluation recorded
+    (`samples.evaluation_questions`)."""
     paths = sorted(path for path in samples.files(RunFolder(folder).evaluations) if path.stem.endswith(f"-{split}"))
-    return [round(fmean(row["rewards"]), 5) for row in samples.read(paths[-1])] if paths else []
+    rows = samples.read(paths[-1]) if paths else []
+    return [[row["field"], round(fmean(row["rewards"]), 5)] for row in rows]
 
 
 def evaluation_row(line: dict[str, Any]) -> dict[str, Any]:
@@ -242,7 +244,7 @@ def tune(runner: ExperimentRunner) -> tuple[dict[str, Record], dict[str, list[st
 
 
 def run_experiment(experiment: Experiment, base: Path, out: Path, table_only: bool = False) -> None:
-    """Tune and train all arms, then write table, CSV and plots to `out`.
+    """Tune and train all arms, then write tables, CSV and plots to `out`.
 
     Args:
         table_only: run nothing; missing runs are named, and the table has the others.

@@ -77,8 +77,8 @@ def outcome_lines(table: Mapping[str, Sequence[Record]], leaks_compared_with: st
     lines = [
         "## Outcomes",
         "",
-        "Seeds of each arm, by the rules of docs/experiment.md; an arm has an outcome if most of its seeds do. A run "
-        f"leaks if its early-answer probe exceeds that of {leaks_compared_with} by more than {leak_margin:.0%}.",
+        "Seeds of each arm, by the rules of docs/experiment.md; an arm has an outcome if most of its seeds do. A "
+        f"run leaks if its early-answer probe is over {100 * leak_margin:.0f} points above {leaks_compared_with}'s.",
         "",
         "| arm | " + " | ".join(names) + " |",
         "|---" * (len(names) + 1) + "|",

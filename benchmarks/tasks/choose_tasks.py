@@ -36,6 +36,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "smollm2.yaml"
 REWARD = "gsm8k"
 WORDS = ["rollout.prompts_per_step=1", f"reward={REWARD}", "data.suffix=' Give the final number on the last line.'"]
+NAME, QUESTIONS = "gym-tasks-cpu", 24
 VALIDATION_SEED = 90_000
 RIGHT, LIFT = (0.2, 0.5), 0.3
 CANDIDATES = (
@@ -130,18 +131,21 @@ def measured(spec: str, config: Config, folder: Path, group: RolloutGroup, quest
     )
 
 
-def report(rows: Sequence[TaskAccuracy], config: Config, words: Sequence[str] = ()) -> list[str]:
+def report(rows: Sequence[TaskAccuracy], config: Config, tasks: Sequence[str], options: Sequence[str]) -> list[str]:
     """Lines of the page.
 
     Args:
-        words: settings of the command line.
+        tasks: tasks that the command measures; more than `rows` as long as it runs.
+        options: the command's other words.
     """
     settings = config.rollout
-    options = "".join(f" --set {shlex.quote(word)}" for word in words)
+    given = [] if tuple(tasks) == CANDIDATES else tasks
+    command = " ".join(["python -m benchmarks.tasks", *map(shlex.quote, [*options, *given])])
+    measured_so_far = f"; {len(rows)} of {len(tasks)} tasks so far" if len(rows) < len(tasks) else ""
     lines = [
         "# Tasks for a small model",
         "",
-        f"`python -m benchmarks.tasks{options}`: {config.model.path}, {settings.group_size} responses of at most "
+        f"`{command}`{measured_so_far}. {config.model.path}, {settings.group_size} responses of at most "
         f"{settings.max_response_tokens} tokens at temperature {settings.temperature:g} to each validation question, "
         "mean reward with the student's prompt and with a solution in it. Suitable: "
         f"{RIGHT[0]:.0%} to {RIGHT[1]:.0%} alone, and {LIFT:.0%} more with a solution.",
@@ -161,12 +165,15 @@ def main() -> None:
     """Command line of the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", default=CANDIDATES, metavar="task?settings", help="default: a list")
-    parser.add_argument("--questions", type=int, default=24, help="questions of a task")
+    parser.add_argument("--questions", type=int, default=QUESTIONS, help="questions of a task")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="a setting of the config")
-    parser.add_argument("--name", default="gym-tasks-cpu", help="name of the results' files")
+    parser.add_argument("--name", default=NAME, help="name of the results' files")
     arguments = parser.parse_args()
     config = load(CONFIG, [*WORDS, *arguments.set])
+    options = [word for one in arguments.set for word in ("--set", one)]
+    options += ["--name", arguments.name] if arguments.name != NAME else []
+    options += ["--questions", str(arguments.questions)] if arguments.questions != QUESTIONS else []
     folder = model_folder(config)
     config, _ = resolve_precision(config, folder)
     rows: list[TaskAccuracy] = []
@@ -180,7 +187,7 @@ def main() -> None:
                 row = rows[-1]
                 print(f"{row.alone:6.1%} {row.with_solution:6.1%} {row.seconds:5.0f} s  {row.task}", flush=True)
                 result = {"tasks": [asdict(one) for one in rows], **provenance(config)}
-                save(arguments.out, arguments.name, result, report(rows, config, arguments.set))
+                save(arguments.out, arguments.name, result, report(rows, config, arguments.tasks, options))
         finally:
             actors.stop()
 

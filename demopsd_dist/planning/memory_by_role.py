@@ -16,7 +16,8 @@ from demopsd_dist.planning.workload import Split, Workload
 
 HEAD_SLICE_TOKENS = 2048  # tokens whose logits the teacher computes at once
 LIVE_PARAMETERS = 1e9  # most elements that ZeRO-3 has gathered at one time
-REDUCED_PARAMETERS = 5e8  # most elements in the buffer in which ZeRO-2 and 3 reduce gradients
+REDUCED_PARAMETERS = 5e8  # most elements in the buffer in which ZeRO-2 and 3 reduce gradients on GPUs
+CPU_REDUCED_PARAMETERS = float(1 << 22)  # the same on CPU, as workers/learner/zero.py sets it; or the largest tensor
 UNFUSED_LOGITS = 4  # float32 tensors [tokens, vocabulary] that an unfused loss holds
 
 
@@ -123,7 +124,8 @@ def learner_footprint(workload: Workload, power: Power, ranks: int) -> Footprint
         **_shared_segment(workload, power),
     )
     # Stage 1 keeps gradients until the step, stages 2 and 3 until they are reduced.
-    buffered = {0: 0.0, 1: trained}.get(stage, min(trained, REDUCED_PARAMETERS))
+    bucket = max(CPU_REDUCED_PARAMETERS, workload.shape.head) if power.device.shared else REDUCED_PARAMETERS
+    buffered = {0: 0.0, 1: trained}.get(stage, min(trained, bucket))
     batches = [batch for rank in learner_batches(workload, ranks) for batch in rank]
     activations = max((saved_activation_bytes(workload, batch) for batch in batches), default=0.0)
     head = workload.shape.head

@@ -18,8 +18,8 @@ from demopsd_dist.data.accuracy import (
     pass_sizes,
 )
 from demopsd_dist.data.leakage_signs import sign_fractions
-from demopsd_dist.data.records import Prompt, RewardResult
-from demopsd_dist.data.rewards import Reward, same_answer
+from demopsd_dist.data.records import Prompt, RewardResult, Rollout
+from demopsd_dist.data.rewards import AnswerForm, Reward, same_answer
 from demopsd_dist.training.roles import Rollouts, Sampling
 
 
@@ -51,17 +51,18 @@ async def evaluate(
     prompts: Sequence[Prompt],
     sampling: Sampling,
     reward: Reward,
-    prefix: str = "",
+    begun: AnswerForm | None = None,
     keep: Callable[[Prompt, Sequence[str], AnswerGroup], None] | None = None,
 ) -> Evaluation:
     """Sample `sampling.samples` responses for each prompt and reward them.
 
     Args:
-        prefix: text at the end of each prompt that counts as the beginning of the response.
+        begun: form of the answer whose beginning ends each prompt. Such a response counts up to the end of its first
+            answer.
         keep: called for each prompt with the texts of its responses, and their answers and rewards.
     """
     groups = await rollouts.sample(prompts, sampling)
-    texts = [[prefix + rollout.full_text for rollout in group] for group in groups]
+    texts = [[_text_of(rollout, begun) for rollout in group] for group in groups]
     results = [
         [reward.result_of(text, prompt.question) for text in group]
         for prompt, group in zip(prompts, texts, strict=True)
@@ -102,6 +103,10 @@ async def evaluate(
             "response": texts[0][0],
         },
     )
+
+
+def _text_of(rollout: Rollout, begun: AnswerForm | None) -> str:
+    return begun.first_answer(begun.opening + rollout.full_text) if begun else rollout.full_text
 
 
 def evaluation_from_record(record: dict[str, Any]) -> Evaluation:

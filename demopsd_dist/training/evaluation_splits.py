@@ -9,7 +9,7 @@ from demopsd_dist.config import Config
 from demopsd_dist.data.accuracy import AnswerGroup
 from demopsd_dist.data.leakage_signs import early_answer_prompts
 from demopsd_dist.data.records import Prompt
-from demopsd_dist.data.rewards import answer_form
+from demopsd_dist.data.rewards import AnswerForm, answer_form
 from demopsd_dist.run_record import samples
 from demopsd_dist.training.evaluate import evaluate
 from demopsd_dist.training.roles import Sampling
@@ -17,8 +17,7 @@ from demopsd_dist.training.run import Run, RunState, Task
 from demopsd_dist.training.step_prompts import evaluation_sampling
 
 UNCLOSED_ANSWER_TOKENS = 8
-"""Longest early answer in a form that nothing closes, such as `#### 12`: more would leave space for reasoning after its
-beginning."""
+"""Longest early answer in a form that nothing closes, such as `#### 12`."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class EvaluationSplit:
     name: str
     prompts: Sequence[Prompt]
     sampling: Sampling
-    response_prefix: str = ""  # text at the end of the prompts that counts as the beginning of each response
+    form: AnswerForm | None = None  # of the answer that is begun at the end of the prompts, for each response to finish
 
 
 async def evaluate_splits(run: Run, state: RunState) -> None:
@@ -42,7 +41,7 @@ async def evaluate_splits(run: Run, state: RunState) -> None:
 async def _evaluate_splits(run: Run, state: RunState) -> None:
     for split in evaluation_splits(run.cfg, run.task):
         rows: list[samples.Row] = []
-        limit = 0 if split.response_prefix else run.cfg.samples.evaluation_questions
+        limit = 0 if split.form else run.cfg.samples.evaluation_questions
 
         def keep(
             prompt: Prompt, texts: Sequence[str], group: AnswerGroup, rows: list = rows, limit: int = limit
@@ -52,7 +51,7 @@ async def _evaluate_splits(run: Run, state: RunState) -> None:
 
         with run.log.timed("evaluate"):
             result = await evaluate(
-                run.roles.rollouts, split.prompts, split.sampling, run.task.reward, split.response_prefix, keep
+                run.roles.rollouts, split.prompts, split.sampling, run.task.reward, split.form, keep
             )
         if rows:
             samples.write_evaluation(run.log.folder.evaluations, state.step, split.name, rows)
@@ -75,8 +74,10 @@ def evaluation_splits(cfg: Config, task: Task) -> Iterator[EvaluationSplit]:
         early_sampling = replace(
             sampling, samples=early, max_response_tokens=limit if form.after else min(limit, UNCLOSED_ANSWER_TOKENS)
         )
-        train = [task.prompts.evaluation(prompt.question) for prompt in task.train[: len(task.test)]]
+        count = min(len(task.train), len(task.test))
+        spread = [task.train[i * len(task.train) // count] for i in range(count)]  # a list of tasks is in their order
+        train = [task.prompts.evaluation(prompt.question) for prompt in spread]
         for name, prompts in (("test", task.test), ("train", train)):
             forced = early_answer_prompts(prompts, task.prompts.tokenizer, form.opening)
-            splits.append(EvaluationSplit(f"early/{name}", forced, early_sampling, form.opening))
+            splits.append(EvaluationSplit(f"early/{name}", forced, early_sampling, form))
     return (split for split in splits if split.prompts)

@@ -45,6 +45,16 @@ def test_an_early_answer_in_the_form_of_the_reward(task: Task, reward: str, open
     assert list(splits) == ["test", "ood", "early/test", "early/train"]
     for name, split in splits.items():
         is_early = name.startswith("early/")
-        assert split.response_prefix == (opening if is_early else "")
+        assert (split.form.opening if split.form else None) == (opening if is_early else None)
         assert split.sampling.max_response_tokens == (longest if is_early else 128)
         assert split.sampling.samples == (2 if is_early else load(DEMO, words).evaluation.samples)
+
+
+def test_the_training_questions_of_the_early_answer_come_from_all_parts_of_the_data(task: Task) -> None:
+    splits = evaluation_splits(load(DEMO, ["evaluation.early_answer_samples=2"]), task)
+    (early,) = [split for split in splits if split.name == "early/train"]
+    ids = [prompt.question.id for prompt in task.train]
+    chosen = [ids.index(prompt.question.id) for prompt in early.prompts]
+    assert len(chosen) == len(task.test) < len(ids)
+    assert chosen == sorted(set(chosen))
+    assert chosen[-1] >= len(ids) - len(ids) / len(chosen) - 1

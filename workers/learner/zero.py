@@ -17,6 +17,7 @@ from workers.learner.lora import Adapters, merge_adapters
 from workers.weights.tensor_groups import NamedTensors
 
 CPU_BUCKET_ELEMENTS = 1 << 22
+"""Elements of the buffer in which ZeRO reduces gradients on CPU; a larger tensor is reduced by itself."""
 
 
 def join_process_group(settings: LearnerConfig, rank: int, meeting_point: MeetingPoint) -> None:
@@ -57,7 +58,7 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
             **_offloaded(config.learner),
         },
         "zero_allow_untested_optimizer": True,
-        # Of an offloaded optimizer: torch's AdamW runs on CPU as well, and keeps the arithmetic of all other runs.
+        # Of an offloaded optimizer: torch's AdamW runs on CPU as well, with the arithmetic of runs on GPUs.
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": config.model.precision is Precision.bfloat16},
         "data_types": {"grad_accum_dtype": "fp32"},  # a bfloat16 sum over micro-batches would lose small gradients
@@ -67,8 +68,8 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
 
 
 def _buckets(learner: LearnerConfig) -> dict[str, Any]:
-    """Part of ZeRO's settings that bounds its buffer of gradients: DeepSpeed's own of 2 GB is written once a step, and
-    on CPU comes fresh from the system each time."""
+    """Part of ZeRO's settings that bounds its buffer of gradients. DeepSpeed's own has space for 500 million elements,
+    whose pages a CPU takes from the system again in every step."""
     return {} if learner.gpus_per_worker else {"reduce_bucket_size": CPU_BUCKET_ELEMENTS}
 
 

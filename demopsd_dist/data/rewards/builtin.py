@@ -49,9 +49,28 @@ class AnswerForm:
 
     @property
     def opening(self) -> str:
-        """Text that a response begins with to answer at once. It has no space at its end, which belongs to the token of
-        the answer."""
+        """Text that a response begins with to answer at once. Tokenizers join a space with the word after it, so there
+        is none at its end; where they join `{` with what follows, as in `\\boxed{\\frac`, such answers are less likely
+        than they should be."""
         return self.before.rstrip()
+
+    def first_answer(self, response: str) -> str:
+        """The response up to the end of its first answer: the text that closes it, or else the end of the line.
+
+        Args:
+            response: begins with `opening`.
+        """
+        if not self.after:
+            return response.partition("\n")[0]
+        if self.after != "}":
+            answer, closed, _ = response.partition(self.after)
+            return answer + closed
+        depth = 0
+        for i, character in enumerate(response):
+            depth += (character == "{") - (character == "}")
+            if character == "}" and depth <= 0:
+                return response[: i + 1]
+        return response
 
 
 ANSWER_FORMS = {

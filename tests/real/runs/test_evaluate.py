@@ -45,9 +45,7 @@ def evaluate_here(roles: RealRoles, *words: str) -> dict:
     roles.restart()
     results = {
         split.name: asdict(
-            asyncio.run(
-                evaluate(roles.roles.rollouts, split.prompts, split.sampling, task.reward, split.response_prefix)
-            )
+            asyncio.run(evaluate(roles.roles.rollouts, split.prompts, split.sampling, task.reward, split.form))
         )
         for split in evaluation_splits(config, task)
     }

@@ -10,11 +10,15 @@ import pytest
 
 from benchmarks.common.intervals import half_width
 from benchmarks.experiment.dose_page import write_dose
-from benchmarks.experiment.experiment_file import Experiment, Tuning, read_experiment
+from benchmarks.experiment.experiment_file import Arm, Experiment, Tuning, read_experiment
 from benchmarks.experiment.experiment_page import write_report
-from benchmarks.experiment.run_arms import ArmRun, ExperimentRunner, run_experiment, tune
+from benchmarks.experiment.run_arms import ArmRun, ExperimentRunner, question_means, run_experiment, tune
 from benchmarks.tasks.choose_tasks import VALIDATION_SEED
 from demopsd_dist.config import load
+from demopsd_dist.data.accuracy import AnswerGroup
+from demopsd_dist.data.records import Question
+from demopsd_dist.run_record import samples
+from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.util.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -53,8 +57,8 @@ def test_every_shipped_experiment_has_valid_settings(path: Path, tmp_path: Path)
     assert set(tries.values()) <= {len(experiment.tuning.learning_rates)}, "each arm has the same budget"
     for own in words.values():
         final = load(base, (*experiment.settings, *experiment.final.settings, *own))
-        assert final.data.test is not None
-        assert final.data.test == "minisci" or f"seed={VALIDATION_SEED}" not in final.data.test
+        sources = (final.data.train, final.data.test)
+        assert all(source == "minisci" or f"seed={VALIDATION_SEED}" not in str(source) for source in sources)
 
 
 def test_controls_follow_from_the_arms_that_they_control(tmp_path: Path) -> None:
@@ -173,9 +177,7 @@ def test_a_table_of_the_runs_so_far(tmp_path: Path, capsys: pytest.CaptureFixtur
         row = record(seed, accuracy) | {"words": words, "evaluations": evaluations}
         runner.records.append(f"{name}-seed{seed}", row)
     run_experiment(experiment, base, tmp_path, table_only=True)
-    assert (
-        "27 of 30 runs are missing: base-seed0, base-seed1, base-seed2, alpha_max_05-seed0, " in capsys.readouterr().out
-    )
+    assert "27 of 30 runs are missing: alpha_max_05-seed0, " in capsys.readouterr().out
     text = (tmp_path / "seeds-0-1.md").read_text()
     assert "Fewer seeds so far: grpo 1." in text
     assert "| grpo | +30.0 | +30.0 |" in text, "0.9 against 0.6, of seed 1"
@@ -186,17 +188,42 @@ def test_a_table_of_the_runs_so_far(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_arms_of_one_seed_are_paired_by_question(tmp_path: Path) -> None:
+    """Fields count once, as in mean@k: +0.5 and 0 in the small one, 0 in the large one."""
     table = {arm: [record(0, 0.3)] for arm in ("base", "sdpo", "demopsd")}
-    table["demopsd"][0]["by_question"] = {"test": [0.0, 0.5, 0.5, 1.0]}
-    table["sdpo"][0]["by_question"] = {"test": [0.25, 0.5, 0.75, 1.0]}
+    rest = [["large", 0.5]] * 6
+    table["demopsd"][0]["by_question"] = {"test": [["small", 0.0], ["small", 0.5], *rest]}
+    table["sdpo"][0]["by_question"] = {"test": [["small", 0.5], ["small", 0.5], *rest]}
     write_report(table, {}, Experiment(), tmp_path)
     text = (tmp_path / "seeds-0.md").read_text()
-    assert "| sdpo | +12.5 ± 23.0 | +0.0 | +0.0 | +0.0000 |" in text
+    assert "| sdpo | +12.5 ± 30.6 | +0.0 | +0.0 | +0.0000 |" in text
     assert "| base | +0.0 | +0.0 | +0.0 | +0.0000 |" in text
     assert "inf" not in text
+    assert "Of the 1 intervals" in text
+    for arm in ("demopsd", "sdpo"):
+        del table[arm][0]["by_question"]["test"][-1]
+    write_report(table, {}, Experiment(), tmp_path)
+    assert "paired by question" not in (tmp_path / "seeds-0.md").read_text(), "not all of the split's questions"
     several = {arm: [record(seed, 0.3) for seed in (0, 1)] for arm in ("base", "demopsd")}
     write_report(several, {}, Experiment(), tmp_path)
     assert "paired by question" not in (tmp_path / "seeds-0-1.md").read_text()
+
+
+def test_an_arm_planned_with_fewer_seeds_is_not_missing_any(tmp_path: Path) -> None:
+    table = {"demopsd": [record(0, 0.3), record(1, 0.3)], "half": [record(0, 0.3)], "sdpo": [record(0, 0.3)]}
+    experiment = Experiment(arms={"demopsd": Arm(), "half": Arm(seeds=[0]), "sdpo": Arm()})
+    write_report(table, {}, experiment, tmp_path)
+    assert "Fewer seeds so far: sdpo 1." in (tmp_path / "seeds-0-1.md").read_text()
+
+
+def test_the_means_of_questions_are_those_of_the_last_evaluation(tmp_path: Path) -> None:
+    assert question_means(tmp_path, "test") == []
+    folder = RunFolder(tmp_path).evaluations
+    for step, rewards in ((0, [0.0, 0.0]), (100, [1.0, 0.0])):
+        question = Question(f"q/{step}", "2+2?", "4", "sums")
+        row = samples.evaluation_row(step, question, ["4", "5"], AnswerGroup("sums", rewards, ["4", "5"]))
+        samples.write_evaluation(folder, step, "test", [row])
+    assert question_means(tmp_path, "test") == [["sums", 0.5]]
+    assert question_means(tmp_path, "ood") == []
 
 
 def test_the_dose_has_the_seeds_that_all_its_arms_have(tmp_path: Path) -> None:
@@ -206,14 +233,14 @@ def test_the_dose_has_the_seeds_that_all_its_arms_have(tmp_path: Path) -> None:
         "half": [record(0, 0.6, alpha_mean=0.07)],
     }
     write_dose(table, {"half": 0.5, "demopsd": 0.15, "sdpo": 0.0, "absent": 1.0}, tmp_path)
-    rows = [line.split(" | ")[:4] for line in (tmp_path / "dose.md").read_text().splitlines()[-3:]]
+    rows = [line.split(" | ")[:4] for line in (tmp_path / "dose-seed-0.md").read_text().splitlines()[-3:]]
     assert rows == [
         ["| 0", "sdpo", "–", "30.0%"],
         ["| 0.15", "demopsd", "0.02", "40.0%"],
         ["| 0.5", "half", "0.07", "60.0%"],
     ]
-    assert (tmp_path / "dose.png").stat().st_size > 0
-    (tmp_path / "dose.md").unlink()
+    assert (tmp_path / "dose-seed-0.png").stat().st_size > 0
+    (tmp_path / "dose-seed-0.md").unlink()
     write_dose(table, {"demopsd": 0.15, "absent": 1.0}, tmp_path)
     write_dose({"a": [record(0, 0.3)], "b": [record(1, 0.3)]}, {"a": 0.0, "b": 0.5}, tmp_path)
-    assert not (tmp_path / "dose.md").exists()
+    assert not list(tmp_path.glob("dose*.md"))

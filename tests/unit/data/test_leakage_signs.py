@@ -86,10 +86,30 @@ def test_an_early_answer_prompt_ends_with_the_answer_tag() -> None:
     assert forced.question == prompt.question
 
 
-@pytest.mark.parametrize("name", ANSWER_FORMS)
-def test_an_early_answer_begins_in_the_form_of_its_reward(name: str) -> None:
-    form = ANSWER_FORMS[name]
-    assert form.opening == form.opening.strip()
-    answer = "A" if name == "letter" else "12"
-    space = form.before[len(form.opening) :]
-    assert form.extract(form.opening + space + answer + form.after) == answer
+@pytest.mark.parametrize(
+    ("reward", "finished", "first", "answer"),
+    [
+        ("answer", "5</answer> or rather <answer>7</answer>", "<answer>5</answer>", "5"),
+        ("auto", "5</answer></think><answer>7</answer>", "<answer>5</answer>", "5"),
+        ("boxed", "\\frac{1}{2}}. Let me check: \\boxed{7}", "\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("math", "7}", "\\boxed{7}", "7"),
+        ("boxed", "7 and more", "\\boxed{7 and more", None),
+        ("gsm8k", " 12\nCheck: 3", "#### 12", "12"),
+        ("letter", " B\nBecause the", "Answer: B", "B"),
+    ],
+)
+def test_an_early_answer_ends_where_it_is_closed(reward: str, finished: str, first: str, answer: str | None) -> None:
+    form = ANSWER_FORMS[reward]
+    assert form.first_answer(form.opening + finished) == first
+    assert form.extract(first) == answer
+
+
+def test_an_early_answer_begins_in_the_form_of_the_reward() -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    prompt = PromptBuilder(tokenizer).student(Question("q/1", "2+2?", "4", "physics"))
+    for form in ANSWER_FORMS.values():
+        (forced,) = early_answer_prompts([prompt], tokenizer, form.opening)
+        assert not form.opening.endswith(" ")
+        assert len(forced.tokens) > len(prompt.tokens)
