@@ -74,7 +74,7 @@ def build_task(config: Config, folder: Path, questions: dict[Split, list[Questio
             f"ones. Lower it to {usable} or less."
         )
     train, test, ood = (fitting.get(split, []) for split in SPLITS)
-    reward = resolve_reward(config.reward, config.limits, config.reward_errors)
+    reward = resolve_reward(config.reward, config.limits, config.reward_errors, config.truncated_reward)
     solutions = dataset_solutions(config, [prompt.question for prompt in train], builder, reward)
     return Task(mixed(config, train), test, ood, builder, reward, solutions), skipped
 

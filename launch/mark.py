@@ -25,6 +25,7 @@ DEFAULTS = Path(__file__).parents[1] / "configs" / "evaluate.yaml"
 SETTINGS = (
     "reward",
     "reward_errors",
+    "truncated_reward",
     "data.format",
     "data.fields",
     "limits.reward_s",
@@ -56,7 +57,7 @@ def mark_and_print(arguments: argparse.Namespace) -> int:
     """Mark each response of the file and print the results; the exit code."""
     refuse_other_settings(arguments.overrides)
     config = load(arguments.config, arguments.overrides)
-    reward = resolve_reward(config.reward, config.limits, config.reward_errors)
+    reward = resolve_reward(config.reward, config.limits, config.reward_errors, config.truncated_reward)
     reasons: Counter[str] = Counter()
     total, unread = 0.0, []
     for recorded in read_responses(arguments.file, config.data):

@@ -34,6 +34,7 @@ from demopsd_dist.config.schema import (
     SolutionSource,
     SystemRole,
     Transport,
+    TruncatedReward,
 )
 from demopsd_dist.config.train_sets import TrainSet, sources_of, train_sets, train_text
 
@@ -70,6 +71,7 @@ __all__ = [
     "TeacherConfig",
     "TrainSet",
     "Transport",
+    "TruncatedReward",
     "Variant",
     "WandbMode",
     "WeightSource",

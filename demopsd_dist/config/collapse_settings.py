@@ -29,6 +29,10 @@ class AlarmConfig:
     repeated_fraction: list[float | None] | None = setting([None, 0.6], at_least=0)
     """Band of `rollout/repeated_fraction`, the share of runs of four tokens that a response has had before: high when
     responses go round in circles."""
+    truncated_fraction: list[float | None] | None = setting([None, 0.9], at_least=0)
+    """Band of `rollout/truncated_fraction`, the share of responses cut at rollout.max_response_tokens: high when the
+    policy no longer ends its responses, which may then be rewarded and shown as solutions all the same
+    (`truncated_reward`)."""
     grad_norm: list[float | None] | None = setting([None, 100.0], at_least=0)
     """Band of `learner/grad_norm`, before clipping."""
     logp_diff_nats: list[float | None] | None = setting(None, at_least=0, unit="nats")

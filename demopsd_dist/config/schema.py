@@ -233,6 +233,13 @@ class RewardErrors(Enum):
     drop = "drop"  # the response is left out of its group
 
 
+class TruncatedReward(Enum):
+    """Reward of a response that was cut at rollout.max_response_tokens."""
+
+    keep = "keep"  # what the reward gives for its text
+    zero = "zero"  # 0, so that it is no solution for the teacher either
+
+
 @dataclass
 class Config:
     name: str = "run"
@@ -262,6 +269,9 @@ class Config:
     path of your own function."""
     reward_errors: RewardErrors = RewardErrors.stop
     """`stop` or `drop`: reaction to a response for which your own reward fails."""
+    truncated_reward: TruncatedReward = TruncatedReward.keep
+    """`keep` or `zero`: reward of a response that was cut at rollout.max_response_tokens, in training and evaluation.
+    With `zero` a policy is not rewarded for never ending (docs/rewards.md)."""
     privileged: PrivilegedConfig = field(default_factory=PrivilegedConfig)
     demopsd: DemoPSDConfig = field(default_factory=DemoPSDConfig)
     sdpo: SDPOConfig = field(default_factory=SDPOConfig)

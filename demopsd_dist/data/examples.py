@@ -98,7 +98,10 @@ def reward_group(rollouts: Sequence[Rollout], reward: Reward) -> RewardedGroup:
     Raises:
         RewardError: the reward fails on a rollout, and `reward.errors` is not `drop`.
     """
-    results = [(rollout, reward.result_of(rollout.full_text, rollout.prompt.question)) for rollout in rollouts]
+    results = [
+        (rollout, reward.result_of(rollout.full_text, rollout.prompt.question, is_truncated=rollout.truncated))
+        for rollout in rollouts
+    ]
     rewarded = [(rollout, result) for rollout, result in results if isinstance(result, RewardResult)]
     failures = [(rollout, result) for rollout, result in results if isinstance(result, RewardError)]
     unshowable = frozenset(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from demopsd_dist.config import DataConfig, FieldNames
+from demopsd_dist.config import DataConfig, FieldNames, TruncatedReward
 from demopsd_dist.data.examples import SUCCESS
 from demopsd_dist.data.own_answers import is_built_in
 from demopsd_dist.data.records import Question, RewardResult
@@ -16,7 +16,7 @@ from demopsd_dist.data.sources.load import question_parser
 from demopsd_dist.data.thinking import THINK_OPEN, opens_thought, without_marks
 from demopsd_dist.util.errors import DataError
 
-RESPONSE = "response"
+RESPONSE, TRUNCATED = "response", "truncated"
 SAMPLES_FIELDS = FieldNames(text="question", answer="expected", field="field", id="prompt_id")
 """Fields of a question in the samples that a run records (docs/samples.md)."""
 _VIEW = "student_view"
@@ -24,11 +24,12 @@ _VIEW = "student_view"
 
 @dataclass(frozen=True)
 class RecordedResponse:
-    """A response and its question, with their line or row in the file."""
+    """A response and its question, with their line or row in the file, and whether it was cut at its limit."""
 
     number: int
     response: str
     question: Question
+    truncated: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def read_responses(path: str, data: DataConfig) -> Iterator[RecordedResponse]:
         item = parse(record)
         if isinstance(item, RefusedRecord):
             raise DataError(f"{record.where}: the question cannot be marked: {item.reason}. Remove the record.")
-        yield RecordedResponse(record.number, _whole(record), item.question)
+        truncated = record.values.get(TRUNCATED) is True
+        yield RecordedResponse(record.number, _whole(record), item.question, truncated)
     if parse is None:
         raise DataError(f"FILE={path} holds no record. Give one with a response and its question on each line.")
 
@@ -80,16 +82,19 @@ def mark(recorded: RecordedResponse, reward: Reward) -> MarkedResponse:
         RewardError: the reward fails on it, and `reward.errors` is not `drop`.
     """
     read = reward.extract(recorded.response) if is_built_in(reward) else None
-    result = reward.result_of(recorded.response, recorded.question)
+    result = reward.result_of(recorded.response, recorded.question, is_truncated=recorded.truncated)
     if not isinstance(result, RewardResult):
         return MarkedResponse(recorded, None, read, "the reward failed", str(result))
-    reason = _reason(result, read, recorded.response, reward)
+    reason = _reason(result, read, recorded, reward)
     return MarkedResponse(recorded, result.reward, read, reason, result.feedback)
 
 
-def _reason(result: RewardResult, read: str | None, response: str, reward: Reward) -> str:
+def _reason(result: RewardResult, read: str | None, recorded: RecordedResponse, reward: Reward) -> str:
+    response = recorded.response
     if result.reward >= SUCCESS:
         return "right"
+    if recorded.truncated and reward.truncated is TruncatedReward.zero:
+        return "wrong: cut at its limit (truncated_reward=zero)"
     if result.undecided:
         return "wrong: not compared within limits.math_s"
     if not response.strip():

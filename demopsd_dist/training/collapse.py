@@ -17,6 +17,7 @@ METRICS = {
     "entropy_nats": "policy/entropy_nats",
     "response_tokens": "rollout/response_tokens_mean",
     "repeated_fraction": "rollout/repeated_fraction",
+    "truncated_fraction": "rollout/truncated_fraction",
     "grad_norm": "learner/grad_norm",
     "logp_diff_nats": "mismatch/logp_diff_max",
     "reward": "rollout/reward_mean",

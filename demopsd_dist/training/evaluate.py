@@ -64,8 +64,11 @@ async def evaluate(
     groups = await rollouts.sample(prompts, sampling)
     texts = [[_text_of(rollout, begun) for rollout in group] for group in groups]
     results = [
-        [reward.result_of(text, prompt.question) for text in group]
-        for prompt, group in zip(prompts, texts, strict=True)
+        [
+            reward.result_of(text, prompt.question, is_truncated=rollout.truncated and begun is None)
+            for rollout, text in zip(group, group_texts, strict=True)
+        ]
+        for prompt, group, group_texts in zip(prompts, groups, texts, strict=True)
     ]
     answers = [
         AnswerGroup(

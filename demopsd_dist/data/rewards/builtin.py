@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from demopsd_dist.config import Limits, RewardErrors
+from demopsd_dist.config import Limits, RewardErrors, TruncatedReward
 from demopsd_dist.data.records import Question, RewardResult
 from demopsd_dist.data.rewards.comparison import same_answer
 from demopsd_dist.data.rewards.extraction import (
@@ -94,6 +94,7 @@ class Reward:
         extract: the answer that a response gives; None where it gives none.
         errors: whether `result_of` raises an error of the function or returns it.
         of_tasks: rewards the answer to a question that has a `task`, instead of the function.
+        truncated: whether a response that was cut keeps its reward, or has 0.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Reward:
     extract: Callable[[str], str | None]
     errors: RewardErrors = RewardErrors.stop
     of_tasks: Callable[[str | None, Question], RewardResult] | None = None
+    truncated: TruncatedReward = TruncatedReward.keep
 
     def __call__(self, response: str, question: Question) -> RewardResult:
         """Reward one response.
@@ -123,24 +125,39 @@ class Reward:
             return self.of_tasks(self.extract(response), question)
         return self.function(response, question)
 
-    def result_of(self, response: str, question: Question) -> RewardResult | RewardError:
-        """Reward one response; where `errors` is `drop`, an error is returned instead of raised."""
+    def result_of(self, response: str, question: Question, *, is_truncated: bool = False) -> RewardResult | RewardError:
+        """Reward one response; where `errors` is `drop`, an error is returned instead of raised.
+
+        Args:
+            is_truncated: the response was cut at the limit; with `truncated: zero` its reward is 0.
+        """
         try:
-            return self(response, question)
+            result = self(response, question)
         except RewardError as error:
             if self.errors is RewardErrors.stop:
                 raise
             return error
+        unrewarded = is_truncated and self.truncated is TruncatedReward.zero
+        return replace(result, reward=0.0) if unrewarded else result
 
 
-def resolve_reward(name: str, limits: Limits | None = None, errors: RewardErrors = RewardErrors.stop) -> Reward:
+def resolve_reward(
+    name: str,
+    limits: Limits | None = None,
+    errors: RewardErrors = RewardErrors.stop,
+    truncated: TruncatedReward = TruncatedReward.keep,
+) -> Reward:
     """The built-in reward of this name, or the user's function at this dotted path.
 
     Raises:
         ConfigError: neither exists, or the object at the path cannot be called as `SIGNATURE`; or the reward is `math`
             and math-verify cannot be imported.
     """
-    limits = limits or Limits()
+    reward = _resolve(name, limits or Limits())
+    return replace(reward, errors=errors, truncated=truncated)
+
+
+def _resolve(name: str, limits: Limits) -> Reward:
     if name == MATH:
         return Reward(name, MathReward(limits), ANSWER_FORMS[MATH].extract, of_tasks=GymReward(limits))
     if name in ANSWER_FORMS:
@@ -156,7 +173,7 @@ def resolve_reward(name: str, limits: Limits | None = None, errors: RewardErrors
         near = difflib.get_close_matches(name, ANSWER_FORMS, n=1)
         hint = f"Did you mean {near[0]}?" if near else f"For your own give its dotted path, package.name: {SIGNATURE}"
         raise ConfigError(f"reward={name} is not built in ({', '.join(ANSWER_FORMS)}). {hint}")
-    return Reward(name, OwnReward(name, limits.start_s, limits.reward_s), _nonempty_response, errors)
+    return Reward(name, OwnReward(name, limits.start_s, limits.reward_s), _nonempty_response)
 
 
 def answer_form(name: str) -> AnswerForm:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from demopsd_dist.config import TruncatedReward
 from demopsd_dist.data.records import Rollout
 from demopsd_dist.data.rewards.builtin import ANSWER_FORMS, Reward, other_form
 from demopsd_dist.util.printable import abridged_lines, escape_control_chars
@@ -23,14 +24,16 @@ def notice(rollouts: Sequence[Rollout], reward: Reward, max_response_tokens: int
     different: list[Rollout] = []
     for rollout in rollouts if reads_form else ():
         (without if reward.extract(rollout.full_text) is None else different).append(rollout)
-    cut = [rollout for rollout in (without if reads_form else rollouts) if rollout.truncated]
+    unrewarded = reward.truncated is TruncatedReward.zero
+    cut = [rollout for rollout in (without if reads_form and not unrewarded else rollouts) if rollout.truncated]
     limit = f"rollout.max_response_tokens={max_response_tokens}"
     form = f"reward={reward.name}"
     if reads_form:
         form += f" ({ANSWER_FORMS[reward.name].write('...')})"
     if 2 * len(cut) > count:
         shown = cut[0]
-        cause = f"{len(cut)} of {count} were cut at {limit} before an answer. Raise it, or ask for short answers"
+        why = ", and truncated_reward=zero" if unrewarded else " before an answer"
+        cause = f"{len(cut)} of {count} were cut at {limit}{why}. Raise it, or ask for short answers"
     elif 2 * len(without) > count:
         shown = next((rollout for rollout in without if not rollout.truncated), without[0])
         hint = other_form([(one.full_text, one.prompt.question.answer) for one in without], reward.name)
@@ -49,7 +52,8 @@ def notice(rollouts: Sequence[Rollout], reward: Reward, max_response_tokens: int
         cause = f"{form} gave 0 to each. Try it on this response"
     counts = f"{count} responses"
     if reads_form:
-        counts += f": {len(without)} without an answer ({len(cut)} of them cut), {len(different)} with a different one"
+        of_them = sum(rollout.truncated for rollout in without)
+        counts += f": {len(without)} without an answer ({of_them} of them cut), {len(different)} with a different one"
     else:
         counts += f": {len(cut)} cut"
     period = "step" if step == 1 else f"{step} steps"

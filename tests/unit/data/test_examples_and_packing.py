@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from demopsd_dist.config import TruncatedReward
 from demopsd_dist.config.method_settings import MixedConfig, Routing
 from demopsd_dist.data.examples import (
     ContextChooser,
@@ -63,6 +65,18 @@ def test_a_rollout_learns_from_a_correct_sibling_and_never_from_itself(builder: 
     chosen = Counter((example.rollout.sample, sibling_in(builder, example.privileged_tokens)) for example in examples)
     assert {pair for pair in chosen if pair[0] in (0, 2)} == {(0, 2), (2, 0)}
     assert {pair for pair in chosen if pair[0] in (1, 3)} == {(1, 0), (1, 2), (3, 0), (3, 2)}  # either, at random
+
+
+def test_a_truncated_success_is_a_solution_or_has_no_reward(builder: PromptBuilder) -> None:
+    question = prompt("a")
+    rollouts = [rollout(question, i, f"{text} [{i}]") for i, text in enumerate([RIGHT, RIGHT, WRONG])]
+    rollouts[0] = replace(rollouts[0], truncated=True)
+    kept = reward_group(rollouts, resolve_reward("answer"))
+    assert kept.rewards == [1.0, 1.0, 0.0]
+    zeroed = reward_group(rollouts, resolve_reward("answer", truncated=TruncatedReward.zero))
+    assert zeroed.rewards == [0.0, 1.0, 0.0]
+    examples = sibling_examples(builder, [zeroed])
+    assert [(one.rollout.sample, sibling_in(builder, one.privileged_tokens)) for one in examples] == [(0, 1), (2, 1)]
 
 
 def test_a_lone_success_is_shown_to_its_siblings_only(builder: PromptBuilder) -> None:

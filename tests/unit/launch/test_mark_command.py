@@ -122,6 +122,14 @@ def test_settings_without_an_effect_and_misspelt_ones_are_refused(mark: Mark, wo
     assert message in errors
 
 
+def test_a_response_that_was_cut_has_its_reward_or_none(mark: Mark) -> None:
+    records = [QUESTION | {"response": "<answer>12</answer>", "truncated": cut} for cut in (True, False)]
+    assert mark(records, "--scores")[1] == ["1", "1"]
+    assert mark(records, "--scores", "truncated_reward=zero")[1] == ["0", "1"]
+    lines = mark(records, "truncated_reward=zero")[1]
+    assert lines[0].endswith("wrong: cut at its limit (truncated_reward=zero)")
+
+
 def test_a_file_without_records_or_none_at_all_is_refused(mark: Mark, tmp_path: Path) -> None:
     assert mark([])[0] == 2
     code, _, errors = mark(tmp_path / "nowhere.jsonl")

@@ -19,6 +19,7 @@ HEALTHY = {
     "policy/entropy_nats": 0.147,
     "rollout/response_tokens_mean": 20.0,
     "rollout/repeated_fraction": 0.01,
+    "rollout/truncated_fraction": 0.2,
     "learner/grad_norm": 1.4,
     "mismatch/logp_diff_max": 1e-5,
     "rollout/reward_mean": 0.3,
@@ -80,6 +81,14 @@ def test_responses_that_go_round_in_circles_are_reported() -> None:
     assert "rollout/repeated_fraction=0.8246 is above" in verdict.message
 
 
+def test_responses_that_never_end_are_reported() -> None:
+    alarm = CollapseMonitor(AlarmConfig(after_steps=1))
+    assert alarm.check(1, {**HEALTHY, "rollout/truncated_fraction": 0.9}) is None
+    verdict = alarm.check(2, {**HEALTHY, "rollout/truncated_fraction": 0.96})
+    assert verdict is not None
+    assert "rollout/truncated_fraction=0.96 is above alarm.truncated_fraction=[null, 0.9]" in verdict.message
+
+
 def test_the_message_names_metric_value_band_and_steps() -> None:
     alarm = CollapseMonitor(AlarmConfig(after_steps=2, action=AlarmAction.stop, reward=[0.1, 0.9]))
     assert alarm.check(11, {**HEALTHY, ENTROPY: 0.004, "rollout/reward_mean": 0.95}) is None
@@ -115,7 +124,14 @@ def test_rollbacks_are_counted_and_limited() -> None:
 
 def test_a_metric_without_a_band_is_ignored() -> None:
     alarm = CollapseMonitor(
-        AlarmConfig(entropy_nats=None, response_tokens=None, repeated_fraction=None, grad_norm=None, after_steps=1)
+        AlarmConfig(
+            entropy_nats=None,
+            response_tokens=None,
+            repeated_fraction=None,
+            truncated_fraction=None,
+            grad_norm=None,
+            after_steps=1,
+        )
     )
     assert alarm.check(1, dict.fromkeys(METRICS.values(), float("nan"))) is None
 

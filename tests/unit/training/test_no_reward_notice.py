@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from demopsd_dist.config import TruncatedReward
 from demopsd_dist.data.records import Rollout
 from demopsd_dist.data.rewards import Reward, resolve_reward
 from demopsd_dist.data.rewards.no_reward_notice import notice
@@ -40,6 +41,15 @@ def test_the_likely_cause_is_that_of_most_responses(other: int, none: int, cut: 
         f"  8 responses: {none + cut} without an answer ({cut} of them cut), {other} with a different one"
     )
     assert lines[2:] == [f"  response to q: {shown}", "  expected answer: 12"]
+
+
+def test_cut_responses_without_a_reward_are_the_cause_whatever_they_answer() -> None:
+    cut = [replace(one, truncated=True) for one in responses(other=3)] + responses(none=1)
+    reward = resolve_reward("answer", truncated=TruncatedReward.zero)
+    lines = notice(cut, reward, 64, 2)
+    assert "3 of 4 were cut at rollout.max_response_tokens=64, and truncated_reward=zero. Raise it" in lines[0]
+    assert lines[1] == "  4 responses: 1 without an answer (0 of them cut), 3 with a different one"
+    assert "another than the expected one" in notice(cut, resolve_reward("answer"), 64, 2)[0]
 
 
 def test_a_reward_that_reads_the_responses_is_named() -> None:
