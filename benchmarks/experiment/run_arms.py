@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -64,6 +64,7 @@ class ExperimentRunner:
         self.experiment, self._base, self._out, self._table_only = experiment, base, out, table_only
         self.records = RunRecords(out / "records.jsonl")
         self._processes: set[subprocess.Popen[str]] = set()
+        self._has_failed = False
         out.mkdir(parents=True, exist_ok=True)
 
     def complete(self, runs: Sequence[ArmRun]) -> dict[str, Record]:
@@ -85,14 +86,18 @@ class ExperimentRunner:
             )
         print(f"{len(runs)} runs, {len(runs) - len(missing)} of them done before", flush=True)
         with ThreadPoolExecutor(self.experiment.parallel) as pool:
+            futures = [pool.submit(self._train_unless_one_failed, run) for run in missing]
             try:
-                list(pool.map(self._train, missing))
-            except BaseException as error:
-                if isinstance(error, KeyboardInterrupt):
-                    for process in list(self._processes):
-                        process.terminate()  # which cleans up after itself
-                pool.shutdown(cancel_futures=True)
+                wait(futures, return_when=FIRST_EXCEPTION)
+            except KeyboardInterrupt:
+                for process in list(self._processes):
+                    process.terminate()  # which cleans up after itself
                 raise
+            finally:
+                pool.shutdown(cancel_futures=True)
+        for future in futures:
+            if not future.cancelled():
+                future.result()  # raises its error
         if missing:
             recorded = self.records.load()
         return {run.name: recorded[run.name] for run in runs}
@@ -120,6 +125,15 @@ class ExperimentRunner:
                 f"The record of {run.name} in {self.records.path} was made with other settings. "
                 "Choose another --out, or remove its line to run it again."
             )
+
+    def _train_unless_one_failed(self, run: ArmRun) -> None:
+        if self._has_failed:
+            return
+        try:
+            self._train(run)
+        except BaseException:
+            self._has_failed = True  # before this thread takes the next run
+            raise
 
     def _train(self, run: ArmRun) -> None:
         started = time.monotonic()

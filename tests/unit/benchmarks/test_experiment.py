@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from demopsd_dist.data.accuracy import AnswerGroup
 from demopsd_dist.data.records import Question
 from demopsd_dist.run_record import samples
 from demopsd_dist.run_record.folder import RunFolder
-from demopsd_dist.util.errors import ConfigError
+from demopsd_dist.util.errors import ConfigError, DemoPSDError
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "configs" / "experiments").glob("*.yaml"))
@@ -59,6 +61,29 @@ def test_every_shipped_experiment_has_valid_settings(path: Path, tmp_path: Path)
         final = load(base, (*experiment.settings, *experiment.final.settings, *own))
         sources = (final.data.train, final.data.test)
         assert all(source == "minisci" or f"seed={VALIDATION_SEED}" not in str(source) for source in sources)
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_after_a_failure_no_run_is_started_and_those_that_run_are_finished(parallel: int, tmp_path: Path) -> None:
+    running = threading.Event()
+
+    class Failing(InstantRunner):
+        def _train(self, run: ArmRun) -> None:
+            if run.name == "broken":
+                assert parallel == 1 or running.wait(60)
+                raise DemoPSDError("broken failed")
+            running.set()
+            if run.name == "beside":
+                time.sleep(0.2)  # the failure comes first
+            super()._train(run)
+
+    names = ("broken", "beside", *(f"later-{i}" for i in range(5)))
+    runs = [ArmRun(name, ("learner.learning_rate=4e-4",)) for name in names]
+    runner = Failing(Experiment(parallel=parallel), tmp_path)
+    with pytest.raises(DemoPSDError, match="broken failed"):
+        runner.complete(runs)
+    assert [run.name for run in runner.trained] == (["beside"] if parallel == 2 else [])
+    assert list(runner.records.load()) == [run.name for run in runner.trained]
 
 
 def test_controls_follow_from_the_arms_that_they_control(tmp_path: Path) -> None:
