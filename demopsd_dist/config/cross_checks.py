@@ -294,11 +294,6 @@ def _check_determinism(config: Config) -> None:
         raise ConfigError(
             f"{conflict} makes the result depend on the speed of the workers; deterministic=true needs {needed}."
         )
-    if config.deterministic and rollout.score_while_sampling:
-        raise ConfigError(
-            "rollout.score_while_sampling=true makes the batches of a scoring call depend on the speed of the workers; "
-            "deterministic=true needs it false or null."
-        )
     if config.deterministic and not rollout.request_seeds:
         raise ConfigError(
             "rollout.request_seeds=false makes a sample depend on the others; deterministic=true needs it true."

@@ -18,7 +18,6 @@ CHANGEABLE_ON_RESUME = (
     "rollout.min_workers",
     "rollout.tensor_parallel",
     "rollout.sleep",
-    "rollout.score_while_sampling",
     "rollout.kv_cache_gib",
     "rollout.gpu_memory_fraction",
     "rollout.max_batch_*",

@@ -64,10 +64,6 @@ class RolloutConfig:
     late_group_s: float | None = setting(None, above=0, unit="seconds")
     """Time limit for the last tenth of a step's groups, from when nine tenths have arrived; later groups are dropped,
     and `rollout/groups` is the number that remain. null waits for all."""
-    score_while_sampling: bool | None = None
-    """Score finished groups while others are still sampled, instead of all in one call at the end. null does so except
-    where all roles are on CPU and one of them has more threads than the cores it claims: stages that share cores slow
-    each other down more than they overlap. `deterministic` and dynamic sampling score at the end in any case."""
     on_publish: OnPublish = OnPublish.wait
     """`wait` or `keep`: effect of a publish on responses still being sampled, which exist only with ahead > 0."""
     sleep: bool = False

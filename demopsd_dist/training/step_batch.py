@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 
-from demopsd_dist.config import Config
 from demopsd_dist.data.examples import (
     DistillationBatch,
     RewardedGroup,
@@ -17,7 +16,6 @@ from demopsd_dist.data.examples import (
 )
 from demopsd_dist.data.packing import pack
 from demopsd_dist.data.records import BatchSize, DigestRequest, Rollout, ScoredExample, TrainBatch, TrainingExample
-from demopsd_dist.methods import MethodSpec
 from demopsd_dist.run_record import samples
 from demopsd_dist.run_record.ledger import DropReason
 from demopsd_dist.training.pipelining import Coalescer, PrefetchQueue, open_prefetch_queue
@@ -67,7 +65,8 @@ def step_batches(run: Run, state: RunState) -> AbstractAsyncContextManager[Prefe
 async def build_step_batch(run: Run, step: int) -> StepBatch:
     """Sample, reward and score the prompts of a step.
 
-    Groups are scored while others are still sampled, or all in one call at the end, as `scores_while_sampling` says.
+    Groups are scored while others are still sampled, except where the method has several sampling rounds or the run
+    is deterministic: then all are scored in one call at the end.
 
     Args:
         step: number of steps already done, 0 for the first.
@@ -76,7 +75,7 @@ async def build_step_batch(run: Run, step: int) -> StepBatch:
         RewardError: the reward failed on every response of the step.
     """
     cfg, roles = run.cfg, run.roles
-    score_at_end = not scores_while_sampling(cfg, run.method)
+    score_at_end = run.method.sampling_rounds > 1 or cfg.deterministic
     streamed: list[tuple[int, RewardedGroup]] = []
 
     def score(groups: list[RewardedGroup]) -> Awaitable[ScoredGroups]:
@@ -118,17 +117,6 @@ async def build_step_batch(run: Run, step: int) -> StepBatch:
         | roles.teacher.metrics(),
         recorded_ids=samples.choose_recorded(cfg, step, [rollout for group in groups for rollout in group.rollouts]),
     )
-
-
-def scores_while_sampling(cfg: Config, method: MethodSpec) -> bool:
-    """Whether finished groups are scored while others are still sampled (`rollout.score_while_sampling`)."""
-    if cfg.deterministic or method.sampling_rounds > 1:
-        return False
-    if cfg.rollout.score_while_sampling is not None:
-        return cfg.rollout.score_while_sampling
-    roles = (cfg.rollout, cfg.teacher, cfg.learner)
-    shares_cores = any(role.threads > role.cpus_per_worker for role in roles)
-    return any(role.gpus_per_worker for role in roles) or not shares_cores
 
 
 def context_shares(sources: Sequence[str], examples: Sequence[TrainingExample]) -> dict[str, float]:
