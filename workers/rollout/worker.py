@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
     from vllm.logprobs import Logprob
     from vllm.outputs import WeightVersionSpan
+
+
+CPU_BLOCK_TOKENS = 32  # the smallest that vLLM's fast CPU kernels take
 
 
 def environment(config: Config) -> dict[str, str]:
@@ -116,7 +119,7 @@ class RolloutWorker(Receiver):
             distributed_executor_backend="uni" if settings.tensor_parallel == 1 else "mp",
             worker_extension_cls=WORKER_EXTENSION if settings.tensor_parallel > 1 else "",
             # Cached keys and values do not bring back the state of other layers, and on CPU vLLM refuses to try.
-            enable_prefix_caching=not layers_with_a_state(text_config_of(self._folder)),
+            enable_prefix_caching=self._shares_prompts,
             # CUDA only: a CPU engine pauses without it, and keeps its memory
             enable_sleep_mode=settings.sleep and bool(settings.gpus_per_worker),
             max_logprobs=max(self._top_k, 1),
@@ -126,7 +129,7 @@ class RolloutWorker(Receiver):
             seed=self._engine_seed,
             trust_remote_code=False,
             disable_log_stats=True,
-            **settings.engine,
+            **self._engine_options,
         )
         self._engine = engine.llm_engine
         self._loading = EngineLoading(
@@ -137,6 +140,20 @@ class RolloutWorker(Receiver):
             "init_weight_transfer_engine", kwargs={"init_info": {"receiver": f"rollout {self.rank}"}}
         )
         self._set_version(self.version)
+
+    @property
+    def _engine_options(self) -> dict[str, Any]:
+        """Further options of vLLM. On CPU its own block of keys and values, of 128 tokens, would be longer than most
+        prompts, and responses share a prompt in whole blocks."""
+        options = self._config.rollout.engine
+        if self._config.rollout.gpus_per_worker or not self._shares_prompts:
+            return options
+        return {"block_size": CPU_BLOCK_TOKENS} | options
+
+    @property
+    def _shares_prompts(self) -> bool:
+        """Whether the engine computes a prompt once for all its responses."""
+        return not layers_with_a_state(text_config_of(self._folder))
 
     @property
     def _engine_seed(self) -> int:

@@ -93,7 +93,7 @@ function showTime() {
     const { total, outer, inner } = stageSums(run);
     const suffix = MANY ? `: ${run.name}` : "";
     return total
-      ? [bars(`Time by stage${suffix}`, "The driver’s stages; they add up to the steps.", outer, total), bars(`Stages inside the wait${suffix}`, "These overlap where finished responses are scored while others are still sampled (rollout.score_while_sampling).", inner, total)]
+      ? [bars(`Time by stage${suffix}`, "The driver’s stages; they add up to the steps.", outer, total), bars(`Stages inside the wait${suffix}`, "These overlap: finished responses are scored while others are still sampled.", inner, total)]
       : [];
   });
   byId("stages").append(el("div", { class: "grid" }, ...cards, speedChart(), workersCard(), healthCard()));

@@ -123,7 +123,7 @@ def test_settings_without_an_effect_and_misspelt_ones_are_refused(mark: Mark, wo
 
 
 def test_a_response_that_was_cut_has_its_reward_or_none(mark: Mark) -> None:
-    records = [QUESTION | {"response": "<answer>12</answer>", "truncated": cut} for cut in (True, False)]
+    records: list[Any] = [{**QUESTION, "response": "<answer>12</answer>", "truncated": cut} for cut in (True, False)]
     assert mark(records, "--scores")[1] == ["1", "1"]
     assert mark(records, "--scores", "truncated_reward=zero")[1] == ["0", "1"]
     lines = mark(records, "truncated_reward=zero")[1]
