@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vllm.outputs import WeightVersionSpan
 
 
-CPU_BLOCK_TOKENS = 32  # the smallest that vLLM's fast CPU kernels take
+CPU_BLOCK_TOKENS = 32  # of keys and values. Whole blocks of a prompt are shared; vLLM's own of 128 hold most prompts
 
 
 def environment(config: Config) -> dict[str, str]:
@@ -103,6 +103,9 @@ class RolloutWorker(Receiver):
         from workers.rollout.vllm_weights import BACKEND, WORKER_EXTENSION
 
         settings = self._config.rollout
+        shares_prompts = not layers_with_a_state(text_config_of(self._folder))
+        on_cpu = shares_prompts and not settings.gpus_per_worker
+        blocks: dict[str, Any] = {"block_size": CPU_BLOCK_TOKENS} if on_cpu else {}
         engine = LLM(
             model=str(self._folder),
             load_format="dummy" if random_weights else "safetensors",
@@ -119,7 +122,7 @@ class RolloutWorker(Receiver):
             distributed_executor_backend="uni" if settings.tensor_parallel == 1 else "mp",
             worker_extension_cls=WORKER_EXTENSION if settings.tensor_parallel > 1 else "",
             # Cached keys and values do not bring back the state of other layers, and on CPU vLLM refuses to try.
-            enable_prefix_caching=self._shares_prompts,
+            enable_prefix_caching=shares_prompts,
             # CUDA only: a CPU engine pauses without it, and keeps its memory
             enable_sleep_mode=settings.sleep and bool(settings.gpus_per_worker),
             max_logprobs=max(self._top_k, 1),
@@ -129,7 +132,7 @@ class RolloutWorker(Receiver):
             seed=self._engine_seed,
             trust_remote_code=False,
             disable_log_stats=True,
-            **self._engine_options,
+            **(blocks | settings.engine),
         )
         self._engine = engine.llm_engine
         self._loading = EngineLoading(
@@ -140,20 +143,6 @@ class RolloutWorker(Receiver):
             "init_weight_transfer_engine", kwargs={"init_info": {"receiver": f"rollout {self.rank}"}}
         )
         self._set_version(self.version)
-
-    @property
-    def _engine_options(self) -> dict[str, Any]:
-        """Further options of vLLM. On CPU its own block of keys and values, of 128 tokens, would be longer than most
-        prompts, and responses share a prompt in whole blocks."""
-        options = self._config.rollout.engine
-        if self._config.rollout.gpus_per_worker or not self._shares_prompts:
-            return options
-        return {"block_size": CPU_BLOCK_TOKENS} | options
-
-    @property
-    def _shares_prompts(self) -> bool:
-        """Whether the engine computes a prompt once for all its responses."""
-        return not layers_with_a_state(text_config_of(self._folder))
 
     @property
     def _engine_seed(self) -> int:

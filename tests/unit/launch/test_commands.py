@@ -19,6 +19,7 @@ from launch._command_line import VERBS
 
 ROOT = Path(__file__).parents[3]
 GLOBS = ("*.md", "configs/*.md", "docs/*.md", "benchmarks/results/*.md")
+WORDS = r"(?:'[^'\n]*'|[^`\n#|>&])*"  # up to the end of the command; quoted words whole
 LISTED = [name for name in VERBS if name != "completion"]  # its example is a part of a shell's word
 PAGES = [path for pattern in GLOBS for path in ROOT.glob(pattern)]
 
@@ -26,8 +27,8 @@ PAGES = [path for pattern in GLOBS for path in ROOT.glob(pattern)]
 def documented_commands() -> list[str]:
     """Commands of the pages, each once."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in PAGES).replace("\\\n", " ")
-    programs = re.findall(r"python -m ((?:launch|benchmarks|demopsd_dist)[\w.]*(?: [^`\n#|>&]*)?)", text)
-    verbs = re.findall(rf"\bdemopsd ((?:{'|'.join(LISTED)})\b(?: [^`\n#|>&]*)?)", text)
+    programs = re.findall(rf"python -m ((?:launch|benchmarks|demopsd_dist)[\w.]*(?: {WORDS})?)", text)
+    verbs = re.findall(rf"\bdemopsd ((?:{'|'.join(LISTED)})\b(?: {WORDS})?)", text)
     commands = {command.strip() for command in (*programs, *(f"launch.{verb}" for verb in verbs))}
     return sorted(command for command in commands if " ... " not in command)
 
