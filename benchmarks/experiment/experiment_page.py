@@ -10,8 +10,8 @@ from typing import Any
 
 from benchmarks.common.intervals import half_width, half_width_of_average
 from benchmarks.experiment.experiment_file import Experiment
-from benchmarks.experiment.run_outcomes import outcome_lines
-from benchmarks.experiment.run_records import Record
+from benchmarks.experiment.run_outcomes import evaluations_of, outcome_lines
+from benchmarks.experiment.run_records import Record, pairs_by_seed
 
 Table = dict[str, list[Record]]
 """Records of each arm, one a seed; an arm may have fewer seeds than others."""
@@ -51,21 +51,16 @@ def _last_curve(key: str) -> Column:
     return lambda record: (record["curves"].get(key) or [None])[-1]
 
 
-def _evaluations(record: Record) -> list[Record]:
-    """Evaluations of the test split during a run, in order; empty in records of earlier versions."""
-    return [row for row in record.get("evaluations", []) if row["split"] == "test"]
-
-
 def _best(record: Record) -> float | None:
     """Highest mean@k of the run's evaluations; None unless it has more than two."""
-    rows = _evaluations(record)
+    rows = evaluations_of(record, "test")
     return max(row["mean"] for row in rows) if len(rows) > 2 else None
 
 
 def _fall(record: Record) -> float | None:
     """Difference of the last mean@k from the best."""
     best = _best(record)
-    return None if best is None else best - _evaluations(record)[-1]["mean"]
+    return None if best is None else best - evaluations_of(record, "test")[-1]["mean"]
 
 
 def columns_of(table: Table) -> dict[str, Column]:
@@ -127,10 +122,7 @@ def format_mean(name: str, values: Sequence[float | None]) -> str:
 
 def difference(table: Table, arm: str, other: str, column: Column) -> tuple[float, float] | None:
     """Mean of arm minus other, seed by seed, and its half-width. None where either has no such value."""
-    others = {record["summary"]["seed"]: record for record in table.get(other, [])}
-    pairs = [
-        (column(record), column(others[seed])) for record in table[arm] if (seed := record["summary"]["seed"]) in others
-    ]
+    pairs = [(column(a), column(b)) for a, b in pairs_by_seed(table[arm], table.get(other, []))]
     differences = [a - b for a, b in pairs if a is not None and b is not None]
     return (fmean(differences), half_width(differences)) if differences else None
 
@@ -138,8 +130,7 @@ def difference(table: Table, arm: str, other: str, column: Column) -> tuple[floa
 def question_difference(table: Table, arm: str, other: str, split: str) -> tuple[float, float] | None:
     """Mean of arm minus other where they share one seed, question by question and averaged over the fields as mean@k
     is, and its half-width. None where they share more seeds, or not all questions of the split are in the records."""
-    others = {record["summary"]["seed"]: record for record in table.get(other, [])}
-    pairs = [(record, others[seed]) for record in table[arm] if (seed := record["summary"]["seed"]) in others]
+    pairs = pairs_by_seed(table[arm], table.get(other, []))
     if len(pairs) != 1:
         return None
     ours, theirs = (record.get("by_question", {}).get(split, []) for record in pairs[0])
@@ -304,8 +295,8 @@ def _plot_curves(axis: Any, table: Table, key: str, colours: dict[str, Any]) -> 
 def _plot_evaluations(axis: Any, table: Table, key: str, colours: dict[str, Any]) -> None:
     """A line for each arm: means over its seeds at each evaluation during the run."""
     for arm, records in table.items():
-        steps = [row["step"] for row in _evaluations(records[0])]
-        rows = zip(*([100 * row[key] for row in _evaluations(record)] for record in records), strict=False)
+        steps = [row["step"] for row in evaluations_of(records[0], "test")]
+        rows = zip(*([100 * row[key] for row in evaluations_of(record, "test")] for record in records), strict=False)
         means = [fmean(row) for row in rows]
         axis.plot(steps[: len(means)], means, marker="o", ms=3, color=colours[arm], lw=1.4)
 

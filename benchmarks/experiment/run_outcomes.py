@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from benchmarks.experiment.run_records import Record
+from benchmarks.experiment.run_records import Record, pairs_by_seed
 
 FALL, UNREADABLE, REPEATED = 0.10, 0.10, 0.5
 """Fall of test mean@k from the run's best, share of responses without an answer, and share of repeated 4-grams, each of
@@ -19,7 +19,7 @@ Outcome = Callable[[Record], bool]
 
 
 def evaluations_of(record: Record, split: str) -> list[Record]:
-    """Evaluations of a split during a run, in order."""
+    """Evaluations of a split during a run, in order; empty in records of earlier versions."""
     return [row for row in record.get("evaluations", []) if row["split"] == split]
 
 
@@ -67,7 +67,6 @@ def outcome_lines(table: Mapping[str, Sequence[Record]], leaks_compared_with: st
         leaks_compared_with: arm whose run with the same seed has the early-answer probe without a leak.
         leak_margin: rise of the probe over that run's that counts as a leak.
     """
-    others = {record["summary"]["seed"]: record for record in table.get(leaks_compared_with, [])}
     arms = {
         arm: records for arm, records in table.items() if arm != "base" and len(evaluations_of(records[0], "test")) > 2
     }
@@ -85,7 +84,7 @@ def outcome_lines(table: Mapping[str, Sequence[Record]], leaks_compared_with: st
     ]
     for arm, records in arms.items():
         cells = [f"{sum(map(outcome, records))} of {len(records)}" for outcome in OUTCOMES.values()]
-        pairs = [(record, others[seed]) for record in records if (seed := record["summary"]["seed"]) in others]
+        pairs = pairs_by_seed(records, table.get(leaks_compared_with, []))
         leaks = sum(has_leaked(record, other, leak_margin) for record, other in pairs)
         cells.append(f"{leaks} of {len(pairs)}" if pairs and arm != leaks_compared_with else "–")
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,12 @@ from demopsd_dist.util.errors import InputError
 
 Record = dict[str, Any]
 """`words` (overrides of the run's config), `config` (YAML), `summary`, and `curves` over the steps."""
+
+
+def pairs_by_seed(records: Iterable[Record], others: Iterable[Record]) -> list[tuple[Record, Record]]:
+    """Records with the one of `others` that has the same seed; those without are left out."""
+    by_seed = {record["summary"]["seed"]: record for record in others}
+    return [(record, by_seed[seed]) for record in records if (seed := record["summary"]["seed"]) in by_seed]
 
 
 class RunRecords:
