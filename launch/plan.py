@@ -96,7 +96,7 @@ def print_plan(arguments: argparse.Namespace) -> int:
 def with_planned_precision(config: Config, shape: ModelShape, device: Device) -> Config:
     """Replace `model.precision=auto` by what a run on these devices would take."""
     pays = device.bfloat16_tflops > FASTER * device.float32_tflops
-    units = MatrixUnits(amx=pays, capability=None if device.shared else LEAST_CAPABILITY)
+    units = MatrixUnits(cpu=device.name if pays else None, capability=None if device.shared else LEAST_CAPABILITY)
     return with_chosen_precision(config, shape.parameters, units)
 
 

@@ -35,7 +35,6 @@ CONFIG = Path(__file__).parents[2] / "configs" / "smollm2.yaml"
 CANARIES = 10
 ROUNDS = 1
 PARTS = ("teacher", "float32", "bfloat16")
-NAME = "precision-cpu"
 
 
 def main() -> None:
@@ -57,21 +56,22 @@ def main() -> None:
     folder = model_folder(config)
     task, _ = build_task(config, folder, load_data(config.data).questions)
     torch.set_num_threads(config.learner.threads)
-    recorded = arguments.out / f"{NAME}.json"
+    stem = page_name(MatrixUnits.of_this_machine().cpu)
+    recorded = arguments.out / f"{stem}.json"
     raw = json.loads(recorded.read_text(encoding="utf-8")) if recorded.is_file() else {}
     parts = arguments.part or PARTS
     if "teacher" in parts:
         raw["teacher"] = teacher_figures(config, folder, task)
-        write(arguments.out, NAME, raw)
+        write(arguments.out, stem, raw)
     if engines := [name for name in PARTS[1:] if name in parts]:
         with fenced():
             session.join(config)
             for name in engines:
                 own, prompts = config_of(f"model.precision={name}"), task.train[: arguments.questions]
                 raw[name] = engine_differences(own, folder, prompts, CANARIES, vocabulary_of(folder))
-                write(arguments.out, NAME, raw)
+                write(arguments.out, stem, raw)
     if "teacher" in raw:
-        save(arguments.out, NAME, raw, list(page(raw, arguments.model)))
+        save(arguments.out, stem, raw, list(page(raw, arguments.model)))
 
 
 def vocabulary_of(folder: Path) -> int:
@@ -100,12 +100,22 @@ def teacher_figures(config: Config, folder: Path, task: Task) -> dict[str, Any]:
     }
 
 
+def page_name(units: str | None) -> str:
+    """Name of the page's files; CPUs that compute bfloat16 by different units have a page each.
+
+    Example: `page_name("AVX512-BF16")` is `precision-cpu-avx512-bf16`.
+    """
+    return f"precision-cpu-{units.lower()}" if units else "precision-cpu"
+
+
 def page(raw: dict[str, Any], model: str) -> Iterator[str]:
     """Lines of the page."""
     teacher, errors = raw["teacher"], raw["teacher"]["errors"]
-    amx = "with AMX" if MatrixUnits.of_this_machine().amx else "without AMX, so bfloat16 is emulated"
+    units = MatrixUnits.of_this_machine().cpu
+    hardware = f"with {units}" if units else "without units for bfloat16, which is emulated"
     yield from ("# Rounding in bfloat16", "")
-    yield f"{Path(model).name} on two cores of a CPU ({platform.machine()}) {amx}; {teacher['examples']} responses,"
+    yield f"{Path(model).name} on two cores of a CPU ({platform.machine()}) {hardware};"
+    yield f"{teacher['examples']} responses,"
     yield f"{teacher['tokens']} tokens, the student in float32 (`python -m benchmarks.precision`)."
     yield from ("", "## A teacher in bfloat16, against one in float32", "")
     yield from ("| quantity | mean | error of the mean | p50 | p95 | p99 | largest |", "|---|---|---|---|---|---|---|")

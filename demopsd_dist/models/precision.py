@@ -1,7 +1,8 @@
 """Choice of the number format for `model.precision=auto`, from the model's size and the hardware of the roles.
 
-bfloat16 pays where the hardware has matrix units for it: GPUs of compute capability 8.0 or more, and CPUs with AMX. On
-other CPUs it is emulated. A small model is limited by overheads, not by products, and keeps float32.
+bfloat16 pays where the hardware computes products in it: GPUs of compute capability 8.0 or more, CPUs with AMX tiles or
+the AVX-512 instructions for it. On other CPUs it is emulated. A small model is limited by overheads, not by products,
+and keeps float32.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from demopsd_dist.util.errors import ConfigError
 
 SMALL_MODEL_PARAMETERS = 50_000_000
 LEAST_CAPABILITY = (8, 0)  # Ampere: the first with bfloat16 matrix units
+CPU_FLAGS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
+"""Linux' names of what computes products in bfloat16, the fastest first, and the manufacturers' names."""
 QUERY = ("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
 
 
@@ -24,25 +27,25 @@ class MatrixUnits:
     """Facts about this machine.
 
     Attributes:
-        amx: the CPU has AMX tiles for bfloat16.
+        cpu: name of what computes products in bfloat16 on its CPU, `AMX` or `AVX512-BF16`; None where nothing does.
         capability: lowest compute capability of its GPUs; None without a GPU.
     """
 
-    amx: bool
+    cpu: str | None
     capability: tuple[int, int] | None
 
     @classmethod
     def of_this_machine(cls) -> MatrixUnits:
         """Read the flags of the CPU, and ask the driver of the GPUs."""
         try:
-            cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+            flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
         except OSError:  # another system than Linux
-            cpu = ""
+            flags = []
         try:
             gpus = subprocess.run(QUERY, capture_output=True, text=True, timeout=20, check=True).stdout
         except (OSError, subprocess.SubprocessError):
             gpus = ""
-        return cls("amx_bf16" in cpu.split(), lowest_capability(gpus))
+        return cls(next((CPU_FLAGS[flag] for flag in CPU_FLAGS if flag in flags), None), lowest_capability(gpus))
 
 
 def lowest_capability(text: str) -> tuple[int, int] | None:
@@ -118,6 +121,6 @@ def choose_precision(config: Config, parameters: int, units: MatrixUnits | None 
         )
     if any(on_gpu) and units.capability is not None and units.capability < LEAST_CAPABILITY:
         return Precision.float32, f"GPUs of compute capability {units.capability[0]}.{units.capability[1]}, below 8.0"
-    if not all(on_gpu) and not units.amx:
-        return Precision.float32, "the CPU has no AMX, without which bfloat16 is not faster"
-    return Precision.bfloat16, "GPUs with bfloat16 matrix units" if any(on_gpu) else "the CPU has AMX"
+    if not all(on_gpu) and units.cpu is None:
+        return Precision.float32, f"the CPU has neither {' nor '.join(CPU_FLAGS.values())}, so bfloat16 is not faster"
+    return Precision.bfloat16, "GPUs with bfloat16 matrix units" if any(on_gpu) else f"the CPU has {units.cpu}"

@@ -21,7 +21,7 @@ from demopsd_dist.util.errors import ConfigError
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 LARGE = 135_000_000
-AMX, NO_AMX = MatrixUnits(True, None), MatrixUnits(False, None)
+AMX, AVX512, NEITHER = MatrixUnits("AMX", None), MatrixUnits("AVX512-BF16", None), MatrixUnits(None, None)
 ALL_ON_GPU = ["rollout.gpus_per_worker=1", "teacher.gpus_per_worker=1", "learner.gpus_per_worker=1"]
 
 
@@ -33,13 +33,14 @@ def config_of(*words: str) -> Config:
     ("words", "parameters", "units", "chosen", "reason"),
     [
         ([], LARGE, AMX, Precision.bfloat16, "the CPU has AMX"),
-        ([], LARGE, NO_AMX, Precision.float32, "the CPU has no AMX"),
+        ([], LARGE, AVX512, Precision.bfloat16, "the CPU has AVX512-BF16"),
+        ([], LARGE, NEITHER, Precision.float32, "neither AMX nor AVX512-BF16"),
         ([], SMALL_MODEL_PARAMETERS, AMX, Precision.bfloat16, "AMX"),
         ([], SMALL_MODEL_PARAMETERS - 1, AMX, Precision.float32, "50.00 million parameters; bfloat16 is taken from 50"),
         (["learner.zero_stage=0"], LARGE, AMX, Precision.float32, "learner.zero_stage=0"),
-        (ALL_ON_GPU, LARGE, MatrixUnits(False, LEAST_CAPABILITY), Precision.bfloat16, "GPUs"),
-        (ALL_ON_GPU, LARGE, MatrixUnits(True, (7, 5)), Precision.float32, "compute capability 7.5"),
-        (ALL_ON_GPU[:1], LARGE, MatrixUnits(False, (9, 0)), Precision.float32, "the CPU has no AMX"),
+        (ALL_ON_GPU, LARGE, MatrixUnits(None, LEAST_CAPABILITY), Precision.bfloat16, "GPUs"),
+        (ALL_ON_GPU, LARGE, MatrixUnits("AMX", (7, 5)), Precision.float32, "compute capability 7.5"),
+        (ALL_ON_GPU[:1], LARGE, MatrixUnits(None, (9, 0)), Precision.float32, "neither AMX"),
     ],
 )
 def test_the_choice_depends_on_size_and_hardware(
@@ -63,7 +64,11 @@ def test_the_lowest_capability_of_several_gpus_counts() -> None:
 
 def test_this_machine_answers() -> None:
     units = MatrixUnits.of_this_machine()
-    assert units.amx == ("amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    if "amx_bf16" in flags:
+        assert units.cpu == "AMX"
+    else:
+        assert units.cpu == ("AVX512-BF16" if "avx512_bf16" in flags else None)
 
 
 def test_the_embedded_model_has_float32_on_any_hardware(tmp_path: Path) -> None:
@@ -80,7 +85,7 @@ def test_the_embedded_model_has_float32_on_any_hardware(tmp_path: Path) -> None:
 
 def test_what_a_user_sets_stays() -> None:
     words = ["model.precision=bfloat16", "teacher.precision=float32", "weights.max_logp_diff=0.7"]
-    config, line = resolve_precision(config_of(*words), MODEL_DIR, NO_AMX)
+    config, line = resolve_precision(config_of(*words), MODEL_DIR, NEITHER)
     assert (config.model.precision, teacher_precision(config)) == (Precision.bfloat16, Precision.float32)
     assert config.weights.max_logp_diff == 0.7
     assert line == "precision  student bfloat16 (as set)   teacher float32 (as set)"
