@@ -67,8 +67,14 @@ def shapes_of(config: Config) -> list[WorkShape]:
 
 
 def shape_of(text: str) -> WorkShape:
-    """The shape that the command line names as processes x samples a forward: `2x16`."""
+    """The shape that the command line names as processes x samples a forward: `2x16`.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is not of that form.
+    """
     processes, _, micro_batch = text.partition("x")
+    if not (processes.isdigit() and micro_batch.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 2x16; a config stands before --shapes")
     return WorkShape(int(processes), int(micro_batch))
 
 
