@@ -56,7 +56,8 @@ def main() -> None:
     folder = model_folder(config)
     task, _ = build_task(config, folder, load_data(config.data).questions)
     torch.set_num_threads(config.learner.threads)
-    stem = page_name(MatrixUnits.of_this_machine().cpu)
+    units = MatrixUnits.of_this_machine().cpu
+    stem = page_name(units)
     recorded = arguments.out / f"{stem}.json"
     raw = json.loads(recorded.read_text(encoding="utf-8")) if recorded.is_file() else {}
     parts = arguments.part or PARTS
@@ -71,7 +72,7 @@ def main() -> None:
                 raw[name] = engine_differences(own, folder, prompts, CANARIES, vocabulary_of(folder))
                 write(arguments.out, stem, raw)
     if "teacher" in raw:
-        save(arguments.out, stem, raw, list(page(raw, arguments.model)))
+        save(arguments.out, stem, raw, list(page(raw, arguments.model, units)))
 
 
 def vocabulary_of(folder: Path) -> int:
@@ -108,10 +109,9 @@ def page_name(units: str | None) -> str:
     return f"precision-cpu-{units.lower()}" if units else "precision-cpu"
 
 
-def page(raw: dict[str, Any], model: str) -> Iterator[str]:
-    """Lines of the page."""
+def page(raw: dict[str, Any], model: str, units: str | None) -> Iterator[str]:
+    """Lines of the page. `units` compute bfloat16 on the CPU; None where it is emulated."""
     teacher, errors = raw["teacher"], raw["teacher"]["errors"]
-    units = MatrixUnits.of_this_machine().cpu
     hardware = f"with {units}" if units else "without units for bfloat16, which is emulated"
     yield from ("# Rounding in bfloat16", "")
     yield f"{Path(model).name} on two cores of a CPU ({platform.machine()}) {hardware};"

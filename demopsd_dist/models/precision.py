@@ -45,7 +45,7 @@ class MatrixUnits:
             gpus = subprocess.run(QUERY, capture_output=True, text=True, timeout=20, check=True).stdout
         except (OSError, subprocess.SubprocessError):
             gpus = ""
-        return cls(next((CPU_FLAGS[flag] for flag in CPU_FLAGS if flag in flags), None), lowest_capability(gpus))
+        return cls(next((name for flag, name in CPU_FLAGS.items() if flag in flags), None), lowest_capability(gpus))
 
 
 def lowest_capability(text: str) -> tuple[int, int] | None:
