@@ -69,6 +69,7 @@ class Experiment:
             that of this arm's run with the same seed.
         dose: alpha_max of the arms that differ in it alone, 0 for one without a gate; they have a table of their own.
         settings: overrides of all runs.
+        seed_settings: further overrides of the final runs with a seed, the same for all its arms.
     """
 
     base: str = "../demo.yaml"
@@ -79,6 +80,7 @@ class Experiment:
     leak_margin: float = 0.05
     dose: dict[str, float] = field(default_factory=dict)
     settings: list[str] = field(default_factory=list)
+    seed_settings: dict[int, list[str]] = field(default_factory=dict)
     tuning: Tuning = field(default_factory=Tuning)
     final: FinalRuns = field(default_factory=FinalRuns)
     arms: dict[str, Arm] = field(default_factory=dict)

@@ -257,6 +257,29 @@ def tune(runner: ExperimentRunner) -> tuple[dict[str, Record], dict[str, list[st
     return tuner.best, tuner.words
 
 
+def final_settings(experiment: Experiment) -> tuple[str, ...]:
+    """Overrides of all final runs."""
+    return (*experiment.settings, *experiment.final.settings)
+
+
+def planned_runs(experiment: Experiment, words: dict[str, list[str]]) -> list[ArmRun]:
+    """All final runs, the untrained model's last.
+
+    Args:
+        words: overrides of each arm.
+    """
+    common = final_settings(experiment)
+    of_seed = {seed: (*experiment.seed_settings.get(seed, []), f"seed={seed}") for seed in experiment.seeds}
+    runs = [
+        ArmRun(f"{name}-seed{seed}", (*common, *own, *of_seed[seed]))
+        for seed in experiment.seeds
+        for name, own in words.items()
+        if seed in (experiment.arms[name].seeds or experiment.seeds)
+    ]
+    base = [ArmRun(f"base-seed{seed}", (*common, "steps=0", *of_seed[seed])) for seed in experiment.seeds]
+    return runs + base
+
+
 def run_experiment(experiment: Experiment, base: Path, out: Path, table_only: bool = False) -> None:
     """Tune and train all arms, then write tables, CSV and plots to `out`.
 
@@ -268,21 +291,17 @@ def run_experiment(experiment: Experiment, base: Path, out: Path, table_only: bo
     """
     runner = ExperimentRunner(experiment, base, out, table_only)
     _, words = tune(runner)
-    common = (*experiment.settings, *experiment.final.settings)
-    runs = [
-        ArmRun(f"{name}-seed{seed}", (*common, *own, f"seed={seed}"))
-        for seed in experiment.seeds
-        for name, own in words.items()
-        if seed in (experiment.arms[name].seeds or experiment.seeds)
-    ]
-    runs += [ArmRun(f"base-seed{seed}", (*common, "steps=0", f"seed={seed}")) for seed in experiment.seeds]
+    runs = planned_runs(experiment, words)
     records = runner.recorded(runs) if table_only else runner.complete(runs)
     table = {
         name: [records[run] for seed in experiment.seeds if (run := f"{name}-seed{seed}") in records]
         for name in ("base", *words)
     }
     table = {name: rows for name, rows in table.items() if rows}
-    rates = {name: f"{load(base, [*common, *own]).learner.learning_rate:g}" for name, own in words.items()}
+    rates = {
+        name: f"{load(base, [*final_settings(experiment), *own]).learner.learning_rate:g}"
+        for name, own in words.items()
+    }
     write_report(table, rates, experiment, out)
     write_dose(table, experiment.dose, out)
     print(f"table and plots in {out}")

@@ -14,7 +14,7 @@ from benchmarks.common.intervals import half_width
 from benchmarks.experiment.dose_page import write_dose
 from benchmarks.experiment.experiment_file import Arm, Experiment, Tuning, read_experiment
 from benchmarks.experiment.experiment_page import write_report
-from benchmarks.experiment.run_arms import ArmRun, ExperimentRunner, question_means, run_experiment, tune
+from benchmarks.experiment.run_arms import ArmRun, ExperimentRunner, planned_runs, question_means, run_experiment, tune
 from benchmarks.tasks.choose_tasks import VALIDATION_SEED
 from demopsd_dist.config import load
 from demopsd_dist.data.accuracy import AnswerGroup
@@ -91,6 +91,19 @@ def test_controls_follow_from_the_arms_that_they_control(tmp_path: Path) -> None
     assert "demopsd.alpha_max=0.0200" in words["constant_alpha"]
     assert words["scaled_learning_rate"][-1] == "learner.learning_rate=0.000392"
     assert words["demopsd"][-1] == "learner.learning_rate=0.0004"
+
+
+def test_settings_of_a_seed_are_those_of_all_its_arms(tmp_path: Path) -> None:
+    experiment = Experiment(
+        seeds=[0, 1],
+        settings=["learner.learning_rate=4e-4"],
+        seed_settings={1: ["learner.zero_stage=1"]},
+        arms={"demopsd": Arm(), "sdpo": Arm(settings=["method=sdpo"])},
+    )
+    runs = planned_runs(experiment, {"demopsd": [], "sdpo": ["method=sdpo"]})
+    with_it = {run.name for run in runs if "learner.zero_stage=1" in run.words}
+    assert with_it == {"demopsd-seed1", "sdpo-seed1", "base-seed1"}
+    assert len(runs) == 6
 
 
 def test_a_recorded_run_is_not_run_again_and_not_taken_for_another(tmp_path: Path) -> None:
