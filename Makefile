@@ -3,6 +3,7 @@
 # make check  lint, format, types, import doors, sizes, language
 # make setup GPU=1   the CUDA build of vLLM, same versions
 # make gym    reasoning-gym, for data sets of gym:; make test has it too
+# make bitsandbytes   for learner.optimizer=adamw_8bit; make test has it too
 # make site   the documents as a site in build/site; make check builds it too
 # make lock   resolve requirements/*.in again
 
@@ -13,7 +14,7 @@ BUILD := $(if $(GPU)$(wildcard $(VENV)/.installed-gpu),gpu,cpu)
 STAMP := $(VENV)/.installed-$(BUILD)
 UV_VERSION := 0.13.9
 
-.PHONY: setup demo test check gym site lock
+.PHONY: setup demo test check gym bitsandbytes site lock
 
 setup: $(STAMP)
 
@@ -40,6 +41,12 @@ $(VENV)/.installed-gym: requirements/gym.lock $(STAMP)
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps -r requirements/gym.lock
 	touch $@
 
+bitsandbytes: setup $(VENV)/.installed-bitsandbytes
+
+$(VENV)/.installed-bitsandbytes: requirements/bitsandbytes.lock $(STAMP)
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps -r requirements/bitsandbytes.lock
+	touch $@
+
 site: setup $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # not --quiet: it would pass over warnings
 
@@ -48,7 +55,7 @@ $(VENV)/.installed-docs: requirements/docs.lock $(STAMP)
 	touch $@
 
 # Tests without engines share the cores; those with real processes, and those of the browser, run one after the other.
-test: setup gym
+test: setup gym bitsandbytes
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal tests/unit tests/driver
 	$(BIN)/python -m pytest --ignore tests/unit --ignore tests/driver
 
@@ -65,7 +72,7 @@ lock: setup
 	    --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-annotate -o $$build.lock; \
 	  sed -i 's/+cpu$$//' $$build.lock; \
 	done
-	cd requirements && for set in gym docs; do \
+	cd requirements && for set in gym bitsandbytes docs; do \
 	  ../$(BIN)/uv pip compile --quiet $$set.in -c cpu.lock --python-version 3.11 \
 	    --python-platform x86_64-manylinux_2_28 --no-header --no-annotate -o $$set.all && \
 	    grep -vxFf cpu.lock $$set.all > $$set.lock; rm -f $$set.all; \

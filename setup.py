@@ -1,6 +1,6 @@
 """The installable package: `demopsd_dist`, with `workers`, `launch`, configs and locks in its folder `rooms/`, since
 these names are too generic for the top level (`demopsd_dist/util/rooms.py` imports them from there). The extras `cpu`,
-`gpu` and `gym` pin the tested sets of `requirements/`.
+`gpu`, `gym` and `bitsandbytes` pin the tested sets of `requirements/`.
 """
 
 import re
@@ -96,6 +96,7 @@ setup(
         "cpu": locked("cpu"),
         "gpu": locked("gpu"),
         "gym": locked("gym"),
+        "bitsandbytes": locked("bitsandbytes"),
         "math": ["math-verify==0.9.0"],
         "tensorboard": ["tensorboard"],
         "wandb": ["wandb"],

@@ -20,7 +20,7 @@ from tempfile import NamedTemporaryFile
 
 import psutil
 
-from demopsd_dist.config import MINISCI, Config, sources_of, train_text
+from demopsd_dist.config import MINISCI, Config, check_optimizer_package, sources_of, train_text
 from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.models.model_folder import model_folder
@@ -236,6 +236,10 @@ def check_inputs(config: Config) -> Iterator[Finding]:
         yield ok("precision", HERE, precision.removeprefix("precision").strip())
     except ConfigError as error:
         yield problem("model", config.model.path, *_split_fix(error))
+    try:
+        check_optimizer_package(config)
+    except ConfigError as error:
+        yield problem("optimizer", HERE, *_split_fix(error))
     yield from _check_data(config)
     try:
         yield ok("reward", resolve_reward(config.reward).name, "can be used")

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from demopsd_dist.config import Config, load
+from demopsd_dist.config import Config, check_optimizer_package, load
 from demopsd_dist.data.rewards import resolve_reward
 from demopsd_dist.data.sources import SPLITS, LoadedData, load_data
 from demopsd_dist.methods import check_objective
@@ -81,6 +81,7 @@ def check_and_train(arguments: argparse.Namespace, open_log: Callable[..., RunLo
     resolve_reward(config.reward, config.limits)  # imports a user's own reward, in the dry run too
     check_objective(config)
     check_sinks(config)
+    check_optimizer_package(config)
     folder = model_folder(config)
     config, precision = resolve_precision(config, folder)
     data = load_data(config.data)

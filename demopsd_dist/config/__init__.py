@@ -12,7 +12,13 @@ from demopsd_dist.config.method_settings import (
     Variant,
     WeightSource,
 )
-from demopsd_dist.config.precision_settings import LogpBounds, logp_bounds, publishes_on_gpus, teacher_precision
+from demopsd_dist.config.precision_settings import (
+    LogpBounds,
+    check_optimizer_package,
+    logp_bounds,
+    publishes_on_gpus,
+    teacher_precision,
+)
 from demopsd_dist.config.ranges import LARGEST
 from demopsd_dist.config.reading import config_path, load, settings_keys, shipped_configs, to_yaml
 from demopsd_dist.config.recording_settings import SamplesConfig, SinksConfig, WandbMode
@@ -21,6 +27,7 @@ from demopsd_dist.config.role_settings import (
     LearnerConfig,
     Offload,
     OnPublish,
+    Optimizer,
     Precision,
     RolloutConfig,
     Schedule,
@@ -59,6 +66,7 @@ __all__ = [
     "ModelConfig",
     "Offload",
     "OnPublish",
+    "Optimizer",
     "Precision",
     "RewardErrors",
     "RolloutConfig",
@@ -77,6 +85,7 @@ __all__ = [
     "WeightSource",
     "changes",
     "changes_of_training",
+    "check_optimizer_package",
     "config_path",
     "load",
     "logp_bounds",

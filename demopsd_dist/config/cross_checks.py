@@ -11,7 +11,7 @@ from dataclasses import fields
 from demopsd_dist.config.collapse_settings import AlarmConfig
 from demopsd_dist.config.data_settings import MINISCI, SPLIT, DataConfig, FieldNames, Format
 from demopsd_dist.config.method_settings import MethodName, check_methods
-from demopsd_dist.config.precision_settings import check_offload, check_precision, check_transport
+from demopsd_dist.config.precision_settings import check_optimizer, check_precision, check_transport
 from demopsd_dist.config.ranges import check_values
 from demopsd_dist.config.role_settings import Schedule
 from demopsd_dist.config.schema import Config, ModelConfig, RewardErrors, SolutionSource
@@ -44,7 +44,7 @@ def check(config: Config) -> None:
     _check_engine_capacity(config)
     _check_determinism(config)
     check_precision(config)
-    check_offload(config.learner)
+    check_optimizer(config.learner)
     check_transport(config)
     _check_steps(config)
     _check_privileged(config)

@@ -1,14 +1,20 @@
-"""Precision of each role, the bounds of rounding that belong to it, and checks of what a precision, an offloaded
-optimizer or a process group that publishes weights needs."""
+"""Precision of each role, the bounds of rounding that belong to it, and checks of what a precision, an optimizer or a
+process group that publishes weights needs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 
-from demopsd_dist.config.role_settings import LearnerConfig, Offload, Precision
+from demopsd_dist.config.role_settings import LearnerConfig, Offload, Optimizer, Precision
 from demopsd_dist.config.schema import Config, Transport
 from demopsd_dist.util.errors import ConfigError
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported."""
+    return find_spec(package) is not None
 
 
 @dataclass(frozen=True)
@@ -68,15 +74,20 @@ def check_precision(config: Config) -> None:
         )
 
 
-def check_offload(learner: LearnerConfig) -> None:
-    """Check that there is something to move to main memory.
+def check_optimizer(learner: LearnerConfig) -> None:
+    """Check an optimizer that is offloaded.
 
     Raises:
-        ConfigError: the optimizer's state is there already, or is not sharded.
+        ConfigError: its state is in main memory already, is not sharded, or is in 8 bits.
     """
     if learner.offload is Offload.none:
         return
     wanted = f"learner.offload={learner.offload.value}"
+    if learner.optimizer is Optimizer.adamw_8bit:
+        raise ConfigError(
+            f"{wanted} with learner.optimizer=adamw_8bit: bitsandbytes' update is slow on CPU, where an offloaded "
+            "optimizer runs. Set learner.offload=none, or learner.optimizer=adamw."
+        )
     if not learner.gpus_per_worker:
         raise ConfigError(
             f"{wanted} with learner.gpus_per_worker=0: on CPU the optimizer's state is in main memory already. Set "
@@ -86,6 +97,19 @@ def check_offload(learner: LearnerConfig) -> None:
         raise ConfigError(
             f"{wanted} with learner.zero_stage=0: DeepSpeed offloads the shards of ZeRO. Set learner.zero_stage to 1, "
             "2 or 3."
+        )
+
+
+def check_optimizer_package(config: Config, is_installed: Callable[[str], bool] = is_installed) -> None:
+    """Check that the package of the optimizer is installed.
+
+    Raises:
+        ConfigError: it is not; names the command that installs it.
+    """
+    if config.learner.optimizer is Optimizer.adamw_8bit and not is_installed("bitsandbytes"):
+        raise ConfigError(
+            "learner.optimizer=adamw_8bit needs bitsandbytes, which is not installed. Install it: make bitsandbytes, "
+            "or pip install bitsandbytes==0.50.2. Or set learner.optimizer=adamw."
         )
 
 

@@ -134,6 +134,13 @@ class Schedule(Enum):
     cosine = "cosine"  # falls along half a cosine: slowly, fast, slowly
 
 
+class Optimizer(Enum):
+    """Optimizer of the student's weights."""
+
+    adamw = "adamw"  # torch's, moments in float32
+    adamw_8bit = "adamw_8bit"  # bitsandbytes', moments in 8 bits
+
+
 class Offload(Enum):
     """Part of a rank's state that is held in main memory instead of its GPU's."""
 
@@ -156,6 +163,10 @@ class LearnerConfig:
     """Torch threads of a rank on CPU."""
     zero_stage: int = setting(2, at_least=0, at_most=3)
     """DeepSpeed ZeRO stage: 0, 1, 2 or 3."""
+    optimizer: Optimizer = Optimizer.adamw
+    """`adamw`, or `adamw_8bit`: the same with its two moments in 8 bits, by bitsandbytes (`make bitsandbytes`). They
+    take 2 bytes a parameter instead of 8, and are rounded in every step, so that the result differs. Meant for GPUs: on
+    CPU its update is slow."""
     learning_rate: float = setting(1e-6, above=0)
     """Learning rate of AdamW after warm-up."""
     warmup_steps: int = setting(10, at_least=0, unit="steps")

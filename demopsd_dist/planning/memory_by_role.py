@@ -18,6 +18,8 @@ HEAD_SLICE_TOKENS = 2048  # tokens whose logits the teacher computes at once
 LIVE_PARAMETERS = 1e9  # most elements that ZeRO-3 has gathered at one time
 REDUCED_PARAMETERS = 5e8  # most elements in the buffer in which ZeRO-2 and 3 reduce gradients on GPUs
 CPU_REDUCED_PARAMETERS = float(1 << 22)  # the same on CPU, as workers/learner/zero.py sets it; or the largest tensor
+MOMENT_BYTES = {False: 8.0, True: 2.0 * (1 + 4 / 256)}  # both moments of a parameter; in 8 bits 256 share a scale
+SAVED_MOMENT_BYTES = {False: 8.0, True: 16.0}  # in a checkpoint: float32, with a scale for each number in 8 bits
 UNFUSED_LOGITS = 4  # float32 tensors [tokens, vocabulary] that an unfused loss holds
 
 
@@ -120,7 +122,7 @@ def learner_footprint(workload: Workload, power: Power, ranks: int) -> Footprint
         gathered_weights=size * min(parameters, LIVE_PARAMETERS) if stage == 3 and ranks > 1 else 0.0,
         float32_weights=4 * part if stage and not workload.offloads else 0.0,
         gradients=0.0 if workload.offloads else 4 * (part if stage else trained),
-        optimizer=0.0 if workload.offloads else 8 * (part if stage else trained),
+        optimizer=0.0 if workload.offloads else MOMENT_BYTES[workload.moments_8bit] * (part if stage else trained),
         **_shared_segment(workload, power),
     )
     # Stage 1 keeps gradients until the step, stages 2 and 3 until they are reduced.
@@ -150,7 +152,8 @@ def saved_activation_bytes(workload: Workload, batch: DrawnBatch) -> float:
 
 def checkpoint_gib(workload: Workload) -> float:
     """GiB of a checkpoint on disk: float32 values and both moments of trained parameters, and the teacher's average."""
-    return (12.0 * workload.trained + 4.0 * workload.shape.parameters * workload.averages) / GIB
+    each = 4.0 + SAVED_MOMENT_BYTES[workload.moments_8bit]
+    return (each * workload.trained + 4.0 * workload.shape.parameters * workload.averages) / GIB
 
 
 def unfused_logits_gib(workload: Workload, ranks: int) -> float:

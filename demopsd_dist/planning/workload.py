@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from demopsd_dist.config import Config, Offload, OnPublish, Precision, Transport, WeightSource, teacher_precision
+from demopsd_dist.config import (
+    Config,
+    Offload,
+    OnPublish,
+    Optimizer,
+    Precision,
+    Transport,
+    WeightSource,
+    teacher_precision,
+)
 from demopsd_dist.methods import SupportKind, resolve_method, teacher_weights
 from demopsd_dist.planning.model_shape import PROJECTIONS, ModelShape
 from demopsd_dist.util.errors import ConfigError
@@ -62,6 +71,7 @@ class Workload:
     tensor_parallel: int = 1  # number of processes of an engine, each with a device
     solution_source: str = "sibling"  # privileged.source
     offloads: bool = False  # the optimizer's state is in main memory
+    moments_8bit: bool = False  # AdamW's moments are in 8 bits
     teacher_half: bool = False  # the teacher computes in bfloat16; an EMA is averaged in float32 beside it
     maps_weights: bool = True  # on one node without GPUs, published weights lie in shared memory
 
@@ -181,6 +191,7 @@ def workload_of(config: Config, shape: ModelShape, traffic: Traffic) -> Workload
         engines_sleep=rollout.sleep,
         tensor_parallel=rollout.tensor_parallel,
         offloads=learner.offload is Offload.optimizer,
+        moments_8bit=learner.optimizer is Optimizer.adamw_8bit,
         teacher_half=teacher_precision(config) is Precision.bfloat16,
         maps_weights=config.weights.transport in (Transport.auto, Transport.shared_memory),
     )

@@ -29,10 +29,8 @@ from workers.forward import (
     release_gpu_cache,
     vocabulary_rows,
 )
-from workers.learner import checkpoint
 from workers.learner.activation_checkpointing import checkpoint_activations
 from workers.learner.canary_forward import canary_logp, exported_canary_logp
-from workers.learner.export import export_model
 from workers.learner.lora import add_adapters, base_tensors
 from workers.learner.loss_inputs import LossInputs
 from workers.learner.model_trial import try_model
@@ -42,9 +40,11 @@ from workers.learner.observers.rank_report import RankReport
 from workers.learner.observers.step_digests import StepDigests
 from workers.learner.observers.step_metrics import StepMetrics
 from workers.learner.observers.token_recorder import TokenRecorder
+from workers.learner.saving import checkpoint
+from workers.learner.saving.export import export_model
 from workers.learner.step_objective import fit_to_step, gate_metrics, with_trajectory_alpha
 from workers.learner.student_forwards import StudentForwards
-from workers.learner.zero import deepspeed_config, full_tensors, join_process_group
+from workers.learner.zero import create_optimizer, deepspeed_config, full_tensors, join_process_group
 from workers.matrix_peak import matrix_peak_flops
 from workers.weights.buckets import BucketRef, layout, pack_bucket
 from workers.weights.canary import LogpT
@@ -107,12 +107,7 @@ class LearnerWorker(StudentForwards, Sender, Rank):
 
         model = ResponseModel(causal)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained,
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            fused=True if self._device.type == "cpu" else None,  # on CPU torch's choice would be a loop of many passes
-        )
+        optimizer = create_optimizer(trained, settings, self._device)
         if settings.zero_stage == 0:
             optimizer.register_step_pre_hook(self._clip)
         self._engine, *_ = deepspeed.initialize(

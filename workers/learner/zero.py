@@ -1,16 +1,18 @@
-"""DeepSpeed ZeRO: process group, configuration derived from our settings, and full tensors gathered from shards."""
+"""DeepSpeed ZeRO: process group, optimizer and configuration derived from our settings, and full tensors gathered from
+shards."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import import_module
 from typing import Any
 
 import ray
 import torch
 
-from demopsd_dist.config import Config, LearnerConfig, Offload, Precision
+from demopsd_dist.config import Config, LearnerConfig, Offload, Optimizer, Precision
 from workers.cluster.ranks import MeetingPoint, meet_on
 from workers.learner.extensions import ensure_extensions, extensions_folder, own_extensions
 from workers.learner.lora import Adapters, merge_adapters
@@ -36,6 +38,20 @@ def join_process_group(settings: LearnerConfig, rank: int, meeting_point: Meetin
         ensure_extensions(extensions_folder(), print)
     with own_extensions(extensions_folder()):
         deepspeed.init_distributed("nccl" if settings.gpus_per_worker else "gloo", verbose=False)
+
+
+def create_optimizer(
+    trained: Sequence[torch.nn.Parameter], settings: LearnerConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """The optimizer of `learner.optimizer` over the trained parameters."""
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer is Optimizer.adamw_8bit:
+        optimizer: torch.optim.Optimizer = import_module("bitsandbytes").optim.AdamW8bit(
+            trained, lr=rate, weight_decay=decay
+        )
+        return optimizer
+    fused = True if device.type == "cpu" else None  # on CPU torch's choice would be a loop of many passes
+    return torch.optim.AdamW(trained, lr=rate, weight_decay=decay, fused=fused)
 
 
 def deepspeed_config(config: Config) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +37,36 @@ def start_offloaded(ranks: Ranks, stage: int) -> LearnerGroup:
     return ranks.start_with(config)
 
 
+EIGHT_BIT = "learner.optimizer=adamw_8bit"
+needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="make bitsandbytes")
+
+
 @pytest.mark.parametrize(
-    ("ranks_before", "stage", "lora_rank"), [(1, 0, 0), (2, 1, 0), (2, 2, 0), (2, 3, 0), (1, 0, 8), (2, 3, 8)]
+    ("rank_count", "stage", "more"),
+    [
+        (1, 0, ()),
+        (2, 1, ()),
+        (2, 2, ()),
+        (2, 3, ()),
+        (1, 0, ("model.lora_rank=8",)),
+        (2, 3, ("model.lora_rank=8",)),
+        *(
+            pytest.param(rank_count, stage, (EIGHT_BIT, *more), marks=needs_bitsandbytes)
+            for rank_count, stage, *more in (
+                (1, 0),
+                (2, 1),
+                (2, 1, "model.precision=bfloat16"),
+                (2, 2),
+                (2, 3),
+                (2, 2, "model.lora_rank=8"),
+            )
+        ),
+    ],
 )
 def test_steps_go_on_bit_for_bit(
-    ranks_before: int, stage: int, lora_rank: int, ranks: Ranks, scored: list[ScoredExample], tmp_path: Path
+    rank_count: int, stage: int, more: tuple[str, ...], ranks: Ranks, scored: list[ScoredExample], tmp_path: Path
 ) -> None:
-    settings = (*words(ranks_before, stage), "learner.weight_decay=0.1", f"model.lora_rank={lora_rank}")
+    settings = (*words(rank_count, stage), "learner.weight_decay=0.1", *more)
     group = ranks.start(*settings)
     steps(group, scored, 2)
     asyncio.run(group.save(tmp_path / "two"))
@@ -56,7 +80,32 @@ def test_steps_go_on_bit_for_bit(
         one, other = load_file(path), load_file(tmp_path / "four-again" / path.name)
         assert one.keys() == other.keys()
         assert all((one[name] == other[name]).all() for name in one)
-        assert sum(name.endswith("/exp_avg_sq") for name in one) == len(one) / 3
+        assert sum(name.endswith("/exp_avg_sq") for name in one) == len(one) / (5 if EIGHT_BIT in more else 3)
+
+
+@needs_bitsandbytes
+def test_moments_in_8_bits_take_nearly_the_same_steps_and_fit_other_ranks_and_optimizers(
+    ranks: Ranks, scored: list[ScoredExample], tmp_path: Path
+) -> None:
+    exact = ranks.start(*words(2, 1))
+    steps(exact, scored, 2)
+    asyncio.run(exact.save(tmp_path / "exact"))
+    expected = np.array(steps(exact, scored, 2))
+    rounded = ranks.start(*words(2, 1), EIGHT_BIT)
+    steps(rounded, scored, 2)
+    asyncio.run(rounded.save(tmp_path / "rounded"))
+    own = np.array(steps(rounded, scored, 2))
+    np.testing.assert_allclose(own, expected, rtol=0.1)
+    assert (own != expected).all(), "moments are rounded"
+    for folder, rank_count, stage, more in (
+        ("exact", 2, 1, (EIGHT_BIT,)),
+        ("rounded", 2, 1, ()),
+        ("rounded", 1, 0, (EIGHT_BIT,)),
+        ("rounded", 2, 3, (EIGHT_BIT,)),
+    ):
+        group = ranks.start(*words(rank_count, stage), *more)
+        asyncio.run(group.load(tmp_path / folder))
+        np.testing.assert_allclose(np.array(steps(group, scored, 2)), expected, rtol=0.1)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

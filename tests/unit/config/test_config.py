@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from demopsd_dist.config import Config, Transport, load, publishes_on_gpus, to_yaml
+from demopsd_dist.config import Config, Transport, check_optimizer_package, load, publishes_on_gpus, to_yaml
 from demopsd_dist.config.cross_checks import check_layout_has_records
 from demopsd_dist.data.sources import load_data
 from demopsd_dist.minisci import MODEL_DIR
@@ -125,6 +125,17 @@ def test_a_layout_for_one_split_or_texts_for_tasks_are_no_error() -> None:
         load(DEMO, ["data.train=gym:chain_sum", "data.test=gym:chain_sum", "data.ood=null", "data.suffix=x"]).data
     )
     check_layout_has_records(load(DEMO, ["data.train=[{path: a.jsonl}]", "data.suffix=x"]).data)
+
+
+def test_an_optimizer_in_8_bits_is_not_offloaded_and_needs_its_package() -> None:
+    words = ["learner.optimizer=adamw_8bit", "learner.gpus_per_worker=1", "learner.num_workers=1"]
+    with pytest.raises(ConfigError, match=r"bitsandbytes' update is slow on CPU.* Set learner\.offload=none"):
+        load(DEMO, [*words, "learner.offload=optimizer"])
+    config = load(DEMO, words)
+    check_optimizer_package(config, is_installed=lambda package: package == "bitsandbytes")
+    with pytest.raises(ConfigError, match=r"needs bitsandbytes, .* Install it: make bitsandbytes"):
+        check_optimizer_package(config, is_installed=lambda package: False)
+    check_optimizer_package(load(DEMO, []), is_installed=lambda package: False)
 
 
 def test_an_offloaded_optimizer_needs_shards() -> None:

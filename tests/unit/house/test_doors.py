@@ -124,7 +124,15 @@ def test_launch_imports_library_and_workers() -> None:
     ("engine", "homes"),
     [
         ("vllm", {"workers/rollout/worker.py", "workers/rollout/vllm_weights.py"}),
-        ("deepspeed", {"workers/learner/worker.py", "workers/learner/checkpoint.py", "workers/learner/zero.py"}),
+        (
+            "deepspeed",
+            {
+                "workers/learner/worker.py",
+                "workers/learner/saving/checkpoint.py",
+                "workers/learner/saving/moments.py",
+                "workers/learner/zero.py",
+            },
+        ),
     ],
 )
 def test_an_engine_is_imported_in_its_own_files(engine: str, homes: set[str]) -> None:

@@ -15,6 +15,7 @@ from demopsd_dist.planning import forward_time
 from demopsd_dist.planning.drawn_batch import DrawnBatch
 from demopsd_dist.planning.hardware import DeviceCluster
 from demopsd_dist.planning.memory_by_role import (
+    checkpoint_gib,
     learner_footprint,
     memory_footprints,
     rollout_footprint,
@@ -174,6 +175,17 @@ def test_an_offloaded_optimizer_leaves_the_weights(stage: int) -> None:
     )
     assert set(held) - set(left) == {"float32 weights", "gradients", "optimizer"}
     assert (sum(held.values()) - sum(left.values())) * 2**30 == pytest.approx(16 * SHAPE.parameters / 4)
+
+
+def test_moments_in_8_bits_take_a_quarter() -> None:
+    workload = replace(example_workload(), zero_stage=2)
+    full, small = (
+        learner_footprint(replace(workload, moments_8bit=small), Power(gpu()), 4).persistent for small in (False, True)
+    )
+    assert small["optimizer"] / full["optimizer"] == pytest.approx(1 / 4, rel=0.02)
+    assert {**small, "optimizer": 0.0} == {**full, "optimizer": 0.0}
+    larger = checkpoint_gib(replace(workload, moments_8bit=True)) - checkpoint_gib(workload)
+    assert larger * 2**30 == pytest.approx(8 * SHAPE.parameters), "a scale for each number of a moment"
 
 
 def test_a_teacher_in_bfloat16_holds_a_working_copy_beside_its_average() -> None:

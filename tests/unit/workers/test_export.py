@@ -15,7 +15,7 @@ from launch._export import refuse_bad_export
 from tests.unit.models.small_folders import change_tensors, small_folder
 from workers.forward import ResponseModel, load_causal_lm
 from workers.learner.canary_forward import canary_logp, exported_canary_logp
-from workers.learner.export import COMPANIONS, export_model
+from workers.learner.saving.export import COMPANIONS, export_model
 from workers.weights.canary import canary_tokens
 
 SAMPLING = {"temperature": 0.6, "top_p": 0.9, "eos_token_id": 257, "pad_token_id": 256}  # not saved without do_sample

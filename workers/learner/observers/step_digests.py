@@ -17,8 +17,9 @@ from torch import Tensor
 from demopsd_dist.data.records import DigestRequest
 from demopsd_dist.objective import Loss, TokenSlice, TokenViews
 from demopsd_dist.run_record.digests import Digests, digest_of, hasher_of, merge_digests
-from workers.learner.checkpoint import MOMENTS, full_state, optimizer_steps, torch_optimizer
 from workers.learner.loss_inputs import LossInputs
+from workers.learner.saving.checkpoint import full_state
+from workers.learner.saving.moments import MOMENTS, optimizer_steps, readable_moments, torch_optimizer
 from workers.weights.tensor_groups import NamedParameters
 
 PIECE = 1 << 24  # elements of a float64 dot product at a time
@@ -112,12 +113,13 @@ class StepDigests(ResponseDigests):
         gradient = {"gradient": {f"{self._rank}": _gradient_digest(self._gradient)}}
         result = merge_digests([gradient, self.digests()])
         tensor_names = {"value": "updated_weights"} | {key: key for key in MOMENTS}
-        with_moments = optimizer_steps(engine) > 0
-        for name, parameter in named:
-            for key, value in full_state(engine, parameter, with_moments):
-                if self._rank == 0:
-                    digest = digest_of(value.detach().float().cpu().contiguous().numpy())
-                    result.setdefault(tensor_names[key], {})[name] = digest
+        moments = MOMENTS if optimizer_steps(engine) else ()
+        with readable_moments(engine):
+            for name, parameter in named:
+                for key, value in full_state(engine, parameter, moments):
+                    if self._rank == 0:
+                        digest = digest_of(value.detach().float().cpu().contiguous().numpy())
+                        result.setdefault(tensor_names[key], {})[name] = digest
         return result
 
 

@@ -1,0 +1,1 @@
+"""Checkpoints of weights and moments, and the export of the model folder."""
