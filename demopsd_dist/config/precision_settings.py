@@ -114,14 +114,20 @@ def check_optimizer_package(config: Config, is_installed: Callable[[str], bool] 
 
 
 def check_transport(config: Config) -> None:
-    """Check that learners and rollout workers can form one process group that publishes weights.
+    """Check that learners and rollout workers can form one process group that publishes weights, or share a GPU.
 
     Raises:
-        ConfigError: `weights.transport=collective`, and they are neither all on CPU nor all with one GPU a process.
+        ConfigError: `weights.transport=collective`, and they are neither all on CPU nor all with one GPU a process; or
+            it is `ipc`, and one of them is on CPU or has a GPU of its own.
     """
+    shares = {"learner": config.learner.gpus_per_worker, "rollout": config.rollout.gpus_per_worker}
     if config.weights.transport is Transport.collective:
-        learner, rollout = config.learner.gpus_per_worker, config.rollout.gpus_per_worker
-        publishes_on_gpus({"learner": learner, "rollout": rollout})
+        publishes_on_gpus(shares)
+    if config.weights.transport is Transport.ipc and not all(0 < share < 1 for share in shares.values()):
+        raise ConfigError(
+            f"weights.transport=ipc with {_shares(shares)}: it is for roles that share one GPU. Give each a fraction "
+            "of it, or set weights.transport=auto."
+        )
 
 
 def publishes_on_gpus(gpus: Mapping[str, float]) -> bool:
@@ -134,9 +140,12 @@ def publishes_on_gpus(gpus: Mapping[str, float]) -> bool:
         ConfigError: some of these roles are on CPU and others not, or a process shares a GPU.
     """
     if set(gpus.values()) not in ({0}, {1}):
-        shares = ", ".join(f"{role}.gpus_per_worker={share:g}" for role, share in gpus.items())
         raise ConfigError(
-            f"weights.transport=collective with {shares}: these roles form one process group, which needs all of them "
-            "on CPU (0), or a GPU for each process (1), as nccl refuses two on one. Set weights.transport=auto."
+            f"weights.transport=collective with {_shares(gpus)}: these roles form one process group, which needs all "
+            "of them on CPU (0), or a GPU for each process (1), as nccl refuses two on one. Set weights.transport=auto."
         )
     return set(gpus.values()) == {1}
+
+
+def _shares(gpus: Mapping[str, float]) -> str:
+    return ", ".join(f"{role}.gpus_per_worker={share:g}" for role, share in gpus.items())

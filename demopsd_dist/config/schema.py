@@ -124,14 +124,15 @@ class Transport(Enum):
     auto = "auto"  # shared_memory where all of them are on its node, else object_store
     shared_memory = "shared_memory"  # memory that all roles map for the length of the run
     object_store = "object_store"  # Ray's: across nodes
+    ipc = "ipc"  # memory of the one GPU that all roles share (CUDA IPC)
     collective = "collective"  # one broadcast by a process group: NCCL between GPUs, gloo on CPU
 
 
 @dataclass
 class WeightsConfig:
     transport: Transport = Transport.auto
-    """`auto`, `shared_memory`, `object_store` or `collective`; the run's log names the one that `auto` has chosen
-    (docs/weights.md)."""
+    """`auto`, `shared_memory`, `object_store`, `ipc` or `collective`; the run's log names the one that `auto` has
+    chosen (docs/weights.md)."""
     bucket_mib: int = setting(64, above=0, unit="MiB")
     """Approximate size of the buckets into which published weights are packed."""
     max_logp_diff: float | None = setting(None, above=0, unit="nats")

@@ -123,6 +123,7 @@ def learner_footprint(workload: Workload, power: Power, ranks: int) -> Footprint
         float32_weights=4 * part if stage and not workload.offloads else 0.0,
         gradients=0.0 if workload.offloads else 4 * (part if stage else trained),
         optimizer=0.0 if workload.offloads else MOMENT_BYTES[workload.moments_8bit] * (part if stage else trained),
+        published_weights=float(workload.weights_bytes) if workload.keeps_published else 0.0,
         **_shared_segment(workload, power),
     )
     # Stage 1 keeps gradients until the step, stages 2 and 3 until they are reduced.

@@ -73,6 +73,7 @@ class Workload:
     offloads: bool = False  # the optimizer's state is in main memory
     moments_8bit: bool = False  # AdamW's moments are in 8 bits
     teacher_half: bool = False  # the teacher computes in bfloat16; an EMA is averaged in float32 beside it
+    keeps_published: bool = False  # published weights stay on the learner's GPU, where all roles read them
     maps_weights: bool = True  # on one node without GPUs, published weights lie in shared memory
 
     @property
@@ -193,6 +194,7 @@ def workload_of(config: Config, shape: ModelShape, traffic: Traffic) -> Workload
         offloads=learner.offload is Offload.optimizer,
         moments_8bit=learner.optimizer is Optimizer.adamw_8bit,
         teacher_half=teacher_precision(config) is Precision.bfloat16,
+        keeps_published=config.weights.transport is Transport.ipc,
         maps_weights=config.weights.transport in (Transport.auto, Transport.shared_memory),
     )
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from demopsd_dist.config import Config, load
+from demopsd_dist.config import Config, Transport, load
 from demopsd_dist.data.packing import pack
 from demopsd_dist.data.records import BatchSize, Prompt, Question, Rollout, ScoredExample, Tokens, TrainingExample
 from demopsd_dist.methods import resolve_method
@@ -66,8 +66,9 @@ def ray_here() -> Iterator[None]:
 
 
 @contextmanager
-def started(*words: str) -> Iterator[Core]:
+def started(*words: str, transport: Transport = Transport.auto) -> Iterator[Core]:
     config = load(DEMO, [*WORDS, *words])
+    config.weights.transport = transport  # settings refuse ipc where engines, of which there are none, have no share
     actors = LearnersAndTeacher(config, MODEL_DIR)
     try:
         core = Core(config, asyncio.run(actors.start()))
@@ -137,6 +138,20 @@ def test_bfloat16_learns_publishes_and_resumes(ray_here: None, tmp_path: Path, s
         asyncio.run(core.roles.learners.load(tmp_path / "saved"))
         again = [core.step(scored)["learner/loss"] for _ in range(8)]
     assert again == pytest.approx(losses[1:], rel=2e-2), (again, losses)
+
+
+def test_ipc_brings_the_teacher_the_same_weights(ray_here: None) -> None:
+    examples, scores = drawn(), []
+    for transport in (Transport.shared_memory, Transport.ipc):
+        with started(*ON_GPU, "method=sdpo", "sdpo.teacher=live", transport=transport) as core:
+            supports = core.support(examples)
+            core.step(core.score(examples, supports))
+            core.publish(1)  # every bucket's digest is checked where it arrives
+            scores.append(core.score(examples, supports))
+    for one, other in zip(*scores, strict=True):
+        assert one.teacher_logp_TA is not None
+        assert other.teacher_logp_TA is not None
+        assert np.allclose(one.teacher_logp_TA, other.teacher_logp_TA, atol=2e-3)
 
 
 @pytest.mark.parametrize("top_k", [None, 50])

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,10 +43,28 @@ class SharedSegment:
 
 
 @dataclass(frozen=True)
-class SegmentSlice:
-    """Position of a bucket in shared memory."""
+class DeviceSegment:
+    """Memory of a GPU, which other processes on the same GPU can map (CUDA IPC).
 
-    segment: SharedSegment
+    Attributes:
+        gpu: unique id of the GPU.
+        number: of this memory.
+        handle: torch's function that maps the memory as a tensor of bytes, and its arguments.
+    """
+
+    gpu: str
+    number: int
+    handle: tuple[Callable[..., torch.Tensor], tuple[Any, ...]] = field(compare=False, repr=False)
+
+
+Segment = SharedSegment | DeviceSegment
+
+
+@dataclass(frozen=True)
+class SegmentSlice:
+    """Position of a bucket in a segment of memory."""
+
+    segment: Segment
     start: int
 
 
@@ -85,9 +103,7 @@ class Bucket:
 
     header: BucketHeader
     data: BucketBytes
-    location: SegmentSlice | InBroadcast | None = (
-        None  # in shared memory, or still to come; None if it came another way
-    )
+    location: SegmentSlice | InBroadcast | None = None  # in a segment, or still to come; None if it came another way
 
 
 @dataclass(frozen=True)
@@ -95,7 +111,7 @@ class BucketRef:
     """A bucket that was sent: its header, its location, and the seconds that packing took."""
 
     header: BucketHeader
-    location: Any  # Ray's object reference, a `SegmentSlice` of shared memory, or `InBroadcast`
+    location: Any  # Ray's object reference, a `SegmentSlice`, or `InBroadcast`
     packed_s: float = 0.0
 
 
@@ -144,10 +160,14 @@ def pack_bucket(
     data = np.empty(bucket_bytes(specs), np.uint8) if buffer is None else buffer[: bucket_bytes(specs)]
     hasher = _hasher(specs)
     for spec, (_, tensor) in zip(specs, tensors, strict=True):
-        flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
+        flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+        place = data[spec.start : spec.start + spec.size]
+        if flat.is_cuda:  # in one piece, which is fast into pinned memory
+            torch.from_numpy(place).copy_(flat)
         for start in range(0, spec.size, CHUNK_BYTES):
-            part = data[spec.start + start : spec.start + min(start + CHUNK_BYTES, spec.size)]
-            part[:] = flat[start : start + CHUNK_BYTES]
+            part = place[start : start + CHUNK_BYTES]
+            if not flat.is_cuda:
+                part[:] = flat[start : start + CHUNK_BYTES].numpy()
             hasher.update(part.data)
     return Bucket(BucketHeader(version, index, specs, hasher.hexdigest()), data)
 

@@ -32,7 +32,7 @@ from workers.learner.worker import LearnerWorker
 from workers.rollout.dispatch import Pool, RolloutWorkers
 from workers.rollout.worker import RolloutWorker
 from workers.teacher.worker import TeacherWorker
-from workers.weights.buckets import Ack, BucketRef, SharedSegment
+from workers.weights.buckets import Ack, BucketRef, Segment
 from workers.weights.canary import CanaryHistory, LogpT, canary_tokens
 from workers.weights.collective import SupersededError
 from workers.weights.membership import WeightGroup, receiver_nodes
@@ -69,7 +69,7 @@ class WeightPublisher:
 
     plan: PublishPlan
     transport: Transport
-    segment: SharedSegment | None  # None if the transport is not shared memory
+    segment: Segment | None  # memory that the receivers map; None with other transports
 
     def __init__(
         self, learners: ActorGroup[LearnerWorker], rollouts: Pool, teacher: ActorGroup[TeacherWorker], config: Config

@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from demopsd_dist.util.errors import BrokenGroupError, WeightSyncError
 from workers.actor_handle import Ref
 from workers.cluster.spans import Traced
-from workers.weights.buckets import Ack, Bucket, BucketRef, InBroadcast, SharedSegment, verify_bucket
+from workers.weights.buckets import Ack, Bucket, BucketRef, InBroadcast, Segment, verify_bucket
 from workers.weights.checkpoint_format import CheckpointViews
 from workers.weights.collective import AHEAD, receive_bucket
 from workers.weights.process_group import PUBLISHING_GROUP, GroupMeeting, GroupMember
@@ -44,12 +44,13 @@ class Receiver(Traced):
     def turn(self) -> None:
         """Return when the calls before this one have ended."""
 
-    def attach(self, plan: PublishPlan, segment: SharedSegment | None) -> None:
-        """Prepare for publishes of this plan; map the shared memory if that is the transport.
+    def attach(self, plan: PublishPlan, segment: Segment | None) -> None:
+        """Prepare for publishes of this plan; map the sender's memory if that is the transport.
 
         Raises:
             WeightSyncError: the learners' model has other tensors.
             LostStateError: the shared memory cannot be mapped.
+            ConfigError: it is of another GPU.
         """
         if self._tensor_names is not None:
             refuse_other_names(self._name, set(self._tensor_names), set(plan.names), "the learners' model")
@@ -116,6 +117,7 @@ class Receiver(Traced):
 
     def ack(self, version: int) -> Ack:
         """Acknowledgement of the publish that has just been loaded."""
+        self._segments.wait_until_read()
         return Ack(version, None, self.waited_s, self.verified_s, time.perf_counter() - self.began_s)
 
     def _fetch(self, version: int, index: int, ref: Ref[BucketRef]) -> Bucket:

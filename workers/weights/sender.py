@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import ray
+import torch
 
 from demopsd_dist.config import Transport
 from workers.cluster.spans import Traced
-from workers.weights.buckets import SharedSegment
+from workers.weights.buckets import Segment
 from workers.weights.collective import CollectiveOutbox
 from workers.weights.process_group import SENDER, GroupMeeting, GroupMember, open_meeting
 from workers.weights.transports import Outbox, PublishPlan, SharedMemoryOutbox, create_outbox
@@ -19,6 +20,7 @@ class Sender(Traced):
 
     rank: int
     _outbox: Outbox
+    _device: torch.device  # of its weights
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,17 +30,17 @@ class Sender(Traced):
         """Describe the buckets of every publish."""
         raise NotImplementedError
 
-    def open_outbox(self, transport: Transport) -> SharedSegment | None:
+    def open_outbox(self, transport: Transport) -> Segment | None:
         """Open the outbox of rank 0, before the first publish.
 
         Returns:
-            Its shared memory, if that is the transport; None on the other ranks.
+            The memory that the receivers map, if that is the transport; None on the other ranks.
         """
         if self.rank:
             return None
         if isinstance(old := getattr(self, "_outbox", None), CollectiveOutbox | SharedMemoryOutbox):
             old.close()
-        self._outbox = create_outbox(transport, self.plan().sizes)
+        self._outbox = create_outbox(transport, self.plan().sizes, self._device)
         return self._outbox.segment
 
     def open_group(self, name: str, size: int, within_s: float, on_gpus: bool) -> GroupMeeting:

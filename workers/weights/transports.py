@@ -3,7 +3,8 @@
 `ObjectStoreOutbox` works across nodes: one put whatever the number of receivers, each of which reads the copy on its
 node. `SharedMemoryOutbox` is for receivers on the learner's own node: one segment of memory a run, with a slice for
 each bucket, which all of them keep mapped. Its pages are touched once, when the roles start, and used again at every
-publish. `CollectiveOutbox` (`collective.py`) sends through a process group.
+publish. `DeviceOutbox` is the same in the memory of a GPU that all roles share. `CollectiveOutbox` (`collective.py`)
+sends through a process group.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from __future__ import annotations
 import mmap
 import os
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import ray
+import torch
+from torch.multiprocessing import reductions
 
 from demopsd_dist.config import Transport
 from demopsd_dist.util.errors import ConfigError, LostStateError
@@ -25,13 +29,18 @@ from workers.weights.buckets import (
     BucketBytes,
     BucketRef,
     Bytes,
+    DeviceSegment,
+    Segment,
     SegmentSlice,
     SharedSegment,
     Specs,
+    broadcast_bytes,
     bucket_bytes,
 )
 from workers.weights.checkpoint_format import CheckpointViews
 from workers.weights.collective import CollectiveOutbox
+
+CUDA_HOST_REGISTER_READ_ONLY = 0x08
 
 
 @dataclass(frozen=True)
@@ -58,8 +67,8 @@ class Outbox(Protocol):
     """The sender's end of a transport."""
 
     @property
-    def segment(self) -> SharedSegment | None:
-        """Shared memory that the receivers must map before they can read."""
+    def segment(self) -> Segment | None:
+        """Memory that the receivers must map before they can read."""
         ...
 
     def buffer(self, index: int) -> BucketBytes:
@@ -78,6 +87,7 @@ class ObjectStoreOutbox:
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self._buffer = np.empty(max(sizes), np.uint8)
+        pin(self._buffer)
 
     def buffer(self, index: int) -> Bytes:
         """The buffer that all buckets share."""
@@ -103,6 +113,7 @@ class SharedMemoryOutbox:
         os.ftruncate(descriptor, self.segment.size)
         pages = mmap.mmap(descriptor, self.segment.size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
         self._pages = np.frombuffer(pages, np.uint8)
+        pin(self._pages)
 
     def close(self) -> None:
         """Give the memory back once no receiver has it mapped."""
@@ -117,9 +128,38 @@ class SharedMemoryOutbox:
         return BucketRef(bucket.header, SegmentSlice(self.segment, self._starts[bucket.header.index]))
 
 
-def create_outbox(transport: Transport, sizes: Sequence[int]) -> Outbox:
-    """Outbox of a transport, for buckets of these sizes in bytes."""
+class DeviceOutbox:
+    """Sender through memory of a GPU that learner 0 shares with all receivers: buckets are packed where the receivers
+    read them. A slice is written again only at the next publish, as in `SharedMemoryOutbox`.
+
+    A bucket's digest is computed on the GPU, after its bytes were written, and read back before the bucket is sent: the
+    bytes are there when a receiver learns of them.
+    """
+
+    def __init__(self, sizes: Sequence[int], device: torch.device) -> None:
+        self._starts = np.cumsum([0, *map(broadcast_bytes, sizes)]).tolist()
+        self._memory = torch.empty(self._starts[-1], dtype=torch.uint8, device=device)
+        self.segment = DeviceSegment(gpu_id(device), time.monotonic_ns(), reductions.reduce_tensor(self._memory))
+
+    def buffer(self, index: int) -> BucketBytes:
+        """The bucket's slice of the memory."""
+        return self._memory[self._starts[index] : self._starts[index + 1]]
+
+    def send(self, bucket: Bucket) -> BucketRef:
+        """Refer to the bucket's slice; its bytes are there already."""
+        return BucketRef(bucket.header, SegmentSlice(self.segment, self._starts[bucket.header.index]))
+
+
+def create_outbox(transport: Transport, sizes: Sequence[int], device: torch.device) -> Outbox:
+    """Outbox of a transport.
+
+    Args:
+        sizes: bytes of each bucket.
+        device: of the sender's weights.
+    """
     match transport:
+        case Transport.ipc:
+            return DeviceOutbox(sizes, device)
         case Transport.shared_memory:
             return SharedMemoryOutbox(sizes)
         case Transport.collective:
@@ -141,22 +181,64 @@ def map_segment(segment: SharedSegment) -> Bytes:
             f"the shared memory of learner 0 (process {segment.pid}) cannot be mapped: {error}. If that process still "
             "runs, set weights.transport=object_store."
         ) from None
-    return np.frombuffer(pages, np.uint8)
+    mapped = np.frombuffer(pages, np.uint8)
+    pin(mapped)
+    return mapped
+
+
+def map_device_segment(segment: DeviceSegment) -> torch.Tensor:
+    """Map a sender's memory of a GPU, as a tensor of bytes.
+
+    Raises:
+        ConfigError: this process uses another GPU, or none.
+    """
+    own = gpu_id(torch.device("cuda")) if torch.cuda.is_available() else "none"
+    if own != segment.gpu:
+        raise ConfigError(
+            f"weights.transport=ipc: learner 0 is on GPU {segment.gpu}, and {os.uname().nodename} process "
+            f"{os.getpid()}, which receives its weights, on {own}. Let all roles share one GPU, or set "
+            "weights.transport=auto."
+        )
+    rebuild, arguments = segment.handle
+    return rebuild(*arguments)
+
+
+def gpu_id(device: torch.device) -> str:
+    """Unique id of a GPU."""
+    return str(torch.cuda.get_device_properties(device).uuid)
+
+
+def pin(pages: Bytes) -> None:
+    """Register memory with CUDA, where this process uses a GPU: copies to and from pinned memory are several times as
+    fast. Without a GPU nothing is done; where CUDA refuses, copies stay slow, and the log of the worker says so."""
+    if not torch.cuda.is_available():
+        return
+    read_only = 0 if pages.flags.writeable else CUDA_HOST_REGISTER_READ_ONLY
+    cuda, address = torch.cuda.cudart(), pages.ctypes.data
+    error = cuda.cudaHostRegister(address, pages.nbytes, read_only)
+    if int(error):
+        print(f"{pages.nbytes >> 20} MiB for published weights could not be pinned: {error}", flush=True)
+    else:
+        weakref.finalize(pages, cuda.cudaHostUnregister, address).atexit = False
 
 
 class MappedSegments:
-    """Shared memory that a process has mapped, by segment."""
+    """Memory that a process has mapped, by segment."""
 
     def __init__(self) -> None:
-        self._mapped: dict[SharedSegment, Bytes] = {}
+        self._mapped: dict[Segment, BucketBytes] = {}
 
-    def add(self, segment: SharedSegment) -> None:
+    def add(self, segment: Segment) -> None:
         """Map a segment, and unmap all others: a sender has one at a time.
 
         Raises:
             LostStateError: as for `map_segment`.
+            ConfigError: as for `map_device_segment`.
         """
-        self._mapped = {segment: map_segment(segment)}
+        if isinstance(segment, SharedSegment):
+            self._mapped = {segment: map_segment(segment)}
+        else:
+            self._mapped = {segment: map_device_segment(segment)}
 
     def clear(self) -> None:
         """Unmap all segments."""
@@ -167,8 +249,14 @@ class MappedSegments:
         location: SegmentSlice = bucket_ref.location
         if location.segment not in self._mapped:
             self.add(location.segment)
-        end = location.start + bucket_bytes(bucket_ref.header.specs)
-        return Bucket(bucket_ref.header, self._mapped[location.segment][location.start : end], location)
+        size, data = bucket_bytes(bucket_ref.header.specs), self._mapped[location.segment]
+        size = broadcast_bytes(size) if isinstance(data, torch.Tensor) else size
+        return Bucket(bucket_ref.header, data[location.start : location.start + size], location)
+
+    def wait_until_read(self) -> None:
+        """Wait until a GPU has read all that it was asked to read from these segments."""
+        if any(isinstance(data, torch.Tensor) and data.is_cuda for data in self._mapped.values()):
+            torch.cuda.synchronize()
 
 
 def choose_transport(setting: Transport, sender_node: str, receiver_nodes: dict[str, str]) -> Transport:
@@ -179,13 +267,13 @@ def choose_transport(setting: Transport, sender_node: str, receiver_nodes: dict[
         receiver_nodes: the node of each receiver, by its name ("rollout 0").
 
     Raises:
-        ConfigError: the setting is shared memory and some receiver is on another node.
+        ConfigError: the setting is memory of a node, and some receiver is on another one.
     """
     elsewhere = [name for name, node in receiver_nodes.items() if node != sender_node]
-    if setting is Transport.shared_memory and elsewhere:
+    if setting in (Transport.shared_memory, Transport.ipc) and elsewhere:
         raise ConfigError(
-            f"weights.transport=shared_memory: not on the node of learner 0: {', '.join(elsewhere)}. Set it to auto or "
-            "object_store."
+            f"weights.transport={setting.value}: not on the node of learner 0: {', '.join(elsewhere)}. Set it to auto "
+            "or object_store."
         )
     if setting is Transport.auto:
         return Transport.object_store if elsewhere else Transport.shared_memory

@@ -290,6 +290,15 @@ def test_a_gpu_may_be_shared_but_not_by_ranks_nor_beyond_its_memory() -> None:
         load(DEMO, shares)
 
 
+def test_weights_on_a_gpu_that_roles_share_need_one() -> None:
+    half = ["learner.gpus_per_worker=0.5", "rollout.gpus_per_worker=0.4", "learner.num_workers=1"]
+    words = [*half, "rollout.gpu_memory_fraction=0.4", "weights.transport=ipc"]
+    assert load(DEMO, words).weights.transport is Transport.ipc
+    for word in ("learner.gpus_per_worker=1", "rollout.gpus_per_worker=0"):
+        with pytest.raises(ConfigError, match=r"ipc with .*: it is for roles that share one GPU\. Give each"):
+            load(DEMO, [*words, word])
+
+
 def test_a_process_group_of_weights_is_of_one_kind_of_device() -> None:
     collective = "weights.transport=collective"
     assert load(DEMO, [collective]).weights.transport is Transport.collective

@@ -313,6 +313,17 @@ def test_what_does_not_fit_is_said_with_the_way_out(changes: dict, gib: float, m
     assert any(message in reason for reason in reasons), reasons
 
 
+def test_weights_published_on_the_gpu_count_once() -> None:
+    workload = example_workload()
+    ipc = replace(workload, keeps_published=True)
+    before, after = (
+        {one.role: dict(one.persistent) for one in memory_footprints(job, Split(1, 1, 1), gpu_cluster(), {})}
+        for job in (workload, ipc)
+    )
+    assert after["learner"].pop("published weights") * 2**30 == workload.weights_bytes
+    assert after == before
+
+
 def test_what_fits_is_not_complained_about() -> None:
     workload, split, cluster = example_workload(), Split(2, 1, 2), gpu_cluster()
     assert shortfalls(workload, split, cluster, memory_footprints(workload, split, cluster, {})) == []

@@ -6,11 +6,13 @@ import asyncio
 import os
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.multiprocessing import reductions
 
 from demopsd_dist.config import LogpBounds, Transport
 from demopsd_dist.util.errors import ConfigError, LostStateError, WeightSyncError
@@ -18,7 +20,14 @@ from workers.actor_group import gather_root_cause
 from workers.weights.buckets import bucket_bytes, layout, pack_bucket, unpack_bucket, verify_bucket
 from workers.weights.canary import canary_tokens, refuse_old_weights, refuse_other_weights
 from workers.weights.receiver import refuse_other_names
-from workers.weights.transports import SharedMemoryOutbox, choose_transport, map_segment
+from workers.weights.transports import (
+    DeviceOutbox,
+    MappedSegments,
+    SharedMemoryOutbox,
+    choose_transport,
+    create_outbox,
+    map_segment,
+)
 
 BOUNDS = LogpBounds(1e-3, 1e-3)
 AUTO, SHARED, STORE = Transport.auto, Transport.shared_memory, Transport.object_store
@@ -38,6 +47,9 @@ def test_auto_takes_memory_where_all_share_a_node() -> None:
     message = "weights.transport=shared_memory: not on the node of learner 0: rollout 1. Set it to auto or"
     with pytest.raises(ConfigError, match=re.escape(message)):
         choose_transport(SHARED, "n", apart)
+    assert choose_transport(Transport.ipc, "n", here) is Transport.ipc
+    with pytest.raises(ConfigError, match=r"ipc: not on the node of learner 0: rollout 1"):
+        choose_transport(Transport.ipc, "n", apart)
 
 
 def test_shared_memory_carries_buckets_and_leaves_no_name() -> None:
@@ -55,6 +67,33 @@ def test_shared_memory_carries_buckets_and_leaves_no_name() -> None:
                 assert torch.equal(received, tensor)
     assert not receiver.flags.writeable
     assert not [name for name in set(os.listdir("/dev/shm")) - names if "demopsd" in name]
+
+
+def test_a_gpu_that_roles_share_carries_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the mapping between processes, for which a GPU is needed: the same tensor stands for it here."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="GPU-1"))
+    monkeypatch.setattr(reductions, "reduce_tensor", lambda tensor: (lambda memory: memory, (tensor,)))
+    outbox = create_outbox(Transport.ipc, SIZES, torch.device("cpu"))
+    assert isinstance(outbox, DeviceOutbox)
+    segments = MappedSegments()
+    with pytest.raises(ConfigError, match=r"learner 0 is on GPU GPU-1, and .* on none\. Let all roles share one GPU"):
+        segments.add(outbox.segment)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    segments.add(outbox.segment)
+    for version in range(2):
+        bucket_refs = []
+        for index, tensors in enumerate(TENSORS):
+            changed = [(name, tensor + version) for name, tensor in tensors]
+            bucket_refs.append(outbox.send(pack_bucket(version, index, changed, outbox.buffer(index))))
+        for bucket_ref, tensors in zip(bucket_refs, TENSORS, strict=True):
+            arrived = segments.bucket(bucket_ref)
+            verify_bucket(arrived, "rollout 0")
+            for (_, received), (_, tensor) in zip(unpack_bucket(arrived), tensors, strict=True):
+                assert torch.equal(received, tensor + version)
+    assert isinstance(arrived.data, torch.Tensor)
+    arrived.data[8] += 1
+    with pytest.raises(WeightSyncError, match="bucket 1 of weights version 1 damaged"):
+        verify_bucket(arrived, "rollout 0")
 
 
 def test_memory_out_of_reach_is_explained() -> None:
