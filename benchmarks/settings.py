@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.common.results_files import RESULTS, save
 from demopsd_dist.config import load
-from demopsd_dist.util.errors import DemoPSDError
+from demopsd_dist.util.errors import ConfigError, DemoPSDError
 from launch._command_line import exit_code_of
 from launch._processes import fenced
 
@@ -34,7 +34,7 @@ Step = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Variant:
+class TimedVariant:
     """Settings that are tried, over those of all runs."""
 
     name: str
@@ -57,7 +57,7 @@ def run(config: Path, words: Sequence[str]) -> list[Step]:
 
 
 def measure(
-    config: Path, words: Sequence[str], variants: Sequence[Variant], rounds: int
+    config: Path, words: Sequence[str], variants: Sequence[TimedVariant], rounds: int
 ) -> dict[str, list[list[Step]]]:
     """Metrics of the steps of each variant, by round."""
     results: dict[str, list[list[Step]]] = {variant.name: [] for variant in variants}
@@ -87,7 +87,7 @@ def summary(rounds: Sequence[Sequence[Step]]) -> dict[str, Any]:
     return result
 
 
-def page(command: str, variants: Sequence[Variant], results: dict[str, list[list[Step]]]) -> list[str]:
+def page(command: str, variants: Sequence[TimedVariant], results: dict[str, list[list[Step]]]) -> list[str]:
     """Lines of the page."""
     summaries = {name: summary(rounds) for name, rounds in results.items()}
     first = summaries[variants[0].name]
@@ -132,11 +132,14 @@ def main() -> int:
     parser.add_argument("--name", default="settings-cpu", help="of the files of results")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    variants = [Variant(name, tuple(words)) for name, *words in args.variant]
+    variants = [TimedVariant(name, tuple(words)) for name, *words in args.variant]
 
     def work() -> int:
+        if len({variant.name for variant in variants}) < len(variants):
+            raise ConfigError("Two variants have one name. Give each its own.")
         for variant in variants:  # a wrong setting is found before the first run
-            load(args.config, [*WITHOUT, *args.words, *variant.words])
+            if load(args.config, [*WITHOUT, *args.words, *variant.words]).steps <= WARM_UP:
+                raise ConfigError(f"{variant.name} has no step after {WARM_UP} of warm-up. Set steps to more.")
         with fenced():
             results = measure(args.config, [*WITHOUT, *args.words], variants, args.rounds)
         save(

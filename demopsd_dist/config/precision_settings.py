@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from demopsd_dist.config.method_settings import MethodName
 from demopsd_dist.config.role_settings import LearnerConfig, Offload, Optimizer, Precision
 from demopsd_dist.config.schema import Config, Transport
 from demopsd_dist.util.errors import ConfigError
@@ -114,15 +115,18 @@ def check_optimizer_package(config: Config, is_installed: Callable[[str], bool] 
 
 
 def check_transport(config: Config) -> None:
-    """Check that learners and rollout workers can form one process group that publishes weights, or share a GPU.
+    """Check that learners and rollout workers can form one process group that publishes weights, or that all roles
+    share a GPU.
 
     Raises:
         ConfigError: `weights.transport=collective`, and they are neither all on CPU nor all with one GPU a process; or
-            it is `ipc`, and one of them is on CPU or has a GPU of its own.
+            it is `ipc`, and one of the roles is on CPU or has a GPU of its own.
     """
     shares = {"learner": config.learner.gpus_per_worker, "rollout": config.rollout.gpus_per_worker}
     if config.weights.transport is Transport.collective:
         publishes_on_gpus(shares)
+    if config.method is not MethodName.grpo:
+        shares["teacher"] = config.teacher.gpus_per_worker
     if config.weights.transport is Transport.ipc and not all(0 < share < 1 for share in shares.values()):
         raise ConfigError(
             f"weights.transport=ipc with {_shares(shares)}: it is for roles that share one GPU. Give each a fraction "

@@ -38,9 +38,9 @@ class ModelConfig:
     path: str = MINISCI
     """A Hugging Face model folder with a tokenizer and chat template, or `minisci` for the embedded model."""
     precision: Precision = Precision.auto
-    """`auto`, `float32` or `bfloat16`: number format in which engines and learners compute; the EMA and the optimizer
-    stay in float32. `auto` takes bfloat16 for models from 50 million parameters on, where GPUs or CPU have matrix units
-    for it; the run's log has the choice and its reason (docs/tuning.md)."""
+    """`auto`, `float32` or `bfloat16`: number format in which engines and learners compute; the EMA, and the weights
+    that the optimizer updates, stay in float32. `auto` takes bfloat16 for models from 50 million parameters on, where
+    GPUs or CPU have matrix units for it; the run's log has the choice and its reason (docs/tuning.md)."""
     system_role: SystemRole = SystemRole.template
     """`template` gives the chat template a system message where a question has a system text; `fold` puts the text at
     the start of the user's turn, for templates without that role."""
@@ -49,7 +49,7 @@ class ModelConfig:
     date is refused without it, any other with it (docs/models.md)."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Values for variables of the chat template, such as `{enable_thinking: false}`; one that it never reads is
-    refused."""
+    refused, and null leaves out a value that a file has."""
     tree_tokens: int = setting(2048, at_least=0, unit="tokens")
     """Longest row into which teacher and learners merge the responses to one question by their common prefix, so that a
     prompt is computed once. 0 gives each response a row of its own. The result is the same."""

@@ -47,12 +47,17 @@ class ChatSettings:
 
     @classmethod
     def from_config(cls, config: Config) -> ChatSettings:
-        """Settings of a run; the values of teacher and evaluation go over the model's."""
+        """Settings of a run; the values of teacher and evaluation go over the model's, and None leaves a value out."""
         model = config.model
+
+        def values(own: Mapping[str, Any]) -> dict[str, object]:
+            merged = {**model.chat_template_kwargs, **own}
+            return {name: value for name, value in merged.items() if value is not None}
+
         return cls(
-            student=dict(model.chat_template_kwargs),
-            teacher={**model.chat_template_kwargs, **config.privileged.chat_template_kwargs},
-            evaluation={**model.chat_template_kwargs, **config.evaluation.chat_template_kwargs},
+            student=values({}),
+            teacher=values(config.privileged.chat_template_kwargs),
+            evaluation=values(config.evaluation.chat_template_kwargs),
             fold_system=model.system_role is SystemRole.fold,
             date=None if model.template_date is None else datetime.date.fromisoformat(model.template_date),
         )

@@ -102,7 +102,7 @@ def _check_kwargs(template: ChatTemplate) -> None:
         listed = f"It reads {', '.join(sorted(offered))}" if offered else "It reads no such values"
         raise template.refusal(
             f"chat_template_kwargs has {', '.join(unused)}, which its chat template never reads. {listed}; leave out "
-            f"{', '.join(unused)}"
+            f"{', '.join(unused)}, or set it to null where a config file has it"
         )
 
 

@@ -122,10 +122,13 @@ def test_scores_and_two_steps_are_those_of_the_cpu(ray_here: None, tmp_path: Pat
         assert torch.allclose(tensor, weights[1][name], atol=1e-3), name
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_bfloat16_learns_publishes_and_resumes(ray_here: None, tmp_path: Path, stage: int) -> None:
+@pytest.mark.parametrize(("stage", "optimizer"), [(1, "adamw"), (2, "adamw"), (3, "adamw"), (2, "adamw_8bit")])
+def test_bfloat16_learns_publishes_and_resumes(ray_here: None, tmp_path: Path, stage: int, optimizer: str) -> None:
     """Published weights are verified by their digests; a saved state is loaded unchanged."""
+    if optimizer == "adamw_8bit":
+        pytest.importorskip("bitsandbytes", reason="make bitsandbytes")
     words = (*ON_GPU, "model.precision=bfloat16", "weights.max_logp_diff=0.5", f"learner.zero_stage={stage}")
+    words = (*words, f"learner.optimizer={optimizer}")
     with started(*words) as core:
         examples = drawn()
         scored = core.score(examples, core.support(examples))
@@ -145,9 +148,11 @@ def test_ipc_brings_the_teacher_the_same_weights(ray_here: None) -> None:
     for transport in (Transport.shared_memory, Transport.ipc):
         with started(*ON_GPU, "method=sdpo", "sdpo.teacher=live", transport=transport) as core:
             supports = core.support(examples)
-            core.step(core.score(examples, supports))
+            before = core.score(examples, supports)
+            core.step(before)
             core.publish(1)  # every bucket's digest is checked where it arrives
             scores.append(core.score(examples, supports))
+            assert not np.array_equal(before[0].teacher_logp_TA, scores[-1][0].teacher_logp_TA)
     for one, other in zip(*scores, strict=True):
         assert one.teacher_logp_TA is not None
         assert other.teacher_logp_TA is not None

@@ -42,6 +42,7 @@ from workers.learner.observers.step_metrics import StepMetrics
 from workers.learner.observers.token_recorder import TokenRecorder
 from workers.learner.saving import checkpoint
 from workers.learner.saving.export import export_model
+from workers.learner.saving.moments import refuse_large_tensors
 from workers.learner.step_objective import fit_to_step, gate_metrics, with_trajectory_alpha
 from workers.learner.student_forwards import StudentForwards
 from workers.learner.zero import create_optimizer, deepspeed_config, full_tensors, join_process_group
@@ -113,6 +114,7 @@ class LearnerWorker(StudentForwards, Sender, Rank):
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=deepspeed_config(self._config), dist_init_required=False
         )
+        refuse_large_tensors(self._engine)
         self._engine.eval()  # no dropout: rollouts, support and loss must see the same student
         if settings.activation_checkpointing:
             checkpoint_activations(causal)

@@ -119,7 +119,7 @@ class WeightPublisher:
             what="opening memory for weights",
         )
         plan, segment = self.plan, self.segment
-        await self._call_rollouts(lambda worker: worker(Receiver.attach, plan, segment), "mapping shared memory")
+        await self._call_rollouts(lambda worker: worker(Receiver.attach, plan, segment), "mapping memory for weights")
         await self._attach(self._teacher)
         self._starts += 1
         self._canary = canary_tokens(self.plan.vocabulary_size, self._config.rollout.max_prompt_tokens)
@@ -129,7 +129,7 @@ class WeightPublisher:
         await group.each(
             lambda worker, _: worker(Receiver.attach, plan, segment),
             within_s=self._config.limits.start_s,
-            what="mapping shared memory",
+            what="mapping memory for weights",
         )
 
     async def sync_new_worker(self, new_worker: RolloutWorkers, serve: Callable[[], None]) -> None:
@@ -137,7 +137,7 @@ class WeightPublisher:
 
         Raises:
             WeightSyncError: a bucket arrived damaged or incomplete, or the engine does not use the weights.
-            ConfigError: it is on another node, where `weights.transport=shared_memory` does not reach.
+            ConfigError: it is on another node or GPU, which `weights.transport` does not reach.
         """
         async with self._lock:
             if not self._starts:  # `start` will attach it

@@ -14,6 +14,7 @@ import os
 import time
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -191,6 +192,7 @@ def map_device_segment(segment: DeviceSegment) -> torch.Tensor:
 
     Raises:
         ConfigError: this process uses another GPU, or none.
+        LostStateError: the sender has ended.
     """
     own = gpu_id(torch.device("cuda")) if torch.cuda.is_available() else "none"
     if own != segment.gpu:
@@ -200,7 +202,10 @@ def map_device_segment(segment: DeviceSegment) -> torch.Tensor:
             "weights.transport=auto."
         )
     rebuild, arguments = segment.handle
-    return rebuild(*arguments)
+    try:
+        return rebuild(*arguments)
+    except RuntimeError as error:
+        raise LostStateError(f"the GPU memory of learner 0 cannot be mapped: {error}") from None
 
 
 def gpu_id(device: torch.device) -> str:
@@ -215,9 +220,11 @@ def pin(pages: Bytes) -> None:
         return
     read_only = 0 if pages.flags.writeable else CUDA_HOST_REGISTER_READ_ONLY
     cuda, address = torch.cuda.cudart(), pages.ctypes.data
-    error = cuda.cudaHostRegister(address, pages.nbytes, read_only)
-    if int(error):
-        print(f"{pages.nbytes >> 20} MiB for published weights could not be pinned: {error}", flush=True)
+    error = int(cuda.cudaHostRegister(address, pages.nbytes, read_only))
+    if error:
+        print(f"{pages.nbytes >> 20} MiB for published weights could not be pinned: CUDA error {error}", flush=True)
+        with suppress(RuntimeError):
+            torch.ones(1, device="cuda")  # raises the error, which the next kernel would raise otherwise
     else:
         weakref.finalize(pages, cuda.cudaHostUnregister, address).atexit = False
 
@@ -232,7 +239,7 @@ class MappedSegments:
         """Map a segment, and unmap all others: a sender has one at a time.
 
         Raises:
-            LostStateError: as for `map_segment`.
+            LostStateError: as for both.
             ConfigError: as for `map_device_segment`.
         """
         if isinstance(segment, SharedSegment):

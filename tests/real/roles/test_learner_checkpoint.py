@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -105,6 +106,17 @@ def test_moments_in_8_bits_take_nearly_the_same_steps_and_fit_other_ranks_and_op
     ):
         group = ranks.start(*words(rank_count, stage), *more)
         asyncio.run(group.load(tmp_path / folder))
+        again = tmp_path / f"{folder} again"
+        asyncio.run(group.save(again))
+        for path in (tmp_path / folder).glob("*.safetensors"):
+            before, after = load_file(path), load_file(again / path.name)
+            moments = [name for name in before if name.endswith(("/exp_avg", "/exp_avg_sq"))]
+            assert len(moments) > 10
+            for name in moments:
+                assert before[name].abs().max() > 0
+                assert (before[name] - after[name]).abs().max() <= 0.02 * before[name].abs().max(), name
+            assert any(name.endswith("_scale") for name in after) == (EIGHT_BIT in more)
+        shutil.rmtree(again)
         np.testing.assert_allclose(np.array(steps(group, scored, 2)), expected, rtol=0.1)
 
 

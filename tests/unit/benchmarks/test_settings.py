@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.settings import Variant, page, summary
+from benchmarks.settings import TimedVariant, page, summary
 
 
 def step(seconds: float, share: float | None = None) -> dict[str, float]:
@@ -26,7 +26,7 @@ def test_a_summary_has_medians_of_all_steps_and_of_each_round() -> None:
 
 
 def test_the_page_compares_with_the_first_variant_round_by_round() -> None:
-    variants = [Variant("before", ("model.precision=float32",)), Variant("after")]
+    variants = [TimedVariant("before", ("model.precision=float32",)), TimedVariant("after")]
     lines = page("python -m benchmarks.settings x.yaml", variants, {"before": SLOW, "after": FAST})
     assert "| before | `model.precision=float32` | 8.00 | 1.00 (1.00, 1.00) | 8.3 |" in lines[8]
     assert lines[9].startswith("| after | – | 2.00 | 0.25 (0.50, 0.25) | 46.2 |")

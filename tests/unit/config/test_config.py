@@ -292,9 +292,10 @@ def test_a_gpu_may_be_shared_but_not_by_ranks_nor_beyond_its_memory() -> None:
 
 def test_weights_on_a_gpu_that_roles_share_need_one() -> None:
     half = ["learner.gpus_per_worker=0.5", "rollout.gpus_per_worker=0.4", "learner.num_workers=1"]
-    words = [*half, "rollout.gpu_memory_fraction=0.4", "weights.transport=ipc"]
+    words = [*half, "rollout.gpu_memory_fraction=0.4", "weights.transport=ipc", "teacher.gpus_per_worker=0.1"]
     assert load(DEMO, words).weights.transport is Transport.ipc
-    for word in ("learner.gpus_per_worker=1", "rollout.gpus_per_worker=0"):
+    load(DEMO, [*words, "method=grpo", "teacher.gpus_per_worker=0"])
+    for word in ("learner.gpus_per_worker=1", "rollout.gpus_per_worker=0", "teacher.gpus_per_worker=0"):
         with pytest.raises(ConfigError, match=r"ipc with .*: it is for roles that share one GPU\. Give each"):
             load(DEMO, [*words, word])
 

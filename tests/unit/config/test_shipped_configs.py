@@ -29,6 +29,8 @@ def test_dry_run(
         shutil.copytree(MODEL_DIR, config.model.path)
         settings = json.loads((MODEL_DIR / "config.json").read_text()) | {"max_position_embeddings": 262_144}
         (Path(config.model.path) / "config.json").write_text(json.dumps(settings))
+        template = Path(config.model.path) / "chat_template.jinja"  # reads a value, as templates of thinking models do
+        template.write_text("{% set thinking = enable_thinking %}" + template.read_text(encoding="utf-8"))
     for source in (config.data.train, config.data.test):
         if source is not None and source.endswith(".jsonl"):
             Path(source).parent.mkdir(exist_ok=True)

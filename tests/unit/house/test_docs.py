@@ -192,12 +192,12 @@ def test_a_page_names_the_code_that_it_describes(path: Path) -> None:
     assert any(name.endswith(".py") and name.startswith(CODE) for line in lines[:30] for name in FILE.findall(line))
 
 
-def test_the_readme_fits_one_screen_of_prose_and_names_the_file_of_each_station() -> None:
-    """The stations are those of the loop's step, and each row names a file."""
+def test_the_readme_fits_one_screen_of_prose_and_names_the_file_of_each_stage() -> None:
+    """The stages are those of the loop's step, and each row names a file."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 150
     assert "have not been run yet" in text.partition("\n## ")[0], "the status stands before the first section"
-    table = re.search(r"^\| station \| file \|.*?\n\n", text, flags=re.MULTILINE | re.DOTALL)
+    table = re.search(r"^\| stage \| file \|.*?\n\n", text, flags=re.MULTILINE | re.DOTALL)
     assert table
     rows = [line for line in table.group(0).splitlines()[2:] if line]
     assert len(rows) == 12

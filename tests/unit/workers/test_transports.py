@@ -27,6 +27,7 @@ from workers.weights.transports import (
     choose_transport,
     create_outbox,
     map_segment,
+    pin,
 )
 
 BOUNDS = LogpBounds(1e-3, 1e-3)
@@ -94,6 +95,35 @@ def test_a_gpu_that_roles_share_carries_buckets(monkeypatch: pytest.MonkeyPatch)
     arrived.data[8] += 1
     with pytest.raises(WeightSyncError, match="bucket 1 of weights version 1 damaged"):
         verify_bucket(arrived, "rollout 0")
+
+
+@pytest.mark.parametrize("error", [0, 801])
+def test_memory_is_pinned_as_long_as_it_is_used(
+    error: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a stand-in for CUDA, which is not there: what it is asked, and what happens when it refuses."""
+    asked: list[tuple[object, ...]] = []
+
+    def register(address: int, size: int, flags: int) -> int:
+        asked.append((address, size, flags))
+        return error
+
+    cuda = SimpleNamespace(cudaHostRegister=register, cudaHostUnregister=asked.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cuda)
+    pages = np.zeros(3 << 20, np.uint8)
+    pages.flags.writeable = False
+    address = pages.ctypes.data
+    pin(pages)
+    assert asked == [(address, 3 << 20, 8)], "read-only memory is registered as such"
+    part = pages[:5]
+    del pages
+    assert len(asked) == 1, "a part is still used"
+    del part
+    assert asked[1:] == ([] if error else [address])
+    assert capsys.readouterr().out == (
+        "3 MiB for published weights could not be pinned: CUDA error 801\n" if error else ""
+    )
 
 
 def test_memory_out_of_reach_is_explained() -> None:

@@ -24,6 +24,7 @@ from demopsd_dist.util.errors import CheckpointError
 from workers.learner.saving.moments import (
     MOMENTS,
     full_moment,
+    is_8bit,
     loaded_moments,
     moment_keys,
     optimizer_steps,
@@ -95,7 +96,8 @@ def load(engine: Any, named: NamedParameters, folder: Path, constants: NamedTens
             f"another shape, first {other[0]}. Set model.path to the model of that run."
         )
     steps = index["optimizer_steps"]
-    keys = index.get("moments", MOMENTS) if steps else ()
+    saved = index.get("moments", MOMENTS) if steps else ()
+    keys = [key for key in saved if key in MOMENTS or is_8bit(engine)]
     with loaded_moments(engine, steps, keys) if steps else nullcontext():
         for number, group in enumerate(_file_groups(named)):
             _load_file(engine, group, folder / f"weights-{number:05d}.safetensors", ("value", *keys))

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from demopsd_dist.util.errors import ConfigError
 from workers.weights.tensor_groups import full_shape
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SCALES = tuple(f"{key}_scale" for key in MOMENTS)  # of an 8-bit moment, a float32 number for each of its own
 BLOCK = 256  # numbers that share a scale in bitsandbytes' optimizers
+INT32_MAX = (1 << 31) - 1
 CHUNK = BLOCK << 16  # numbers that are turned into codes at a time
 
 
@@ -44,9 +46,14 @@ class BlockMoment:
         codes = self.state[f"state{self.number}"].reshape(-1)[start : start + length]
         if codes.dtype == torch.float32:  # a small tensor, which bitsandbytes does not quantize
             return torch.zeros_like(codes) if self.scales else codes
-        blocks = torch.arange(start, start + length, device=codes.device) // BLOCK
-        scales: Tensor = self.state[f"absmax{self.number}"][blocks]
-        return scales if self.scales else self.state[f"qmap{self.number}"][codes.long()] * scales
+        piece = torch.empty(length, device=codes.device)
+        for first in range(0, length, CHUNK):  # indices take 8 bytes each
+            part = codes[first : first + CHUNK]
+            blocks = torch.arange(start + first, start + first + len(part), device=codes.device) // BLOCK
+            scales = self.state[f"absmax{self.number}"][blocks]
+            values = scales if self.scales else self.state[f"qmap{self.number}"][part.int()] * scales
+            piece[first : first + CHUNK] = values
+        return piece
 
 
 def torch_optimizer(engine: Any) -> torch.optim.Optimizer:
@@ -66,6 +73,20 @@ def optimizer_steps(engine: Any) -> int:
 def is_8bit(engine: Any) -> bool:
     """Whether the optimizer keeps its moments in 8 bits."""
     return hasattr(torch_optimizer(engine), "init_state")  # bitsandbytes' own, which torch's does not have
+
+
+def refuse_large_tensors(engine: Any) -> None:
+    """Check that bitsandbytes can count the numbers of each tensor.
+
+    Raises:
+        ConfigError: a tensor is too large, and a part of it would silently not be trained.
+    """
+    largest = max((tensor.numel() for tensor in _optimized_tensors(engine)), default=0)
+    if is_8bit(engine) and largest > INT32_MAX:
+        raise ConfigError(
+            "learner.optimizer=adamw_8bit: bitsandbytes counts the numbers of a tensor in 32 bits, and a rank has one "
+            f"of {largest:,}. Set learner.zero_stage=3, raise learner.num_workers, or set learner.optimizer=adamw."
+        )
 
 
 def moment_keys(engine: Any) -> tuple[str, ...]:
@@ -116,7 +137,10 @@ def full_moment(engine: Any, parameter: Parameter, key: str) -> Tensor:
 @contextmanager
 def loaded_moments(engine: Any, steps: int, keys: Sequence[str]) -> Iterator[None]:
     """Context in which the optimizer's state has this number of updates and a float32 tensor of zeros for each of
-    `keys`, into which DeepSpeed copies what was saved; afterwards an 8-bit optimizer has them as codes."""
+    `keys`, into which DeepSpeed copies what was saved; afterwards an 8-bit optimizer has them as codes.
+
+    Those of an 8-bit optimizer are in main memory meanwhile, 16 bytes a parameter of the rank's share.
+    """
     optimizer, tensors = torch_optimizer(engine), _optimized_tensors(engine)
     quantized = is_8bit(engine)
     for tensor in tensors:
