@@ -111,6 +111,14 @@ def test_memory_is_pinned_as_long_as_it_is_used(
     cuda = SimpleNamespace(cudaHostRegister=register, cudaHostUnregister=asked.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: cuda)
+    raised = 0
+
+    def kernel(*_: object, **__: object) -> None:
+        nonlocal raised
+        raised += 1
+        raise RuntimeError("CUDA error: operation not supported")
+
+    monkeypatch.setattr(torch, "ones", kernel)
     pages = np.zeros(3 << 20, np.uint8)
     pages.flags.writeable = False
     address = pages.ctypes.data
@@ -121,9 +129,9 @@ def test_memory_is_pinned_as_long_as_it_is_used(
     assert len(asked) == 1, "a part is still used"
     del part
     assert asked[1:] == ([] if error else [address])
-    assert capsys.readouterr().out == (
-        "3 MiB for published weights could not be pinned: CUDA error 801\n" if error else ""
-    )
+    said = "3 MiB for published weights could not be pinned: CUDA error 801\n" if error else ""
+    assert capsys.readouterr().out == said
+    assert raised == bool(error), "otherwise the next kernel would raise the error"
 
 
 def test_memory_out_of_reach_is_explained() -> None:
