@@ -256,9 +256,9 @@ def plot(table: Table, columns: dict[str, Column], path: Path) -> None:
 
     over_steps = {arm: records for arm, records in table.items() if _best(records[0]) is not None}
     figure, axes = plt.subplots(3 if over_steps else 2, 2, figsize=(13, 13 if over_steps else 9))
-    palette = plt.get_cmap("tab10")
+    palette = plt.get_cmap("tab20")
     trained = [arm for arm in table if table[arm][0]["curves"]]
-    colours = {arm: palette(trained.index(arm) % 10) if arm in trained else "grey" for arm in table}
+    colours = {arm: palette(trained.index(arm) % 20) if arm in trained else "grey" for arm in table}
     for key, axis, title in (
         ("rollout/reward_mean", axes[0, 0], "share of right training rollouts"),
         ("policy/entropy_nats", axes[0, 1], "entropy of a token, nats"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,14 @@ def test_a_tilde_in_a_base_and_before_a_config_file(tmp_path: Path, monkeypatch:
     assert f"Write {tmp_path}/b.yaml." in str(caught.value)
     (tmp_path / "b.yaml").write_text("seed: 7\n")
     assert load("~/b.yaml").seed == 7, "as a shell writes it out"
+
+
+def test_the_page_for_users_of_other_trainers_has_their_names() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "coming_from.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    shown = {name: row[0].strip("|` ") for row in rows for cell in row[1:] for name in re.findall(r"`([^`]+)`", cell)}
+    assert len(shown) > 50
+    assert {name: ALIASES.get(name) for name in shown} == shown
 
 
 def test_names_of_other_trainers_get_a_suggestion() -> None:
