@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from demopsd_dist.config import Config, changes, load
+from demopsd_dist.config import Config, changes, check_optimizer_package, load
 from demopsd_dist.data.packing import pack
 from demopsd_dist.data.records import DigestRequest, ScoredExample, StepReport
 from demopsd_dist.methods import resolve_method
@@ -68,6 +68,7 @@ def replay(path: Path, step: int, overrides: Sequence[str]) -> int:
     model = model_folder(config)
     config, changed = (resolve_precision(one, model)[0] for one in (config, changed))
     for one in (config, changed):
+        check_optimizer_package(one)
         if one.ray_address is None:
             check_fits(one, cpus=len(os.sched_getaffinity(0)), gpus=count_gpus(), wanted=core_bundles(one))
     require("ray", "deepspeed")
