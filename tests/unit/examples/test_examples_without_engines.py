@@ -67,7 +67,7 @@ def test_the_slurm_job_is_checked_and_submitted(tmp_path: Path) -> None:
     }
     sizes = ["rollout.max_prompt_tokens=1024", "rollout.max_response_tokens=64", "privileged.max_tokens=2048"]
     data = ["data.train=minisci", "data.test=minisci", "data.minisci_train_size=256", "data.minisci_test_size=16"]
-    words = [f"model.path={MODEL_DIR}", *sizes, *data]
+    words = [f"model.path={MODEL_DIR}", "model.chat_template_kwargs.enable_thinking=null", *sizes, *data]
     command = ["bash", str(EXAMPLES / "slurm_job.sh")]
     done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
