@@ -7,10 +7,10 @@ imported when the sink is opened.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 from demopsd_dist.config import Config, WandbMode, to_yaml
+from demopsd_dist.config.precision_settings import is_installed
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.prometheus import Prometheus
 from demopsd_dist.util.errors import ConfigError
@@ -26,10 +26,6 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-def is_installed(package: str) -> bool:
-    return find_spec(package) is not None
 
 
 def check_sinks(config: Config, is_installed: Callable[[str], bool] = is_installed) -> None:
