@@ -26,7 +26,8 @@ from demopsd_dist.data.records import (
     TrainingExample,
 )
 from demopsd_dist.methods import Forwards
-from demopsd_dist.run_record.timeline import Span, Track
+from demopsd_dist.run_record.profiling.operations import Operation, ProcessOperations
+from demopsd_dist.run_record.profiling.timeline import Span, Track
 from demopsd_dist.training.roles import Roles, Sampling
 from demopsd_dist.util.errors import LostStateError
 
@@ -202,6 +203,21 @@ class StandInWeights:
         self.world.published = version
 
 
+@dataclass
+class StandInProfiling:
+    world: World
+
+    async def tracks(self, start_s: float) -> list[Track]:
+        return [Track("learner 0", [Span("step", start_s, start_s + 1e-3)])]
+
+    async def start_operations(self) -> None:
+        self.world.diary.append(("start_operations", self.world.published))
+
+    async def operations(self) -> list[ProcessOperations]:
+        self.world.diary.append(("operations", self.world.published))
+        return [ProcessOperations("learner 0", 2.0, [Operation("aten::mm", "2x3, 3x4", 5, 1.5, 240.0)], b"")]
+
+
 def stand_in_roles(world: World) -> Roles:
     learners = StandInLearners(world)
 
@@ -212,7 +228,6 @@ def stand_in_roles(world: World) -> Roles:
             raise LostStateError("the stand-in learner died again as requested.")
         learners.steps = 0
 
-    async def tracks(start_s: float) -> list[Track]:
-        return [Track("learner 0", [Span("step", start_s, start_s + 1e-3)])]
-
-    return Roles(StandInRollouts(world), StandInTeacher(world), learners, StandInWeights(world), restart, tracks)
+    return Roles(
+        StandInRollouts(world), StandInTeacher(world), learners, StandInWeights(world), restart, StandInProfiling(world)
+    )

@@ -11,14 +11,13 @@ from demopsd_dist.config import Config, Transport
 from demopsd_dist.methods import resolve_method
 from demopsd_dist.models.precision import resolve_precision
 from demopsd_dist.models.text_config import layers_with_a_state, text_config_of
-from demopsd_dist.run_record.timeline import Track
 from demopsd_dist.training.roles import Roles
 from demopsd_dist.util.errors import LostStateError
 from workers.actor_group import ActorGroup, gather_root_cause, no_actors
 from workers.cluster.placement import core_bundles, processes_per_worker
 from workers.cluster.ranks import Rank
 from workers.cluster.resource_claim import ResourceClaim
-from workers.cluster.spans import Traced, tracks_of
+from workers.cluster.spans import GroupProfiling, Traced
 from workers.exported_student import ExportCheck, check_export
 from workers.learner import worker as learner
 from workers.learner.group import LearnerGroup
@@ -118,7 +117,7 @@ class LearnersAndTeacher:
             learners=LearnerGroup(self._learners, self._config, self._method, self._publisher.sleep_engines),
             weights=self._publisher,
             restart=self.restart,
-            tracks=self.tracks,
+            profiling=GroupProfiling(self._traced_groups, self._config.limits.call_s),
         )
 
     async def restart(self) -> None:
@@ -181,10 +180,8 @@ class LearnersAndTeacher:
             peaks[engines.role] = sum(rates)
         return peaks
 
-    async def tracks(self, start_s: float) -> list[Track]:
-        """Timeline of each worker since a moment of the driver's clock."""
-        groups: tuple[ActorGroup[Traced], ...] = (self._rollouts.group, self._teacher, self._learners)
-        return await tracks_of(groups, start_s, self._config.limits.call_s)
+    def _traced_groups(self) -> Sequence[ActorGroup[Traced]]:
+        return self._rollouts.group, self._teacher, self._learners
 
     @property
     def transport(self) -> str:

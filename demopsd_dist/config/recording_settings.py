@@ -60,6 +60,9 @@ class ProfileConfig:
 
     steps: list[int] = setting([], at_least=1)
     """Steps to record; the first is 1."""
+    operations: bool = False
+    """Record the operations of torch in every worker too, of the steps in `steps`: their seconds, shapes and rates, as
+    `operations-step-000012/` (docs/replay.md). It makes these steps slower."""
     peak_tflops: float | None = setting(None, above=0, unit="1e12 operations/s")
     """Peak of matrix products on one GPU or CPU thread, of which `perf/*_utilisation` are shares. null measures it at
     the start of the run, in each role's precision (under a second)."""

@@ -178,6 +178,10 @@ class RunFolder:
     def trace(self, step: int) -> Path:
         return self.path / f"trace-step-{step:06d}.json"
 
+    def operations(self, step: int) -> Path:
+        """Folder of the operations of torch in a profiled step."""
+        return self.path / f"operations-step-{step:06d}"
+
     def start_error(self, rank: int) -> Path:
         """Full text of the failed start of a rollout worker's engine."""
         return self.path / "errors" / f"rollout-{rank}-start.txt"

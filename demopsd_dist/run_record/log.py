@@ -16,8 +16,8 @@ from rich.live import Live
 from demopsd_dist.run_record import replay_batch, samples
 from demopsd_dist.run_record.console import Progress, format_time
 from demopsd_dist.run_record.folder import RunFolder, open_to_append, replace_text, writing
+from demopsd_dist.run_record.profiling.timeline import Spans
 from demopsd_dist.run_record.sinks import Sink, flatten_numbers
-from demopsd_dist.run_record.timeline import Spans
 from demopsd_dist.training.evaluate import Evaluation, evaluation_from_record
 from demopsd_dist.util.fitted_lines import fitted
 from demopsd_dist.util.printable import escape_control_chars

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +19,8 @@ from demopsd_dist.data.records import (
     TrainingExample,
 )
 from demopsd_dist.methods import Forwards
-from demopsd_dist.run_record.timeline import Track
+from demopsd_dist.run_record.profiling.operations import ProcessOperations
+from demopsd_dist.run_record.profiling.timeline import Track
 
 
 @dataclass(frozen=True)
@@ -134,17 +135,43 @@ class WeightPublishing(Protocol):
         ...
 
 
-async def no_tracks(start_s: float) -> list[Track]:
-    return []
+class Profiling(Protocol):
+    """Profiles of the workers of all roles (docs/replay.md)."""
+
+    async def tracks(self, start_s: float) -> list[Track]:
+        """Spans of each worker since a time of the driver's monotonic clock."""
+        ...
+
+    async def start_operations(self) -> None:
+        """Start to record the operations of torch in each worker."""
+        ...
+
+    async def operations(self) -> list[ProcessOperations]:
+        """Operations of each worker since `start_operations`."""
+        ...
+
+
+class NoProfiling:
+    """Profiles of workers that record nothing."""
+
+    async def tracks(self, start_s: float) -> list[Track]:
+        """Give no spans."""
+        return []
+
+    async def start_operations(self) -> None:
+        """Record nothing."""
+
+    async def operations(self) -> list[ProcessOperations]:
+        """Give no operations."""
+        return []
 
 
 @dataclass(frozen=True)
 class Roles:
-    """The four roles of a run, with two operations on their workers.
+    """The four roles of a run, their profiles, and `restart`.
 
     `restart` starts new learners and teacher from the model folder after one of them was lost; the caller then calls
-    their `load` and publishes. Rollout workers are replaced without the driver. `tracks` gives the spans of each worker
-    since a time of the driver's monotonic clock.
+    their `load` and publishes. Rollout workers are replaced without the driver.
     """
 
     rollouts: Rollouts
@@ -152,4 +179,4 @@ class Roles:
     learners: Learners
     weights: WeightPublishing
     restart: Callable[[], Awaitable[None]]
-    tracks: Callable[[float], Awaitable[list[Track]]] = no_tracks
+    profiling: Profiling = field(default_factory=NoProfiling)

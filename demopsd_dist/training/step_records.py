@@ -14,7 +14,8 @@ from demopsd_dist.data.rewards.no_reward_notice import notice
 from demopsd_dist.methods import Forwards, SupportKind
 from demopsd_dist.run_record import digests, replay_batch, samples
 from demopsd_dist.run_record.folder import replace_text
-from demopsd_dist.run_record.timeline import Track, to_json, trace_events
+from demopsd_dist.run_record.profiling import operations
+from demopsd_dist.run_record.profiling.timeline import Track, to_json, trace_events
 from demopsd_dist.training.collapse import repeated_fraction
 from demopsd_dist.training.probes.drift import measure_drift
 from demopsd_dist.training.run import Run, RunState, StageSpeed
@@ -87,10 +88,24 @@ async def record_timeline(run: Run, state: RunState) -> None:
     if state.step not in run.cfg.profile.steps:
         return
     start_s, end_s = run.log.last_step_s
-    tracks = [Track("driver", run.log.spans.since(start_s)), *await run.roles.tracks(start_s)]
+    tracks = [Track("driver", run.log.spans.since(start_s)), *await run.roles.profiling.tracks(start_s)]
     path = run.log.folder.trace(state.step)
     replace_text(path, to_json(trace_events(tracks, state.step, start_s, end_s)))
     run.log.note(f"timeline of step {state.step} in {path}: open it in ui.perfetto.dev")
+
+
+async def record_operations(run: Run, state: RunState) -> None:
+    """Between two steps: write the operations of the step that has ended, and start to record those of the next, where
+    `profile.operations` is set and `profile.steps` names them."""
+    settings, profiling = run.cfg.profile, run.roles.profiling
+    if not settings.operations:
+        return
+    if state.step in settings.steps and (processes := await profiling.operations()):
+        folder = run.log.folder.operations(state.step)
+        operations.write(folder, state.step, processes)
+        run.log.note(f"operations of torch in step {state.step} in {folder}: a table, and a trace of each process")
+    if state.step + 1 in settings.steps:
+        await profiling.start_operations()
 
 
 def check_collapse(run: Run, state: RunState) -> None:

@@ -367,3 +367,15 @@ def test_a_profiled_step_has_a_timeline(tmp_path: Path, task: Task) -> None:
     spans = [event for event in trace["traceEvents"] if event["ph"] == "X"]
     assert {"wait_for_rollouts", "sample", "support", "score", "learn"} <= {e["name"] for e in spans if e["pid"] == 1}
     assert all(event["ts"] < trace["otherData"]["step_s"] * 1e6 for event in spans)
+    assert not run.folder.operations(2).exists(), "nothing else was asked for"
+
+
+def test_operations_are_recorded_from_the_sampling_of_a_step_to_its_publish(tmp_path: Path, task: Task) -> None:
+    run = DriverRun(tmp_path, task, "steps=3", "profile.steps=[1,3]", "profile.operations=true")
+    recordings = [entry for entry in run.world.diary if entry[0] in ("start_operations", "operations")]
+    assert recordings == [("start_operations", 0), ("operations", 1), ("start_operations", 2), ("operations", 3)]
+    assert sorted(path.name for path in run.folder.path.glob("operations-*")) == [
+        "operations-step-000001",
+        "operations-step-000003",
+    ]
+    assert "## learner 0, 2.00 s" in (run.folder.operations(3) / "operations.md").read_text()

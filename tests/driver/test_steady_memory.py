@@ -17,7 +17,7 @@ from demopsd_dist.data.sources import load_data
 from demopsd_dist.minisci import MODEL_DIR
 from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.run_record.log import RunLog
-from demopsd_dist.run_record.timeline import Spans
+from demopsd_dist.run_record.profiling.timeline import Spans
 from demopsd_dist.testing import StandInLearners, World, stand_in_roles
 from demopsd_dist.training.loop import train
 from demopsd_dist.training.run import Run, RunState

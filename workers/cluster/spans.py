@@ -1,21 +1,29 @@
-"""Spans of an actor's work, for the timeline of a run (`demopsd_dist/run_record/timeline.py`)."""
+"""Spans and operations of an actor's work, for the profile of a step (`demopsd_dist/run_record/profiling/`)."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import wraps
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from demopsd_dist.run_record.timeline import ClockReading, Span, Spans, Track, clock_offset, read_clock
+from demopsd_dist.run_record.profiling.operations import ProcessOperations
+from demopsd_dist.run_record.profiling.timeline import ClockReading, Span, Spans, Track, clock_offset, read_clock
 from demopsd_dist.util.errors import WorkerError
 from workers.actor_group import ActorGroup
+from workers.actor_handle import Handle, Ref
+
+if TYPE_CHECKING:
+    from workers.cluster.operation_profiler import OperationProfiler
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Traced:
-    """An actor that records spans of its work."""
+    """An actor that records spans of its work, and on request the operations of torch."""
+
+    _profiler: OperationProfiler | None = None
 
     def __init__(self) -> None:
         self.spans = Spans()
@@ -27,6 +35,18 @@ class Traced:
     def spans_since(self, start_s: float) -> list[Span]:
         """Spans since a moment of this process's clock."""
         return self.spans.since(start_s)
+
+    def start_operations(self, process: str) -> None:
+        """Start to record the operations of torch in this process, under this name."""
+        from workers.cluster.operation_profiler import OperationProfiler  # imports torch
+
+        self.operations()  # of a step whose recording nobody fetched
+        self._profiler = OperationProfiler(process)
+
+    def operations(self) -> ProcessOperations | None:
+        """End the recording of operations, and return them; None if there was none."""
+        profiler, self._profiler = self._profiler, None
+        return None if profiler is None else profiler.stop()
 
 
 def traced(method: F) -> F:
@@ -40,15 +60,45 @@ def traced(method: F) -> F:
     return traced_method  # type: ignore[return-value]
 
 
-async def tracks_of(groups: Sequence[ActorGroup[Traced]], start_s: float, within_s: float) -> list[Track]:
-    """Track of each actor: its spans since `start_s`. A group that does not answer is left out."""
-    tracks: list[Track] = []
-    for group in groups:
-        try:
-            tracks += await _tracks_of(group, start_s, within_s)
-        except WorkerError:  # the next call that needs the group reports it
-            continue
-    return tracks
+class GroupProfiling:
+    """Profiles of all actors of some groups. A group that does not answer is left out: the next call that needs it
+    reports the loss.
+
+    Args:
+        groups: returns the groups as they are now.
+        within_s: time limit of a call, seconds.
+    """
+
+    def __init__(self, groups: Callable[[], Sequence[ActorGroup[Traced]]], within_s: float) -> None:
+        self._groups, self._within_s = groups, within_s
+
+    async def tracks(self, start_s: float) -> list[Track]:
+        """Track of each actor: its spans since `start_s`, by the driver's monotonic clock."""
+        tracks: list[Track] = []
+        for group in self._groups():
+            with suppress(WorkerError):
+                tracks += await _tracks_of(group, start_s, self._within_s)
+        return tracks
+
+    async def start_operations(self) -> None:
+        """Start to record the operations of torch in every actor."""
+        for group in self._groups():
+
+            def start(worker: Handle[Traced], rank: int, role: str = group.role) -> Ref[None]:
+                return worker(Traced.start_operations, f"{role} {rank}")
+
+            with suppress(WorkerError):
+                await group.each(start, within_s=self._within_s, what="the start of its profiler")
+
+    async def operations(self) -> list[ProcessOperations]:
+        """Operations of every actor since `start_operations`. An actor that was started since then has none."""
+        found: list[ProcessOperations | None] = []
+        for group in self._groups():
+            with suppress(WorkerError):
+                found += await group.each(
+                    lambda worker, _: worker(Traced.operations), within_s=self._within_s, what="its operations"
+                )
+        return [one for one in found if one is not None]
 
 
 async def _tracks_of(group: ActorGroup[Traced], start_s: float, within_s: float) -> list[Track]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,13 @@ STEP = 2
 
 
 def test_a_step_done_again_is_equal_in_every_tensor(roles: RealRoles, task: Task, tmp_path: Path) -> None:
-    words = [f"steps={STEP}", "checkpoint.every_steps=1", f"profile.steps=[{STEP}]", "evaluation.at_start=false"]
+    words = [
+        f"steps={STEP}",
+        "checkpoint.every_steps=1",
+        f"profile.steps=[{STEP}]",
+        "profile.operations=true",
+        "evaluation.at_start=false",
+    ]
     words += ["learner.zero_stage=3", "deterministic=true", f"output_dir={tmp_path}", "leakage.every_steps=0"]
     config = demo(*words)
     folder = RunFolder.create(config)
@@ -50,6 +57,7 @@ def test_a_step_done_again_is_equal_in_every_tensor(roles: RealRoles, task: Task
     finally:
         roles.restart()
     hold_timeline(folder)
+    hold_operations(folder)
 
 
 def hold_timeline(folder: RunFolder) -> None:
@@ -73,3 +81,15 @@ def hold_timeline(folder: RunFolder) -> None:
             assert spans(f"learner {rank}", name)
         assert spans(f"rollout {rank}", "sample")
     assert spans("teacher 0", "score")
+
+
+def hold_operations(folder: RunFolder) -> None:
+    """Every process has its operations, the matrix products of models among them."""
+    recorded = folder.operations(STEP)
+    page = (recorded / "operations.md").read_text()
+    for process in ("rollout 0", "rollout 1", "teacher 0", "learner 0", "learner 1"):
+        section = page.split(f"## {process},")[1].split("\n## ")[0]
+        assert "mm" in section
+        assert "outside of operations" in section
+        trace = json.loads(gzip.decompress((recorded / f"{process.replace(' ', '-')}.json.gz").read_bytes()))
+        assert len(trace["traceEvents"]) > 100

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demopsd_dist.run_record.timeline import (
+from demopsd_dist.run_record.profiling.timeline import (
     ClockOffset,
     ClockReading,
     Span,

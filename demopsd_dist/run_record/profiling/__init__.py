@@ -1,0 +1,1 @@
+"""Profiles of a step: the timeline of all processes, and the operations of torch in each."""
