@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import ray
@@ -99,56 +99,67 @@ class ObjectStoreOutbox:
         return BucketRef(bucket.header, ray.put(bucket.data))
 
 
-class SharedMemoryOutbox:
-    """Sender through shared memory: buckets are packed where the receivers read them. A slice is written again only at
-    the next publish, which begins when all receivers have acknowledged the last.
+Memory = TypeVar("Memory", Bytes, torch.Tensor)
 
-    The memory is anonymous: it has no name in a file system, so it ends with the processes that have it mapped however
-    they end, and the size of /dev/shm does not matter.
+
+class SegmentOutbox(Generic[Memory]):
+    """Sender through memory that the receivers keep mapped: a bucket is packed in its slice, where they read it. The
+    slice is written again only at the next publish, which begins when all receivers have acknowledged the last.
+
+    Args:
+        segment: the memory, as receivers map it.
+        memory: the same as bytes.
+        starts: first byte of each bucket's slice, and the end of the last.
     """
 
-    def __init__(self, sizes: Sequence[int]) -> None:
-        self._starts = np.cumsum([0, *(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE for size in sizes)]).tolist()
-        descriptor = os.memfd_create("demopsd-weights", os.MFD_CLOEXEC)
-        self.segment = SharedSegment(os.getpid(), descriptor, self._starts[-1], time.monotonic_ns())
-        os.ftruncate(descriptor, self.segment.size)
-        pages = mmap.mmap(descriptor, self.segment.size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
-        self._pages = np.frombuffer(pages, np.uint8)
-        pin(self._pages)
+    def __init__(self, segment: Segment, memory: Memory, starts: Sequence[int]) -> None:
+        self.segment, self._starts = segment, starts
+        self._memory: Memory = memory
 
-    def close(self) -> None:
-        """Give the memory back once no receiver has it mapped."""
-        os.close(self.segment.descriptor)
-
-    def buffer(self, index: int) -> Bytes:
-        """The bucket's slice of the shared memory."""
-        return self._pages[self._starts[index] : self._starts[index + 1]]
-
-    def send(self, bucket: Bucket) -> BucketRef:
-        """Refer to the bucket's slice; its bytes are there already."""
-        return BucketRef(bucket.header, SegmentSlice(self.segment, self._starts[bucket.header.index]))
-
-
-class DeviceOutbox:
-    """Sender through memory of a GPU that learner 0 shares with all receivers: buckets are packed where the receivers
-    read them. A slice is written again only at the next publish, as in `SharedMemoryOutbox`.
-
-    A bucket's digest is computed on the GPU, after its bytes were written, and read back before the bucket is sent: the
-    bytes are there when a receiver learns of them.
-    """
-
-    def __init__(self, sizes: Sequence[int], device: torch.device) -> None:
-        self._starts = np.cumsum([0, *map(broadcast_bytes, sizes)]).tolist()
-        self._memory = torch.empty(self._starts[-1], dtype=torch.uint8, device=device)
-        self.segment = DeviceSegment(gpu_id(device), time.monotonic_ns(), reductions.reduce_tensor(self._memory))
-
-    def buffer(self, index: int) -> BucketBytes:
+    def buffer(self, index: int) -> Memory:
         """The bucket's slice of the memory."""
         return self._memory[self._starts[index] : self._starts[index + 1]]
 
     def send(self, bucket: Bucket) -> BucketRef:
         """Refer to the bucket's slice; its bytes are there already."""
         return BucketRef(bucket.header, SegmentSlice(self.segment, self._starts[bucket.header.index]))
+
+
+class SharedMemoryOutbox(SegmentOutbox[Bytes]):
+    """Sender through the shared memory of a node.
+
+    The memory is anonymous: it has no name in a file system, so it ends with the processes that have it mapped however
+    they end, and the size of /dev/shm does not matter.
+    """
+
+    segment: SharedSegment
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        starts = np.cumsum([0, *(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE for size in sizes)]).tolist()
+        self._descriptor = os.memfd_create("demopsd-weights", os.MFD_CLOEXEC)
+        os.ftruncate(self._descriptor, starts[-1])
+        mapped = mmap.mmap(self._descriptor, starts[-1], flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        pages = np.frombuffer(mapped, np.uint8)
+        pin(pages)
+        super().__init__(SharedSegment(os.getpid(), self._descriptor, starts[-1], time.monotonic_ns()), pages, starts)
+
+    def close(self) -> None:
+        """Give the memory back once no receiver has it mapped."""
+        os.close(self._descriptor)
+
+
+class DeviceOutbox(SegmentOutbox[torch.Tensor]):
+    """Sender through memory of a GPU that learner 0 shares with all receivers.
+
+    A bucket's digest is computed on the GPU, after its bytes were written, and read back before the bucket is sent: the
+    bytes are there when a receiver learns of them.
+    """
+
+    def __init__(self, sizes: Sequence[int], device: torch.device) -> None:
+        starts = np.cumsum([0, *map(broadcast_bytes, sizes)]).tolist()
+        memory = torch.empty(starts[-1], dtype=torch.uint8, device=device)
+        handle = reductions.reduce_tensor(memory)
+        super().__init__(DeviceSegment(gpu_id(device), time.monotonic_ns(), handle), memory, starts)
 
 
 def create_outbox(transport: Transport, sizes: Sequence[int], device: torch.device) -> Outbox:

@@ -119,15 +119,15 @@ def full_moment(engine: Any, parameter: Parameter, key: str) -> Tensor:
     from deepspeed.utils import safe_get_full_optimizer_state
 
     states = torch_optimizer(engine).state
-    mapping = getattr(parameter, "_hp_mapping", None)
     if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
-        if mapping is not None and is_8bit(engine):  # a piece of this rank's share, at ZeRO stages 1 and 2
+        mapping = getattr(parameter, "_hp_mapping", None) if is_8bit(engine) else None
+        if mapping is not None:  # a piece of this rank's share, at ZeRO stages 1 and 2
             piece, flat = mapping.hp_fragment_address, _optimized_tensors(engine)[mapping.param_group_index]
             mapping.optim_fragment[key] = states[flat][key].narrow(0, piece.start, piece.numel)
         try:
             return safe_get_full_optimizer_state(parameter, key).view(full_shape(parameter))
         finally:
-            if mapping is not None and is_8bit(engine):
+            if mapping is not None:
                 del mapping.optim_fragment[key]
     moment = states[parameter][key]
     flat = moment.narrow(0, 0, parameter.numel()) if isinstance(moment, BlockMoment) else moment
