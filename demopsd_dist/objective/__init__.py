@@ -20,7 +20,7 @@ from demopsd_dist.objective.divergence import (
     generalised_kl,
     skewed_jsd_terms,
 )
-from demopsd_dist.objective.fused import SLICE_TOKENS, TokenSlice, fused_loss
+from demopsd_dist.objective.fused import TokenSlice, fused_loss
 from demopsd_dist.objective.grpo import GRPO
 from demopsd_dist.objective.leakage import leakage_terms, mutual_information, ordering_terms
 from demopsd_dist.objective.logit_transform import LogitTransform, OutputHead
@@ -29,7 +29,7 @@ from demopsd_dist.objective.mixed import Mixed, gated, with_gated
 from demopsd_dist.objective.opsd import OPSD
 from demopsd_dist.objective.sdpo import SDPO
 from demopsd_dist.objective.standalone_loss import DemoPSDLoss, demopsd_loss
-from demopsd_dist.objective.support import coarsen, entropy, mixed_logits, top_k_support
+from demopsd_dist.objective.support import SLICE_TOKENS, coarsen, entropy, mixed_logits, top_k_support
 
 __all__ = [
     "GRPO",

@@ -16,7 +16,7 @@ which would save the gradient of the head and cost one more product with it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,15 +25,22 @@ import torch
 from torch import Tensor
 
 from demopsd_dist.objective.logit_transform import LogitTransform, OutputHead
-from demopsd_dist.objective.support import LEAST_LOGP, above_least, check_support, lifted
+from demopsd_dist.objective.support import (
+    LEAST_LOGP,
+    above_least,
+    atom_logp,
+    check_support,
+    row_slices,
+    tail_logits,
+)
 
-SLICE_TOKENS = {"cpu": 128, "cuda": 1024}  # by device: a CPU's caches are small, a GPU needs large products
+_ROWS_OF_A_PRODUCT = 4096  # of the head's gradient on a CPU: they stay in its caches until they are added
 _FULL_VOCABULARY_TOKENS = {"cpu": 16, "cuda": 64}  # of a slice in one call of the loss, if the atoms are the vocabulary
 
 
 @dataclass(frozen=True)
 class TokenSlice:
-    """Input of a loss: some consecutive tokens. `logits_NV` is overwritten after the loss has returned.
+    """Input of a loss: some consecutive tokens. `logits_NV` and `exp_NV` are overwritten after the loss has returned.
 
     `student_logp_NA` carries the gradient; the other tensors do not.
     """
@@ -41,6 +48,7 @@ class TokenSlice:
     tokens: slice
     student_logp_NA: Tensor  # of the atoms, at the temperature
     logits_NV: Tensor  # in float32 or wider, divided by the temperature, minus the row's maximum
+    exp_NV: Tensor  # their exponentials
     normaliser_N1: Tensor  # logsumexp of the logits
 
     def token_logp(self, ids_N: Tensor) -> Tensor:
@@ -50,8 +58,9 @@ class TokenSlice:
     @cached_property
     def entropy_N(self) -> Tensor:
         """Shannon entropy over the full vocabulary, (N,), nats. Computed once, at the first use within the loss."""
-        logp_NV = self.logits_NV - self.normaliser_N1
-        return -(logp_NV.exp() * logp_NV).sum(-1)
+        product_N = (self.exp_NV * self.logits_NV).sum(-1)
+        normaliser_N = self.normaliser_N1[:, 0]
+        return normaliser_N - product_N / normaliser_N.exp()
 
 
 LossOfSlice = Callable[[TokenSlice], Tensor]  # returns a scalar; the scalars of all slices add up
@@ -74,7 +83,8 @@ def fused_loss(
         support_NK: distinct ids, K < V; None for the full vocabulary.
         loss_of: called once for each slice, in order.
         temperature: divides the head's logits.
-        slice_tokens: tokens in a slice; memory grows with `slice_tokens * V`, not with N. None for `SLICE_TOKENS`.
+        slice_tokens: tokens in a slice; memory grows with `slice_tokens * V`, not with N. None for the device's
+            `SLICE_TOKENS`.
 
     Raises:
         ValueError: support and hidden states have different lengths, or the support is empty, as large as the
@@ -84,8 +94,6 @@ def fused_loss(
         raise ValueError(f"support {tuple(support_NK.shape)} does not fit hidden states {tuple(hidden_NH.shape)}.")
     if support_NK is not None:
         check_support(support_NK, head.weight_VH.shape[0])
-    if slice_tokens is None:
-        slice_tokens = SLICE_TOKENS.get(hidden_NH.device.type, SLICE_TOKENS["cuda"])
     return _FusedLoss.apply(
         hidden_NH, head.weight_VH, head.bias_V, head.transform, support_NK, loss_of, temperature, slice_tokens
     )
@@ -104,7 +112,7 @@ class _FusedLoss(torch.autograd.Function):
         support_NK: Tensor | None,
         loss_of: LossOfSlice,
         temperature: float,
-        slice_tokens: int,
+        slice_tokens: int | None,
     ) -> Tensor:
         wide = torch.promote_types(hidden_NH.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden_NH.device)
@@ -113,22 +121,26 @@ class _FusedLoss(torch.autograd.Function):
         d_weight_VH = torch.zeros_like(weight_VH, dtype=wide) if with_weight else None
         d_bias_V = torch.zeros_like(bias_V, dtype=wide) if bias_V is not None and with_bias else None
         head = OutputHead(weight_VH, bias_V, transform)
-        for start in range(0, len(hidden_NH), slice_tokens):
-            tokens = slice(start, start + slice_tokens)
-            logits_NV = lifted(head.logits(hidden_NH[tokens]))
+        memory: _SliceMemory | None = None
+        for tokens in row_slices(len(hidden_NH), hidden_NH.device, slice_tokens):
+            part_NH = hidden_NH[tokens]
+            memory = memory or _SliceMemory(len(part_NH), head, wide)
+            logits_NV, exp_NV = memory.logits(part_NH)
             derivative = None if transform.is_identity else transform.derivative(logits_NV)
             above_least(logits_NV, temperature)
             ids_NK = None if support_NK is None else support_NK[tokens]
-            total += _to_gradient(logits_NV, ids_NK, start, loss_of)
-            d_logits_NV = logits_NV if temperature == 1.0 else logits_NV.div_(temperature)
+            loss, d_logits_NV = _loss_and_logit_gradient(logits_NV, exp_NV, ids_NK, tokens.start, loss_of)
+            total += loss
+            if temperature != 1.0:
+                d_logits_NV.div_(temperature)
             if derivative is not None:
                 d_logits_NV.mul_(derivative)
             if d_bias_V is not None:
                 d_bias_V += d_logits_NV.sum(0)
-            d_logits_NV = d_logits_NV.to(weight_VH.dtype)
+            d_logits_NV = memory.narrow(d_logits_NV)
             d_hidden_NH[tokens] = d_logits_NV @ weight_VH
             if d_weight_VH is not None:
-                _add_product(d_weight_VH, d_logits_NV.T, hidden_NH[tokens])
+                _add_product(d_weight_VH, d_logits_NV.T, part_NH)
         ctx.save_for_backward(d_hidden_NH, d_weight_VH, d_bias_V)
         ctx.weight_dtype = weight_VH.dtype
         return total
@@ -141,6 +153,31 @@ class _FusedLoss(torch.autograd.Function):
         return d_hidden_NH.mul_(d_total), *d_head, *[None] * 5
 
 
+class _SliceMemory:
+    """Memory for the logits of one slice, which all slices of a loss use: on a CPU new memory of this size costs more
+    than the arithmetic on it."""
+
+    def __init__(self, rows: int, head: OutputHead, wide: torch.dtype) -> None:
+        self._head, shape = head, (rows, len(head.weight_VH))
+        self._wide_NV, self._exp_NV = head.weight_VH.new_empty(2, *shape, dtype=wide)
+        is_narrow = head.weight_VH.dtype != wide
+        self._narrow_NV = head.weight_VH.new_empty(shape) if is_narrow else self._wide_NV
+
+    def logits(self, hidden_NH: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of a slice in float32 or wider, and memory for their exponentials."""
+        rows = slice(0, len(hidden_NH))
+        logits_NV = self._head.logits_into(self._narrow_NV[rows], hidden_NH)
+        if logits_NV.dtype != self._wide_NV.dtype:
+            logits_NV = self._wide_NV[rows].copy_(logits_NV)
+        return logits_NV, self._exp_NV[rows]
+
+    def narrow(self, values_NV: Tensor) -> Tensor:
+        """Values of a slice in the precision of the head's weight, in place of the logits."""
+        if values_NV.dtype == self._narrow_NV.dtype:
+            return values_NV
+        return self._narrow_NV[: len(values_NV)].copy_(values_NV)
+
+
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add left @ right to total, in place. A GPU adds narrow products to a wide sum without rounding in between."""
     if total.dtype == left.dtype:
@@ -148,44 +185,60 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     elif total.is_cuda:
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
     else:
-        total += left @ right
+        for rows in row_slices(len(total), total.device, _ROWS_OF_A_PRODUCT):
+            total[rows] += left[rows] @ right
 
 
-def _to_gradient(logits_NV: Tensor, ids_NK: Tensor | None, start: int, loss_of: LossOfSlice) -> Tensor:
-    """Compute a slice's loss, and replace the logits in place by its gradient with respect to them."""
+def _loss_and_logit_gradient(
+    logits_NV: Tensor, exp_NV: Tensor, ids_NK: Tensor | None, start: int, loss_of: LossOfSlice
+) -> tuple[Tensor, Tensor]:
+    """Compute a slice's loss, and its gradient with respect to the logits in the memory of either argument."""
     if ids_NK is not None:
-        return _to_gradient_on_support(logits_NV, ids_NK, slice(start, start + len(logits_NV)), loss_of)
+        return _on_support(logits_NV, exp_NV, ids_NK, slice(start, start + len(logits_NV)), loss_of)
     total = torch.zeros((), dtype=logits_NV.dtype, device=logits_NV.device)
-    call_tokens = _FULL_VOCABULARY_TOKENS.get(logits_NV.device.type, _FULL_VOCABULARY_TOKENS["cuda"])
-    for first in range(0, len(logits_NV), call_tokens):
-        part_NV = logits_NV[first : first + call_tokens]
-        tokens = slice(start + first, start + first + len(part_NV))
-        normaliser_N1 = part_NV.logsumexp(-1, keepdim=True)
+    for part in _parts(logits_NV):
+        part_NV = logits_NV[part]
+        tokens = slice(start + part.start, start + part.stop)
+        torch.exp(part_NV, out=exp_NV[part])
+        normaliser_N1 = exp_NV[part].sum(-1, keepdim=True).log_()
         logp_NV = part_NV - normaliser_N1
-        loss, g_NV = _loss_and_gradient(TokenSlice(tokens, logp_NV.requires_grad_(), part_NV, normaliser_N1), loss_of)
+        views = TokenSlice(tokens, logp_NV.requires_grad_(), part_NV, exp_NV[part], normaliser_N1)
+        loss, g_NV = _loss_and_gradient(views, loss_of)
         empty_NV = part_NV <= LEAST_LOGP
         torch.sub(g_NV, logp_NV.detach().exp_().mul_(g_NV.sum(-1, keepdim=True)), out=part_NV)
         part_NV.masked_fill_(empty_NV, 0.0)
         total += loss
-    return total
+    return total, logits_NV
 
 
-def _to_gradient_on_support(logits_NV: Tensor, ids_NK: Tensor, tokens: slice, loss_of: LossOfSlice) -> Tensor:
+def _parts(logits_NV: Tensor) -> Iterator[slice]:
+    """Slices of rows for one call of the loss each, if the atoms are the vocabulary."""
+    size = _FULL_VOCABULARY_TOKENS.get(logits_NV.device.type, _FULL_VOCABULARY_TOKENS["cuda"])
+    return row_slices(len(logits_NV), logits_NV.device, size)
+
+
+def _on_support(
+    logits_NV: Tensor, exp_NV: Tensor, ids_NK: Tensor, tokens: slice, loss_of: LossOfSlice
+) -> tuple[Tensor, Tensor]:
     """Do the same where the atoms are a support and its tail, by the closed form above."""
-    normaliser_N1 = logits_NV.logsumexp(-1, keepdim=True)
-    support_logits_NK = logits_NV.gather(-1, ids_NK)
-    tail_N1 = logits_NV.scatter_(-1, ids_NK, float("-inf")).logsumexp(-1, keepdim=True)
-    logits_NV.scatter_(-1, ids_NK, support_logits_NK)
-    logp_NA = torch.cat([support_logits_NK, tail_N1], dim=-1) - normaliser_N1
-    loss, g_NA = _loss_and_gradient(TokenSlice(tokens, logp_NA.requires_grad_(), logits_NV, normaliser_N1), loss_of)
+    atoms = atom_logp(logits_NV, ids_NK, exp_NV)
+    logp_NA = atoms.logp_NA
+    views = TokenSlice(tokens, logp_NA.requires_grad_(), logits_NV, exp_NV, atoms.normaliser_N1)
+    loss, g_NA = _loss_and_gradient(views, loss_of)
     logp_NA = logp_NA.detach()
     # A tail of impossible tokens alone has the mass of e^LEAST_LOGP a token.
-    empty_NA = torch.cat([support_logits_NK, tail_N1 - math.log(logits_NV.shape[-1])], dim=-1) <= LEAST_LOGP
+    least_tail = LEAST_LOGP + math.log(logits_NV.shape[-1])
+    empty_NA = torch.cat([logits_NV.gather(-1, ids_NK) <= LEAST_LOGP, atoms.tail_N1 <= least_tail], dim=-1)
     d_atoms_NA = (g_NA - logp_NA.exp() * g_NA.sum(-1, keepdim=True)).masked_fill(empty_NA, 0.0)
-    # The exponential overflows at ids of the support, which are written afterwards.
-    logits_NV.sub_(tail_N1).exp_().mul_(d_atoms_NA[:, -1:])
-    logits_NV.scatter_(-1, ids_NK, d_atoms_NA[:, :-1])
-    return loss
+    # What the exponentials are at ids of the support is written over afterwards.
+    small_N = atoms.small_N
+    shares_N1 = d_atoms_NA[:, -1:] * (-atoms.tail_N1).exp().index_fill(0, small_N, 0.0)
+    d_logits_NV = exp_NV.mul_(shares_N1)
+    if len(small_N):
+        tail_NV = tail_logits(logits_NV, ids_NK, small_N).sub_(atoms.tail_N1[small_N])
+        d_logits_NV[small_N] = tail_NV.exp_().mul_(d_atoms_NA[small_N, -1:])
+    d_logits_NV.scatter_(-1, ids_NK, d_atoms_NA[:, :-1])
+    return loss, d_logits_NV
 
 
 def _loss_and_gradient(part: TokenSlice, loss_of: LossOfSlice) -> tuple[Tensor, Tensor]:

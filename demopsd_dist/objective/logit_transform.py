@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -72,3 +73,12 @@ class OutputHead:
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Logits (N, V) of last hidden states, before the temperature; differentiable."""
         return self.transform.apply(linear(hidden_NH, self.weight_VH, self.bias_V))
+
+    def logits_into(self, out_NV: Tensor, hidden_NH: Tensor) -> Tensor:
+        """Logits (N, V) as `logits` gives them, in memory of the weight's type unless the transform widens them.
+        Without a gradient."""
+        if self.bias_V is None:
+            torch.mm(hidden_NH, self.weight_VH.T, out=out_NV)
+        else:
+            torch.addmm(self.bias_V, hidden_NH, self.weight_VH.T, out=out_NV)
+        return self.transform.apply(out_NV)

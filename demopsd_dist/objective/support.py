@@ -11,9 +11,14 @@ finite number `LEAST_LOGP`, and it has no gradient. NaN, +inf and a row of -inf 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+# Tokens whose logits are worked on at a time, by device: a CPU's caches are small, a GPU needs large products.
+SLICE_TOKENS = {"cpu": 128, "cuda": 1024}
 LEAST_LOGP = -60_000.0  # nats; stands for log 0. float16 can hold it, and its exponential is 0 in every float type
 
 
@@ -77,6 +82,55 @@ def top_k_support(logits_BTV: Tensor, top_k: int | None) -> Tensor | None:
     return logits_BTV.topk(top_k, dim=-1).indices
 
 
+class AtomLogp(NamedTuple):
+    """Log-probabilities of the atoms of N rows, and what they were computed from."""
+
+    logp_NA: Tensor
+    """Of the support's tokens, then of the tail."""
+    normaliser_N1: Tensor
+    """logsumexp of the logits."""
+    tail_N1: Tensor
+    """logsumexp of the tail's logits."""
+    small_N: Tensor
+    """Indices of rows whose tail is so small that its exponentials lose digits."""
+
+
+def atom_logp(logits_NV: Tensor, ids_NK: Tensor, exp_NV: Tensor) -> AtomLogp:
+    """Log-probabilities of the atoms, with one exponential of each logit. Without a gradient.
+
+    The tail is the sum of its own exponentials; where these are near the smallest number of their type, of its
+    exponentials after its own largest logit was subtracted.
+
+    Args:
+        logits_NV: as `above_least` returns them: the largest of each row is 0.
+        ids_NK: distinct ids of the support, K < V.
+        exp_NV: memory for the exponentials of the logits, which it has afterwards.
+    """
+    torch.exp(logits_NV, out=exp_NV)
+    normaliser_N1 = exp_NV.sum(-1, keepdim=True).log_()
+    support_NK = exp_NV.gather(-1, ids_NK)
+    tail_mass_N1 = exp_NV.scatter_(-1, ids_NK, 0.0).sum(-1, keepdim=True)
+    exp_NV.scatter_(-1, ids_NK, support_NK)
+    limits = torch.finfo(logits_NV.dtype)
+    small_N = (tail_mass_N1[:, 0] < limits.tiny / limits.eps**2).nonzero()[:, 0]
+    tail_N1 = tail_mass_N1.log_()
+    if len(small_N):
+        tail_N1[small_N] = tail_logits(logits_NV, ids_NK, small_N).logsumexp(-1, keepdim=True)
+    logp_NA = torch.cat([logits_NV.gather(-1, ids_NK), tail_N1], dim=-1) - normaliser_N1
+    return AtomLogp(logp_NA, normaliser_N1, tail_N1, small_N)
+
+
+def tail_logits(logits_NV: Tensor, ids_NK: Tensor, row_N: Tensor) -> Tensor:
+    """Logits of some rows, with -inf at the ids of the support."""
+    return logits_NV[row_N].scatter_(-1, ids_NK[row_N], float("-inf"))
+
+
+def row_slices(rows: int, device: torch.device, size: int | None = None) -> Iterator[slice]:
+    """Slices of `size` rows, by default the device's `SLICE_TOKENS`; the last may be shorter."""
+    size = size or SLICE_TOKENS.get(device.type, SLICE_TOKENS["cuda"])
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
 def coarsen(logits_BTV: Tensor, support_BTK: Tensor | None, temperature: float = 1.0) -> Tensor:
     """Log-probabilities of the atoms at `temperature`.
 
@@ -92,13 +146,32 @@ def coarsen(logits_BTV: Tensor, support_BTK: Tensor | None, temperature: float =
     Raises:
         ValueError: the support is empty, as large as the vocabulary, or has an id twice.
     """
-    logits_BTV = above_least(lifted(logits_BTV).clone(), temperature)
     if support_BTK is None:
-        return logits_BTV.log_softmax(-1)
+        return above_least(lifted(logits_BTV).clone(), temperature).log_softmax(-1)
     check_support(support_BTK, logits_BTV.shape[-1])
+    if not (torch.is_grad_enabled() and logits_BTV.requires_grad):
+        atoms = _coarsen_slices(logits_BTV.flatten(0, -2), support_BTK.flatten(0, -2), temperature)
+        return atoms.view(*support_BTK.shape[:-1], -1)
+    logits_BTV = above_least(lifted(logits_BTV).clone(), temperature)
     normaliser_BT1 = logits_BTV.logsumexp(-1, keepdim=True)
     tail_BT1 = logits_BTV.scatter(-1, support_BTK, float("-inf")).logsumexp(-1, keepdim=True)
     return torch.cat([logits_BTV.gather(-1, support_BTK), tail_BT1], dim=-1) - normaliser_BT1
+
+
+def _coarsen_slices(logits_NV: Tensor, support_NK: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities of the atoms, (N, K + 1), a slice of rows at a time in the same memory: on a CPU new memory of
+    this size costs more than the arithmetic on it."""
+    wide = torch.promote_types(logits_NV.dtype, torch.float32)
+    out_NA = logits_NV.new_empty(len(logits_NV), support_NK.shape[-1] + 1, dtype=wide)
+    memory: Tensor | None = None
+    for rows in row_slices(len(logits_NV), logits_NV.device):
+        part_NV = logits_NV[rows]
+        if memory is None:
+            memory = part_NV.new_empty(2, *part_NV.shape, dtype=wide)
+        shifted_NV, exp_NV = memory[:, : len(part_NV)]
+        shifted_NV = above_least(shifted_NV.copy_(part_NV), temperature)
+        out_NA[rows] = atom_logp(shifted_NV, support_NK[rows], exp_NV).logp_NA
+    return out_NA
 
 
 def entropy(logits_BTV: Tensor, temperature: float = 1.0) -> Tensor:
