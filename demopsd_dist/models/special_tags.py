@@ -7,7 +7,7 @@ wrong for tags: an answer without its tags is none.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from demopsd_dist.data.chat_template import ChatTemplate
@@ -37,10 +37,10 @@ class ResponseTexts:
         self.left_out = {special[token] for token in control}
         self.tags = set(special.values()) - self.left_out
 
-    def text(self, tokens: Sequence[int], engine_text: str) -> str:
+    def text(self, tokens: Sequence[int], engine_text: Callable[[], str]) -> str:
         """Text of a response, given without the token that ended it: the engine's where no tag is among its tokens."""
         if self.tags.isdisjoint(tokens):
-            return engine_text
+            return engine_text()
         ids = [token for token in tokens if token not in self.left_out]
         text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)

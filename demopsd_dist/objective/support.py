@@ -86,7 +86,7 @@ class AtomLogp(NamedTuple):
     """Log-probabilities of the atoms of N rows, and what they were computed from."""
 
     logp_NA: Tensor
-    """Of the support's tokens, then of the tail."""
+    """Log-probabilities of the support's tokens, then of the tail."""
     normaliser_N1: Tensor
     """logsumexp of the logits."""
     tail_N1: Tensor

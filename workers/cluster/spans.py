@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -92,13 +93,16 @@ class GroupProfiling:
 
     async def operations(self) -> list[ProcessOperations]:
         """Operations of every actor since `start_operations`. An actor that was started since then has none."""
-        found: list[ProcessOperations | None] = []
-        for group in self._groups():
+
+        async def of_group(group: ActorGroup[Traced]) -> list[ProcessOperations | None]:
             with suppress(WorkerError):
-                found += await group.each(
+                return await group.each(
                     lambda worker, _: worker(Traced.operations), within_s=self._within_s, what="its operations"
                 )
-        return [one for one in found if one is not None]
+            return []
+
+        found = await asyncio.gather(*map(of_group, self._groups()))  # all at once: writing a trace takes seconds
+        return [one for of_one_group in found for one in of_one_group if one is not None]
 
 
 async def _tracks_of(group: ActorGroup[Traced], start_s: float, within_s: float) -> list[Track]:

@@ -16,12 +16,12 @@ import numpy as np
 from demopsd_dist.config import LARGEST, Config, OnPublish, longest_sequence_tokens
 from demopsd_dist.data.records import Prompt, Rollout, Tokens
 from demopsd_dist.methods import SupportKind, resolve_method
-from demopsd_dist.models.special_tags import ResponseTexts
 from demopsd_dist.models.text_config import layers_with_a_state, text_config_of
 from demopsd_dist.training.roles import Sampling
 from demopsd_dist.util.errors import WeightSyncError, WorkerError
 from workers.actor_handle import Ref
 from workers.cpu_environment import cpu_environment
+from workers.rollout.detokenizer import Detokenizer
 from workers.rollout.start_errors import engine_start_error
 from workers.rollout.weight_loading import EngineLoading, left_to_processes
 from workers.weights.buckets import Ack, Bucket, BucketRef
@@ -138,7 +138,7 @@ class RolloutWorker(Receiver):
         self._loading = EngineLoading(
             self._engine, f"rollout {self.rank}", settings.tensor_parallel, lambda: self.plan.sizes
         )
-        self._texts = ResponseTexts(engine.get_tokenizer())
+        self._detokenizer = Detokenizer(engine.get_tokenizer())
         self._engine.collective_rpc(
             "init_weight_transfer_engine", kwargs={"init_info": {"receiver": f"rollout {self.rank}"}}
         )
@@ -189,6 +189,7 @@ class RolloutWorker(Receiver):
                     logprobs=self._top_k,  # 0: only the sampled token's
                     seed=None if sampling.seed is None else _request_seed(sampling.seed, prompt.id, sample),
                     output_kind=RequestOutputKind.FINAL_ONLY,
+                    detokenize=False,  # once, when it is finished
                 ),
             )
             for prompt in prompts
@@ -248,7 +249,7 @@ class RolloutWorker(Receiver):
             sample=sample,
             tokens_T=tokens_T,
             logp_T=np.asarray(logp, dtype=np.float32),
-            text=self._texts.text(body, completion.text),
+            text=self._detokenizer.text(prompt.tokens.tolist(), body),
             truncated=completion.finish_reason == "length",
             version_T=token_versions(completion.weight_versions, len(tokens_T)),
             worker=self.rank,

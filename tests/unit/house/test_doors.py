@@ -123,7 +123,10 @@ def test_launch_imports_library_and_workers() -> None:
 @pytest.mark.parametrize(
     ("engine", "homes"),
     [
-        ("vllm", {"workers/rollout/worker.py", "workers/rollout/vllm_weights.py"}),
+        (
+            "vllm",
+            {"workers/rollout/worker.py", "workers/rollout/detokenizer.py", "workers/rollout/vllm_weights.py"},
+        ),
         (
             "deepspeed",
             {
