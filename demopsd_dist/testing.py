@@ -213,6 +213,9 @@ class StandInProfiling:
     async def start_operations(self) -> None:
         self.world.diary.append(("start_operations", self.world.published))
 
+    def stop_operations(self) -> None:
+        self.world.diary.append(("stop_operations", self.world.published))
+
     async def operations(self) -> list[ProcessOperations]:
         self.world.diary.append(("operations", self.world.published))
         return [ProcessOperations("learner 0", 2.0, [Operation("aten::mm", "2x3, 3x4", 5, 1.5, 240.0)], b"")]

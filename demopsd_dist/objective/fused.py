@@ -166,10 +166,10 @@ class _SliceMemory:
     def logits(self, hidden_NH: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of a slice in float32 or wider, and memory for their exponentials."""
         rows = slice(0, len(hidden_NH))
-        logits_NV = self._head.logits_into(self._narrow_NV[rows], hidden_NH)
+        logits_NV = self._head.product_into(self._narrow_NV[rows], hidden_NH)
         if logits_NV.dtype != self._wide_NV.dtype:
             logits_NV = self._wide_NV[rows].copy_(logits_NV)
-        return logits_NV, self._exp_NV[rows]
+        return self._head.transform.apply(logits_NV), self._exp_NV[rows]
 
     def narrow(self, values_NV: Tensor) -> Tensor:
         """Values of a slice in the precision of the head's weight, in place of the logits."""
@@ -181,7 +181,7 @@ class _SliceMemory:
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add left @ right to total, in place. A GPU adds narrow products to a wide sum without rounding in between."""
     if total.dtype == left.dtype:
-        total.addmm_(left, right)
+        torch.addmm(total, left, right, out=total)
     elif total.is_cuda:
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
     else:

@@ -74,11 +74,8 @@ class OutputHead:
         """Logits (N, V) of last hidden states, before the temperature; differentiable."""
         return self.transform.apply(linear(hidden_NH, self.weight_VH, self.bias_V))
 
-    def logits_into(self, out_NV: Tensor, hidden_NH: Tensor) -> Tensor:
-        """Logits (N, V) as `logits` gives them, in memory of the weight's type unless the transform widens them.
-        Without a gradient."""
+    def product_into(self, out_NV: Tensor, hidden_NH: Tensor) -> Tensor:
+        """Logits (N, V) before the transform, in given memory of the weight's type. Without a gradient."""
         if self.bias_V is None:
-            torch.mm(hidden_NH, self.weight_VH.T, out=out_NV)
-        else:
-            torch.addmm(self.bias_V, hidden_NH, self.weight_VH.T, out=out_NV)
-        return self.transform.apply(out_NV)
+            return torch.mm(hidden_NH, self.weight_VH.T, out=out_NV)
+        return torch.addmm(self.bias_V, hidden_NH, self.weight_VH.T, out=out_NV)

@@ -144,14 +144,18 @@ def coarsen(logits_BTV: Tensor, support_BTK: Tensor | None, temperature: float =
         `LEAST_LOGP` or a little less where a probability is 0.
 
     Raises:
-        ValueError: the support is empty, as large as the vocabulary, or has an id twice.
+        ValueError: the support is empty, as large as the vocabulary, or has an id twice, or has other leading
+            dimensions than the logits.
     """
     if support_BTK is None:
         return above_least(lifted(logits_BTV).clone(), temperature).log_softmax(-1)
+    if support_BTK.shape[:-1] != logits_BTV.shape[:-1]:
+        raise ValueError(f"support {tuple(support_BTK.shape)} does not fit logits {tuple(logits_BTV.shape)}.")
     check_support(support_BTK, logits_BTV.shape[-1])
     if not (torch.is_grad_enabled() and logits_BTV.requires_grad):
-        atoms = _coarsen_slices(logits_BTV.flatten(0, -2), support_BTK.flatten(0, -2), temperature)
-        return atoms.view(*support_BTK.shape[:-1], -1)
+        *leading, top_k = support_BTK.shape
+        rows_NV, ids_NK = logits_BTV.reshape(-1, logits_BTV.shape[-1]), support_BTK.reshape(-1, top_k)
+        return _coarsen_slices(rows_NV, ids_NK, temperature).view(*leading, top_k + 1)
     logits_BTV = above_least(lifted(logits_BTV).clone(), temperature)
     normaliser_BT1 = logits_BTV.logsumexp(-1, keepdim=True)
     tail_BT1 = logits_BTV.scatter(-1, support_BTK, float("-inf")).logsumexp(-1, keepdim=True)

@@ -7,7 +7,7 @@ from demopsd_dist.training.evaluation_splits import evaluate_if_due, evaluate_sp
 from demopsd_dist.training.probes.drift import keep_initial_responses
 from demopsd_dist.training.run import Run, RunState
 from demopsd_dist.training.step_batch import pack_step, step_batches
-from demopsd_dist.training.step_records import record_operations, record_step
+from demopsd_dist.training.step_records import record_step, recorded_operations
 
 
 async def train(run: Run, state: RunState) -> RunState:
@@ -17,8 +17,8 @@ async def train(run: Run, state: RunState) -> RunState:
         await roles.weights.publish(state.version)
     if cfg.evaluation.at_start and state.step == 0:
         await evaluate_splits(run, state)
-    await record_operations(run, state)
-    async with step_batches(run, state) as queue:  # at most rollout.ahead weight versions behind; 0 is on-policy
+    # batches are at most rollout.ahead weight versions behind; 0 is on-policy
+    async with recorded_operations(run, state) as recording, step_batches(run, state) as queue:
         log.start_steps()
         while state.step < cfg.steps and not run.stop.requested:
             with log.timed("wait_for_rollouts"):  # sample -> reward -> score, overlapped by group
@@ -34,7 +34,7 @@ async def train(run: Run, state: RunState) -> RunState:
             run.ledger.trained(state.step, [item.example for item in train_batch.items], samples=len(batch.rollouts))
             with log.timed("publish_weights"):
                 await roles.weights.publish(state.version, changed=report.stepped)
-            await record_operations(run, state)
+            await recording.between_steps(state)
             queue.start_next()  # its prompts are sampled with these weights
             await record_step(run, state, batch, report)
             await evaluate_if_due(run, state)

@@ -146,6 +146,10 @@ class Profiling(Protocol):
         """Start to record the operations of torch in each worker."""
         ...
 
+    def stop_operations(self) -> None:
+        """Drop what is recorded."""
+        ...
+
     async def operations(self) -> list[ProcessOperations]:
         """Operations of each worker since `start_operations`."""
         ...
@@ -160,6 +164,9 @@ class NoProfiling:
 
     async def start_operations(self) -> None:
         """Record nothing."""
+
+    def stop_operations(self) -> None:
+        """Drop nothing."""
 
     async def operations(self) -> list[ProcessOperations]:
         """Give no operations."""

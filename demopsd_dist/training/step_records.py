@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 
 from demopsd_dist.config import AlarmAction, Config, WeightSource, to_yaml
@@ -94,18 +95,41 @@ async def record_timeline(run: Run, state: RunState) -> None:
     run.log.note(f"timeline of step {state.step} in {path}: open it in ui.perfetto.dev")
 
 
-async def record_operations(run: Run, state: RunState) -> None:
-    """Between two steps: write the operations of the step that has ended, and start to record those of the next, where
-    `profile.operations` is set and `profile.steps` names them."""
-    settings, profiling = run.cfg.profile, run.roles.profiling
-    if not settings.operations:
-        return
-    if state.step in settings.steps and (processes := await profiling.operations()):
-        folder = run.log.folder.operations(state.step)
-        operations.write(folder, state.step, processes)
-        run.log.note(f"operations of torch in step {state.step} in {folder}: a table, and a trace of each process")
-    if state.step + 1 in settings.steps:
-        await profiling.start_operations()
+class OperationRecording:
+    """Recording of torch's operations in the steps of `profile.steps`, where `profile.operations` is set."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._recorded_step: int | None = None
+
+    async def between_steps(self, state: RunState) -> None:
+        """Write the operations of the step that has ended, if they were recorded, and start to record the next."""
+        settings, profiling = self._run.cfg.profile, self._run.roles.profiling
+        if self._recorded_step is not None and self._recorded_step == state.step:
+            self._recorded_step = None
+            processes, log = await profiling.operations(), self._run.log
+            operations.write(log.folder.operations(state.step), state.step, processes)
+            names = ", ".join(one.process for one in processes) or "no process, since none answered"
+            log.note(f"operations of torch in step {state.step} in {log.folder.operations(state.step)}: {names}")
+        if settings.operations and state.step + 1 in settings.steps:
+            await profiling.start_operations()
+            self._recorded_step = state.step + 1
+
+    def stop(self) -> None:
+        """Drop a recording that is not written."""
+        if self._recorded_step is not None:
+            self._run.roles.profiling.stop_operations()
+
+
+@asynccontextmanager
+async def recorded_operations(run: Run, state: RunState) -> AsyncIterator[OperationRecording]:
+    """Context of the steps from `state` on, in which operations are recorded."""
+    recording = OperationRecording(run)
+    try:
+        await recording.between_steps(state)
+        yield recording
+    finally:
+        recording.stop()
 
 
 def check_collapse(run: Run, state: RunState) -> None:

@@ -33,18 +33,22 @@ class OperationProfiler:
         self._profile.start()
         self._started = time.perf_counter()
 
-    def stop(self) -> ProcessOperations:
-        """End the recording, and return what was recorded."""
+    def stop(self) -> None:
+        """End the recording, in the thread that it was started in."""
         if self._on_gpu:
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - self._started
+        self._seconds = time.perf_counter() - self._started
         self._profile.stop()
+
+    def result(self) -> ProcessOperations:
+        """What was recorded until `stop`; any thread may call it. Takes seconds, more than a minute for millions of
+        operations."""
         operations = added_up(self._profile.key_averages(group_by_input_shape=True), self._on_gpu)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trace.json.gz"
             self._profile.export_chrome_trace(str(path))
             trace = path.read_bytes()
-        return ProcessOperations(self._process, seconds, operations, trace)
+        return ProcessOperations(self._process, self._seconds, operations, trace)
 
 
 def added_up(averages: Iterable[Any], on_gpu: bool) -> list[Operation]:

@@ -41,13 +41,23 @@ class Traced:
         """Start to record the operations of torch in this process, under this name."""
         from workers.cluster.operation_profiler import OperationProfiler  # imports torch
 
-        self.operations()  # of a step whose recording nobody fetched
+        self.stop_operations()
         self._profiler = OperationProfiler(process)
+
+    def stop_operations(self) -> None:
+        """End the recording of operations, if there is one, and drop it."""
+        self._stopped_profiler()
 
     def operations(self) -> ProcessOperations | None:
         """End the recording of operations, and return them; None if there was none."""
+        profiler = self._stopped_profiler()
+        return None if profiler is None else profiler.result()
+
+    def _stopped_profiler(self) -> OperationProfiler | None:
         profiler, self._profiler = self._profiler, None
-        return None if profiler is None else profiler.stop()
+        if profiler is not None:
+            profiler.stop()
+        return profiler
 
 
 def traced(method: F) -> F:
@@ -90,6 +100,11 @@ class GroupProfiling:
 
             with suppress(WorkerError):
                 await group.each(start, within_s=self._within_s, what="the start of its profiler")
+
+    def stop_operations(self) -> None:
+        """Ask every actor to drop its recording, and do not wait for it: some may be lost."""
+        for group in self._groups():
+            group.start(lambda worker, _: worker(Traced.stop_operations))
 
     async def operations(self) -> list[ProcessOperations]:
         """Operations of every actor since `start_operations`. An actor that was started since then has none."""

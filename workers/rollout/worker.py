@@ -17,6 +17,7 @@ from demopsd_dist.config import LARGEST, Config, OnPublish, longest_sequence_tok
 from demopsd_dist.data.records import Prompt, Rollout, Tokens
 from demopsd_dist.methods import SupportKind, resolve_method
 from demopsd_dist.models.text_config import layers_with_a_state, text_config_of
+from demopsd_dist.run_record.profiling.operations import ProcessOperations
 from demopsd_dist.training.roles import Sampling
 from demopsd_dist.util.errors import WeightSyncError, WorkerError
 from workers.actor_handle import Ref
@@ -255,6 +256,11 @@ class RolloutWorker(Receiver):
             worker=self.rank,
             support_TK=top_k_ids(completion.logprobs, self._top_k) if self._top_k else None,
         )
+
+    async def operations(self) -> ProcessOperations | None:  # type: ignore[override]
+        """End the recording of operations, and return them. Other calls are answered while they are added up."""
+        profiler = self._stopped_profiler()
+        return None if profiler is None else await asyncio.to_thread(profiler.result)
 
     async def peak_flops(self) -> float:
         """Measure the peak rate of matrix products of the engine's processes, operations/s."""

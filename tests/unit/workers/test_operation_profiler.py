@@ -20,6 +20,11 @@ def recorded(worker: Traced) -> ProcessOperations:
     return operations
 
 
+def ended(profiler: OperationProfiler) -> ProcessOperations:
+    profiler.stop()
+    return profiler.result()
+
+
 def products(recording: ProcessOperations) -> dict[str, Operation]:
     return {one.shapes: one for one in recording.operations if one.name == "aten::mm"}
 
@@ -29,7 +34,7 @@ def test_products_are_counted_by_shape_forward_and_backward() -> None:
     profiler = OperationProfiler("learner 0")
     for _ in range(3):
         (x @ w).sum().backward()
-    recording = profiler.stop()
+    recording = ended(profiler)
     by_shape = products(recording)
     assert set(by_shape) == {f"{N}x{D}, {D}x{M}", f"{D}x{N}, {N}x{M}"}  # the forward, and the gradient of w
     for one in by_shape.values():
@@ -43,7 +48,7 @@ def test_other_operations_are_added_up_over_their_shapes() -> None:
     profiler = OperationProfiler("teacher 0")
     for size in (3, 5, 7):
         torch.exp(torch.zeros(size))
-    (exp,) = [one for one in profiler.stop().operations if one.name == "aten::exp"]
+    (exp,) = [one for one in ended(profiler).operations if one.name == "aten::exp"]
     assert (exp.shapes, exp.calls, exp.flops) == ("", 3, 0.0)
 
 
@@ -51,7 +56,7 @@ def test_the_trace_has_every_call() -> None:
     profiler = OperationProfiler("learner 0")
     for _ in range(4):
         torch.exp(torch.zeros(2))
-    trace = json.loads(gzip.decompress(profiler.stop().trace))
+    trace = json.loads(gzip.decompress(ended(profiler).trace))
     assert sum(event.get("name") == "aten::exp" for event in trace["traceEvents"]) == 4
 
 
@@ -76,3 +81,19 @@ def test_a_recording_that_nobody_fetched_is_replaced() -> None:
     names = {one.name for one in recorded(worker).operations}
     assert "aten::cos" in names
     assert "aten::exp" not in names
+
+
+def test_a_recording_that_is_dropped_is_gone() -> None:
+    worker = Traced()
+    worker.stop_operations()
+    worker.start_operations("rollout 0")
+    worker.stop_operations()
+    assert worker.operations() is None
+
+
+def test_a_sum_of_products_is_a_product() -> None:
+    profiler = OperationProfiler("learner 0")
+    total = torch.zeros(N, M)
+    torch.addmm(total, torch.randn(N, D), torch.randn(D, M), out=total)
+    (one,) = [one for one in ended(profiler).operations if one.name == "aten::addmm"]
+    assert (one.shapes, one.flops) == (f"{N}x{M}, {N}x{D}, {D}x{M}, {N}x{M}", 2 * N * D * M)
