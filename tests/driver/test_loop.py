@@ -382,7 +382,7 @@ def test_operations_are_recorded_from_the_sampling_of_a_step_to_its_publish(tmp_
 
 
 def test_a_recording_of_operations_that_a_loss_broke_off_is_dropped(tmp_path: Path, task: Task) -> None:
-    """The rollout workers outlive the loss, and go on recording until they are told to stop."""
+    """The rollout workers outlive the loss, and go on recording until they are asked to stop."""
     words = ["steps=4", "checkpoint.every_steps=1", "profile.steps=[2,3]", "profile.operations=true"]
     run = DriverRun(tmp_path, task, *words, lost_at_steps=[2])
     recordings = [entry for entry in run.world.diary if entry[0].endswith("operations")]

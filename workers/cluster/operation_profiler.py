@@ -41,7 +41,7 @@ class OperationProfiler:
         self._profile.stop()
 
     def result(self) -> ProcessOperations:
-        """What was recorded until `stop`; any thread may call it. Takes seconds, more than a minute for millions of
+        """Operations until `stop`, added up; any thread may call it. Takes seconds, more than a minute for millions of
         operations."""
         operations = added_up(self._profile.key_averages(group_by_input_shape=True), self._on_gpu)
         with tempfile.TemporaryDirectory() as folder:
