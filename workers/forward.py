@@ -16,7 +16,7 @@ from demopsd_dist.data.prefix_tree import PrefixTree, build_prefix_tree
 from demopsd_dist.data.records import Tokens, forward_input
 from demopsd_dist.models.text_config import has_capped_attention, logit_scale_and_cap, text_config_of
 from demopsd_dist.models.whole_model import refuse_other_tensors
-from demopsd_dist.objective import LogitTransform, OutputHead
+from demopsd_dist.objective import LogitTransform, OutputHead, row_slices
 from workers.weights.tensor_groups import full_shape
 
 HEAD_CHUNK_TOKENS = 2048  # response tokens whose logits exist at one time
@@ -169,7 +169,7 @@ def in_slices(reduce: Callable[[Tensor, slice], Tensor]) -> HeadFunction:
     results."""
 
     def function(head: OutputHead, hidden_NH: Tensor) -> Tensor:
-        slices = [slice(i, i + HEAD_CHUNK_TOKENS) for i in range(0, len(hidden_NH), HEAD_CHUNK_TOKENS)]
+        slices = row_slices(len(hidden_NH), HEAD_CHUNK_TOKENS)
         return torch.cat([reduce(head.logits(hidden_NH[tokens]), tokens) for tokens in slices])
 
     return function

@@ -29,7 +29,7 @@ from demopsd_dist.objective.mixed import Mixed, gated, with_gated
 from demopsd_dist.objective.opsd import OPSD
 from demopsd_dist.objective.sdpo import SDPO
 from demopsd_dist.objective.standalone_loss import DemoPSDLoss, demopsd_loss
-from demopsd_dist.objective.support import SLICE_TOKENS, coarsen, entropy, mixed_logits, top_k_support
+from demopsd_dist.objective.support import SLICE_TOKENS, coarsen, entropy, mixed_logits, row_slices, top_k_support
 
 __all__ = [
     "GRPO",
@@ -63,6 +63,7 @@ __all__ = [
     "mutual_information",
     "ordering_terms",
     "reduced",
+    "row_slices",
     "skewed_jsd_terms",
     "statistic",
     "tanh_gate",

@@ -16,7 +16,7 @@ which would save the gradient of the head and cost one more product with it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,10 +27,12 @@ from torch import Tensor
 from demopsd_dist.objective.logit_transform import LogitTransform, OutputHead
 from demopsd_dist.objective.support import (
     LEAST_LOGP,
+    SLICE_TOKENS,
     above_least,
     atom_logp,
     check_support,
     row_slices,
+    size_on,
     tail_logits,
 )
 
@@ -94,6 +96,8 @@ def fused_loss(
         raise ValueError(f"support {tuple(support_NK.shape)} does not fit hidden states {tuple(hidden_NH.shape)}.")
     if support_NK is not None:
         check_support(support_NK, head.weight_VH.shape[0])
+    if slice_tokens is None:
+        slice_tokens = size_on(hidden_NH.device, SLICE_TOKENS)
     return _FusedLoss.apply(
         hidden_NH, head.weight_VH, head.bias_V, head.transform, support_NK, loss_of, temperature, slice_tokens
     )
@@ -112,7 +116,7 @@ class _FusedLoss(torch.autograd.Function):
         support_NK: Tensor | None,
         loss_of: LossOfSlice,
         temperature: float,
-        slice_tokens: int | None,
+        slice_tokens: int,
     ) -> Tensor:
         wide = torch.promote_types(hidden_NH.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden_NH.device)
@@ -121,10 +125,9 @@ class _FusedLoss(torch.autograd.Function):
         d_weight_VH = torch.zeros_like(weight_VH, dtype=wide) if with_weight else None
         d_bias_V = torch.zeros_like(bias_V, dtype=wide) if bias_V is not None and with_bias else None
         head = OutputHead(weight_VH, bias_V, transform)
-        memory: _SliceMemory | None = None
-        for tokens in row_slices(len(hidden_NH), hidden_NH.device, slice_tokens):
+        memory = _SliceMemory(min(slice_tokens, len(hidden_NH)), head, wide)
+        for tokens in row_slices(len(hidden_NH), slice_tokens):
             part_NH = hidden_NH[tokens]
-            memory = memory or _SliceMemory(len(part_NH), head, wide)
             logits_NV, exp_NV = memory.logits(part_NH)
             derivative = None if transform.is_identity else transform.derivative(logits_NV)
             above_least(logits_NV, temperature)
@@ -185,7 +188,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     elif total.is_cuda:
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
     else:
-        for rows in row_slices(len(total), total.device, _ROWS_OF_A_PRODUCT):
+        for rows in row_slices(len(total), _ROWS_OF_A_PRODUCT):
             total[rows] += left[rows] @ right
 
 
@@ -196,7 +199,7 @@ def _loss_and_logit_gradient(
     if ids_NK is not None:
         return _on_support(logits_NV, exp_NV, ids_NK, slice(start, start + len(logits_NV)), loss_of)
     total = torch.zeros((), dtype=logits_NV.dtype, device=logits_NV.device)
-    for part in _parts(logits_NV):
+    for part in row_slices(len(logits_NV), size_on(logits_NV.device, _FULL_VOCABULARY_TOKENS)):
         part_NV = logits_NV[part]
         tokens = slice(start + part.start, start + part.stop)
         torch.exp(part_NV, out=exp_NV[part])
@@ -211,12 +214,6 @@ def _loss_and_logit_gradient(
     return total, logits_NV
 
 
-def _parts(logits_NV: Tensor) -> Iterator[slice]:
-    """Slices of rows for one call of the loss each, if the atoms are the vocabulary."""
-    size = _FULL_VOCABULARY_TOKENS.get(logits_NV.device.type, _FULL_VOCABULARY_TOKENS["cuda"])
-    return row_slices(len(logits_NV), logits_NV.device, size)
-
-
 def _on_support(
     logits_NV: Tensor, exp_NV: Tensor, ids_NK: Tensor, tokens: slice, loss_of: LossOfSlice
 ) -> tuple[Tensor, Tensor]:
@@ -226,16 +223,16 @@ def _on_support(
     views = TokenSlice(tokens, logp_NA.requires_grad_(), logits_NV, exp_NV, atoms.normaliser_N1)
     loss, g_NA = _loss_and_gradient(views, loss_of)
     logp_NA = logp_NA.detach()
+    support_logits_NK, tail_N1 = atoms.logits_NA[:, :-1], atoms.logits_NA[:, -1:]
     # A tail of impossible tokens alone has the mass of e^LEAST_LOGP a token.
-    least_tail = LEAST_LOGP + math.log(logits_NV.shape[-1])
-    empty_NA = torch.cat([logits_NV.gather(-1, ids_NK) <= LEAST_LOGP, atoms.tail_N1 <= least_tail], dim=-1)
+    empty_NA = torch.cat([support_logits_NK, tail_N1 - math.log(logits_NV.shape[-1])], dim=-1) <= LEAST_LOGP
     d_atoms_NA = (g_NA - logp_NA.exp() * g_NA.sum(-1, keepdim=True)).masked_fill(empty_NA, 0.0)
     # What the exponentials are at ids of the support is written over afterwards.
     small_N = atoms.small_N
-    shares_N1 = d_atoms_NA[:, -1:] * (-atoms.tail_N1).exp().index_fill(0, small_N, 0.0)
+    shares_N1 = d_atoms_NA[:, -1:] * (-tail_N1).exp().index_fill(0, small_N, 0.0)
     d_logits_NV = exp_NV.mul_(shares_N1)
     if len(small_N):
-        tail_NV = tail_logits(logits_NV, ids_NK, small_N).sub_(atoms.tail_N1[small_N])
+        tail_NV = tail_logits(logits_NV, ids_NK, small_N).sub_(tail_N1[small_N])
         d_logits_NV[small_N] = tail_NV.exp_().mul_(d_atoms_NA[small_N, -1:])
     d_logits_NV.scatter_(-1, ids_NK, d_atoms_NA[:, :-1])
     return loss, d_logits_NV

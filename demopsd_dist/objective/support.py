@@ -11,7 +11,7 @@ finite number `LEAST_LOGP`, and it has no gradient. NaN, +inf and a row of -inf 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -87,10 +87,10 @@ class AtomLogp(NamedTuple):
 
     logp_NA: Tensor
     """Log-probabilities of the support's tokens, then of the tail."""
+    logits_NA: Tensor
+    """Logits of the support's tokens, then the logsumexp of the tail's."""
     normaliser_N1: Tensor
     """logsumexp of the logits."""
-    tail_N1: Tensor
-    """logsumexp of the tail's logits."""
     small_N: Tensor
     """Indices of rows whose tail is so small that its exponentials lose digits."""
 
@@ -116,8 +116,8 @@ def atom_logp(logits_NV: Tensor, ids_NK: Tensor, exp_NV: Tensor) -> AtomLogp:
     tail_N1 = tail_mass_N1.log_()
     if len(small_N):
         tail_N1[small_N] = tail_logits(logits_NV, ids_NK, small_N).logsumexp(-1, keepdim=True)
-    logp_NA = torch.cat([logits_NV.gather(-1, ids_NK), tail_N1], dim=-1) - normaliser_N1
-    return AtomLogp(logp_NA, normaliser_N1, tail_N1, small_N)
+    logits_NA = torch.cat([logits_NV.gather(-1, ids_NK), tail_N1], dim=-1)
+    return AtomLogp(logits_NA - normaliser_N1, logits_NA, normaliser_N1, small_N)
 
 
 def tail_logits(logits_NV: Tensor, ids_NK: Tensor, row_N: Tensor) -> Tensor:
@@ -125,9 +125,13 @@ def tail_logits(logits_NV: Tensor, ids_NK: Tensor, row_N: Tensor) -> Tensor:
     return logits_NV[row_N].scatter_(-1, ids_NK[row_N], float("-inf"))
 
 
-def row_slices(rows: int, device: torch.device, size: int | None = None) -> Iterator[slice]:
-    """Slices of `size` rows, by default the device's `SLICE_TOKENS`; the last may be shorter."""
-    size = size or SLICE_TOKENS.get(device.type, SLICE_TOKENS["cuda"])
+def size_on(device: torch.device, sizes: Mapping[str, int]) -> int:
+    """Size for a device of `sizes` by its type; other accelerators have a GPU's."""
+    return sizes.get(device.type, sizes["cuda"])
+
+
+def row_slices(rows: int, size: int) -> Iterator[slice]:
+    """Slices of `size` rows; the last may be shorter."""
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
@@ -167,11 +171,10 @@ def _coarsen_slices(logits_NV: Tensor, support_NK: Tensor, temperature: float) -
     this size costs more than the arithmetic on it."""
     wide = torch.promote_types(logits_NV.dtype, torch.float32)
     out_NA = logits_NV.new_empty(len(logits_NV), support_NK.shape[-1] + 1, dtype=wide)
-    memory: Tensor | None = None
-    for rows in row_slices(len(logits_NV), logits_NV.device):
+    size = min(size_on(logits_NV.device, SLICE_TOKENS), len(logits_NV))
+    memory = logits_NV.new_empty(2, size, logits_NV.shape[-1], dtype=wide)
+    for rows in row_slices(len(logits_NV), max(size, 1)):
         part_NV = logits_NV[rows]
-        if memory is None:
-            memory = part_NV.new_empty(2, *part_NV.shape, dtype=wide)
         shifted_NV, exp_NV = memory[:, : len(part_NV)]
         shifted_NV = above_least(shifted_NV.copy_(part_NV), temperature)
         out_NA[rows] = atom_logp(shifted_NV, support_NK[rows], exp_NV).logp_NA

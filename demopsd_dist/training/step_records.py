@@ -105,12 +105,12 @@ class OperationRecording:
     async def between_steps(self, state: RunState) -> None:
         """Write the operations of the step that has ended, if they were recorded, and start to record the next."""
         settings, profiling = self._run.cfg.profile, self._run.roles.profiling
-        if self._recorded_step is not None and self._recorded_step == state.step:
+        if self._recorded_step == state.step:
             self._recorded_step = None
-            processes, log = await profiling.operations(), self._run.log
-            operations.write(log.folder.operations(state.step), state.step, processes)
+            processes, folder = await profiling.operations(), self._run.log.folder.operations(state.step)
+            operations.write(folder, state.step, processes)
             names = ", ".join(one.process for one in processes) or "no process, since none answered"
-            log.note(f"operations of torch in step {state.step} in {log.folder.operations(state.step)}: {names}")
+            self._run.log.note(f"operations of torch in step {state.step} in {folder}: {names}")
         if settings.operations and state.step + 1 in settings.steps:
             await profiling.start_operations()
             self._recorded_step = state.step + 1

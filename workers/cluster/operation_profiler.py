@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -57,17 +56,18 @@ def added_up(averages: Iterable[Any], on_gpu: bool) -> list[Operation]:
     Args:
         on_gpu: take the seconds of the kernels that an operation started, instead of its own on the CPU.
     """
-    totals: dict[tuple[str, str], Operation] = defaultdict(lambda: Operation("", "", 0, 0.0, 0.0))
+    totals: dict[tuple[str, str], Operation] = {}
     for each in averages:
         if each.device_type != DeviceType.CPU:  # a kernel, whose time its operation has too
             continue
         microseconds = each.self_device_time_total if on_gpu else each.self_cpu_time_total
         is_product = each.key in PRODUCTS
         key = each.key, _shapes(each.input_shapes) if is_product else ""
-        before = totals[key]
-        flops = float(each.flops) if is_product else 0.0
-        totals[key] = Operation(
-            *key, before.calls + each.count, before.self_s + microseconds / 1e6, before.flops + flops
+        before = totals.get(key, Operation(*key, calls=0, self_s=0.0, flops=0.0))
+        totals[key] = before._replace(
+            calls=before.calls + each.count,
+            self_s=before.self_s + microseconds / 1e6,
+            flops=before.flops + (each.flops if is_product else 0.0),
         )
     return list(totals.values())
 

@@ -19,8 +19,10 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         from vllm import SamplingParams
+        from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
         self._tokenizer, self._params = tokenizer, SamplingParams()
+        self._new_stream = IncrementalDetokenizer.from_new_request
         self._texts = ResponseTexts(tokenizer)
 
     def text(self, prompt: Sequence[int], body: Sequence[int]) -> str:
@@ -32,11 +34,9 @@ class Detokenizer:
         return self._texts.text(body, lambda: self._engine_text(prompt, body))
 
     def _engine_text(self, prompt: Sequence[int], body: Sequence[int]) -> str:
-        from vllm.v1.engine.detokenizer import IncrementalDetokenizer
-
         request: Any = SimpleNamespace(
             request_id="finished", sampling_params=self._params, prompt_token_ids=list(prompt), prompt_embeds=None
         )
-        stream = IncrementalDetokenizer.from_new_request(self._tokenizer, request)
+        stream = self._new_stream(self._tokenizer, request)
         stream.update(list(body), stop_terminated=False)
         return stream.get_next_output_text(finished=True, delta=False)

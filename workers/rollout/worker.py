@@ -250,7 +250,7 @@ class RolloutWorker(Receiver):
             sample=sample,
             tokens_T=tokens_T,
             logp_T=np.asarray(logp, dtype=np.float32),
-            text=self._detokenizer.text(prompt.tokens.tolist(), body),
+            text=self._detokenizer.text(output.prompt_token_ids or [], body),
             truncated=completion.finish_reason == "length",
             version_T=token_versions(completion.weight_versions, len(tokens_T)),
             worker=self.rank,

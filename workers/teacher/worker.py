@@ -17,7 +17,7 @@ from demopsd_dist.data.packing import RowLayout, padded_batches
 from demopsd_dist.data.records import Logp, Tokens, TrainingExample, forward_input
 from demopsd_dist.methods import Forwards, resolve_method, teacher_weights
 from demopsd_dist.models.whole_model import model_without_weights
-from demopsd_dist.objective import coarsen, mixed_logits
+from demopsd_dist.objective import coarsen, mixed_logits, row_slices
 from demopsd_dist.util.errors import CheckpointError
 from workers.cluster.ranks import MeetingPoint, Rank, meet_on
 from workers.cluster.spans import traced
@@ -283,8 +283,7 @@ class TeacherWorker(Receiver, Rank):
             indices = [i for row in rows for i in row.items]
             padded_batch = PaddedBatch([[(prompts[i], responses[i]) for i in row.items] for row in rows], self._device)
             logits_of = self._logits(source, view, padded_batch)
-            count = sum(padded_batch.lengths)
-            slices = [slice(i, min(i + HEAD_CHUNK_TOKENS, count)) for i in range(0, count, HEAD_CHUNK_TOKENS)]
+            slices = list(row_slices(sum(padded_batch.lengths), HEAD_CHUNK_TOKENS))
             if supports_TK is None:
                 top_k_NK = torch.cat([self._top_k(logits_of(tokens)) for tokens in slices])
                 ids |= zip(indices, padded_batch.split(top_k_NK), strict=True)

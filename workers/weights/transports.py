@@ -136,16 +136,16 @@ class SharedMemoryOutbox(SegmentOutbox[Bytes]):
 
     def __init__(self, sizes: Sequence[int]) -> None:
         starts = np.cumsum([0, *(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE for size in sizes)]).tolist()
-        self._descriptor = os.memfd_create("demopsd-weights", os.MFD_CLOEXEC)
-        os.ftruncate(self._descriptor, starts[-1])
-        mapped = mmap.mmap(self._descriptor, starts[-1], flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        descriptor = os.memfd_create("demopsd-weights", os.MFD_CLOEXEC)
+        os.ftruncate(descriptor, starts[-1])
+        mapped = mmap.mmap(descriptor, starts[-1], flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
         pages = np.frombuffer(mapped, np.uint8)
         pin(pages)
-        super().__init__(SharedSegment(os.getpid(), self._descriptor, starts[-1], time.monotonic_ns()), pages, starts)
+        super().__init__(SharedSegment(os.getpid(), descriptor, starts[-1], time.monotonic_ns()), pages, starts)
 
     def close(self) -> None:
         """Give the memory back once no receiver has it mapped."""
-        os.close(self._descriptor)
+        os.close(self.segment.descriptor)
 
 
 class DeviceOutbox(SegmentOutbox[torch.Tensor]):
