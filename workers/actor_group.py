@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from demopsd_dist.util.errors import BrokenGroupError, DemoPSDError, LostWorkerError, WorkerError
 from workers.actor_handle import Handle, R, Ref, W_co
+from workers.cluster.crash_report import crash_report
 
 # wait after a first failure: another actor may report the loss of a peer before the peer's own death is seen
 OTHER_FAILURES_S = 2.0
@@ -144,7 +145,8 @@ class ActorGroup(Generic[W_co]):
         if isinstance(cause, DemoPSDError):
             return cause
         if isinstance(error, RayActorError):
-            return self._lost_error(f"{self.role} {rank} died during this call: {what}. {_death_cause(error)}")
+            how = f"{_death_cause(error)} {crash_report(str(error))}".rstrip()
+            return self._lost_error(f"{self.role} {rank} died during this call: {what}. {how}")
         if isinstance(error, RayTaskError):
             peer_lost = len(self) > 1 and PEER_LOST.search(str(error))
             lost = peer_lost or self._lost_error is LostWorkerError

@@ -97,9 +97,9 @@ class LearnersAndTeacher:
     """Learners and teacher, placed together: enough to train on rollouts that exist already. `start` returns when every
     engine is ready, `stop` ends them."""
 
-    def __init__(self, config: Config, model_folder: Path, pool: Pool | None = None) -> None:
+    def __init__(self, config: Config, model_folder: Path, pool: Pool | None = None, say: Say = print) -> None:
         config, _ = resolve_precision(config, model_folder)
-        self._config, self._folder = config, model_folder.resolve()
+        self._config, self._folder, self._say = config, model_folder.resolve(), say
         self._method = resolve_method(config)
         self._core = ResourceClaim(core_bundles(config))
         self._learners: ActorGroup[LearnerWorker] = ActorGroup("learner", {}, LostStateError)
@@ -123,13 +123,23 @@ class LearnersAndTeacher:
     async def restart(self) -> None:
         """Restart learners and teacher after one of them was lost. All are stopped first: a rank that lost its state
         cannot rejoin its process group."""
-        self._learners.kill()
-        self._teacher.kill()
+        self._kill_core()
         await self._start_core()
         await self._publisher.start()
 
     async def _start_actors(self) -> None:
-        await self._start_core()
+        await self._first_start_of_core()
+
+    async def _first_start_of_core(self) -> None:
+        """Start learners and teacher; once more if one of them is lost meanwhile, unless `limits.restarts` is 0."""
+        try:
+            await self._start_core()
+        except LostStateError as error:
+            if not self._config.limits.restarts:
+                raise
+            self._say(f"warning: lost: {error} Learners and teacher are started once more.")
+            self._kill_core()
+            await self._start_core()
 
     async def _start_core(self) -> None:
         within_s = self._config.limits.start_s
@@ -203,9 +213,12 @@ class LearnersAndTeacher:
 
     def stop(self) -> None:
         """End all actors and give their resources back."""
-        for group in (self._teacher, self._learners):
-            group.kill()
+        self._kill_core()
         self._core.release()
+
+    def _kill_core(self) -> None:
+        self._learners.kill()
+        self._teacher.kill()
 
 
 class RayActors(LearnersAndTeacher):
@@ -226,12 +239,12 @@ class RayActors(LearnersAndTeacher):
         self.pool = RolloutPool(
             config, model_folder.resolve(), random_weights=True, say=say, worker_class=rollout_class
         )
-        super().__init__(config, model_folder, self.pool)
-        self._say = self._publisher.say = say
+        super().__init__(config, model_folder, self.pool, say)
+        self._publisher.say = say
 
     async def _start_actors(self) -> None:
         say_prefix_cache(self._folder, self._say)
-        await gather_root_cause(self._start_core(), self.pool.start())
+        await gather_root_cause(self._first_start_of_core(), self.pool.start())
 
     def _let_engines_start(self) -> None:
         self.pool.let_engines_start()

@@ -63,15 +63,15 @@ def is_left(folder: Path) -> bool:
     """Whether this is the temporary folder of a process of this machine that has ended."""
     place, _, process = folder.name.partition("-")
     pid, _, ticks = process.partition("-")
-    return place == _place() and pid.isdigit() and started_ticks(int(pid)) != ticks
+    return place == process_namespace() and pid.isdigit() and started_ticks(int(pid)) != ticks
 
 
 def _own_name() -> str:
-    return f"{_place()}-{os.getpid()}-{started_ticks(os.getpid())}"
+    return f"{process_namespace()}-{os.getpid()}-{started_ticks(os.getpid())}"
 
 
 @lru_cache(maxsize=1)
-def _place() -> str:
+def process_namespace() -> str:
     """Six characters for the place in which a process id names one process: this boot of the machine, and the namespace
     of process ids."""
     boot = Path("/proc/sys/kernel/random/boot_id")

@@ -9,18 +9,19 @@ from pathlib import Path
 import psutil
 
 from demopsd_dist.util.code_caches import private_folder
-from demopsd_dist.util.temporary_files import remove_left_temporary_folders
+from demopsd_dist.util.temporary_files import process_namespace, remove_left_temporary_folders
 
 RAY = "ray"
 
 
 def ray_folder() -> Path:
-    """Folder of the sessions of Ray that runs start themselves.
+    """Folder of the sessions of Ray that runs of this machine start themselves. Another container that shares the
+    temporary folder has its own: which of its processes live cannot be seen from here.
 
     Raises:
         ConfigError: there is no private folder (`private_folder`).
     """
-    return private_folder() / RAY
+    return private_folder() / f"{RAY}-{process_namespace()}"
 
 
 def remove_leftovers() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,9 +11,13 @@ from psutil import Process, wait_procs
 
 from benchmarks.chaos.real_faults import PlantedFault, run_with_planted_faults
 from demopsd_dist.data.records import Prompt, Rollout
+from demopsd_dist.run_record.audit import audit
+from demopsd_dist.run_record.folder import RunFolder
 from demopsd_dist.training.roles import Sampling
 from demopsd_dist.util.errors import WorkerError
 from tests.real.conftest import engine_processes
+from tests.real.runs.test_endings import Launched
+from tests.real.runs.test_endings import launch as launch  # a fixture
 from workers.rollout.worker import RolloutWorker
 
 
@@ -62,3 +66,15 @@ def test_a_worker_that_fails_again_and_again_stops_the_run_with_its_history(tmp_
         run_with_planted_faults([], *words, output=tmp_path, rollout_class=FailingRollouts)
     wait_procs([process for process in engine_processes() if process not in before], timeout=10)
     assert [process for process in engine_processes() if process not in before] == [], "they ended with the worker"
+
+
+def test_a_learner_that_dies_at_the_start_is_started_once_more(launch: Callable[..., Launched]) -> None:
+    run = launch("steps=1", "rollout.num_workers=1", "learner.num_workers=1", "evaluation.every_steps=0")
+    run.wait_until("a learner", lambda: run.actors("LearnerWorker"))
+    run.actors("LearnerWorker")[0].kill()
+    assert run.end(within_s=200) == 0, run.log.read_text()
+    said = run.log.read_text()
+    assert said.count("Learners and teacher are started once more.") == 1
+    assert "warning: lost: learner 0 died during this call: the model." in said
+    assert "tells of no crash: it was killed from outside" in said
+    assert audit(RunFolder(run.folder)).faults == []
