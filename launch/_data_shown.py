@@ -1,6 +1,6 @@
 """Data of a run as its log and its dry run show it: one question of each data set in every view, and own answers.
 
-Data that nobody can answer right is refused (`demopsd_dist/data/own_answers.py`).
+Data that nobody can answer right is refused (`demopsd_dist/data/checks/own_answers.py`).
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from demopsd_dist.config import MINISCI, Config, DataConfig, SolutionSource
+from demopsd_dist.data.checks.doubtful_questions import doubt_lines
+from demopsd_dist.data.checks.own_answers import OwnAnswers, check_own_answers, is_built_in, likely_fix, quoted
 from demopsd_dist.data.mixture import MixedPrompts
-from demopsd_dist.data.own_answers import OwnAnswers, check_own_answers, is_built_in, likely_fix, quoted
 from demopsd_dist.data.records import Prompt, Question
 from demopsd_dist.data.rewards import Reward, answer_form
 from demopsd_dist.data.sources import LoadedData, LoadedSource, describe_sources
@@ -215,7 +216,9 @@ def _lines_of_split(
             raise DataError(f"{found} {likely_fix(reward, result.wrong)}")
         lines.append(f"warning: {found} They stay in the data; mend or remove them, since no response can be right.")
     asking = REQUESTS.get(reward.name)
-    from_files = sum(bool(loaded.places.get(prompt.id)) for prompt in prompts)
+    own = [prompt.question for prompt in prompts if loaded.places.get(prompt.id)]
+    from_files = len(own)
+    lines += doubt_lines(split, own, loaded.places)
     if asking and from_files and result.unasked:
         lines.append(
             f"warning: {result.unasked:,} of {result.questions:,} {split} prompts ask for no form of an answer, and "

@@ -15,7 +15,7 @@ from demopsd_dist.config.precision_settings import check_optimizer, check_precis
 from demopsd_dist.config.ranges import check_values
 from demopsd_dist.config.role_settings import Schedule
 from demopsd_dist.config.schema import Config, ModelConfig, RewardErrors, SolutionSource
-from demopsd_dist.config.train_sets import train_sets
+from demopsd_dist.config.train_sets import TrainSet, train_sets
 from demopsd_dist.util.errors import ConfigError
 
 _LABEL = r"[a-zA-Z0-9](?:[\w.-]{0,61}[a-zA-Z0-9])?"  # of a node, as Ray accepts it
@@ -140,11 +140,19 @@ def _check_data(data: DataConfig) -> None:
     for key, source in {"train": data.train, "ood": data.ood}.items():
         if source == SPLIT:
             raise ConfigError(f"data.{key}={SPLIT}: only data.test can be held out of data.train. Name a source.")
-    if data.format in (Format.sciknoweval, Format.gpqa, Format.choices) and data.fields != FieldNames():
-        raise ConfigError(
-            f"data.fields has no effect with data.format={data.format.value}, whose fields are known. Drop it, or set "
-            "data.format=records."
-        )
+    settings: list[DataConfig | TrainSet] = [data, *train_sets(data)]
+    for one in settings:
+        own = one.fields != FieldNames()
+        if own and one.format in (Format.sciknoweval, Format.gpqa):
+            raise ConfigError(
+                f"data.fields has no effect with data.format={one.format.value}, whose fields are known. Drop it, or "
+                "set data.format=records."
+            )
+        if one.format is Format.choices and (one.fields.system is not None or one.fields.type is not None):
+            raise ConfigError(
+                "data.fields.system and data.fields.type have no effect with data.format=choices, which writes the "
+                "system message and the type itself. Drop them."
+            )
 
 
 def check_layout_has_records(data: DataConfig) -> None:

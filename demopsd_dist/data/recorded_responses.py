@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from demopsd_dist.config import DataConfig, FieldNames, TruncatedReward
+from demopsd_dist.data.checks.own_answers import is_built_in
 from demopsd_dist.data.examples import SUCCESS
-from demopsd_dist.data.own_answers import is_built_in
 from demopsd_dist.data.records import Question, RewardResult
 from demopsd_dist.data.rewards import Reward
 from demopsd_dist.data.sources.files import read_records

@@ -31,6 +31,7 @@ class Question:
         history: (role, text) of the turns of a chat between the system message and `text`, the user's last message.
         solution: the data set's own worked solution, if it has one.
         task: the generator and index of a question of a library of tasks, whose own scorer rewards it.
+        suffix: end of `text` that `data.suffix` has added.
 
     Example: `Question(id="physics/7", text="A car at 3 m/s ...", answer="15", field="physics")`
     """
@@ -43,6 +44,7 @@ class Question:
     history: tuple[tuple[str, str], ...] = ()
     solution: str | None = None
     task: str | None = None
+    suffix: str = ""
 
     def __post_init__(self) -> None:
         turns = tuple((role, text) for role, text in self.history)  # lists, where it was read from JSON

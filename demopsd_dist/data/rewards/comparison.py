@@ -29,6 +29,9 @@ _NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?"
 _VALUE = re.compile(rf"({_NUMBER})(?:/({_NUMBER}))?|([+-]?)\\frac\{{({_NUMBER})\}}\{{({_NUMBER})\}}")
 _NUMBER_CHARS = 40
 _EXCLAMATION = re.compile(r"[^0-9=+*/^\\]*[^\W\d_]{2}!")
+_LETTER_FACTORIAL = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]\)?!")
+_LOWER_LETTER_FACTORIAL = re.compile(r"(?<![A-Za-z0-9])[a-z]\)?!")
+_DOLLARS = re.compile(r"\\\$ ?(?=[.0-9])")
 _ASSIGNMENT = re.compile(r"((?:[^\W\d_]|\\[a-zA-Z]{1,20})(?:_(?:\w|\{\w{1,10}\}))?)? ?= ?([^=]+)")
 
 _ATOM = r"(?:Cl|Br|[BCNOPSFI]|[bcnops](?=[0-9])|\[[^\[\]]{1,20}\])"
@@ -43,6 +46,7 @@ def same_answer(answer: str, expected: str) -> bool:
       Cyrillic А is no A), superscripts as powers ("10²" is "10^2" and not "102"), minus signs and dashes as "-";
     * dropping invisible format characters (zero-width spaces, direction marks, soft hyphens);
     * collapsing of white space, and case folding where case carries no meaning (`same_but_for_case`);
+    * dropping LaTeX's dollar sign before a number: r"\$5" is "5";
     * removing wrappings: `$ $`, `\( \)`, `\boxed{}`, `\text{}`, `**`, backticks, quotes and the like around any answer,
       brackets around a number or a word, a full stop or an exclamation mark at the end, "=" or "x =" before it. Only
       of the expected answer an exclamation mark after a number is a factorial;
@@ -53,7 +57,7 @@ def same_answer(answer: str, expected: str) -> bool:
     "1234" and never 1.234. "12 m" is not "12" (no units), "2*3" not "6" (no arithmetic), "50%" not "0.5".
 
     A single letter is the same in either case, bare or as `lone_letter` reads it: "(B).", "**B**" and r"\text{B}" are
-    "B"; "B: 12 m" is not.
+    "B"; "B: 12 m" is not. "n!" is a factorial and not "n": of the expected answer always, of a response in lower case.
 
     An answer longer than twice the expected one plus 200 characters is different, and one of more than
     `ANSWER_CHARS` is the same only if it is equal character by character: normal forms of hostile text are slow.
@@ -66,11 +70,19 @@ def same_answer(answer: str, expected: str) -> bool:
     answer, expected = _normalize(answer), _normalize(expected)
     if answer == expected:
         return bool(answer)
+    amounts = _DOLLARS.sub("", answer), _DOLLARS.sub("", expected)
+    return _same_normalized(answer, expected) or (amounts != (answer, expected) and _same_normalized(*amounts))
+
+
+def _same_normalized(answer: str, expected: str) -> bool:
+    """`same_answer` for answers that are different after `_normalize`, or equal but for dollar signs."""
+    is_factorial = bool(_LETTER_FACTORIAL.search(expected) or _LOWER_LETTER_FACTORIAL.search(answer))
     letter, expected_letter = lone_letter(answer), lone_letter(expected)
-    if letter is not None or expected_letter is not None:
+    if not is_factorial and (letter is not None or expected_letter is not None):
         return letter is not None and expected_letter is not None and letter.casefold() == expected_letter.casefold()
     expected = _plain(expected, keep_factorial=True)
-    answer, expected = _without_assignment(_plain(answer, keep_factorial=expected.endswith("!")), expected)
+    keep_factorial = is_factorial or expected.endswith("!")
+    answer, expected = _without_assignment(_plain(answer, keep_factorial=keep_factorial), expected)
     left, right = _value(answer), _value(expected)
     if left is not None and right is not None:
         return left == right

@@ -14,7 +14,7 @@ _GREEK = (
 )
 _SIGNS = (
     "infty ∞ cdot · times × div ÷ pm ± le ≤ leq ≤ ge ≥ geq ≥ ne ≠ neq ≠ approx ≈ to → rightarrow → cup ∪ cap ∩ "
-    "circ ° degree ° mid | lbrace \\{ rbrace \\} langle ⟨ rangle ⟩ "
+    "circ ° degree ° emptyset ∅ varnothing ∅ angle ∠ triangle △ mid | lbrace \\{ rbrace \\} langle ⟨ rangle ⟩ "
     "displaystyle left right big Big bigg Bigg bigl bigr Bigl Bigr"
 )
 
@@ -42,7 +42,7 @@ _BARE_ARGUMENT = re.compile(r"(\\sqrt|\\frac(?:\{[^{}]*\})?) ?([0-9A-Za-zα-ωΑ
 _EMPTY_DELIMITER = re.compile(r"\\(?:left|right) ?\.")
 _NEGATIVE_FRACTION = re.compile(r"(^|[(\[,=])\\frac\{-")
 _SCRIPT = re.compile(r"([\^_])\{(-?[0-9]+|[A-Za-zα-ωΑ-Ω°])\}(?![0-9])")
-_AROUND = re.compile(r" ?([,;:=+\-*/^_<>|()\[\]{}°·×÷±≤≥≠≈→∪∩∞πθ]) ?")
+_AROUND = re.compile(r" ?([,;:=+\-*/^_<>|()\[\]{}°·×÷±≤≥≠≈→∪∩∞πθ∠△]) ?")
 _CELL_END = re.compile(r" ?(&|\\\\|\\end(?=\{)) ?")
 _ROOT = re.compile(r"√ ?(?:\(([^()]*)\)|([0-9]+(?:\.[0-9]+)?|[A-Za-zα-ωΑ-Ω]))")
 _POWER_OF_TEN = re.compile(r"(?<=[0-9]) ?[xX] ?(?=10\^)")

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import resource
 import signal
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
@@ -16,12 +18,25 @@ from pathlib import Path
 from types import FrameType
 
 from math_verify import parse, verify
+from sympy import Expr, N
 
 from demopsd_dist.data.records import Question
 from demopsd_dist.data.rewards.own_reward import NoRewardError
 
 MEMORY_BYTES = 2 << 30
 """Memory that a comparison may take beyond that of the process at its start."""
+DIGITS = 6
+"""Significant digits in which two numbers must agree. math-verify alone rounds to as many places after the point, which
+makes one of any two numbers below a millionth."""
+_FRACTION_SIGNS = str.maketrans(
+    {
+        sign: "\\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", sign).split("\u2044"))
+        for sign in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
+    }
+)
+_MIXED_NUMBER = re.compile(r"(?<![\w.,/^}])([0-9]{1,9}) +([0-9]{1,9})/([0-9]{1,9})(?![0-9.,/])")
+_ROOT_SIGN = re.compile(r"√ ?(?:\(([^()]*)\)|([0-9]+(?:\.[0-9]+)?|[A-Za-z]))")
+_EXPONENT = re.compile(r"(?<=[0-9.])[eE]([+-]?[0-9]{1,3})(?![\w.])")
 _DELIMITERS = ("$", r"\(", r"\[", r"\boxed")
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it logs each comparison that has no limit, and each failure
@@ -53,8 +68,21 @@ def compare(request: str, question: Question) -> float:
 
 
 def same_by_value(answer: str, expected: str) -> bool:
-    """The decision of math-verify about two answers, without a time limit; False where it can read only one of them."""
-    return verify(list(_parsed_expected(expected)), _parsed(answer), timeout_seconds=None)
+    """The decision of math-verify about two answers, without a time limit; False where it can read only one of them, or
+    where both are numbers that differ in their first `DIGITS` digits."""
+    wanted, found = list(_parsed_expected(expected)), _parsed(answer)
+    return verify(wanted, found, timeout_seconds=None) and not _differ_in_digits(wanted, found)
+
+
+def _differ_in_digits(wanted: list, found: list) -> bool:
+    """True where both are a number and no pair of readings agrees in its first `DIGITS` digits."""
+    numbers, others = ([one for one in readings if _is_number(one)] for readings in (wanted, found))
+    pairs = [(N(one, DIGITS), N(other, DIGITS)) for one in numbers for other in others]
+    return bool(pairs) and all(abs(one - other) > 2 * 10 ** (1 - DIGITS) * abs(one) for one, other in pairs)
+
+
+def _is_number(reading: object) -> bool:
+    return isinstance(reading, Expr) and reading.is_number and reading.is_finite is True
 
 
 @lru_cache(maxsize=1_000)
@@ -63,7 +91,14 @@ def _parsed_expected(text: str) -> tuple:
 
 
 def _parsed(text: str) -> list:
-    """Expressions of an answer, which is a formula as a whole unless it delimits one."""
+    r"""Expressions of an answer, which is a formula as a whole unless it delimits one.
+
+    Spellings that math-verify does not know, or takes for another number, are LaTeX's before: `1 1/2` and `1½` are
+    `1\frac{1}{2}`, `√12` is `\sqrt{12}`, `1e-19` is `1\times 10^{-19}`.
+    """
+    text = _MIXED_NUMBER.sub(r"\1\\frac{\2}{\3}", text.translate(_FRACTION_SIGNS))
+    text = _ROOT_SIGN.sub(lambda match: f"\\sqrt{{{match[1] or match[2]}}}", text)
+    text = _EXPONENT.sub(r"\\times 10^{\1}", text)
     delimited = any(delimiter in text for delimiter in _DELIMITERS)
     return parse(text if delimited else f"${text}$", parsing_timeout=None)
 

@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 
 from demopsd_dist.config import Limits
 from demopsd_dist.data.records import Question, RewardResult
-from demopsd_dist.data.rewards.comparison import same_answer
+from demopsd_dist.data.rewards.comparison import plain_value, same_answer
 from demopsd_dist.data.rewards.extraction import extract_formula
 from demopsd_dist.data.rewards.own_reward import NoRewardError, OwnReward
 from demopsd_dist.util.errors import ConfigError
@@ -27,6 +27,19 @@ INSTALL = "pip install math-verify==0.9.0"
 _COMPARE = "demopsd_dist.data.rewards.math_pairs.compare"
 _PAIRS = 20_000  # remembered results
 _WORDS = re.compile(r"(?:[^\W\d_]|[-' ])*[^\W\d_]{3}(?:[^\W\d_]|[-' ])*")
+
+_MARKS = (
+    re.compile(r"(?:\\neq?(?![A-Za-z])|≠|\\not ?=)()"),
+    re.compile(r"(?<=[A-Za-z)])(?:\^ ?\{? ?\\prime|'|′)()"),
+    re.compile(r"\^ ?\{? ?(?:T|\\top|\\intercal)(?![A-Za-z])()"),
+)
+"""Signs that change an expression and that math-verify drops: not equal, prime, transposed."""
+_LABELS = (
+    re.compile(r"(?<=[0-9])_\{?([0-9]{1,2})"),
+    re.compile(r"(?<![A-Za-z])(thousand|million|billion|trillion)(?![A-Za-z])"),
+)
+"""Base of a number, and words for powers of a thousand, which math-verify drops too."""
+_ORDER = re.compile(r"<|>|≤|≥|\\(?:leq?|geq?|lt|gt)(?![A-Za-z])")
 
 
 class MathReward:
@@ -67,6 +80,21 @@ def is_compared_by_value(answer: str, expected: str) -> bool:
     """True where math-verify compares a pair that is not the same by `same_answer`.
 
     Words are not: math-verify reads "listen" and "silent" as products of the same letters. Nor are answers of more than
-    `MATH_CHARS` characters.
+    `MATH_CHARS` characters, nor answers that differ in what math-verify drops (`_differ_in_marks`).
     """
-    return max(len(answer), len(expected)) <= MATH_CHARS and not _WORDS.fullmatch(expected)
+    if max(len(answer), len(expected)) > MATH_CHARS or _WORDS.fullmatch(expected):
+        return False
+    return not _differ_in_marks(answer, expected)
+
+
+def _differ_in_marks(answer: str, expected: str) -> bool:
+    r"""True where one of two answers has a sign that the other lacks (`x'` and `x`, `\neq 3` and `3`, `> 5` and `5`),
+    or both have a base or a word for a power of a thousand, and another one (`101_2` and `101_3`)."""
+    if any(len(mark.findall(answer)) != len(mark.findall(expected)) for mark in _MARKS):
+        return True
+    for label in _LABELS:
+        found, wanted = label.findall(answer), label.findall(expected)
+        if found and wanted and found != wanted:
+            return True
+    ordered, other = (answer, expected) if _ORDER.search(answer) else (expected, answer)
+    return bool(_ORDER.search(ordered)) and not _ORDER.search(other) and plain_value(other) is not None

@@ -21,6 +21,21 @@ from demopsd_dist.util.errors import DataError
 HUB = "hf:"
 _HUB_ID = re.compile(r"hf:(?P<name>[^@:]+)(:(?P<subset>[^@:]+))?(@(?P<split>[\w.-]+))?")
 _SPACE = re.compile(r"[ \t\r\n]*")
+_OTHER_FORMS = {
+    ".gz": "unpack it",
+    ".zip": "unpack it",
+    ".bz2": "unpack it",
+    ".xz": "unpack it",
+    ".zst": "unpack it",
+    ".tsv": "write it as .csv, with commas",
+    ".xlsx": "write it as .csv",
+    ".xls": "write it as .csv",
+    ".arrow": "write it as .parquet, or name the folder that `save_to_disk` wrote as hf:FOLDER",
+    ".yaml": "write it as .jsonl, one record in each line",
+    ".yml": "write it as .jsonl, one record in each line",
+    ".pkl": "write it as .jsonl or .parquet",
+}
+"""Remedy for a file of a form that is not read, by the ending of its name."""
 _OWNER_AND_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -42,6 +57,8 @@ def read_records(source: str, key: str, split: str) -> Iterator[SourceRecord]:
         if not path.is_file():
             raise DataError(f"{where}: there is no such file{_nearest(path, key)}")
     ending = path.suffix.lower()
+    if ending in _OTHER_FORMS:
+        raise DataError(f"{where}: a {ending} file is not read; {_OTHER_FORMS[ending]}.")
     if ending == ".parquet":
         return _read_parquet(path, where)
     if ending == ".csv":
@@ -172,6 +189,10 @@ def _read_csv(path: Path, where: str) -> Iterator[SourceRecord]:
         with _read_errors(where), path.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, strict=True)
             header = reader.fieldnames or []
+            if len(header) == 1 and (other := next((mark for mark in ";\t|" if mark in header[0]), None)):
+                raise DataError(
+                    f"{where}: its header has no comma but {header[0].count(other)} {other!r}. Write it with commas."
+                )
             if len(set(header)) < len(header):
                 raise DataError(f"{where}: two columns are named {_repeated(header)!r}. Rename or remove one.")
             for number, values in enumerate(reader, start=1):
@@ -184,9 +205,11 @@ def _read_csv(path: Path, where: str) -> Iterator[SourceRecord]:
                     )
                 yield SourceRecord(dict(values), here, path.stem, number)
     except csv.Error as error:
-        raise DataError(
-            f"{where}, line {line + 1} or after: not valid CSV ({error}). Close each quote, and double those in a cell."
-        ) from None
+        limit = csv.field_size_limit()
+        fix = "Close each quote, and double those in a cell."
+        if str(limit) in str(error):
+            fix = f"Close each quote; write records with cells of more than {limit:,} characters as .jsonl."
+        raise DataError(f"{where}, line {line + 1} or after: not valid CSV ({error}). {fix}") from None
 
 
 def _read_parquet(path: Path, where: str) -> Iterator[SourceRecord]:

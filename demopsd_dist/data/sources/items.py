@@ -82,6 +82,9 @@ class SourceRecord:
         texts = {name: value for name in names if isinstance(value := nested_value(self.values, name), str)}
         if empty := [name for name, text in texts.items() if not text.strip()]:
             return f"{_either(empty)} is empty. Write its text, or remove the record."
+        near = _near_name(names, list(self.values))
+        if near is not None:
+            advice = f"Rename {near!r}, name it in data.fields"
         own = [escape_control_chars(str(name), max_chars=40) for name in self.values][:MAX_NAMES]
         fields = f"; its fields are {', '.join(own)}" if own else ""
         return f"the record has no {_either(names)}{fields}. {advice}, or remove the record."
@@ -108,6 +111,17 @@ class SourceRecord:
             )
         return label
 
+    def usual_label(self, *names: str) -> str | None:
+        """A label under names that the user has not chosen: None where the first field that is there is no label, as
+        for a list. It then counts as not read."""
+        for name in names:
+            value = nested_value(self.values, name)
+            if value is None:
+                continue
+            is_label = isinstance(value, (str, int)) and not isinstance(value, bool)
+            return self.optional_label(*names) if is_label else None
+        return None
+
     def _text(self, names: Sequence[str], *, required: bool) -> str | None:
         for name in names:
             value = self.value(name)
@@ -129,9 +143,7 @@ class SourceRecord:
             # decimal notation: the reward does not treat "1e-05" as equal to "0.00001"
             return format(Decimal(repr(value)), "f")
         if not isinstance(value, str):
-            inner = next(iter(value), "name") if isinstance(value, dict) else None
-            fix = "Mend or remove the record." if inner is None else f"Name its part in data.fields, as {name}.{inner}."
-            raise DataError(f"{self.where}: {name!r} must be text, not {type(value).__name__}. {fix}")
+            raise DataError(f"{self.where}: {name!r} must be text, not {type(value).__name__}. {_as_text(name, value)}")
         if surrogate := _SURROGATE.search(value):
             raise DataError(
                 f"{self.where}: {name!r} has an unpaired surrogate, {surrogate.group()!r}, at character "
@@ -206,6 +218,23 @@ class LoadedSource:
         if others := len(self.refused) - len(listed):
             reasons.append(f"{others} other reasons ({self.refused.total() - sum(count for _, count in listed)})")
         return ", ".join(reasons)
+
+
+def _near_name(names: Sequence[str], own: Sequence[str]) -> str | None:
+    """A field whose name differs from a wanted one in case or white space alone."""
+    wanted = {name.casefold() for name in names}
+    return next((name for name in own if name not in names and name.strip().casefold() in wanted), None)
+
+
+def _as_text(name: str, value: Any) -> str:
+    """Remedy for a value that is no text; of a mapping, the part that is most likely the wanted text."""
+    if isinstance(value, dict):
+        texts = [part for part, inner in value.items() if isinstance(inner, str)]
+        usual = [part for part in ("text", "value", "content", "stem", "ground_truth", "answer") if part in texts]
+        return f"Name its part in data.fields, as {name}.{next(iter([*usual, *texts, *value]), 'name')}."
+    if isinstance(value, bool):
+        return "Write the word that a response shall give, such as yes or True."
+    return "Write one text in its place, name another field in data.fields, or remove the record."
 
 
 def _either(names: Sequence[str]) -> str:

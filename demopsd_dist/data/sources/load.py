@@ -14,6 +14,7 @@ from demopsd_dist.config import (
     SPLIT,
     DataConfig,
     Duplicates,
+    FieldNames,
     Format,
     TrainSet,
     train_sets,
@@ -39,6 +40,8 @@ Parse = Callable[[SourceRecord], ParsedQuestion | RefusedRecord]
 SPLITS: tuple[Split, ...] = ("train", "test", "ood")
 MINISCI_SPLITS = ("train", "validation", "test", "ood")
 HELD_OUT = "held out for data.test"
+CHANCE = 2
+"""Number of records whose answer is one too large, above which all answers of a source seem to count from 1."""
 DUPLICATE = "is also in a test set"
 
 
@@ -161,6 +164,12 @@ def load_source(data: DataConfig, split: Split, source: str) -> LoadedSource:
             yield _with_data_settings(item, record.where, data)
 
     loaded = _filter_and_count(parsed(), data, split)
+    wrong = loaded.refused[choices.ONE_TOO_MANY]
+    if wrong > CHANCE and not any(one.answer == "A" for one in loaded.questions):
+        raise DataError(
+            f"data.{split}={source}: the answer of {wrong:,} of {loaded.records:,} records is the number of their "
+            "choices, and of none the first choice, 0: the answers seem to count from 1. Subtract 1, or write letters."
+        )
     listed = ", ".join(map(str, first.values))
     is_published = parse in (sciknoweval.parse, gpqa.parse)
     return replace(
@@ -279,7 +288,7 @@ def _with_data_settings(
         return replace(item, where=where)
     question = item.question
     system = data.system if question.system is None else question.system
-    question = replace(question, text=question.text + data.suffix, system=system)
+    question = replace(question, text=question.text + data.suffix, system=system, suffix=data.suffix)
     return replace(item, question=question, where=where)
 
 
@@ -316,10 +325,13 @@ def question_parser(first: SourceRecord, data: DataConfig, is_train: bool = True
             chosen = Format.gpqa
         elif choices.recognises(first.values):
             chosen = Format.choices
+    is_of_this = data.format is Format.choices and (is_train or {*asdict(data.fields).values()} - {None} <= names)
     published: dict[Format, Parse] = {
         Format.sciknoweval: sciknoweval.parse,
         Format.gpqa: gpqa.parse,
-        Format.choices: partial(choices.parse, is_chosen=data.format is Format.choices),
+        Format.choices: partial(
+            choices.parse, names=data.fields if is_of_this else FieldNames(), is_chosen=data.format is Format.choices
+        ),
     }
     return published[chosen] if chosen in published else partial(own_records.parse, names=data.fields)
 

@@ -8,6 +8,7 @@ found by the default names below, or by the names that `data.fields` sets. The n
 
 from __future__ import annotations
 
+import ast
 import re
 
 from demopsd_dist.config import FieldNames
@@ -30,10 +31,14 @@ DEFAULT_FIELD_NAMES = {
 }
 
 _NUMBERED_OPTION = re.compile(
-    r"(?P<stem>(?:opt?|options?|choices?|alternatives?|candidates?|endings?|distractors?|sol)[_ -]?)"
-    r"([a-jA-J]|\d)"
+    r"(?P<stem>(?:opt?|options?|choices?|alternatives?|candidates?|endings?|distractors?|sol|(?P<answer>ans|answers?))"
+    r"[_ -]?)([a-j]|(?(answer)(?!)|\d))",
+    re.IGNORECASE,
 )
-"""Names of fields that hold an option each, such as `opa`, `option_1` and `distractor2`."""
+"""Names of fields that hold an option each, such as `opa`, `Option A`, `answerB` and `distractor2`."""
+_LISTED_OPTIONS = ("choice", "option", "candidates", "alternatives", "endings", "answer_choices", "answer_options")
+"""Names of lists of options other than those that `data.format=choices` reads, in lower case."""
+_STORED_CHAT = re.compile(r"\s*\[\s*\{\s*['\"](?:role|content|from|value)['\"]\s*:")
 
 
 def parse(record: SourceRecord, names: FieldNames) -> ParsedQuestion:
@@ -54,6 +59,11 @@ def parse(record: SourceRecord, names: FieldNames) -> ParsedQuestion:
         _refuse_two_parts(record)
     chat = _question(record, names_of("text"))
     answer, solution = _answer_and_solution(record, names_of("answer"), names_of("solution"), chat.reply)
+
+    def label(part: str) -> str | None:
+        configured = getattr(names, part)
+        return record.usual_label(*names_of(part)) if configured is None else record.optional_label(configured)
+
     system = record.optional_text(*names_of("system"))
     if system is not None and chat.system is not None and system != chat.system:
         name = names_of("system")[0]
@@ -63,13 +73,13 @@ def parse(record: SourceRecord, names: FieldNames) -> ParsedQuestion:
             id=record.id(record.optional_label(*names_of("id"))),
             text=chat.text,
             answer=answer,
-            field=record.optional_label(*names_of("field")) or "all",
+            field=label("field") or "all",
             system=chat.system if system is None else system,
             history=chat.history,
             solution=solution,
         ),
-        level=record.optional_label(*names_of("level")),
-        type=record.optional_label(*names_of("type")),
+        level=label("level"),
+        type=label("type"),
     )
 
 
@@ -88,6 +98,11 @@ def _refuse_options(record: SourceRecord) -> None:
             f"{record.where}: the record has options in {', '.join(letters)}, which data.format=records leaves out. "
             "Set data.format=choices, or name the field of the whole question in data.fields.text."
         )
+    if listed := _other_options(record):
+        raise DataError(
+            f"{record.where}: the record has options in {', '.join(listed)}, which data.format=records leaves out. "
+            "Write them as a list in 'choices', or name the field of the whole question in data.fields.text."
+        )
     families: dict[str, list[str]] = {}
     for name, value in record.values.items():
         if value not in (None, "") and (match := _NUMBERED_OPTION.fullmatch(name)):
@@ -99,13 +114,29 @@ def _refuse_options(record: SourceRecord) -> None:
         )
 
 
+def _other_options(record: SourceRecord) -> list[str]:
+    """Names of fields with options that `data.format=choices` does not read: lists, or texts in `a`, `b` and so on."""
+    folded = {name.strip().casefold(): name for name, value in record.values.items() if value not in (None, "", [], {})}
+    lists = [folded[name] for name in (*choices.OPTIONS, *_LISTED_OPTIONS) if name in folded]
+    if lists := [name for name in lists if isinstance(record.values[name], (list, dict))]:
+        return lists
+    letters = [folded[letter] for letter in "abcdefghij" if letter in folded]
+    is_text = all(isinstance(record.values[name], str) for name in letters)
+    return letters if {"a", "b"} <= set(folded) and is_text else []
+
+
 def _refuse_two_parts(record: SourceRecord) -> None:
-    """Refuse a record in Alpaca's layout, whose question is an instruction and its input."""
+    """Refuse a record in Alpaca's layout, whose question is an instruction and its input, or with one of these beside
+    its question."""
     filled = [name for name in ("instruction", "input") if str(record.values.get(name) or "").strip()]
-    if len(filled) == 2 and not any(record.first_value(name) for name in ("prompt", "question", "problem")):
+    main = next((name for name in ("prompt", "question", "problem") if record.first_value(name)), None)
+    if main is not None:
+        filled = [main, *(name for name in filled if not choices.is_in_another_text(record, name))]
+    if len(filled) > 1:
+        count = {2: "two", 3: "three"}[len(filled)]
         raise DataError(
-            f"{record.where}: the question is in two fields, 'instruction' and 'input'. Put both into one field and "
-            "name it in data.fields.text."
+            f"{record.where}: the question seems to be in {count} fields, {' and '.join(map(repr, filled))}. Put all "
+            "of it into one field and name that in data.fields.text."
         )
 
 
@@ -114,6 +145,11 @@ def _question(record: SourceRecord, names: tuple[str, ...]) -> Conversation:
     found = record.first_value(*names)
     if found is not None and isinstance(found[1], list):
         return conversation(record, *found)
+    if found is not None and isinstance(found[1], str) and _STORED_CHAT.match(found[1]):
+        raise DataError(
+            f"{record.where}: {found[0]!r} is a list of messages that was stored as text, as a CSV file does it. Store "
+            "it as a list, in .jsonl or .parquet."
+        )
     return Conversation(None, (), record.required_text(*names), None)
 
 
@@ -131,7 +167,7 @@ def _answer_and_solution(
                 f"answer after {MARK}, in <answer> or in \\boxed{{}}. Add one, or name its field in data.fields.answer."
             )
         return stated, _without_mark(solution)
-    answer = record.required_text(*answer_names)
+    answer = _answer(record, answer_names)
     marked = split_marked(answer)
     if marked is not None:
         return marked[1], marked[0] if solution is None else _without_mark(solution)
@@ -143,11 +179,30 @@ def _answer_and_solution(
     return answer, None if solution is None else _without_mark(solution)
 
 
+def _answer(record: SourceRecord, names: tuple[str, ...]) -> str:
+    """Text of the expected answer."""
+    found = record.first_value(*names)
+    answer = record.required_text(*names)
+    if found is not None and answer.lstrip().startswith("{") and "ground_truth" in answer:
+        try:
+            stored = ast.literal_eval(answer)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            stored = None
+        if isinstance(stored, dict):
+            raise DataError(
+                f"{record.where}: {found[0]!r} is a record that was stored as text, {answer[:60]!r}. Store its "
+                "'ground_truth' as a field of its own."
+            )
+    return answer
+
+
 def _solution(record: SourceRecord, names: tuple[str, ...]) -> str | None:
     found = record.first_value(*names)
     if found is None:
         return None
     name, value = found
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):  # OlympiadBench
+        return SourceRecord({name: value[0]}, record.where, "", record.number).optional_text(name)
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):  # TRL's completion as a message
         return SourceRecord({name: value[0].get("content")}, record.where, "", record.number).required_text(name)
     return record.optional_text(name)

@@ -57,8 +57,8 @@ def split_held_out(questions: Sequence[Question], fraction: float, seed: int) ->
 
 
 def normalized_text(question: Question) -> str:
-    """A question's text without differences of Unicode form (NFKC), case and white space."""
-    chat = "\n".join([*(text for _, text in question.history), question.text])
+    """A question's text without `data.suffix`, and without differences of Unicode form (NFKC), case and white space."""
+    chat = "\n".join([*(text for _, text in question.history), question.text.removesuffix(question.suffix)])
     return " ".join(unicodedata.normalize("NFKC", _limit_marks(chat)).casefold().split())
 
 

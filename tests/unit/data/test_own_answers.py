@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from demopsd_dist.data.own_answers import OWN_REWARD_RECORDS, asked_forms, check_own_answers, likely_fix
+from demopsd_dist.data.checks.own_answers import OWN_REWARD_RECORDS, asked_forms, check_own_answers, likely_fix
 from demopsd_dist.data.records import Question
 from demopsd_dist.data.rewards import Reward, resolve_reward
 from demopsd_dist.minisci.tasks import questions

@@ -48,6 +48,13 @@ WRAPPED: list[tuple[str, str]] = [
 ]
 
 SPELLED: list[tuple[str, str]] = [
+    (r"\$18.90", "18.90"),
+    ("18.9", r"\$18.90"),
+    (r"$\$5$", "5"),
+    (r"\emptyset", "∅"),
+    (r"\varnothing", r"\emptyset"),
+    (r"\angle ABC", "∠ ABC"),
+    (r"\triangle ABC", "△ABC"),
     (r"25^\circ\text{C}", "25 °C"),
     (r"5\,\mu\text{m}", "5 μm"),
     (r"12\,\text{N}\cdot\text{m}", "12 N·m"),
@@ -145,6 +152,13 @@ CASE_FOLDED: list[tuple[str, str]] = [
 ]
 
 STAY_DIFFERENT: list[tuple[str, str]] = [
+    ("n", "n!"),
+    ("N", "n!"),
+    ("(n)", "n!"),
+    ("n!", "n"),
+    ("n", "N!"),
+    (r"\$5", "6"),
+    (r"\angle ABC", r"\angle ACB"),
     # molecules
     ("C(O)c1ccccc1", "O=C(O)c1ccccc1"),
     ("CC", "C=CC"),

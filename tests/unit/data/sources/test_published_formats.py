@@ -136,7 +136,8 @@ def test_multiple_choice_that_cannot_be_read_is_counted(tmp_path: Path) -> None:
     assert counted.questions == []
     assert counted.refused == Counter(
         {
-            "the answer is not among the choices": 3,
+            "the answer is not among the choices": 2,
+            "the answer is the number of the choices, which are counted from 0": 1,
             "answer and answer_index name different options": 1,
             "two options have the same text": 1,
             "there are 1 options, not 2 to 10": 1,
