@@ -35,8 +35,8 @@ class FieldNames:
     """Names of the fields in your own records; `a.b` is the field b inside a."""
 
     text: str | None = None
-    """Text of the question, or its chat as a list of messages; null for `prompt`, `question`, `problem`, `input` or
-    `messages`."""
+    """Text of the question, or its chat as a list of messages; null for `prompt`, `question`, `problem`, `input`,
+    `messages`, `conversations` or `instruction`."""
     answer: str | None = None
     """Expected answer; null for `answer`, `expected_answer`, `reward_model.ground_truth`, `ground_truth` or `label`, or
     else the answer that the solution states."""

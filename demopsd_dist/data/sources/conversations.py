@@ -1,4 +1,5 @@
-"""Chats as prompts: lists of messages with `role` and `content`, as verl and TRL have them."""
+"""Chats as prompts: lists of messages with `role` and `content`, as verl and TRL have them, or with `from` and `value`,
+as ShareGPT has them."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from typing import Any
 
 from demopsd_dist.data.sources.items import SourceRecord
 from demopsd_dist.util.errors import DataError
+
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ def conversation(record: SourceRecord, name: str, messages: list[Any]) -> Conver
 
 def _turn(record: SourceRecord, name: str, message: Any) -> tuple[str, str]:
     """Role and text of a message."""
+    if isinstance(message, dict) and "role" not in message and isinstance(message.get("from"), str):
+        message = {"role": _SHAREGPT_ROLES.get(message["from"], message["from"]), "content": message.get("value")}
     role = message.get("role") if isinstance(message, dict) else None
     if role not in ("system", "user", "assistant"):
         raise DataError(

@@ -3,7 +3,7 @@
 A record has a question and an answer; a system message, field, level, type, id and solution are optional. Fields are
 found by the default names below, or by the names that `data.fields` sets. The names cover GSM8K, MATH (`problem`,
 `solution`), verl (`prompt`, `reward_model.ground_truth`), TRL (`prompt`, `messages`, `completion`), OpenRLHF (`input`,
-`label`), and SciKnowEval exported as question and answer.
+`label`), ShareGPT (`conversations`), Alpaca (`instruction`), and SciKnowEval exported as question and answer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from demopsd_dist.data.sources.solutions import MARK, answer_in_solution, split_
 from demopsd_dist.util.errors import DataError
 
 DEFAULT_FIELD_NAMES = {
-    "text": ("prompt", "question", "problem", "input", "messages"),
+    "text": ("prompt", "question", "problem", "input", "messages", "conversations", "instruction"),
     "answer": ("answer", "expected_answer", "reward_model.ground_truth", "ground_truth", "label"),
     "solution": ("solution", "completion", "extra_info.answer"),
     "field": ("field", "domain", "dataset", "subject", "category", "data_source"),

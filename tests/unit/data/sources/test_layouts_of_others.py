@@ -80,6 +80,14 @@ def test_what_would_be_left_out_is_refused(tmp_path: Path, record: dict[str, Any
         loaded(tmp_path, record)
 
 
+def test_chats_of_sharegpt_and_instructions_of_alpaca(tmp_path: Path) -> None:
+    chat = [{"from": "system", "value": "S"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "#### 4"}]
+    (question,) = loaded(tmp_path, {"conversations": chat, "answer": "4"}).questions
+    assert (question.system, question.text, question.answer) == ("S", "q", "4")
+    (question,) = loaded(tmp_path, {"instruction": "q", "input": "", "answer": "4"}).questions
+    assert question.text == "q"
+
+
 def test_a_field_of_another_type_than_text_is_not_read_unless_it_was_named(tmp_path: Path) -> None:
     record = {"problem": "q", "answer": "3", "domain": ["Algebra"], "solution": ["It is 3."]}
     found = loaded(tmp_path, record)
