@@ -146,7 +146,9 @@ class ActorGroup(Generic[W_co]):
             return cause
         if isinstance(error, RayActorError):
             how = f"{_death_cause(error)} {crash_report(str(error))}".rstrip()
-            return self._lost_error(f"{self.role} {rank} died during this call: {what}. {how}")
+            death = self._lost_error(f"{self.role} {rank} died during this call: {what}. {how}")
+            death.died = True
+            return death
         if isinstance(error, RayTaskError):
             peer_lost = len(self) > 1 and PEER_LOST.search(str(error))
             lost = peer_lost or self._lost_error is LostWorkerError

@@ -131,11 +131,12 @@ class LearnersAndTeacher:
         await self._first_start_of_core()
 
     async def _first_start_of_core(self) -> None:
-        """Start learners and teacher; once more if one of them is lost meanwhile, unless `limits.restarts` is 0."""
+        """Start learners and teacher; once more if one of them dies meanwhile, unless `limits.restarts` is 0. Engines
+        that already start go on."""
         try:
             await self._start_core()
         except LostStateError as error:
-            if not self._config.limits.restarts:
+            if not (error.died and self._config.limits.restarts):
                 raise
             self._say(f"warning: lost: {error} Learners and teacher are started once more.")
             self._kill_core()

@@ -60,10 +60,15 @@ def input_digests(questions: Mapping[Any, Sequence[Question]], model_folder: Pat
         if split_questions:
             hasher = xxhash.xxh3_128()
             for question in split_questions:
-                hasher.update(json.dumps(asdict(question), sort_keys=True, default=str).encode())
+                hasher.update(json.dumps(_learned(question), sort_keys=True, default=str).encode())
             digests[f"data.{split}"] = f"{len(split_questions)}:{hasher.hexdigest()}"
     files = sorted(path for path in model_folder.iterdir() if path.suffix in MODEL_SUFFIXES and path.is_file())
     return digests | {f"model.path/{path.name}": digest_of_file(path) for path in files}
+
+
+def _learned(question: Question) -> dict[str, Any]:
+    """Part of a question that its digest covers: all but the note of how much of its text is `data.suffix`."""
+    return {name: value for name, value in asdict(question).items() if name != "suffix"}
 
 
 def write_inputs(folder: RunFolder, digests: Mapping[str, str]) -> None:

@@ -34,7 +34,9 @@ class RewardError(DemoPSDError):
 
 
 class WorkerError(DemoPSDError):
-    """A worker died, hung past its time limit or raised."""
+    """A worker died, hung past its time limit or raised. `died` is set where its process has ended."""
+
+    died = False
 
 
 class EngineStartError(WorkerError):

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 SIGNAL = re.compile(r"^\*\*\* (SIG\w+) received", re.MULTILINE)
-NATIVE_FRAME = re.compile(r"^(?:PC:)?\s+@\s+0x[0-9a-f]+\s+(?:\d+|\(unknown\))\s+(?!\(unknown\))(\S.*)$", re.MULTILINE)
+NATIVE_FRAME = re.compile(
+    r"^(?:PC:)?[ \t]+@[ \t]+0x[0-9a-f]+[ \t]+(?:\d+|\(unknown\))[ \t]+(?!\(unknown\))(\S.*)$", re.MULTILINE
+)
 FATAL = re.compile(r"^Fatal Python error: (.+)$", re.MULTILINE)
 PYTHON_FRAME = re.compile(r'^  File "(?:.*/site-packages/)?([^"]+)", line (\d+) in (\S+)$', re.MULTILINE)
-ABORTED = re.compile(r"^(terminate called .*|\s+what\(\): .*)$", re.MULTILINE)  # an exception that no C++ code caught
+ABORTED = re.compile(
+    r"^(terminate called .*|[ \t]+what\(\): .*)$", re.MULTILINE
+)  # an exception that no C++ code caught
 MAX_FRAMES = 4
 TAIL_BYTES = 64 << 10
 
@@ -23,18 +28,20 @@ def crash_report(death: str) -> str:
 
     Returns:
         Signal and innermost frames, native and Python; or that the output tells of no crash. Empty if the account
-        names no process. For a process of another node: where its output is.
+        names no process, the run itself has ended it, or there is no output. For a process of another node: where its
+        output is.
     """
     pid, address = (re.search(pattern, death) for pattern in (r"\bpid: (\d+)", r"\bip: (\S+)"))
-    if pid is None:
+    if pid is None or "ray.kill" in death:
         return ""
     name = f"worker-*-{pid[1]}.err"
     own_address, logs = _own_node()
     if logs is None or (address is not None and address[1] != own_address):
         node = "" if address is None else f" of node {address[1]}"
         return f"Its error output is {name} in Ray's logs{node}."
-    for path in logs.glob(name):
-        return summary(_tail(path))
+    with suppress(OSError):  # the message goes on without it
+        for path in logs.glob(name):
+            return summary(_tail(path))
     return ""
 
 
@@ -58,6 +65,8 @@ def _parts(output: str) -> Iterator[str]:
     if native := NATIVE_FRAME.findall(output):
         yield "native frames " + " < ".join(" ".join(frame.split()) for frame in dict.fromkeys(native[:MAX_FRAMES]))
     _, _, stack = output.partition("Fatal Python error")
+    _, _, current = stack.partition("Current thread")
+    stack = current or stack
     if frames := PYTHON_FRAME.findall(stack)[:MAX_FRAMES]:
         yield "Python frames " + " < ".join(f"{function} ({file}:{line})" for file, line, function in frames)
 

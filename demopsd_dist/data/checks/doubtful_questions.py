@@ -11,7 +11,7 @@ from demopsd_dist.data.sources.selection import normalized_text
 
 PLACEHOLDERS = frozenset(
     (
-        *("proof", "notfound", "not found", "null", "none", "n/a", "na", "nan", "unknown", "tbd", "todo"),
+        *("proof", "notfound", "not found", "null", "none", "n/a", "nan", "unknown", "tbd", "todo"),
         *("-", ".", "?", "$$", "[]", "{}"),
     )
 )
@@ -19,7 +19,7 @@ PLACEHOLDERS = frozenset(
 MOST = 0.5
 """Share of answers with more than a short text above which they are named."""
 ANSWER_CHARS = 400
-_IMAGE = re.compile(r"<image(?: ?\d+)?>|<img[ >]|(?<!\\)!\[[^\]\n]{0,200}\]\([^)\n]{1,500}\)|\[asy\]")
+_IMAGE = re.compile(r"<image(?: ?\d+)?>|<img[ >]|(?<!\\)!\[[^\]\n]{0,200}\]\([^)\n]{1,500}\)")
 _TURN = re.compile(r"<\|(?:im_start|im_end|user|assistant|start_header_id|eot_id)\|>|<start_of_turn>|\[/?INST\]")
 
 
@@ -50,22 +50,26 @@ def doubt_lines(split: str, questions: Sequence[Question], places: Mapping[str, 
 
 def _repetition_lines(split: str, questions: Sequence[Question], places: Mapping[str, str]) -> Iterator[str]:
     """Lines about questions that occur several times: with the same answer, and with another."""
-    firsts: dict[str, Question] = {}
+    firsts: dict[tuple[str, str | None], Question] = {}
     repeated: list[Question] = []
     for question in questions:
-        if firsts.setdefault(normalized_text(question), question) is not question:
+        if firsts.setdefault(_asked(question), question) is not question:
             repeated.append(question)
     if not repeated:
         return
-    others = [one for one in repeated if one.answer.strip() != firsts[normalized_text(one)].answer.strip()]
+    others = [one for one in repeated if one.answer.strip() != firsts[_asked(one)].answer.strip()]
     shown = (others or repeated)[0]
-    pair = [places.get(one.id) or one.id for one in (firsts[normalized_text(shown)], shown)]
+    pair = [places.get(one.id) or one.id for one in (firsts[_asked(shown)], shown)]
     conflict = f", {len(others):,} of them with another answer" if others else ""
     fix = " A response is right for one of the two alone: correct or remove one." if others else ""
     yield (
         f"{'warning' if others else 'note'}: {len(repeated):,} of {len(questions):,} {split} questions repeat an "
         f"earlier one{conflict} (first: {pair[1]}, after {pair[0]}).{fix}"
     )
+
+
+def _asked(question: Question) -> tuple[str, str | None]:
+    return normalized_text(question), question.system
 
 
 def _with(questions: Sequence[Question], search: Callable[[str], object]) -> list[Question]:
@@ -78,6 +82,6 @@ def _is_placeholder(answer: str) -> bool:
 
 
 def _is_long(answer: str) -> bool:
-    answer = answer.strip()
+    answer = answer.strip().strip("$")
     is_boxed = "\\boxed{" in answer and not answer.startswith("\\boxed{")
-    return "\n" in answer or is_boxed or len(answer) > ANSWER_CHARS
+    return ("\n" in answer and "\\begin{" not in answer) or is_boxed or len(answer) > ANSWER_CHARS

@@ -57,7 +57,8 @@ def same_answer(answer: str, expected: str) -> bool:
     "1234" and never 1.234. "12 m" is not "12" (no units), "2*3" not "6" (no arithmetic), "50%" not "0.5".
 
     A single letter is the same in either case, bare or as `lone_letter` reads it: "(B).", "**B**" and r"\text{B}" are
-    "B"; "B: 12 m" is not. "n!" is a factorial and not "n": of the expected answer always, of a response in lower case.
+    "B"; "B: 12 m" is not. "n!" is a factorial and not "n": of the expected answer always, of a response in lower case,
+    unless a choice from A to J is expected.
 
     An answer longer than twice the expected one plus 200 characters is different, and one of more than
     `ANSWER_CHARS` is the same only if it is equal character by character: normal forms of hostile text are slow.
@@ -76,8 +77,10 @@ def same_answer(answer: str, expected: str) -> bool:
 
 def _same_normalized(answer: str, expected: str) -> bool:
     """`same_answer` for answers that are different after `_normalize`, or equal but for dollar signs."""
-    is_factorial = bool(_LETTER_FACTORIAL.search(expected) or _LOWER_LETTER_FACTORIAL.search(answer))
     letter, expected_letter = lone_letter(answer), lone_letter(expected)
+    is_option = expected_letter is not None and expected_letter in "ABCDEFGHIJabcdefghij"
+    is_factorial = bool(_LETTER_FACTORIAL.search(expected) or _LOWER_LETTER_FACTORIAL.search(answer))
+    is_factorial = is_factorial and not (is_option and "!" not in expected)
     if not is_factorial and (letter is not None or expected_letter is not None):
         return letter is not None and expected_letter is not None and letter.casefold() == expected_letter.casefold()
     expected = _plain(expected, keep_factorial=True)

@@ -18,16 +18,19 @@ from pathlib import Path
 from types import FrameType
 
 from math_verify import parse, verify
-from sympy import Expr, N
+from sympy import Expr, Float, N
 
 from demopsd_dist.data.records import Question
 from demopsd_dist.data.rewards.own_reward import NoRewardError
 
 MEMORY_BYTES = 2 << 30
 """Memory that a comparison may take beyond that of the process at its start."""
-DIGITS = 6
-"""Significant digits in which two numbers must agree. math-verify alone rounds to as many places after the point, which
+SMALL, NOISE = 1e-3, 1e-100
+"""Numbers between these are compared by their first digits too: math-verify rounds to six places after the point, which
 makes one of any two numbers below a millionth."""
+DECIMAL_DIFFERENCE, EXACT_DIFFERENCE = 2e-5, 2e-3
+"""Largest relative difference of two such numbers: of two decimal numbers, and where one is exact, such as 1/3600 and
+0.000278."""
 _FRACTION_SIGNS = str.maketrans(
     {
         sign: "\\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", sign).split("\u2044"))
@@ -36,7 +39,8 @@ _FRACTION_SIGNS = str.maketrans(
 )
 _MIXED_NUMBER = re.compile(r"(?<![\w.,/^}])([0-9]{1,9}) +([0-9]{1,9})/([0-9]{1,9})(?![0-9.,/])")
 _ROOT_SIGN = re.compile(r"√ ?(?:\(([^()]*)\)|([0-9]+(?:\.[0-9]+)?|[A-Za-z]))")
-_EXPONENT = re.compile(r"(?<=[0-9.])[eE]([+-]?[0-9]{1,3})(?![\w.])")
+_SCIENTIFIC = re.compile(r" *([+-]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE][+-]?[0-9]{2})))[eE]([+-]?[0-9]{1,3}) *")
+"""A number such as `1.6e-19`; `2e-1` is Euler's number in a formula."""
 _DELIMITERS = ("$", r"\(", r"\[", r"\boxed")
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it logs each comparison that has no limit, and each failure
@@ -69,16 +73,22 @@ def compare(request: str, question: Question) -> float:
 
 def same_by_value(answer: str, expected: str) -> bool:
     """The decision of math-verify about two answers, without a time limit; False where it can read only one of them, or
-    where both are numbers that differ in their first `DIGITS` digits."""
+    where both are small numbers that differ in their first digits."""
     wanted, found = list(_parsed_expected(expected)), _parsed(answer)
     return verify(wanted, found, timeout_seconds=None) and not _differ_in_digits(wanted, found)
 
 
 def _differ_in_digits(wanted: list, found: list) -> bool:
-    """True where both are a number and no pair of readings agrees in its first `DIGITS` digits."""
+    """True where both are a number below `SMALL` and no pair of readings agrees in its first digits."""
     numbers, others = ([one for one in readings if _is_number(one)] for readings in (wanted, found))
-    pairs = [(N(one, DIGITS), N(other, DIGITS)) for one in numbers for other in others]
-    return bool(pairs) and all(abs(one - other) > 2 * 10 ** (1 - DIGITS) * abs(one) for one, other in pairs)
+    return bool(numbers and others) and all(_differ(one, other) for one in numbers for other in others)
+
+
+def _differ(one: Expr, other: Expr) -> bool:
+    value, other_value = N(one, 15), N(other, 15)
+    size = max(abs(value), abs(other_value))
+    allowed = DECIMAL_DIFFERENCE if one.has(Float) and other.has(Float) else EXACT_DIFFERENCE
+    return bool(NOISE < size < SMALL and abs(value - other_value) > allowed * size)
 
 
 def _is_number(reading: object) -> bool:
@@ -98,7 +108,8 @@ def _parsed(text: str) -> list:
     """
     text = _MIXED_NUMBER.sub(r"\1\\frac{\2}{\3}", text.translate(_FRACTION_SIGNS))
     text = _ROOT_SIGN.sub(lambda match: f"\\sqrt{{{match[1] or match[2]}}}", text)
-    text = _EXPONENT.sub(r"\\times 10^{\1}", text)
+    if match := _SCIENTIFIC.fullmatch(text.strip("$")):
+        text = f"{match[1]}\\times 10^{{{match[2]}}}"
     delimited = any(delimiter in text for delimiter in _DELIMITERS)
     return parse(text if delimited else f"${text}$", parsing_timeout=None)
 

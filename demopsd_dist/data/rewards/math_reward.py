@@ -30,10 +30,11 @@ _WORDS = re.compile(r"(?:[^\W\d_]|[-' ])*[^\W\d_]{3}(?:[^\W\d_]|[-' ])*")
 
 _MARKS = (
     re.compile(r"(?:\\neq?(?![A-Za-z])|≠|\\not ?=)()"),
-    re.compile(r"(?<=[A-Za-z)])(?:\^ ?\{? ?\\prime|'|′)()"),
-    re.compile(r"\^ ?\{? ?(?:T|\\top|\\intercal)(?![A-Za-z])()"),
+    re.compile(r"(?<=[A-Za-z)])('+|′+|\^ ?\{? ?\\prime(?: ?\\prime)*)"),
+    re.compile(r"(?<=[A-Z)\]}])\^ ?\{? ?(?:T|\\top|\\intercal)(?![A-Za-z])()"),
 )
-"""Signs that change an expression and that math-verify drops: not equal, prime, transposed."""
+"""Signs that change an expression and that math-verify drops: not equal, primes, transposed."""
+_LEFT_SIDE = re.compile(r"^[^=<>≤≥]{1,40}=")
 _LABELS = (
     re.compile(r"(?<=[0-9])_\{?([0-9]{1,2})"),
     re.compile(r"(?<![A-Za-z])(thousand|million|billion|trillion)(?![A-Za-z])"),
@@ -90,11 +91,19 @@ def is_compared_by_value(answer: str, expected: str) -> bool:
 def _differ_in_marks(answer: str, expected: str) -> bool:
     r"""True where one of two answers has a sign that the other lacks (`x'` and `x`, `\neq 3` and `3`, `> 5` and `5`),
     or both have a base or a word for a power of a thousand, and another one (`101_2` and `101_3`)."""
-    if any(len(mark.findall(answer)) != len(mark.findall(expected)) for mark in _MARKS):
-        return True
+    if ("=" in answer) != ("=" in expected):
+        answer, expected = _LEFT_SIDE.sub("", answer), _LEFT_SIDE.sub("", expected)
+    for mark in _MARKS:
+        found, wanted = ([_prime_count(run) for run in mark.findall(text)] for text in (answer, expected))
+        if found != wanted:
+            return True
     for label in _LABELS:
         found, wanted = label.findall(answer), label.findall(expected)
         if found and wanted and found != wanted:
             return True
     ordered, other = (answer, expected) if _ORDER.search(answer) else (expected, answer)
     return bool(_ORDER.search(ordered)) and not _ORDER.search(other) and plain_value(other) is not None
+
+
+def _prime_count(run: str) -> int:
+    return run.count("\\prime") or len(run)

@@ -27,26 +27,29 @@ MORE_OF_A_QUESTION = {
 no answer, as is each field whose name holds `image`."""
 NOT_AMONG = "the answer is not among the choices"
 ONE_TOO_MANY = "the answer is the number of the choices, which are counted from 0"
-_ANSWERS = ("answerKey", "answer", "answer_idx", "label", "answer_index", "answer_letter", "correct")
+AMBIGUOUS = "the answer names one option by its letter or index and another by its text"
+_ANSWERS = ("answerKey", "answer", "answer_idx", "label", "answer_index")
+_LESS_USUAL_ANSWERS = ("answer_letter", "correct")  # read where there is none of the others
+_NO_IMAGE = re.compile(r"(?:has|is|num|n)_.*|.*_(?:count|size|id)")
 _LETTER = re.compile(r"\(?([A-Ja-j])(?:\)?[.:]?|\.\)?)")
 _LABELS = ("label", "key", "letter", "id")
 
 
 def recognises(values: dict[str, Any]) -> bool:
     """True where a record has a question and options in fields of their own."""
-    has_options = any(isinstance(values.get(name), (list, dict)) for name in OPTIONS) or bool(lettered(values))
-    return any(name in values for name in QUESTIONS) and has_options
+    is_listed = any(values.get(name) and isinstance(values[name], (list, dict)) for name in OPTIONS)
+    return any(name in values for name in QUESTIONS) and (is_listed or bool(lettered(values)))
 
 
 def lettered(values: dict[str, Any]) -> list[str]:
     """Names of the fields `A`, `B` and so on that hold options; empty where there are fewer than two, or the answer is
     not one of these letters."""
     names = [name for name in multiple_choice.LETTERS if values.get(name) not in (None, "")]
-    answers = {_letter(str(values[name])) for name in _ANSWERS if values.get(name) not in (None, "")}
+    answers = {letter_of(str(values[name])) for name in _ANSWERS if values.get(name) not in (None, "")}
     return names if names[:2] == ["A", "B"] and answers & set(names) else []
 
 
-def _letter(answer: str) -> str | None:
+def letter_of(answer: str) -> str | None:
     """The letter of an answer such as `B`, `b`, `(B)` or `B.`; None for another."""
     match = _LETTER.fullmatch(answer.strip())
     return match and match[1].upper()
@@ -70,18 +73,15 @@ def parse(record: SourceRecord, names: FieldNames, is_chosen: bool = True) -> Pa
         return RefusedRecord(f"there are {len(options)} options, not 2 to {len(multiple_choice.LETTERS)}")
     if multiple_choice.repeated_option(options):
         return RefusedRecord(multiple_choice.REPEATED)
-    answers = _ANSWERS if names.answer is None else (names.answer,)
-    given = [name for name in answers if record.value(name) not in (None, "")]
-    if not given:
-        raise DataError(f"{record.where}: {record.absence(answers, advice='Add it')}")
-    chosen = {_index(record.value(name), labels, options) for name in given}
-    if None in chosen:
-        counted = len(given) == 1 and type(answer := record.value(given[0])) is int and answer == len(options)
-        return RefusedRecord(ONE_TOO_MANY if counted else NOT_AMONG)
-    if len(chosen) > 1:
-        return RefusedRecord(f"{' and '.join(given)} name different options")
-    index = chosen.pop()
-    assert index is not None
+    answers = _given_answers(record, names)
+    named = [_named_options(answer, labels, options) for answer in answers.values()]
+    if not all(named):
+        is_number = len(answers) == 1 and type(answer := next(iter(answers.values()))) is int and answer == len(options)
+        return RefusedRecord(ONE_TOO_MANY if is_number else NOT_AMONG)
+    common = set.intersection(*named)
+    if len(common) != 1:
+        return RefusedRecord(AMBIGUOUS if common else f"{' and '.join(answers)} name different options")
+    index = common.pop()
     question = Question(
         id=record.id(record.optional_label(*(("question_id", "id", "idx") if names.id is None else (names.id,)))),
         text=multiple_choice.options_text(text, options),
@@ -92,6 +92,18 @@ def parse(record: SourceRecord, names: FieldNames, is_chosen: bool = True) -> Pa
     )
     level = record.optional_label(names.level or "level")
     return ParsedQuestion(question, level=level, type=f"mcq-{len(options)}-choices")
+
+
+def _given_answers(record: SourceRecord, names: FieldNames) -> dict[str, Any]:
+    """The fields of a record that hold an answer.
+
+    Raises:
+        DataError: there is none.
+    """
+    for usual in (_ANSWERS, _LESS_USUAL_ANSWERS) if names.answer is None else ((names.answer,),):
+        if given := {name: value for name in usual if (value := record.value(name)) not in (None, "")}:
+            return given
+    raise DataError(f"{record.where}: {record.absence((names.answer,) if names.answer else _ANSWERS, advice='Add it')}")
 
 
 def _field(record: SourceRecord, names: FieldNames) -> str | None:
@@ -129,8 +141,15 @@ def _labelled_options(record: SourceRecord) -> tuple[list[str], list[str]]:
 def is_in_another_text(record: SourceRecord, name: str) -> bool:
     """True where a field is a text that another field of the record holds too, as a question that is already whole."""
     text = record.values[name]
-    others = (value for other, value in record.values.items() if other != name and isinstance(value, str))
-    return isinstance(text, str) and any(text.strip() in other for other in others)
+    others = (value for other, value in record.values.items() if other != name)
+    return isinstance(text, str) and any(text.strip() in whole for other in others for whole in _texts_in(other))
+
+
+def _texts_in(value: Any) -> list[str]:
+    """A text, or the texts of a list of messages."""
+    if isinstance(value, list):
+        return [text for one in value if isinstance(one, dict) for text in one.values() if isinstance(text, str)]
+    return [value] if isinstance(value, str) else []
 
 
 def refuse_more_of_the_question(record: SourceRecord, otherwise: str) -> None:
@@ -144,7 +163,7 @@ def refuse_more_of_the_question(record: SourceRecord, otherwise: str) -> None:
     """
     for name, value in record.values.items():
         folded = name.strip().casefold()
-        if folded not in MORE_OF_A_QUESTION and "image" not in folded:
+        if folded not in MORE_OF_A_QUESTION and ("image" not in folded or _NO_IMAGE.fullmatch(folded)):
             continue
         if value in (None, [], {}, "") or isinstance(value, (int, float)):
             continue
@@ -155,23 +174,20 @@ def refuse_more_of_the_question(record: SourceRecord, otherwise: str) -> None:
             )
 
 
-def _index(answer: Any, labels: list[str], options: list[str]) -> int | None:
-    """Index of the option that an answer names: a number from 0, a label, a letter such as `(B)`, or the option's text;
-    None where it names none, or may name two."""
-    if isinstance(answer, int) and not isinstance(answer, bool):
-        return answer if 0 <= answer < len(labels) and str(answer) not in labels else _only(str(answer), labels)
-    if not isinstance(answer, str):
-        return None
-    answer = answer.strip()
-    by_text = _only(answer, options)
-    readings = [_only(answer, labels), _only(_letter(answer), labels)]
-    by_label = next((index for index in readings if index is not None), None)
-    if by_label is not None:
-        return by_label if by_text in (None, by_label) else None
-    is_number = answer.isdecimal() and int(answer) < len(labels)  # perhaps an index
-    return None if is_number and by_text != int(answer) else by_text
-
-
-def _only(text: str | None, among: list[str]) -> int | None:
-    """Index of a text that occurs once; None for another."""
-    return among.index(text) if text is not None and among.count(text) == 1 else None
+def _named_options(answer: Any, labels: list[str], options: list[str]) -> set[int]:
+    """Indices of the options that an answer may name: a number from 0, a label, a letter such as `(B)`, or the option's
+    text. A label as it is written names one option, whatever the texts are."""
+    if isinstance(answer, bool) or not isinstance(answer, (int, str)):
+        return set()
+    text = str(answer).strip()
+    if labels.count(text) == 1:
+        return {labels.index(text)}
+    if isinstance(answer, int):
+        return {answer} if 0 <= answer < len(labels) else set()
+    folded = [label.casefold() for label in labels]
+    letter = (letter_of(text) or "").casefold()
+    found = {folded.index(letter)} if folded.count(letter) == 1 else set()
+    if options.count(text) == 1:
+        is_index = text.isdecimal() and int(text) < len(labels)
+        found |= {options.index(text)} | ({int(text)} if is_index else set())
+    return found

@@ -118,7 +118,7 @@ class SourceRecord:
             value = nested_value(self.values, name)
             if value is None:
                 continue
-            is_label = isinstance(value, (str, int)) and not isinstance(value, bool)
+            is_label = isinstance(value, (str, int, float)) and not isinstance(value, bool)
             return self.optional_label(*names) if is_label else None
         return None
 

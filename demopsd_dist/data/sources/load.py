@@ -325,13 +325,14 @@ def question_parser(first: SourceRecord, data: DataConfig, is_train: bool = True
             chosen = Format.gpqa
         elif choices.recognises(first.values):
             chosen = Format.choices
-    is_of_this = data.format is Format.choices and (is_train or {*asdict(data.fields).values()} - {None} <= names)
+    is_chosen = data.format is Format.choices
+    main = [name for name in (data.fields.text, data.fields.answer) if name is not None]
+    is_of_this = is_chosen and (is_train or all(has_field(first.values, name) for name in main))
+    own_names = data.fields if is_of_this else FieldNames()
     published: dict[Format, Parse] = {
         Format.sciknoweval: sciknoweval.parse,
         Format.gpqa: gpqa.parse,
-        Format.choices: partial(
-            choices.parse, names=data.fields if is_of_this else FieldNames(), is_chosen=data.format is Format.choices
-        ),
+        Format.choices: partial(choices.parse, names=own_names, is_chosen=is_chosen),
     }
     return published[chosen] if chosen in published else partial(own_records.parse, names=data.fields)
 

@@ -9,7 +9,10 @@ found by the default names below, or by the names that `data.fields` sets. The n
 from __future__ import annotations
 
 import ast
+import json
 import re
+from contextlib import suppress
+from typing import Any
 
 from demopsd_dist.config import FieldNames
 from demopsd_dist.data.records import Question
@@ -115,14 +118,26 @@ def _refuse_options(record: SourceRecord) -> None:
 
 
 def _other_options(record: SourceRecord) -> list[str]:
-    """Names of fields with options that `data.format=choices` does not read: lists, or texts in `a`, `b` and so on."""
+    """Names of fields with options that `data.format=choices` does not read: lists, or texts in `a`, `b` and so on. Of
+    names that may mean something else, the answer must be among the options, as a text, a letter or an index."""
+    given = record.first_value(*DEFAULT_FIELD_NAMES["answer"])
+    answer = "" if given is None else str(given[1]).strip()
+    letter = choices.letter_of(answer)
     folded = {name.strip().casefold(): name for name, value in record.values.items() if value not in (None, "", [], {})}
     lists = [folded[name] for name in (*choices.OPTIONS, *_LISTED_OPTIONS) if name in folded]
-    if lists := [name for name in lists if isinstance(record.values[name], (list, dict))]:
+    lists = [name for name in lists if isinstance(record.values[name], (list, dict))]
+    index = int(answer) if answer.isdecimal() and len(answer) < 3 else None
+    lists = [
+        name
+        for name in lists
+        if letter or answer in record.values[name] or (index is not None and index < len(record.values[name]))
+    ]
+    if lists:
         return lists
-    letters = [folded[letter] for letter in "abcdefghij" if letter in folded]
-    is_text = all(isinstance(record.values[name], str) for name in letters)
-    return letters if {"a", "b"} <= set(folded) and is_text else []
+    letters = [folded[one] for one in "abcdefghij" if one in folded]
+    texts = [record.values[name] for name in letters]
+    is_among = (letter is not None and letter.lower() in folded) or answer in texts
+    return letters if {"a", "b"} <= set(folded) and is_among and all(isinstance(text, str) for text in texts) else []
 
 
 def _refuse_two_parts(record: SourceRecord) -> None:
@@ -183,17 +198,21 @@ def _answer(record: SourceRecord, names: tuple[str, ...]) -> str:
     """Text of the expected answer."""
     found = record.first_value(*names)
     answer = record.required_text(*names)
-    if found is not None and answer.lstrip().startswith("{") and "ground_truth" in answer:
-        try:
-            stored = ast.literal_eval(answer)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            stored = None
-        if isinstance(stored, dict):
-            raise DataError(
-                f"{record.where}: {found[0]!r} is a record that was stored as text, {answer[:60]!r}. Store its "
-                "'ground_truth' as a field of its own."
-            )
+    is_stored = answer.lstrip().startswith("{") and "ground_truth" in answer and isinstance(_stored_value(answer), dict)
+    if found is not None and is_stored:
+        raise DataError(
+            f"{record.where}: {found[0]!r} is a record that was stored as text, {answer[:60]!r}. Store its "
+            "'ground_truth' as a field of its own."
+        )
     return answer
+
+
+def _stored_value(text: str) -> Any:
+    """Value that a text writes in JSON or as Python does; None where it writes none."""
+    for read in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return read(text)
+    return None
 
 
 def _solution(record: SourceRecord, names: tuple[str, ...]) -> str | None:

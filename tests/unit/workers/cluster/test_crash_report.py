@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from workers.cluster.crash_report import crash_report, summary
+from workers.cluster.crash_report import TAIL_BYTES, crash_report, summary
 
 SEGMENTATION_FAULT = """:job_id:01000000
 :actor_name:LearnerWorker
@@ -43,6 +45,17 @@ def test_an_exception_that_nobody_caught_is_named() -> None:
 @pytest.mark.parametrize("output", ["", ":job_id:01000000\nLoading weights: 100%\n"])
 def test_a_kill_from_outside_leaves_no_crash(output: str) -> None:
     assert "killed from outside" in summary(output)
+
+
+def test_output_of_blank_lines_is_summed_up_in_linear_time() -> None:
+    started = time.process_time()
+    assert "killed from outside" in summary("\n" * TAIL_BYTES)
+    assert "killed from outside" in summary("\r\n \t" * (TAIL_BYTES // 4))
+    assert time.process_time() - started < 5, "quadratic, it would take minutes"
+
+
+def test_a_process_that_the_run_has_ended_has_no_report() -> None:
+    assert crash_report("pid: 1\nThe actor is dead because it was killed by `ray.kill`.") == ""
 
 
 def test_the_output_of_another_node_is_named() -> None:
