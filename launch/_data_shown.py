@@ -217,9 +217,8 @@ def _lines_of_split(
         lines.append(f"warning: {found} They stay in the data; mend or remove them, since no response can be right.")
     asking = REQUESTS.get(reward.name)
     own = [prompt.question for prompt in prompts if loaded.places.get(prompt.id)]
-    from_files = len(own)
     lines += doubt_lines(split, own, loaded.places)
-    if asking and from_files and result.unasked:
+    if asking and own and result.unasked:
         lines.append(
             f"warning: {result.unasked:,} of {result.questions:,} {split} prompts ask for no form of an answer, and "
             f"reward={reward.name} reads {answer_form(reward.name).write('X')}. Unless the model answers so by itself, "

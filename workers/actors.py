@@ -121,9 +121,7 @@ class LearnersAndTeacher:
         )
 
     async def restart(self) -> None:
-        """Restart learners and teacher after one of them was lost. All are stopped first: a rank that lost its state
-        cannot rejoin its process group."""
-        self._kill_core()
+        """Restart learners and teacher after one of them was lost."""
         await self._start_core()
         await self._publisher.start()
 
@@ -139,10 +137,12 @@ class LearnersAndTeacher:
             if not (error.died and self._config.limits.restarts):
                 raise
             self._say(f"warning: lost: {error} Learners and teacher are started once more.")
-            self._kill_core()
             await self._start_core()
 
     async def _start_core(self) -> None:
+        """Start learners and teacher. What is left of an earlier start is stopped first: a rank that lost its state
+        cannot rejoin its process group."""
+        self._kill_core()
         within_s = self._config.limits.start_s
         await self._core.ready(within_s)
 

@@ -13,9 +13,8 @@ NATIVE_FRAME = re.compile(
 )
 FATAL = re.compile(r"^Fatal Python error: (.+)$", re.MULTILINE)
 PYTHON_FRAME = re.compile(r'^  File "(?:.*/site-packages/)?([^"]+)", line (\d+) in (\S+)$', re.MULTILINE)
-ABORTED = re.compile(
-    r"^(terminate called .*|[ \t]+what\(\): .*)$", re.MULTILINE
-)  # an exception that no C++ code caught
+ABORTED = re.compile(r"^(terminate called .*|[ \t]+what\(\): .*)$", re.MULTILINE)
+"""Lines about an exception that no C++ code caught."""
 MAX_FRAMES = 4
 TAIL_BYTES = 64 << 10
 

@@ -51,25 +51,23 @@ def doubt_lines(split: str, questions: Sequence[Question], places: Mapping[str, 
 def _repetition_lines(split: str, questions: Sequence[Question], places: Mapping[str, str]) -> Iterator[str]:
     """Lines about questions that occur several times: with the same answer, and with another."""
     firsts: dict[tuple[str, str | None], Question] = {}
-    repeated: list[Question] = []
+    pairs = []
     for question in questions:
-        if firsts.setdefault(_asked(question), question) is not question:
-            repeated.append(question)
-    if not repeated:
+        first = firsts.setdefault((normalized_text(question), question.system), question)
+        if first is not question:
+            pairs.append((first, question))
+    if not pairs:
         return
-    others = [one for one in repeated if one.answer.strip() != firsts[_asked(one)].answer.strip()]
-    shown = (others or repeated)[0]
-    pair = [places.get(one.id) or one.id for one in (firsts[_asked(shown)], shown)]
-    conflict = f", {len(others):,} of them with another answer" if others else ""
-    fix = " A response is right for one of the two alone: correct or remove one." if others else ""
+    conflicts = [(first, other) for first, other in pairs if first.answer.strip() != other.answer.strip()]
+    earlier, later = (places.get(one.id) or one.id for one in (conflicts or pairs)[0])
+    kind, conflict, fix = "note", "", ""
+    if conflicts:
+        kind, conflict = "warning", f", {len(conflicts):,} of them with another answer"
+        fix = " A response is right for one of the two alone: correct or remove one."
     yield (
-        f"{'warning' if others else 'note'}: {len(repeated):,} of {len(questions):,} {split} questions repeat an "
-        f"earlier one{conflict} (first: {pair[1]}, after {pair[0]}).{fix}"
+        f"{kind}: {len(pairs):,} of {len(questions):,} {split} questions repeat an earlier one{conflict} "
+        f"(first: {later}, after {earlier}).{fix}"
     )
-
-
-def _asked(question: Question) -> tuple[str, str | None]:
-    return normalized_text(question), question.system
 
 
 def _with(questions: Sequence[Question], search: Callable[[str], object]) -> list[Question]:

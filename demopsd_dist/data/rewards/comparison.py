@@ -78,9 +78,9 @@ def same_answer(answer: str, expected: str) -> bool:
 def _same_normalized(answer: str, expected: str) -> bool:
     """`same_answer` for answers that are different after `_normalize`, or equal but for dollar signs."""
     letter, expected_letter = lone_letter(answer), lone_letter(expected)
-    is_option = expected_letter is not None and expected_letter in "ABCDEFGHIJabcdefghij"
-    is_factorial = bool(_LETTER_FACTORIAL.search(expected) or _LOWER_LETTER_FACTORIAL.search(answer))
-    is_factorial = is_factorial and not (is_option and "!" not in expected)
+    is_option = expected_letter is not None and expected_letter in "ABCDEFGHIJabcdefghij" and "!" not in expected
+    has_factorial = _LETTER_FACTORIAL.search(expected) or _LOWER_LETTER_FACTORIAL.search(answer)
+    is_factorial = has_factorial is not None and not is_option
     if not is_factorial and (letter is not None or expected_letter is not None):
         return letter is not None and expected_letter is not None and letter.casefold() == expected_letter.casefold()
     expected = _plain(expected, keep_factorial=True)

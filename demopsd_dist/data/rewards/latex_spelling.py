@@ -61,7 +61,7 @@ def plain_spelling(text: str) -> str:
 
     Example: `plain_spelling(r"\left( \dfrac12, 10{,}000 \right)")` gives `r"(\frac{1}{2},10,000)"`.
     """
-    text = _ROOT.sub(lambda match: f"\\sqrt{{{match[1] or match[2]}}}", text)
+    text = with_roots(text)
     if "\\" in text or "{" in text:
         text = _plain_commands(text)
     if match := _SET.fullmatch(text):
@@ -71,6 +71,11 @@ def plain_spelling(text: str) -> str:
         text = _GROUPED.sub(lambda match: match.group().replace(",", ""), text)
     text = _SCRIPT.sub(r"\1\2", _AROUND.sub(r"\1", text)).replace("^°", "°")
     return _TIMES.sub("×", _NEGATIVE_FRACTION.sub(r"\1-\\frac{", text)).strip()
+
+
+def with_roots(text: str) -> str:
+    r"""The text with `\sqrt{}` in place of the sign √."""
+    return _ROOT.sub(lambda match: f"\\sqrt{{{match[1] or match[2]}}}", text)
 
 
 def _plain_commands(text: str) -> str:

@@ -21,6 +21,7 @@ from math_verify import parse, verify
 from sympy import Expr, Float, N
 
 from demopsd_dist.data.records import Question
+from demopsd_dist.data.rewards.latex_spelling import with_roots
 from demopsd_dist.data.rewards.own_reward import NoRewardError
 
 MEMORY_BYTES = 2 << 30
@@ -38,7 +39,6 @@ _FRACTION_SIGNS = str.maketrans(
     }
 )
 _MIXED_NUMBER = re.compile(r"(?<![\w.,/^}])([0-9]{1,9}) +([0-9]{1,9})/([0-9]{1,9})(?![0-9.,/])")
-_ROOT_SIGN = re.compile(r"√ ?(?:\(([^()]*)\)|([0-9]+(?:\.[0-9]+)?|[A-Za-z]))")
 _SCIENTIFIC = re.compile(r" *([+-]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE][+-]?[0-9]{2})))[eE]([+-]?[0-9]{1,3}) *")
 """A number such as `1.6e-19`; `2e-1` is Euler's number in a formula."""
 _DELIMITERS = ("$", r"\(", r"\[", r"\boxed")
@@ -106,8 +106,7 @@ def _parsed(text: str) -> list:
     Spellings that math-verify does not know, or takes for another number, are LaTeX's before: `1 1/2` and `1½` are
     `1\frac{1}{2}`, `√12` is `\sqrt{12}`, `1e-19` is `1\times 10^{-19}`.
     """
-    text = _MIXED_NUMBER.sub(r"\1\\frac{\2}{\3}", text.translate(_FRACTION_SIGNS))
-    text = _ROOT_SIGN.sub(lambda match: f"\\sqrt{{{match[1] or match[2]}}}", text)
+    text = with_roots(_MIXED_NUMBER.sub(r"\1\\frac{\2}{\3}", text.translate(_FRACTION_SIGNS)))
     if match := _SCIENTIFIC.fullmatch(text.strip("$")):
         text = f"{match[1]}\\times 10^{{{match[2]}}}"
     delimited = any(delimiter in text for delimiter in _DELIMITERS)

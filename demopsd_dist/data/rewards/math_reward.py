@@ -28,12 +28,9 @@ _COMPARE = "demopsd_dist.data.rewards.math_pairs.compare"
 _PAIRS = 20_000  # remembered results
 _WORDS = re.compile(r"(?:[^\W\d_]|[-' ])*[^\W\d_]{3}(?:[^\W\d_]|[-' ])*")
 
-_MARKS = (
-    re.compile(r"(?:\\neq?(?![A-Za-z])|≠|\\not ?=)()"),
-    re.compile(r"(?<=[A-Za-z)])('+|′+|\^ ?\{? ?\\prime(?: ?\\prime)*)"),
-    re.compile(r"(?<=[A-Z)\]}])\^ ?\{? ?(?:T|\\top|\\intercal)(?![A-Za-z])()"),
-)
-"""Signs that change an expression and that math-verify drops: not equal, primes, transposed."""
+_UNEQUAL = re.compile(r"\\neq?(?![A-Za-z])|≠|\\not ?=")
+_TRANSPOSED = re.compile(r"(?<=[A-Z)\]}])\^ ?\{? ?(?:T|\\top|\\intercal)(?![A-Za-z])")
+_PRIMES = re.compile(r"(?<=[A-Za-z)])(?:'+|′+|\^ ?\{? ?\\prime(?: ?\\prime)*)")
 _LEFT_SIDE = re.compile(r"^[^=<>≤≥]{1,40}=")
 _LABELS = (
     re.compile(r"(?<=[0-9])_\{?([0-9]{1,2})"),
@@ -93,17 +90,18 @@ def _differ_in_marks(answer: str, expected: str) -> bool:
     or both have a base or a word for a power of a thousand, and another one (`101_2` and `101_3`)."""
     if ("=" in answer) != ("=" in expected):
         answer, expected = _LEFT_SIDE.sub("", answer), _LEFT_SIDE.sub("", expected)
-    for mark in _MARKS:
-        found, wanted = ([_prime_count(run) for run in mark.findall(text)] for text in (answer, expected))
-        if found != wanted:
-            return True
+    if _marks(answer) != _marks(expected):
+        return True
     for label in _LABELS:
         found, wanted = label.findall(answer), label.findall(expected)
         if found and wanted and found != wanted:
             return True
-    ordered, other = (answer, expected) if _ORDER.search(answer) else (expected, answer)
-    return bool(_ORDER.search(ordered)) and not _ORDER.search(other) and plain_value(other) is not None
+    is_ordered, wants_order = (bool(_ORDER.search(text)) for text in (answer, expected))
+    return is_ordered != wants_order and plain_value(expected if is_ordered else answer) is not None
 
 
-def _prime_count(run: str) -> int:
-    return run.count("\\prime") or len(run)
+def _marks(text: str) -> tuple[int, int, list[int]]:
+    """Signs that change an expression and that math-verify drops: numbers of "not equal" and of transpositions, and of
+    primes the length of each run."""
+    primes = [run.count("\\prime") or len(run) for run in _PRIMES.findall(text)]
+    return len(_UNEQUAL.findall(text)), len(_TRANSPOSED.findall(text)), primes

@@ -13,7 +13,7 @@ from typing import Any
 from demopsd_dist.config import FieldNames
 from demopsd_dist.data.records import Question
 from demopsd_dist.data.sources import multiple_choice
-from demopsd_dist.data.sources.items import ParsedQuestion, RefusedRecord, SourceRecord
+from demopsd_dist.data.sources.items import ParsedQuestion, RefusedRecord, SourceRecord, chosen_or_usual
 from demopsd_dist.util.errors import DataError
 
 OPTIONS = ("choices", "options")
@@ -67,7 +67,7 @@ def parse(record: SourceRecord, names: FieldNames, is_chosen: bool = True) -> Pa
     """
     if not is_chosen:
         refuse_more_of_the_question(record, "data.format=choices takes the question without it")
-    text = record.required_text(*((*QUESTIONS, "prompt") if names.text is None else (names.text,)))
+    text = record.required_text(*chosen_or_usual(names.text, (*QUESTIONS, "prompt")))
     labels, options = _labelled_options(record)
     if not 2 <= len(options) <= len(multiple_choice.LETTERS):
         return RefusedRecord(f"there are {len(options)} options, not 2 to {len(multiple_choice.LETTERS)}")
@@ -83,10 +83,10 @@ def parse(record: SourceRecord, names: FieldNames, is_chosen: bool = True) -> Pa
         return RefusedRecord(AMBIGUOUS if common else f"{' and '.join(answers)} name different options")
     index = common.pop()
     question = Question(
-        id=record.id(record.optional_label(*(("question_id", "id", "idx") if names.id is None else (names.id,)))),
+        id=record.id(record.optional_label(*chosen_or_usual(names.id, ("question_id", "id", "idx")))),
         text=multiple_choice.options_text(text, options),
         answer=multiple_choice.LETTERS[index],
-        field=_field(record, names) or "all",
+        field=record.label(names.field, "field", "subject", "category", "domain") or "all",
         system=multiple_choice.options_system(len(options)),
         solution=None if names.solution is None else record.optional_text(names.solution),
     )
@@ -100,15 +100,11 @@ def _given_answers(record: SourceRecord, names: FieldNames) -> dict[str, Any]:
     Raises:
         DataError: there is none.
     """
-    for usual in (_ANSWERS, _LESS_USUAL_ANSWERS) if names.answer is None else ((names.answer,),):
-        if given := {name: value for name in usual if (value := record.value(name)) not in (None, "")}:
+    usual = chosen_or_usual(names.answer, _ANSWERS)
+    for answers in (usual, _LESS_USUAL_ANSWERS if names.answer is None else ()):
+        if given := {name: value for name in answers if (value := record.value(name)) not in (None, "")}:
             return given
-    raise DataError(f"{record.where}: {record.absence((names.answer,) if names.answer else _ANSWERS, advice='Add it')}")
-
-
-def _field(record: SourceRecord, names: FieldNames) -> str | None:
-    usual = ("field", "subject", "category", "domain")
-    return record.usual_label(*usual) if names.field is None else record.optional_label(names.field)
+    raise DataError(f"{record.where}: {record.absence(usual, advice='Add it')}")
 
 
 def _labelled_options(record: SourceRecord) -> tuple[list[str], list[str]]:

@@ -111,16 +111,18 @@ class SourceRecord:
             )
         return label
 
-    def usual_label(self, *names: str) -> str | None:
-        """A label under names that the user has not chosen: None where the first field that is there is no label, as
-        for a list. It then counts as not read."""
-        for name in names:
-            value = nested_value(self.values, name)
-            if value is None:
-                continue
-            is_label = isinstance(value, (str, int, float)) and not isinstance(value, bool)
-            return self.optional_label(*names) if is_label else None
-        return None
+    def label(self, chosen: str | None, *usual: str) -> str | None:
+        """A label under the name that the user has chosen, or the usual ones. None where the first field under a usual
+        name is no label, as a list; it then counts as not read.
+
+        Raises:
+            DataError: as for `optional_label`.
+        """
+        if chosen is not None:
+            return self.optional_label(chosen)
+        value = next((value for name in usual if (value := nested_value(self.values, name)) is not None), None)
+        is_label = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+        return self.optional_label(*usual) if is_label else None
 
     def _text(self, names: Sequence[str], *, required: bool) -> str | None:
         for name in names:
@@ -218,6 +220,11 @@ class LoadedSource:
         if others := len(self.refused) - len(listed):
             reasons.append(f"{others} other reasons ({self.refused.total() - sum(count for _, count in listed)})")
         return ", ".join(reasons)
+
+
+def chosen_or_usual(chosen: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:
+    """Names under which a field is looked for: the one that the user has chosen, or the usual ones."""
+    return usual if chosen is None else (chosen,)
 
 
 def _near_name(names: Sequence[str], own: Sequence[str]) -> str | None:

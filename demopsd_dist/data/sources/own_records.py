@@ -18,7 +18,7 @@ from demopsd_dist.config import FieldNames
 from demopsd_dist.data.records import Question
 from demopsd_dist.data.sources import choices
 from demopsd_dist.data.sources.conversations import Conversation, conversation
-from demopsd_dist.data.sources.items import ParsedQuestion, SourceRecord
+from demopsd_dist.data.sources.items import ParsedQuestion, SourceRecord, chosen_or_usual
 from demopsd_dist.data.sources.solutions import MARK, answer_in_solution, split_marked
 from demopsd_dist.util.errors import DataError
 
@@ -53,8 +53,7 @@ def parse(record: SourceRecord, names: FieldNames) -> ParsedQuestion:
     """
 
     def names_of(part: str) -> tuple[str, ...]:
-        configured = getattr(names, part)
-        return DEFAULT_FIELD_NAMES[part] if configured is None else (configured,)
+        return chosen_or_usual(getattr(names, part), DEFAULT_FIELD_NAMES[part])
 
     if names.text is None:
         _refuse_options(record)
@@ -62,10 +61,6 @@ def parse(record: SourceRecord, names: FieldNames) -> ParsedQuestion:
         _refuse_two_parts(record)
     chat = _question(record, names_of("text"))
     answer, solution = _answer_and_solution(record, names_of("answer"), names_of("solution"), chat.reply)
-
-    def label(part: str) -> str | None:
-        configured = getattr(names, part)
-        return record.usual_label(*names_of(part)) if configured is None else record.optional_label(configured)
 
     system = record.optional_text(*names_of("system"))
     if system is not None and chat.system is not None and system != chat.system:
@@ -76,13 +71,13 @@ def parse(record: SourceRecord, names: FieldNames) -> ParsedQuestion:
             id=record.id(record.optional_label(*names_of("id"))),
             text=chat.text,
             answer=answer,
-            field=label("field") or "all",
+            field=record.label(names.field, *DEFAULT_FIELD_NAMES["field"]) or "all",
             system=chat.system if system is None else system,
             history=chat.history,
             solution=solution,
         ),
-        level=label("level"),
-        type=label("type"),
+        level=record.label(names.level, *DEFAULT_FIELD_NAMES["level"]),
+        type=record.label(names.type, *DEFAULT_FIELD_NAMES["type"]),
     )
 
 
@@ -101,16 +96,7 @@ def _refuse_options(record: SourceRecord) -> None:
             f"{record.where}: the record has options in {', '.join(letters)}, which data.format=records leaves out. "
             "Set data.format=choices, or name the field of the whole question in data.fields.text."
         )
-    if listed := _other_options(record):
-        raise DataError(
-            f"{record.where}: the record has options in {', '.join(listed)}, which data.format=records leaves out. "
-            "Write them as a list in 'choices', or name the field of the whole question in data.fields.text."
-        )
-    families: dict[str, list[str]] = {}
-    for name, value in record.values.items():
-        if value not in (None, "") and (match := _NUMBERED_OPTION.fullmatch(name)):
-            families.setdefault(match["stem"], []).append(name)
-    if several := next((family for family in families.values() if len(family) > 1), None):
+    if several := _other_options(record) or _numbered_options(record):
         raise DataError(
             f"{record.where}: the record has options in {', '.join(several)}, which data.format=records leaves out. "
             "Write them as a list in 'choices', or name the field of the whole question in data.fields.text."
@@ -124,20 +110,28 @@ def _other_options(record: SourceRecord) -> list[str]:
     answer = "" if given is None else str(given[1]).strip()
     letter = choices.letter_of(answer)
     folded = {name.strip().casefold(): name for name, value in record.values.items() if value not in (None, "", [], {})}
-    lists = [folded[name] for name in (*choices.OPTIONS, *_LISTED_OPTIONS) if name in folded]
-    lists = [name for name in lists if isinstance(record.values[name], (list, dict))]
     index = int(answer) if answer.isdecimal() and len(answer) < 3 else None
-    lists = [
-        name
-        for name in lists
-        if letter or answer in record.values[name] or (index is not None and index < len(record.values[name]))
-    ]
-    if lists:
+
+    def holds_answer(options: Any) -> bool:
+        is_index = index is not None and isinstance(options, (list, dict)) and index < len(options)
+        return isinstance(options, (list, dict)) and (letter is not None or answer in options or is_index)
+
+    listed = [folded[name] for name in (*choices.OPTIONS, *_LISTED_OPTIONS) if name in folded]
+    if lists := [name for name in listed if holds_answer(record.values[name])]:
         return lists
     letters = [folded[one] for one in "abcdefghij" if one in folded]
     texts = [record.values[name] for name in letters]
     is_among = (letter is not None and letter.lower() in folded) or answer in texts
     return letters if {"a", "b"} <= set(folded) and is_among and all(isinstance(text, str) for text in texts) else []
+
+
+def _numbered_options(record: SourceRecord) -> list[str]:
+    """Names of the first family of fields with an option each."""
+    families: dict[str, list[str]] = {}
+    for name, value in record.values.items():
+        if value not in (None, "") and (match := _NUMBERED_OPTION.fullmatch(name)):
+            families.setdefault(match["stem"], []).append(name)
+    return next((family for family in families.values() if len(family) > 1), [])
 
 
 def _refuse_two_parts(record: SourceRecord) -> None:
@@ -197,22 +191,22 @@ def _answer_and_solution(
 def _answer(record: SourceRecord, names: tuple[str, ...]) -> str:
     """Text of the expected answer."""
     found = record.first_value(*names)
-    answer = record.required_text(*names)
-    is_stored = answer.lstrip().startswith("{") and "ground_truth" in answer and isinstance(_stored_value(answer), dict)
-    if found is not None and is_stored:
+    if found is not None and _is_stored_record(found[1]):
         raise DataError(
-            f"{record.where}: {found[0]!r} is a record that was stored as text, {answer[:60]!r}. Store its "
+            f"{record.where}: {found[0]!r} is a record that was stored as text, {found[1][:60]!r}. Store its "
             "'ground_truth' as a field of its own."
         )
-    return answer
+    return record.required_text(*names)
 
 
-def _stored_value(text: str) -> Any:
-    """Value that a text writes in JSON or as Python does; None where it writes none."""
+def _is_stored_record(value: Any) -> bool:
+    """True for a text that writes a mapping with a `ground_truth`, in JSON or as Python does."""
+    if not (isinstance(value, str) and value.lstrip().startswith("{") and "ground_truth" in value):
+        return False
     for read in (json.loads, ast.literal_eval):
         with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            return read(text)
-    return None
+            return isinstance(read(value), dict)
+    return False
 
 
 def _solution(record: SourceRecord, names: tuple[str, ...]) -> str | None:

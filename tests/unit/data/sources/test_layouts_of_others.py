@@ -15,15 +15,14 @@ from demopsd_dist.data.records import Question
 from demopsd_dist.data.sources import LoadedSource, load_data, load_source
 from demopsd_dist.util.errors import ConfigError, DataError
 from tests.unit.config.test_config import DEMO
+from tests.unit.data.sources.test_published_formats import loaded as loaded_with
 
 OPTIONS = ["1/2", "1/3", "2", "3"]
 LABELLED = [{"label": label, "text": text} for label, text in zip("PQRS", OPTIONS, strict=True)]
 
 
 def loaded(folder: Path, *records: dict[str, Any], **settings: Any) -> LoadedSource:
-    path = folder / "set.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return load_source(DataConfig(**settings), "train", str(path))
+    return loaded_with(folder, *records, data=DataConfig(**settings))
 
 
 @pytest.mark.parametrize(
